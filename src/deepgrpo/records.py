@@ -1,0 +1,252 @@
+"""The nouns that travel between the stages. All are frozen; a stage reads one and makes the next.
+
+    Prompt ─► SampleRequest ─► Completion ─► Node/Tree ─► Credit ─► (pack, loss) ─► StepReport
+
+A tree in numbers, used as the worked example below. The prompt has 3 tokens. Main rollout 0 has 6 tokens
+and failed; its pivot lies after token 4, where K = 2 branches of 2 and 3 tokens were sampled:
+
+    prompt ──┬── node 0  [t0 t1 t2 t3 | t4 t5]     main, reward 0
+             │                        ├── node 2  [b0 b1]       branch, parent 0, offset 4, reward 1
+             │                        └── node 3  [b0 b1 b2]    branch, parent 0, offset 4, reward 0
+             └── node 1  [t0 t1 t2 t3 t4]          main, reward 1
+
+A node owns only its own tokens, so a shared prefix is stored once, billed once, and cannot be trained by
+a branch. `path(2)` is prompt + t0..t3 + b0 b1: 3 + 4 + 2 = 9 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+ROOT = -1
+"""The parent of a main rollout: the prompt itself."""
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: the model ended the text (EOS or a stop condition); `length`: it was cut off, a truncation."""
+
+Stream = Literal["main", "branch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task instance, rendered and tokenized.
+
+    Example: Prompt(id="gsm8k-7", text="<|im_start|>user ...", tokens=(1, 22, ...), question="Natalia ...",
+    answer="72", columns={"solution": "..."}).
+    """
+
+    id: str
+    text: str
+    """What the model reads: the question inside its template."""
+    tokens: tuple[int, ...]
+    question: str
+    answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Every column of the row, handed to the reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Continue one prefix several times. The engine encodes the prefix once.
+
+    Example: the G = 8 rollouts of a prompt are one request with 8 keys; K = 4 branches at a pivot are one
+    request whose `prefix` is prompt + rollout up to the pivot.
+    """
+
+    prefix: tuple[int, ...]
+    keys: tuple[int, ...]
+    """One random stream (see `rng.key`) per continuation."""
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One continuation. `tokens` includes the stop token if there was one."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """log μ(token) under the distribution that was sampled from (temperature and top-p included)."""
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward says of one completion."""
+
+    value: float
+    parsed: bool = True
+    """False if no answer could be found in the text."""
+    problem: str | None = None
+    """Why the check itself failed ("timeout", "crash", "raised", "not finite"), else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One continuous piece of sampled text.
+
+    Example (node 2 above): Node(parent=0, offset=4, tokens=(b0, b1), stream="branch", pivot=0, ...).
+    """
+
+    parent: int
+    """Index of the parent node in `Tree.nodes`, or ROOT."""
+    offset: int
+    """How many of the parent's own tokens come before this node (0 if the parent is the prompt)."""
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: FinishReason
+    text: str
+    """The whole response along the path, from the end of the prompt to the end of this node."""
+    score: Score
+    stream: Stream
+    pivot: int
+    """Index in `Tree.pivots` of the pivot that this node was sampled from."""
+    version: int = 0
+    """Number of optimizer steps behind the policy that sampled it."""
+
+    @property
+    def reward(self) -> float:
+        return self.score.value
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """A state from which `num_branches` continuations are sampled.
+
+    The first pivot of every tree is the prompt itself: Pivot(parent=ROOT, offset=0, num_branches=G).
+    """
+
+    parent: int
+    offset: int
+    num_branches: int
+    stream: Stream = "branch"
+    ratio: float = 0.0
+    """Depth (index + 1) / len(chain), the root counted; 0 for the first pivot of a tree."""
+    candidates: tuple[int, ...] = ()
+    """Offsets that could have been chosen, in the order of the chain (for inspection)."""
+    q: tuple[float, ...] = ()
+    """The probability of each candidate at the draw (for inspection)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prompt with everything that was sampled from it. `add` returns a new tree."""
+
+    prompt: Prompt
+    nodes: tuple[Node, ...] = ()
+    pivots: tuple[Pivot, ...] = ()
+
+    def add(self, pivots: Sequence[Pivot], nodes: Sequence[Node]) -> Tree:
+        return replace(self, pivots=self.pivots + tuple(pivots), nodes=self.nodes + tuple(nodes))
+
+    def spans(self, index: int, upto: int | None = None) -> list[tuple[int, int, int]]:
+        """The path to a node as (node, start, end) spans of own tokens, root side first.
+
+        `upto` cuts the last span (default: all of the node's tokens). `spans(2)` of the worked example is
+        [(0, 0, 4), (2, 0, 2)].
+        """
+        path: list[tuple[int, int, int]] = []
+        end = len(self.nodes[index].tokens) if upto is None else upto
+        while index != ROOT:
+            path.append((index, 0, end))
+            index, end = self.nodes[index].parent, self.nodes[index].offset
+        return path[::-1]
+
+    def response(self, index: int, upto: int | None = None) -> tuple[int, ...]:
+        """The response tokens along the path to a node (the prompt left out)."""
+        if index == ROOT:
+            return ()
+        return tuple(t for node, a, b in self.spans(index, upto) for t in self.nodes[node].tokens[a:b])
+
+    def path(self, index: int, upto: int | None = None) -> tuple[int, ...]:
+        """Prompt and response tokens along the path to a node."""
+        return self.prompt.tokens + self.response(index, upto)
+
+    def children(self, pivot: int) -> list[int]:
+        """Indices of the nodes sampled at a pivot, in the order of sampling."""
+        return [i for i, node in enumerate(self.nodes) if node.pivot == pivot]
+
+    def stream(self, stream: Stream) -> Iterator[tuple[int, Node]]:
+        return ((i, node) for i, node in enumerate(self.nodes) if node.stream == stream)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditSpan:
+    """Train tokens [start, end) of a node with one advantage in one stream."""
+
+    node: int
+    start: int
+    end: int
+    advantage: float
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Siblings that were compared with each other, for the metrics."""
+
+    stream: Stream
+    rewards: tuple[float, ...]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the group carries any signal."""
+        return max(self.rewards) - min(self.rewards) > 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What a strategy says of one tree: which tokens to train, with which advantage, in which stream."""
+
+    spans: tuple[CreditSpan, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What has been spent, counted the same way for every method. `a + b` adds field by field.
+
+    Example: `Ledger(sampled_tokens=4096) + Ledger(verifier_calls=72)`.
+    """
+
+    sampled_tokens: int = 0
+    """Tokens drawn from the policy, each once."""
+    sampled_sequences: int = 0
+    prefix_tokens: int = 0
+    """Prefix tokens that continuations needed: what an engine without any prefix sharing encodes."""
+    prefix_tokens_encoded: int = 0
+    """Prefix tokens that the engine really encoded."""
+    learner_tokens: int = 0
+    """Tokens forwarded by the learner for the update, as laid out (padding left out)."""
+    learner_tokens_unique: int = 0
+    """Distinct tokens among them, the prompt counted once per tree."""
+    trained_tokens: int = 0
+    """Tokens with a loss term of their own."""
+    verifier_calls: int = 0
+    optimizer_steps: int = 0
+    seconds_sample: float = 0.0
+    seconds_reward: float = 0.0
+    seconds_learn: float = 0.0
+    seconds_eval: float = 0.0
+    seconds_save: float = 0.0
+
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def as_dict(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """All that one training step has to say: a line of metrics.jsonl.
+
+    Example: StepReport(step=12, metrics={"main/reward": 0.45, ...}, ledger=Ledger(...), warnings=()).
+    """
+
+    step: int
+    metrics: Mapping[str, float | list[float] | None]
+    ledger: Ledger
+    """Totals since the run began."""
+    warnings: tuple[str, ...] = ()

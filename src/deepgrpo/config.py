@@ -115,6 +115,8 @@ class ColumnMap(Section):
     question: str = "question"
     answer: str | None = "answer"
     """Column with the reference answer (a string, or a list of accepted strings); none: the reward needs no answer."""
+    answer_after: str | None = None
+    """Take what follows the last occurrence of this in the answer column, e.g. '####'."""
 
 
 class TemplateConfig(Section):
@@ -128,6 +130,28 @@ class TemplateConfig(Section):
     """System turn of the chat template."""
     chat: bool = True
     """Use the tokenizer's chat template; off: the user turn is the prompt as it stands."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> TemplateConfig:
+        if self.preset == "custom" and self.user is None:
+            raise ValueError(
+                'template.preset is "custom", but template.user is missing; add the user turn with {question} in it'
+            )
+        if self.user is not None and self.preset != "custom":
+            raise ValueError(
+                f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user turn; '
+                'set template.preset = "custom" or remove template.user'
+            )
+        if self.user is not None and "{question}" not in self.user:
+            raise ValueError(
+                f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes"
+            )
+        if self.system is not None and not self.chat:
+            raise ValueError(
+                f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
+                "move the text into template.user or set template.chat = true"
+            )
+        return self
 
 
 class _DataBase(Section):

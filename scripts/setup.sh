@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Make .venv and install the package into it with the versions of constraints.txt.
+#
+#   scripts/setup.sh [EXTRAS]        e.g. scripts/setup.sh dev
+#
+# PYTHON       the interpreter that makes .venv (python3)
+# TORCH_INDEX  a package index with the build of torch you want, e.g. https://download.pytorch.org/whl/cu128
+#
+# Which torch? The one of your package index, as pip would take it. One case is different: on Linux without an
+# NVIDIA driver the usual index has a CUDA build of several gigabytes that such a machine cannot use. We ask pip
+# what it would install, and if that is a CUDA build we also offer it PyTorch's own index of CPU builds.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extras="${1:-}"
+python="${PYTHON:-python3}"
+pip=(.venv/bin/python -m pip --disable-pip-version-check)
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: $("$python" --version 2>&1) is too old, deepgrpo needs 3.11 or later; run: make PYTHON=/path/to/python3.11 ..." >&2
+  exit 2
+fi
+if [ ! -x .venv/bin/python ] || ! "${pip[@]}" --version >/dev/null 2>&1; then
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "error: $python cannot make virtual environments; on Debian and Ubuntu run: sudo apt install python3-venv" >&2
+    exit 2
+  fi
+  "$python" -m venv .venv
+fi
+
+is_cuda_build() { # would pip's own choice of torch bring CUDA along?
+  "${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null |
+    grep -Eq '"name": *"(nvidia-|cuda-|triton)'
+}
+if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && is_cuda_build; then
+  TORCH_INDEX=https://download.pytorch.org/whl/cpu
+  echo "no NVIDIA driver found: taking the CPU build of torch from $TORCH_INDEX (set TORCH_INDEX to choose another)"
+fi
+if [ -n "${TORCH_INDEX:-}" ]; then
+  # an index that cannot be reached is skipped by pip with a warning, and the usual one serves
+  "${pip[@]}" install --quiet --retries 1 --extra-index-url "$TORCH_INDEX" --constraint constraints.txt torch
+fi
+"${pip[@]}" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"

@@ -1,0 +1,26 @@
+"""Credit by siblings: whatever was sampled from the same pivot is compared, each node trained on its own tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from deepgrpo.credit.group import centre
+from deepgrpo.records import Credit, CreditSpan, Group, Tree
+
+
+def sibling_credit(tree: Tree, scale: Literal["none", "std"] = "none") -> Credit:
+    """Advantage of every node against the siblings at its pivot, in the pivot's stream.
+
+    The G rollouts of the prompt are the siblings of the first pivot, so this is GRPO's group advantage for the main
+    stream and DEEP-GRPO's local advantage for the branches. In the worked example of records.py the main rewards (0, 1)
+    give (-1/2, 1/2) and the branch rewards (1, 0) give (1/2, -1/2); nodes 2 and 3 train 2 and 3 tokens, never the prefix.
+    """
+    spans: list[CreditSpan] = []
+    groups: list[Group] = []
+    for index, pivot in enumerate(tree.pivots):
+        siblings = tree.children(index)
+        rewards = tuple(tree.nodes[node].reward for node in siblings)
+        groups.append(Group(pivot.stream, rewards))
+        for node, advantage in zip(siblings, centre(rewards, scale), strict=True):
+            spans.append(CreditSpan(node, 0, len(tree.nodes[node].tokens), float(advantage), pivot.stream))
+    return Credit(tuple(spans), tuple(groups))

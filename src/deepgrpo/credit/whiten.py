@@ -1,0 +1,38 @@
+"""Whitening of advantages over the tokens of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from deepgrpo.records import Credit
+
+
+def whiten(credits: Sequence[Credit]) -> list[Credit]:
+    """Shift and scale advantages to mean 0 and variance 1 over all tokens of each stream in the step.
+
+    `A' = (A - mean) / (std + 1e-8)`, each span weighted by its tokens. A stream whose advantages are all equal is left
+    as it is. The reference code has the switch, off in all of its scripts.
+    """
+    scaling: dict[str, tuple[float, float]] = {}
+    for stream in ("main", "branch"):
+        spans = [s for credit in credits for s in credit.spans if s.stream == stream]
+        if not spans:
+            continue
+        values = np.array([s.advantage for s in spans])
+        tokens = np.array([s.end - s.start for s in spans], dtype=np.float64)
+        mean = float(np.average(values, weights=tokens))
+        std = float(np.sqrt(np.average((values - mean) ** 2, weights=tokens)))
+        scaling[stream] = (mean, std) if std > 1e-8 else (0.0, 1.0)
+    return [
+        replace(
+            credit,
+            spans=tuple(
+                replace(s, advantage=(s.advantage - scaling[s.stream][0]) / (scaling[s.stream][1] + 1e-8))
+                for s in credit.spans
+            ),
+        )
+        for credit in credits
+    ]

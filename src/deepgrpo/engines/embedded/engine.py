@@ -1,0 +1,277 @@
+"""Batched decoding with the very model that is being trained: no second copy of the weights.
+
+One loop: admit waiting rows into free slots (their prefix is encoded once for all siblings), run one step for all
+active rows, draw, take out the rows that ended, put the last rows into their slots. A row's draw depends on its prefix,
+its key and the weights; neighbours change nothing but the rounding.
+
+What a textbook engine has and this one leaves out: paged blocks (slots are as long as the longest request needs),
+preemption (a row that is admitted runs to its end), speculative decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.engines.embedded.sampler import draw
+from deepgrpo.engines.embedded.slots import Prefix, SlotCache
+from deepgrpo.errors import EngineError
+from deepgrpo.model.policy import Policy
+from deepgrpo.records import Completion, FinishReason, SampleRequest
+from deepgrpo.rng import uniforms
+
+PREFILL_TOKENS = 16_384
+"""Most tokens (padding included) in one prefill pass."""
+
+
+class EmbeddedEngine:
+    """Samples from a `Policy`, on whatever device it lives.
+
+    Args:
+        policy: the policy; its current weights are used at every call.
+        max_rows: sequences decoded at once. More rows make better use of the weights that each step reads.
+    """
+
+    def __init__(self, policy: Policy, *, max_rows: int = 64) -> None:
+        self.policy = policy
+        self.max_rows = max_rows
+        # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
+        self.exact = policy.dtype == torch.float32
+        _refuse_recurrent(policy)
+
+    @torch.no_grad()
+    def sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> tuple[list[list[Completion]], SampleStats]:
+        """See `engines.base.Engine.sample`."""
+        began = time.perf_counter()
+        for request in requests:
+            self._check(request)
+        training = self.policy.model.training
+        self.policy.model.eval()
+        try:
+            with self.policy.autocast():
+                call = _Call(self.policy, requests, params, self.max_rows)
+                call.run()
+        finally:
+            self.policy.model.train(training)
+        stats = SampleStats(
+            sampled_tokens=sum(len(c.tokens) for group in call.completions for c in group),
+            prefix_tokens=sum(len(r.prefix) * len(r.keys) for r in requests),
+            prefix_tokens_encoded=call.encoded_tokens,
+            seconds=time.perf_counter() - began,
+        )
+        return call.completions, stats
+
+    def _check(self, request: SampleRequest) -> None:
+        longest = len(request.prefix) + request.max_new_tokens
+        if not request.prefix:
+            raise EngineError("a prompt has no tokens; give it at least one (a BOS token or a template)")
+        if request.max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens is {request.max_new_tokens} after a prefix of {len(request.prefix)} tokens")
+        if longest > self.policy.context:
+            raise EngineError(
+                f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
+                f"model's context is {self.policy.context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
+            )
+
+
+@dataclass
+class _Row:
+    """A continuation that is being sampled."""
+
+    request: int
+    sibling: int
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class _Call:
+    """The state of one `sample` call."""
+
+    def __init__(
+        self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int
+    ) -> None:
+        self.policy, self.requests, self.params = policy, requests, params
+        self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))
+        self.rows: list[_Row] = []
+        self.max_rows = min(max_rows, max(1, len(self.waiting)))
+        self.prefixes: dict[int, Prefix] = {}
+        self.left = [len(request.keys) for request in requests]
+        self.results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
+        self.encoded_tokens = 0
+        device = policy.device
+        slot_length = max((len(r.prefix) + r.max_new_tokens for r in requests), default=1)
+        self.cache = SlotCache(policy.causal.config.num_hidden_layers, self.max_rows, slot_length, device)
+        self.last = torch.zeros(self.max_rows, dtype=torch.long, device=device)
+        self.keys = np.zeros(self.max_rows, dtype=np.uint64)
+        self.counts = np.zeros(self.max_rows, dtype=np.int64)
+        self.eos = np.array(policy.eos_ids)
+        self.windows = _windows(policy)
+
+    @property
+    def completions(self) -> list[list[Completion]]:
+        return [[c for c in group if c is not None] for group in self.results]
+
+    def run(self) -> None:
+        while self.waiting or self.rows:
+            self._admit()
+            if self.rows:
+                self._advance(0, self._step())
+
+    def _admit(self) -> None:
+        """Fill free slots with waiting rows, and draw their first token from the logits of their prefix."""
+        while self.waiting and len(self.rows) < self.max_rows:
+            first = len(self.rows)
+            batch = [self.waiting.popleft() for _ in range(min(self.max_rows - first, len(self.waiting)))]
+            self._encode([r for r in dict.fromkeys(r for r, _ in batch) if r not in self.prefixes])
+            logits = []
+            slots_of: dict[int, list[int]] = {}
+            for r, s in batch:
+                slot = len(self.rows)
+                slots_of.setdefault(r, []).append(slot)
+                self.keys[slot], self.counts[slot] = self.requests[r].keys[s], 0
+                self.rows.append(_Row(r, s, self.requests[r].max_new_tokens))
+                logits.append(self.prefixes[r].logits_V)
+            for r, slots in slots_of.items():
+                self.cache.fill(torch.tensor(slots, device=self.last.device), self.prefixes[r])
+                self.left[r] -= len(slots)
+                if not self.left[r]:
+                    del self.prefixes[r]  # every sibling has its copy
+            self._advance(first, torch.stack(logits))
+
+    def _encode(self, wanted: list[int]) -> None:
+        """Encode each distinct prefix once, in right-padded batches of similar length."""
+        same: dict[tuple[int, ...], list[int]] = {}
+        for r in wanted:
+            same.setdefault(self.requests[r].prefix, []).append(r)
+        ordered = sorted(same, key=len)
+        while ordered:
+            width = len(ordered[0])
+            count = 1
+            while count < len(ordered) and (count + 1) * len(ordered[count]) <= PREFILL_TOKENS:
+                count += 1
+            part, ordered = ordered[:count], ordered[count:]
+            width = len(part[-1])
+            ids_PT = torch.zeros(len(part), width, dtype=torch.long)
+            for i, prefix in enumerate(part):
+                ids_PT[i, : len(prefix)] = torch.tensor(prefix)
+            # without a config the cache keeps all positions of sliding-window layers too, as branches may need them
+            cache = DynamicCache()
+            ends = torch.tensor([i * width + len(prefix) - 1 for i, prefix in enumerate(part)])
+            logits_PV = self.policy.select_logits(
+                ends.to(self.last.device), input_ids=ids_PT.to(self.last.device), past_key_values=cache, use_cache=True
+            )
+            for i, prefix in enumerate(part):
+                layers = [(layer.keys[i, :, : len(prefix)], layer.values[i, :, : len(prefix)]) for layer in cache.layers]
+                for r in same[prefix]:
+                    self.prefixes[r] = Prefix(layers, logits_PV[i])
+                self.encoded_tokens += len(prefix)
+
+    def _step(self) -> Tensor:
+        """Feed every active row its last token; `[B, V]` logits."""
+        active = len(self.rows)
+        self.cache.begin_step(active)
+        logits_BV = self.policy.select_logits(
+            self.cache.rows,
+            input_ids=self.last[:active, None],
+            position_ids=self.cache.active_lengths[:, None],
+            attention_mask=self._mask(),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache.end_step()
+        return logits_BV
+
+    def _mask(self) -> Any:
+        """Additive `[B, 1, 1, extent]` mask that hides what lies beyond a row's own length (or before its window)."""
+        positions = torch.arange(self.cache.extent, device=self.last.device)[None]
+        lengths = self.cache.active_lengths[:, None]
+        dtype = self.policy.dtype
+
+        def additive(visible: Tensor) -> Tensor:
+            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
+
+        past = positions <= lengths
+        masks = {kind: additive(past & (positions > lengths - w) if w else past) for kind, w in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _advance(self, first: int, logits_BV: Tensor) -> None:
+        """Draw a token for rows first.., record it, and take out the rows that ended."""
+        part = slice(first, first + len(logits_BV))
+        draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part])).to(logits_BV.device)
+        tokens_B, logprobs_B = draw(logits_BV, draws, self.params)
+        self.last[part] = tokens_B
+        self.counts[part] += 1
+        tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
+        is_eos = np.isin(tokens, self.eos)
+        ended: list[int] = []
+        for i, row in enumerate(self.rows[part]):
+            row.tokens.append(int(tokens[i]))
+            row.logprobs.append(float(logprobs[i]))
+            stopped = bool(is_eos[i]) or (bool(self.params.stop) and self._hit_stop(row))
+            if stopped or len(row.tokens) >= row.limit:
+                self._finish(row, "stop" if stopped else "length")
+                ended.append(first + i)
+        if ended:
+            self._remove(ended)
+
+    def _hit_stop(self, row: _Row) -> bool:
+        # a token can bring several characters and a stop string several tokens: look at a tail that surely holds it
+        tail = row.tokens[-(max(map(len, self.params.stop)) + 8) :]
+        text = self.policy.tokenizer.decode(tail, skip_special_tokens=True)
+        fresh = self.policy.tokenizer.decode(tail[:-1], skip_special_tokens=True)
+        return any(text.count(stop) > fresh.count(stop) for stop in self.params.stop)
+
+    def _finish(self, row: _Row, reason: FinishReason) -> None:
+        completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
+        self.results[row.request][row.sibling] = completion
+
+    def _remove(self, ended: list[int]) -> None:
+        """Close the gaps: the last surviving rows move into the slots of rows that ended."""
+        gone = set(ended)
+        survivors = len(self.rows) - len(ended)
+        holes = [slot for slot in ended if slot < survivors]
+        movers = [slot for slot in range(survivors, len(self.rows)) if slot not in gone]
+        if holes:
+            source = torch.tensor(movers, device=self.last.device)
+            target = torch.tensor(holes, device=self.last.device)
+            self.cache.move(source, target)
+            self.last[target] = self.last[source]
+            self.keys[holes], self.counts[holes] = self.keys[movers], self.counts[movers]
+            for hole, mover in zip(holes, movers, strict=True):
+                self.rows[hole] = self.rows[mover]
+        del self.rows[survivors:]
+
+
+def _windows(policy: Policy) -> dict[str, int | None]:
+    """Layer type → sliding window (None: full attention), as the model's masks are keyed."""
+    config = policy.causal.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
+    if set(kinds) == {"full_attention"}:
+        return {"full_attention": None}
+    return {kind: window if kind != "full_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def _refuse_recurrent(policy: Policy) -> None:
+    config = policy.causal.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"} or not hasattr(config, "num_attention_heads"):
+        raise EngineError(
+            f"the model family {config.model_type!r} has layers {sorted(kinds) or 'without attention heads'}, whose state "
+            "cannot be shared between siblings by the embedded engine; use a model with full or sliding attention"
+        )

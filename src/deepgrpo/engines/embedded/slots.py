@@ -1,0 +1,96 @@
+"""Key/value slots: one preallocated row per sequence, each with its own length.
+
+`SlotCache` is a transformers cache, so the model's own modules read and write it. In a decoding step row i writes its
+new key at position `lengths[i]` and attends to positions 0..lengths[i]; an additive mask hides the rest. Rows 0..B-1
+are always the active ones: when a row ends, the last one takes its slot.
+
+Shapes: B active rows, S slot length, h key/value heads, d head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, `[max_rows, h, S, d]`."""
+
+    def __init__(self, owner: SlotCache) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, length = self.owner.max_rows, self.owner.slot_length
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], length, key_states.shape[3])
+        # K and V may differ in their head dimension (multi-head latent attention)
+        self.values = value_states.new_zeros(rows, value_states.shape[1], length, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        rows, lengths, extent = self.owner.rows, self.owner.active_lengths, self.owner.extent
+        self.keys[rows, :, lengths] = key_states[:, :, 0]
+        self.values[rows, :, lengths] = value_states[:, :, 0]
+        return self.keys[: len(rows), :, :extent], self.values[: len(rows), :, :extent]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.extent, 0
+
+    def get_seq_length(self) -> int:
+        return self.owner.extent - 1
+
+    def get_max_length(self) -> int:
+        return self.owner.slot_length
+
+
+class SlotCache(Cache):
+    """Slots for `max_rows` sequences of at most `slot_length` tokens."""
+
+    def __init__(self, num_layers: int, max_rows: int, slot_length: int, device: torch.device) -> None:
+        self.max_rows, self.slot_length = max_rows, slot_length
+        self.lengths = torch.zeros(max_rows, dtype=torch.long, device=device)
+        super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
+        self.begin_step(0)
+
+    def begin_step(self, active: int) -> None:
+        """Fix what the layers see in the coming forward pass: the first `active` rows."""
+        self.rows = torch.arange(active, device=self.lengths.device)
+        self.active_lengths = self.lengths[:active].clone()
+        self.extent = int(self.active_lengths.max()) + 1 if active else 0
+
+    def end_step(self) -> None:
+        self.lengths[: len(self.rows)] += 1
+
+    def fill(self, slots: Tensor, prefix: Prefix) -> None:
+        """Copy one encoded prefix into several slots."""
+        for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            assert layer.keys is not None and layer.values is not None
+            layer.keys[slots, :, : prefix.length] = keys
+            layer.values[slots, :, : prefix.length] = values
+        self.lengths[slots] = prefix.length
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole slots; `target` are rows that ended."""
+        extent = int(self.lengths[source].max())
+        for layer in self.layers:
+            assert layer.keys is not None and layer.values is not None
+            layer.keys[target, :, :extent] = layer.keys[source, :, :extent]
+            layer.values[target, :, :extent] = layer.values[source, :, :extent]
+        self.lengths[target] = self.lengths[source]
+
+
+class Prefix:
+    """The keys and values of one prefix, encoded once, and the logits that follow it."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], logits_V: Tensor) -> None:
+        self.layers = layers
+        self.logits_V = logits_V
+        self.length = layers[0][0].shape[1]

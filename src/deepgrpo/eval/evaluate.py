@@ -1,0 +1,247 @@
+"""Measure a policy on held-out questions: greedy accuracy, and with samples pass@k and maj@k.
+
+    prompts ─► one greedy completion each ─┐
+          └──► `samples` draws each ───────┴─► judge ─► EvalResult(metrics, rows, stats)
+
+The draws of a prompt depend on (seed, prompt id, index) and not on the training step: every evaluation of a run
+uses the same random numbers (common random numbers), so the difference between two points of a curve carries less
+sampling noise. Another seed gives an independent evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepgrpo import rng
+from deepgrpo.config import SamplingConfig
+from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
+from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.eval.answers import extract_answer
+from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k, standard_error
+from deepgrpo.records import Completion, Prompt, SampleRequest, Score
+from deepgrpo.rewards.base import Reward, judge
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """What happened to one prompt: a line of the rows file.
+
+    Example: EvalRow(id="gsm8k-7", answer="72", greedy_text="... #### 72", greedy_reward=1.0,
+    sampled_rewards=(1.0, 0.0), sampled_answers=("72", "70")).
+    """
+
+    id: str
+    answer: str | None
+    greedy_text: str
+    greedy_reward: float
+    greedy_length: int
+    greedy_finish: str
+    sampled_rewards: tuple[float, ...] = ()
+    sampled_answers: tuple[str | None, ...] = ()
+    """What was voted over; None for a sample without a vote."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """The figures of one evaluation.
+
+    Example: EvalResult(step=50, metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
+    sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
+    prompts, length is in tokens with the stop token, problems is a count of failed checks."""
+    rows: tuple[EvalRow, ...]
+    stats: SampleStats
+    """What both rounds of sampling cost."""
+    verifier_calls: int
+
+
+def evaluate(
+    engine: Engine,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    sampling: SamplingConfig,
+    samples: int = 0,
+    k: Sequence[int] = (),
+    truncated_value: float | None = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    success_threshold: float = 0.0,
+    chunk: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Score one greedy completion and `samples` sampled ones per prompt.
+
+    Args:
+        prompts: at least one, tokenized.
+        tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
+        sampling: temperature, top_p and stop of the sampled completions; `max_new_tokens`, cut so that prompt and
+            response stay within `max_total_tokens`, bounds the greedy one too.
+        samples: sampled completions per prompt; 0: greedy only.
+        k: report pass@k and maj@k for these; each in 1..samples.
+        truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
+        step: recorded in the result. It does not enter the random keys.
+        success_threshold: a reward above it counts as correct in pass@k. The other figures are mean rewards.
+        chunk: prompts per call to the engine; None: all at once. It changes no figure.
+        progress: called with the number of completions just finished.
+
+    In maj@k a completion votes with its extracted answer, unless the reward found no answer in it or it was cut off
+    (and `truncated_value` is set): such a completion could win no reward. The score is the reward of the first
+    completion that has the winning answer; 0 if nobody votes.
+
+    Raises:
+        ConfigError: a k is not in 1..samples.
+        DataError: there are no prompts, or one leaves no room for a response.
+    """
+    bad = [each for each in k if not 1 <= each <= samples]
+    if bad:
+        raise ConfigError(
+            f"pass@{bad[0]} needs at least {max(bad[0], 1)} samples per prompt, but samples is {samples}; "
+            "raise it or drop that k"
+        )
+    if not prompts:
+        raise DataError("there are no prompts to evaluate on; check the data set's path, limit and max_prompt_tokens")
+    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk or len(prompts), progress)
+
+    greedy_requests = [
+        SampleRequest(p.tokens, (rng.key(seed, "eval", p.id, "greedy"),), _room(p, sampling)) for p in prompts
+    ]
+    greedy = judged(prompts, greedy_requests, SamplingParams(greedy=True, stop=sampling.stop))
+    metrics = _describe([group[0] for group in greedy.groups], prefix="eval/")
+    metrics["eval/greedy"] = _mean([group[0].score.value for group in greedy.groups])
+    metrics["eval/greedy_se"] = standard_error([group[0].score.value for group in greedy.groups])
+    metrics["eval/prompts"] = float(len(prompts))
+    problems = [group[0].score.problem for group in greedy.groups]
+    stats, calls = greedy.stats, len(prompts)
+
+    drawn: list[list[_Judged]] = [[] for _ in prompts]
+    if samples:
+        keys = [tuple(rng.key(seed, "eval", p.id, i) for i in range(samples)) for p in prompts]
+        requests = [SampleRequest(p.tokens, ks, _room(p, sampling)) for p, ks in zip(prompts, keys, strict=True)]
+        params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, stop=sampling.stop)
+        sampled = judged(prompts, requests, params)
+        drawn, stats, calls = sampled.groups, stats + sampled.stats, calls + samples * len(prompts)
+        flat = [each for group in drawn for each in group]
+        problems += [each.score.problem for each in flat]
+        metrics |= _describe(flat, prefix="eval/sampled_")
+        means = [_mean([each.score.value for each in group]) for group in drawn]
+        metrics["eval/sampled"] = _mean(means)
+        metrics["eval/sampled_se"] = standard_error(means)
+        for each_k in k:
+            correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
+            metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
+            metrics[f"eval/maj@{each_k}"] = _mean([_vote(group, each_k, truncated_value) for group in drawn])
+    metrics["eval/problems"] = float(sum(problem is not None for problem in problems))
+
+    rows = tuple(
+        EvalRow(
+            id=prompt.id,
+            answer=prompt.answer,
+            greedy_text=first.text,
+            greedy_reward=first.score.value,
+            greedy_length=len(first.completion.tokens),
+            greedy_finish=first.completion.finish,
+            sampled_rewards=tuple(each.score.value for each in group),
+            sampled_answers=tuple(_ballot(each, truncated_value) for each in group),
+        )
+        for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
+    )
+    return EvalResult(step, dict(sorted(metrics.items())), rows, stats, calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    completion: Completion
+    text: str
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    groups: list[list[_Judged]]
+    stats: SampleStats
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Sample, decode and score a round of requests, chunk by chunk."""
+
+    engine: Engine
+    reward: Reward
+    tokenizer: Any
+    truncated_value: float | None
+    chunk: int
+    progress: Callable[[int], None] | None
+
+    def __call__(self, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams) -> _Round:
+        groups: list[list[_Judged]] = []
+        stats = SampleStats()
+        for start in range(0, len(requests), self.chunk):
+            part = slice(start, start + self.chunk)
+            batches, cost = self.engine.sample(requests[part], params)
+            stats = stats + cost
+            groups += self._score(prompts[part], batches)
+        return _Round(groups, stats)
+
+    def _score(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[Completion]]) -> list[list[_Judged]]:
+        flat = [(prompt, done) for prompt, batch in zip(prompts, batches, strict=True) for done in batch]
+        texts = [self.tokenizer.decode(list(done.tokens), skip_special_tokens=True) for _, done in flat]
+        scores = judge(
+            self.reward,
+            self.truncated_value,
+            [prompt for prompt, _ in flat],
+            texts,
+            [done.tokens for _, done in flat],
+            [done.finish for _, done in flat],
+        )
+        judged = iter([_Judged(done, text, score) for (_, done), text, score in zip(flat, texts, scores, strict=True)])
+        groups = [[next(judged) for _ in batch] for batch in batches]
+        if self.progress:
+            self.progress(len(flat))
+        return groups
+
+
+def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
+    """Tokens that a response may have: at most max_new_tokens, within max_total_tokens."""
+    if sampling.max_total_tokens is None:
+        return sampling.max_new_tokens
+    room = min(sampling.max_new_tokens, sampling.max_total_tokens - len(prompt.tokens))
+    if room < 1:
+        raise DataError(
+            f"prompt {prompt.id!r} has {len(prompt.tokens)} tokens, which leaves no room for a response within "
+            f"{sampling.max_total_tokens} tokens; set max_prompt_tokens lower or max_total_tokens higher"
+        )
+    return room
+
+
+def _describe(judged: Sequence[_Judged], prefix: str) -> dict[str, float]:
+    return {
+        f"{prefix}length": _mean([len(each.completion.tokens) for each in judged]),
+        f"{prefix}truncated": _mean([each.completion.finish == "length" for each in judged]),
+        f"{prefix}unparsed": _mean([not each.score.parsed for each in judged]),
+    }
+
+
+def _ballot(judged: _Judged, truncated_value: float | None) -> str | None:
+    cut_off = judged.completion.finish == "length" and truncated_value is not None
+    return None if cut_off or not judged.score.parsed else extract_answer(judged.text)
+
+
+def _vote(group: Sequence[_Judged], k: int, truncated_value: float | None) -> float:
+    winner = maj_at_k([_ballot(each, truncated_value) for each in group], k)
+    return 0.0 if winner is None else group[winner].score.value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,96 @@
+"""P(success | depth): how likely K continuations from a depth hold at least one success.
+
+A logistic regression on the depth ratio r alone, with an L2 penalty on w and none on b, the objective of scikit-learn's
+LogisticRegression: `min_{w,b} w²/2 + C Σ log(1 + exp(-y (w r + b)))`, y = ±1. Its data are the latest pivots. It is
+fitted between steps, in prompt order, so a run can be resumed and does not depend on the number of workers
+(docs/details.md 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from deepgrpo.config import RecoverabilityConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Recoverability:
+    """The estimate and the data behind it.
+
+    Example: with w = -3.175 and b = 1.427, P(0.1) = 0.752 and P(1) = 0.148.
+    """
+
+    ratios: tuple[float, ...] = ()
+    outcomes: tuple[int, ...] = ()
+    """1: at least one of the continuations succeeded."""
+    w: float = 0.0
+    b: float = 0.0
+    fitted: bool = False
+    """Before the first fit P = 1 at every depth."""
+
+    def probability(self, ratios: Sequence[float] | np.ndarray) -> np.ndarray:
+        """`[n]` estimates for `[n]` depth ratios in (0, 1]."""
+        return np.exp(self.log_probability(ratios))
+
+    def log_probability(self, ratios: Sequence[float] | np.ndarray) -> np.ndarray:
+        depth = np.asarray(ratios, dtype=np.float64)
+        return -np.logaddexp(0.0, -(self.w * depth + self.b)) if self.fitted else np.zeros_like(depth)
+
+    def observe(
+        self, ratios: Sequence[float], outcomes: Sequence[int], config: RecoverabilityConfig
+    ) -> Recoverability:
+        """Append, forget the oldest beyond the window, and fit again if both outcomes are there.
+
+        Once fitted, an estimate stays in use even if the window comes to hold one outcome only.
+        """
+        kept_ratios = (*self.ratios, *ratios)[-config.window :]
+        kept_outcomes = (*self.outcomes, *outcomes)[-config.window :]
+        w, b, fitted = self.w, self.b, self.fitted
+        enough = len(kept_outcomes) > config.min_items and 0 < sum(kept_outcomes) < len(kept_outcomes)
+        if config.model == "logistic" and enough:
+            w, b = fit_logistic(np.array(kept_ratios), np.array(kept_outcomes), c=config.l2)
+            fitted = True
+        return Recoverability(kept_ratios, kept_outcomes, w, b, fitted)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Recoverability:
+        return cls(**{**raw, "ratios": tuple(raw["ratios"]), "outcomes": tuple(raw["outcomes"])})
+
+
+def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0, tolerance: float = 1e-12) -> tuple[float, float]:
+    """(w, b) of the penalised logistic regression, by damped Newton steps (the objective is convex, two unknowns).
+
+    Args:
+        ratios: `[N]` float.
+        outcomes: `[N]` 0 or 1; both must occur.
+        c: inverse of the penalty's strength, scikit-learn's C.
+    """
+    design = np.stack([ratios, np.ones_like(ratios)], axis=1)
+    penalty = np.array([1.0, 0.0])
+    theta = np.zeros(2)
+
+    def objective(theta: np.ndarray) -> float:
+        score = design @ theta
+        return float(0.5 * theta[0] ** 2 + c * np.sum(np.logaddexp(0.0, score) - outcomes * score))
+
+    value = objective(theta)
+    for _ in range(100):
+        probability = 1.0 / (1.0 + np.exp(-(design @ theta)))
+        gradient = penalty * theta + c * design.T @ (probability - outcomes)
+        curvature = np.diag(penalty) + c * (design * (probability * (1 - probability))[:, None]).T @ design
+        step = np.linalg.solve(curvature + 1e-12 * np.eye(2), gradient)
+        if np.abs(step).max() < tolerance:
+            break
+        scale = 1.0
+        while objective(theta - scale * step) > value and scale > 1e-6:
+            scale /= 2
+        theta = theta - scale * step
+        value = objective(theta)
+    return float(theta[0]), float(theta[1])

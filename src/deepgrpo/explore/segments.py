@@ -1,0 +1,74 @@
+"""Cut a rollout into segments; pivots lie at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from deepgrpo.config import SegmentConfig
+
+Segmenter = Callable[[Sequence[int]], list[int]]
+"""tokens → ascending ends of segments; the last one is the number of tokens."""
+
+_SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")  # noqa: RUF001  (full-width punctuation is meant)
+_CLOSERS = "\"')]}*”’ "  # noqa: RUF001
+
+
+def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
+    """The segmenter of a recipe. Its cost is a dictionary look-up per token."""
+    texts: dict[int, str] = {}
+
+    def text_of(token: int) -> str:
+        if token not in texts:
+            texts[token] = tokenizer.decode([token])
+        return texts[token]
+
+    if config.type == "sentence":
+        ends = _SENTENCE_ENDS + config.extra_ends
+        return lambda tokens: sentence_ends([text_of(t) for t in tokens], ends)
+    if config.type == "period":
+        return lambda tokens: _close([i + 1 for i, t in enumerate(tokens) if text_of(t) == "."], len(tokens))
+    if config.type == "step":
+        return lambda tokens: step_ends([text_of(t) for t in tokens])
+    if config.type == "tokens":
+        return lambda tokens: _close(list(range(config.size, len(tokens), config.size)), len(tokens))
+    return lambda tokens: count_ends(len(tokens), config.size)
+
+
+def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) -> list[int]:
+    """Segments end at a token whose text ends a sentence or a line, closing quotes and brackets aside.
+
+    A full stop that is followed by a digit is a decimal point: `["3", ".", "5", " apples", "."]` has one end, 5.
+    """
+    found: list[int] = []
+    for i, text in enumerate(texts):
+        bare = text if text.endswith("\n") else text.rstrip(_CLOSERS)
+        if not bare.endswith(tuple(ends)):
+            continue
+        following = texts[i + 1] if i + 1 < len(texts) else ""
+        if bare.endswith(".") and following[:1].isdigit():
+            continue
+        found.append(i + 1)
+    return _close(found, len(texts))
+
+
+def step_ends(texts: Sequence[str]) -> list[int]:
+    """Segments end at a blank line, whether one token brings both line breaks or two tokens bring one each."""
+    found: list[int] = []
+    tail = ""
+    for i, text in enumerate(texts):
+        tail = (tail + text)[-2:] if len(text) < 2 else text
+        if "\n\n" in (tail if len(text) < 2 else text):
+            found.append(i + 1)
+            tail = ""
+    return _close(found, len(texts))
+
+
+def count_ends(length: int, count: int) -> list[int]:
+    """`count` parts whose sizes differ by at most one; fewer if there are fewer tokens."""
+    return sorted({round(length * (i + 1) / count) for i in range(count)} - {0}) if length else []
+
+
+def _close(ends: list[int], length: int) -> list[int]:
+    """The last token always ends a segment."""
+    return ends if not length or (ends and ends[-1] == length) else [*ends, length]

@@ -1,0 +1,93 @@
+"""Two streams, one loss: which rows count, and with which weight.
+
+    L = Σ_main ℓ / T_main + λ · Σ_branch ℓ / T_branch + β · (Σ_main KL / T_main + Σ_branch KL / T_branch)
+
+Every T is a count over the whole optimizer step, so each term carries its own final weight and the sum over any split
+into micro-batches or ranks is the same. Shapes: N terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from deepgrpo.records import Credit
+
+MAIN, BRANCH = 0, 1
+ZERO_ADVANTAGE = 1e-8
+"""Rows with a smaller absolute advantage carry no signal (the reference's threshold)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The credit that is trained, and what was left out."""
+
+    credits: tuple[Credit, ...]
+    dropped_zero: int
+    """Rows without advantage that were dropped."""
+    dropped_few: int
+    """Branch rows dropped because the step had too few of them."""
+
+
+def select(credits: Sequence[Credit], *, drop_zero_advantage: bool, min_branch_sequences: int = 0) -> Selection:
+    """Apply the two rules by which rows leave the update, the KL term and the denominators with it.
+
+    Rows whose advantage is zero are dropped first; then, if fewer than `min_branch_sequences` branch rows are left in
+    the whole step, all of them are (docs/details.md 5 and 6).
+    """
+    before = sum(len(credit.spans) for credit in credits)
+    if drop_zero_advantage:
+        credits = [
+            replace(c, spans=tuple(s for s in c.spans if abs(s.advantage) >= ZERO_ADVANTAGE)) for c in credits
+        ]
+    after = sum(len(credit.spans) for credit in credits)
+    branches = sum(s.stream == "branch" for credit in credits for s in credit.spans)
+    few = branches if branches < min_branch_sequences else 0
+    if few:
+        credits = [replace(c, spans=tuple(s for s in c.spans if s.stream != "branch")) for c in credits]
+    return Selection(tuple(credits), before - after, few)
+
+
+@dataclass(frozen=True, slots=True)
+class TermWeights:
+    """Final weights of each term; `L = Σ policy · ℓ + Σ kl · KL`."""
+
+    policy_N: np.ndarray
+    kl_N: np.ndarray
+
+
+def term_weights(
+    stream_N: np.ndarray, sequence_N: np.ndarray, *, lambda_: float, beta: float,
+    reduction: Literal["token", "sequence", "constant"] = "token", reduction_length: int | None = None,
+    streams: Literal["dual", "merged"] = "dual", lambda_scales_kl: bool = False,
+) -> TermWeights:  # fmt: skip
+    """Weights of the terms of one optimizer step.
+
+    With T_s the terms and n_s the sequences of a stream, |i| the terms of sequence i, a term of the main stream weighs
+    `1 / T_s` (token), `1 / (n_s |i|)` (sequence) or `1 / (n_s · reduction_length)` (constant); a branch term that times
+    λ. "merged" counts T and n over both streams together.
+
+    Args:
+        stream_N: 0 main, 1 branch.
+        sequence_N: any label that is equal for terms of the same sequence.
+        reduction_length: needed by "constant", in tokens.
+
+    Worked example, token, λ = 0.5: two main terms and four branch terms weigh 1/2 each and 1/8 each.
+    """
+    base_N = np.zeros(len(stream_N), dtype=np.float64)
+    for members in [np.ones(len(stream_N), bool)] if streams == "merged" else [stream_N == MAIN, stream_N == BRANCH]:
+        if not members.any():
+            continue
+        labels, inverse, lengths = np.unique(sequence_N[members], return_inverse=True, return_counts=True)
+        if reduction == "token":
+            base_N[members] = 1.0 / members.sum()
+        elif reduction == "sequence":
+            base_N[members] = 1.0 / (len(labels) * lengths[inverse])
+        else:
+            assert reduction_length is not None
+            base_N[members] = 1.0 / (len(labels) * reduction_length)
+    lambda_N = np.where(stream_N == BRANCH, lambda_, 1.0)
+    return TermWeights(base_N * lambda_N, base_N * beta * (lambda_N if lambda_scales_kl else 1.0))

@@ -1,0 +1,43 @@
+"""The clipped policy-gradient surrogate. Shapes: N terms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def surrogate(
+    logprob_N: Tensor, old_logprob_N: Tensor, advantage_N: Tensor,
+    *, clip_low: float, clip_high: float, dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Clipped surrogate loss per token, PPO (arXiv:1707.06347) with a dual clip (arXiv:1912.09729).
+
+    `ℓ = -min(ρ A, clip(ρ, 1 - low, 1 + high) A)` with `ρ = exp(logprob - old)`; for A < 0 also `ℓ ≤ -c A`, c = dual_clip.
+
+    Args:
+        logprob_N: of the current policy, differentiable.
+        old_logprob_N: of the policy at the start of the batch.
+        advantage_N: one per token.
+
+    Returns:
+        `[N]` losses, and `[N]` booleans: the clipped branch was taken, so the token has no gradient.
+    """
+    ratio_N = torch.exp(logprob_N - old_logprob_N)
+    clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
+    loss_N = torch.maximum(-ratio_N * advantage_N, -clipped_N * advantage_N)
+    if dual_clip is not None:
+        loss_N = torch.where(advantage_N < 0, torch.minimum(loss_N, -dual_clip * advantage_N), loss_N)
+    with torch.no_grad():
+        outside_N = ((ratio_N < 1 - clip_low) & (advantage_N < 0)) | ((ratio_N > 1 + clip_high) & (advantage_N > 0))
+        if dual_clip is not None:
+            outside_N |= (ratio_N > dual_clip) & (advantage_N < 0)
+    return loss_N, outside_N
+
+
+def importance_weight(learner_logprob_N: Tensor, sampler_logprob_N: Tensor, cap: float) -> Tensor:
+    """Truncated importance weight `min(π_learner / μ_sampler, cap)` per token, without gradient, TIS.
+
+    It corrects for tokens that were drawn from a slightly different distribution than the learner computes (another
+    dtype, another engine, a nucleus); the cap bounds its variance.
+    """
+    return torch.exp(learner_logprob_N.detach() - sampler_logprob_N).clamp(max=cap)

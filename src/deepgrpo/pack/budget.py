@@ -1,0 +1,52 @@
+"""Rows become micro-batches under a token budget. Shapes: B rows of a micro-batch, T its longest row, n its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepgrpo.pack.layout import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One forward pass."""
+
+    input_ids_BT: np.ndarray
+    """int64, right-padded with 0."""
+    rows_n: np.ndarray
+    """Positions in the flattened `[B * T]` input whose output predicts a term."""
+    terms_n: np.ndarray
+    """Indices into `Terms`."""
+    num_tokens: int
+    """Tokens without padding."""
+
+
+def pack_rows(rows: Sequence[Row], token_budget: int) -> list[Pack]:
+    """Sort rows by length and fill micro-batches of at most `token_budget` tokens, padding included.
+
+    A row that is longer than the budget gets a pass of its own: it has to be computed, and cannot be split.
+    """
+    packs: list[Pack] = []
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda row: len(row.input_ids)):  # stable: equal lengths keep their order
+        if batch and (len(batch) + 1) * len(row.input_ids) > token_budget:
+            packs.append(_stack(batch))
+            batch = []
+        batch.append(row)
+    return [*packs, _stack(batch)] if batch else packs
+
+
+def _stack(rows: Sequence[Row]) -> Pack:
+    width = max(len(row.input_ids) for row in rows)
+    input_ids_BT = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids_BT[i, : len(row.input_ids)] = row.input_ids
+    return Pack(
+        input_ids_BT,
+        np.concatenate([i * width + row.positions for i, row in enumerate(rows)]),
+        np.concatenate([row.terms for row in rows]),
+        sum(len(row.input_ids) for row in rows),
+    )

@@ -1,0 +1,108 @@
+"""Trees become loss terms and rows.
+
+`Terms` is the step as the loss sees it: one entry per trained token, whatever the layout. A `Row` is one path as the
+model reads it, the prefix first, then the tokens that are trained; a prefix token never has a term, so it cannot be
+trained by a branch. Shapes: N terms of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepgrpo.records import Credit, Tree
+
+STREAM_CODES = {"main": 0, "branch": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """One entry per trained token. Example: node 2 of records.py (2 tokens) gives two terms of stream 1."""
+
+    target_N: np.ndarray
+    """int64 token ids that are predicted."""
+    advantage_N: np.ndarray
+    """float32."""
+    stream_N: np.ndarray
+    """int64; 0 main, 1 branch."""
+    sequence_N: np.ndarray
+    """int64; terms of one node share a number."""
+    sampler_logprob_N: np.ndarray
+    """float32; log-probs as the engine reported them."""
+
+    def __len__(self) -> int:
+        return len(self.target_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One path through a tree: prefix and trained tokens.
+
+    Example: node 2 of records.py gives 9 input ids; its two terms are predicted at positions 6 and 7.
+    """
+
+    input_ids: np.ndarray
+    """`[T]` int64. The last token is kept although nothing is predicted from it."""
+    positions: np.ndarray
+    """`[n]` positions whose output predicts a term."""
+    terms: np.ndarray
+    """`[n]` indices into `Terms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    terms: Terms
+    rows: tuple[Row, ...]
+    unique_tokens: int
+    """Distinct tokens among the rows: the prompt once per tree, each node's own tokens once."""
+
+
+def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
+    """One row per node that has credit, in the order of trees and nodes.
+
+    Several spans of a node share its row; a node without credit has no row. Deterministic.
+    """
+    rows: list[Row] = []
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    total = sequence = unique = 0
+    for tree, credit in zip(trees, credits, strict=True):
+        spans_of: dict[int, list[tuple[int, int, float, str]]] = {}
+        for span in credit.spans:
+            spans_of.setdefault(span.node, []).append((span.start, span.end, span.advantage, span.stream))
+        unique += _unique_tokens(tree, spans_of)
+        for node, spans in sorted(spans_of.items()):
+            tokens = np.array(tree.nodes[node].tokens, dtype=np.int64)
+            logprobs = np.array(tree.nodes[node].logprobs, dtype=np.float32)
+            path = np.array(tree.path(node), dtype=np.int64)
+            first = len(path) - len(tokens)
+            positions: list[np.ndarray] = []
+            begin = total
+            for start, end, advantage, stream in spans:
+                count = end - start
+                columns.append(
+                    (
+                        tokens[start:end],
+                        np.full(count, advantage, dtype=np.float32),
+                        np.full(count, STREAM_CODES[stream]),
+                        np.full(count, sequence),
+                        logprobs[start:end],
+                    )
+                )
+                positions.append(np.arange(first + start - 1, first + end - 1))
+                total += count
+            rows.append(Row(path, np.concatenate(positions), np.arange(begin, total)))
+            sequence += 1
+    empty = (np.int64, np.float32, np.int64, np.int64, np.float32)
+    joined = [np.concatenate([c[i] for c in columns]) if columns else np.zeros(0, d) for i, d in enumerate(empty)]
+    return Layout(Terms(*joined), tuple(rows), unique)
+
+
+def _unique_tokens(tree: Tree, nodes: Sequence[int] | dict[int, list[tuple[int, int, float, str]]]) -> int:
+    """Tokens of the union of the paths to some nodes."""
+    reach: dict[int, int] = {}
+    for node in nodes:
+        for index, _, end in tree.spans(node):
+            reach[index] = max(reach.get(index, 0), end)
+    return sum(reach.values()) + (len(tree.prompt.tokens) if reach else 0)

@@ -1,0 +1,110 @@
+"""Questions become prompts: the wording around a question, the chat template, the tokens.
+
+    question ─► user turn (preset or custom) ─► chat template, or the turn as it stands ─► tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepgrpo.config import TemplateConfig
+from deepgrpo.errors import ModelError
+
+_GSM8K = ' Let\'s think step by step and output the final answer after "####".'
+_MATH = " Let's think step by step and output the final answer within \\boxed{}."
+
+
+def user_turn(question: str, template: TemplateConfig) -> str:
+    """The question in the wording of its preset.
+
+    >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
+    '1 + 1? Let\\'s think step by step and output the final answer after "####".'
+    """
+    if template.preset == "gsm8k":
+        return question + _GSM8K
+    if template.preset == "math":
+        return question + _MATH
+    if template.preset == "custom":
+        assert template.user is not None  # TemplateConfig refuses it
+        # not str.format: a question or a template about \boxed{} is full of braces
+        return template.user.replace("{question}", question)
+    return question
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """A template bound to a tokenizer; made by `build_renderer`."""
+
+    template: TemplateConfig
+    tokenizer: Any
+    chat: bool
+    """Whether the chat template is used: what the recipe asked for and the tokenizer can do."""
+
+    def text(self, question: str) -> str:
+        """The text that the model reads. Raises ModelError if the chat template refuses the turns."""
+        turn = user_turn(question, self.template)
+        if not self.chat:
+            return turn
+        system = self.template.system
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": turn})
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates are Jinja programs and raise what they like
+            remedy = "remove template.system or " if system is not None else ""
+            raise ModelError(
+                f"the chat template of {_name(self.tokenizer)} cannot render the turns "
+                f"{[message['role'] for message in messages]}: {error}; {remedy}set template.chat = false"
+            ) from error
+
+    def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of rendered texts.
+
+        A chat template writes its own BOS, so nothing is added to chat text; plain text gets whatever the
+        tokenizer adds by itself, but never a final EOS: there would be nothing left to continue.
+        Raises ModelError if the tokenizer has no token for a text.
+        """
+        if not texts:
+            return []
+        try:
+            rows = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
+        except Exception as error:
+            if "UNK" not in str(error):
+                raise
+            raise ModelError(
+                f"{_name(self.tokenizer)} has no token for some character of {texts[0][:60]!r} (or a prompt read with "
+                'it); a tokenizer over the characters of the synthetic task needs template.preset = "plain"'
+            ) from error
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        if not self.chat and eos is not None:
+            rows = [row[:-1] if row and row[-1] == eos and not text.endswith(self.tokenizer.eos_token) else row
+                    for row, text in zip(rows, texts, strict=True)]  # fmt: skip
+        return [tuple(row) for row in rows]
+
+
+def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_template: bool = False) -> Renderer:
+    """Bind a template to a tokenizer.
+
+    Args:
+        template: the recipe's wording.
+        tokenizer: a transformers tokenizer.
+        plain_if_no_template: use plain text where `template.chat` is on but the tokenizer has no chat template. Only
+            the synthetic task sets it, as its own tokenizer knows nothing but digits and signs.
+
+    Raises ModelError if the chat template is asked for and missing.
+    """
+    if not template.chat or getattr(tokenizer, "chat_template", None):
+        return Renderer(template, tokenizer, template.chat)
+    if plain_if_no_template and template.system is None:
+        return Renderer(template, tokenizer, False)
+    wanted = f"template.chat is true{' and template.system is set' if template.system is not None else ''}"
+    raise ModelError(
+        f"{wanted}, but {_name(tokenizer)} has no chat template; set template.chat = false"
+        f"{' and remove template.system' if template.system is not None else ''}, or use an instruction-tuned model"
+    )
+
+
+def _name(tokenizer: Any) -> str:
+    return f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r}"

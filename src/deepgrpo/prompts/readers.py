@@ -1,0 +1,115 @@
+"""Readers of data files: each yields raw rows, at most `limit`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from deepgrpo.config import HubData, JsonlData, ParquetData
+from deepgrpo.errors import DataError, MissingExtraError
+from deepgrpo.prompts.rows import RawRow
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def read_jsonl(data: JsonlData) -> Iterator[RawRow]:
+    """One row per line that is not blank. A line that is not UTF-8 becomes a row without values.
+
+    Raises DataError: the file cannot be read, a line is not a JSON object.
+    """
+    path = _existing(data.path)
+    count = 0
+    with path.open("rb") as file:
+        # bytes, split at \n alone: text mode would stop at the first bad byte
+        for number, line in enumerate(file, start=1):
+            if data.limit is not None and count == data.limit:
+                return
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            count += 1
+            yield RawRow(number, _parse(line, data.path, number))
+
+
+def read_parquet(data: ParquetData) -> Iterator[RawRow]:
+    """The rows of a parquet file. Raises DataError if it cannot be read, MissingExtraError without pyarrow."""
+    path = _existing(data.path)
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"') from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{data.path} is not a readable parquet file: {error}; write it anew") from error
+
+
+def read_hub(data: HubData) -> Iterator[RawRow]:
+    """The rows of a Hugging Face data set: a hub name, a directory (of files, or saved), or a single file.
+
+    Raises DataError if it cannot be loaded, MissingExtraError without datasets.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "data", 'data.type = "hf"') from None
+    path = Path(data.path).expanduser()
+    try:
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded: Any = datasets.load_from_disk(str(path))
+            if isinstance(loaded, datasets.DatasetDict):
+                loaded = loaded[data.split]
+        elif path.is_file() and path.suffix in _BUILDERS:
+            # a single file is one split, and the builder calls it "train"
+            loaded = datasets.load_dataset(_BUILDERS[path.suffix], data_files={data.split: str(path)}, split=data.split)
+        else:
+            name = str(path) if path.exists() else data.path
+            loaded = datasets.load_dataset(name, data.name, split=data.split)
+    except Exception as error:  # the hub client, the builders and pyarrow each have errors of their own
+        what = f"data.path = {data.path!r}, data.name = {data.name!r}, data.split = {data.split!r}"
+        raise DataError(
+            f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}; "
+            "check the three, and the network if it is a hub name"
+        ) from error
+    yield from (RawRow(number, row) for number, row in enumerate(islice(loaded, data.limit), start=1))
+
+
+def _parse(line: bytes, source: str, number: int) -> dict[str, Any] | None:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source}, line {number} is not valid JSON: {error} ({text.strip()[:60]!r}); "
+            "repair or delete the line (a JSONL file has one object per line)"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{source}, line {number} is a JSON {type(row).__name__} ({text.strip()[:60]!r}), not an object; "
+            'write {"question": ..., "answer": ...} on every line'
+        )
+    return row
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise DataError(f"data.path {name!r} is a directory; name a file in it")
+    if not path.exists():
+        raise DataError(
+            f"data.path {name!r} does not exist (looked for {path.resolve()}); a relative path starts where you run"
+        )
+    if not os.access(path, os.R_OK):
+        raise DataError(f"data.path {name!r} may not be read; change its permissions")
+    return path

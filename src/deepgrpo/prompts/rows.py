@@ -1,0 +1,136 @@
+"""Rows of a data file, and what makes one usable.
+
+Nothing is dropped quietly: a row that cannot be used is counted under its reason, and a file that cannot be what the
+user meant (a column is missing, an id stands twice) is an error that names the line.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepgrpo.config import ColumnMap
+from deepgrpo.errors import DataError
+
+EMPTY_QUESTION = "empty question"
+BAD_ENCODING = "bad encoding"
+TOO_LONG = "too long"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question before it is rendered.
+
+    Example: Row(id="gsm8k-7", question="Natalia ...", answer="72", columns={"question": ..., "solution": ...}).
+    """
+
+    id: str
+    question: str
+    answer: str | list[str] | None = None
+    """The reference; a list holds several accepted strings."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as it stands in a file. `values` is None if its bytes are not UTF-8."""
+
+    number: int
+    """Line of a JSONL file, or row of another file, counted from 1."""
+    values: Mapping[str, Any] | None
+
+
+def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[Row]:
+    """Take id, question and answer out of raw rows.
+
+    Args:
+        raw_rows: the rows of one file, in order.
+        columns: which column is which.
+        source: the file's name, for messages.
+        unit: what a row's number counts ("line", "row"), for messages.
+        skipped: reasons of rows left out; counted up in place.
+
+    Raises DataError: a column is missing, a value has an unusable type, an id stands twice, there is no row at all.
+    """
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
+    count = 0
+    for raw in raw_rows:
+        count += 1
+        if raw.values is None:
+            skipped[BAD_ENCODING] += 1
+            continue
+        where = f"{source}, {unit} {raw.number}"
+        question = _question(_column(raw.values, columns.question, "question", where), where)
+        answer = columns.answer and _answer(_column(raw.values, columns.answer, "answer", where), columns.answer, where)
+        if not question.strip():
+            skipped[EMPTY_QUESTION] += 1
+            continue
+        if not encodable(question):
+            skipped[BAD_ENCODING] += 1
+            continue
+        given = raw.values.get(columns.id) if columns.id else None
+        name = str(raw.number) if given is None else str(given)
+        if name in seen:
+            raise DataError(
+                f"{source}: id {name!r} stands in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or set "
+                'data.columns.id = "none" to number the rows'
+            )
+        seen[name] = raw.number
+        rows.append(Row(name, question, answer, raw.values))
+    if count == 0:
+        raise DataError(f"{source} is empty; it needs at least one row with a column {columns.question!r}")
+    return rows
+
+
+def encodable(text: str) -> bool:
+    """Whether a text can be UTF-8: JSON escapes may hold half of a surrogate pair, which no tokenizer accepts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _column(values: Mapping[str, Any], name: str, role: str, where: str) -> Any:
+    try:
+        return values[name]
+    except KeyError:
+        also = ', or "none" if the reward needs no answer' if role == "answer" else ""
+        raise DataError(
+            f"{where} has no column {name!r} (the {role}); its columns are {', '.join(map(str, values)) or '(none)'}; "
+            f"set data.columns.{role} to one of them{also}"
+        ) from None
+
+
+def _question(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    raise DataError(
+        f"{where}: the question is a {type(value).__name__} ({str(value)[:60]!r}), not a text; "
+        "set data.columns.question to a column of texts"
+    )
+
+
+def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+        return [item if isinstance(item, str) else _number(item) for item in value] or None
+    raise DataError(
+        f"{where}: the answer in column {column!r} is a {type(value).__name__} ({str(value)[:60]!r}); "
+        "it should be a text, a number or a list of accepted texts"
+    )
+
+
+def _number(value: int | float) -> str:
+    # 142.0 is how many files spell the integer 142, and an exact comparison should not stumble over it
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

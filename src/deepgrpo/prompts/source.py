@@ -1,0 +1,187 @@
+"""Where prompts come from. A cursor says how far a run has read, so that a resumed run reads on exactly there.
+
+    rows of a file or a task ─► rendered ─► too long? ─► shuffled anew every epoch ─► take(cursor, n)
+
+Rows are rendered and tokenized when they are taken; at the start they are tokenized once for their length alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from deepgrpo import rng
+from deepgrpo.config import DataConfig, HubData, JsonlData, ParquetData, ReasoningGymData, SyntheticData
+from deepgrpo.errors import DataError
+from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.chat import Renderer, build_renderer
+from deepgrpo.prompts.gym import build_gym
+from deepgrpo.prompts.readers import read_hub, read_jsonl, read_parquet
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, TOO_LONG, Row, pick
+from deepgrpo.records import Prompt
+
+ACCEPTED = "accepted_answers"
+"""Column that holds all accepted answers where there are several; `Prompt.answer` is then the first of them."""
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The next prompt to read. Example: Cursor(epoch=2, position=64) has 64 prompts of the third pass behind it."""
+
+    epoch: int = 0
+    position: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Cursor:
+        return cls(int(state["epoch"]), int(state["position"]))
+
+
+class PromptSource:
+    """Prompts in a reproducible order; made by `build_source`."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row] | Callable[[int], Row],
+        renderer: Renderer,
+        *,
+        seed: int,
+        shuffle: bool,
+        skipped: Mapping[str, int],
+    ) -> None:
+        """`rows` is a function of the index if the source is endless."""
+        self._rows = rows
+        self._renderer = renderer
+        self._seed = seed
+        self._shuffle = shuffle
+        self.skipped: Mapping[str, int] = dict(skipped)
+        """How many rows were left out, by reason."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of prompts, or None if the source is endless."""
+        return None if callable(self._rows) else len(self._rows)
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("an endless source has no length; ask for `size`, which is None then")
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True  # there is no empty source, and an endless one has no length to ask for
+
+    def take(self, cursor: Cursor, num_prompts: int) -> tuple[tuple[Prompt, ...], Cursor]:
+        """The next prompts and the cursor behind them: a pure function of the cursor.
+
+        A finite source goes on with the next epoch, in a new order; an endless one only counts positions.
+        """
+        rows: list[Row] = []
+        if callable(self._rows):
+            rows = [self._rows(cursor.position + i) for i in range(num_prompts)]
+            cursor = replace(cursor, position=cursor.position + num_prompts)
+        else:
+            while len(rows) < num_prompts:
+                order = self._order(cursor.epoch)
+                picked = order[cursor.position : cursor.position + num_prompts - len(rows)]
+                rows += [self._rows[i] for i in picked]
+                cursor = replace(cursor, position=cursor.position + len(picked))
+                if cursor.position >= len(order):
+                    cursor = Cursor(cursor.epoch + 1)
+        return self._prompts(rows), cursor
+
+    def head(self, num_prompts: int) -> tuple[Prompt, ...]:
+        """The first prompts in the order of the data, for evaluation; all of them if there are fewer."""
+        rows = self._rows
+        return self._prompts([rows(i) for i in range(num_prompts)] if callable(rows) else rows[:num_prompts])
+
+    def _order(self, epoch: int) -> list[int]:
+        count = len(self)
+        if not self._shuffle:
+            return list(range(count))
+        return [int(i) for i in rng.generator(self._seed, "shuffle", epoch).permutation(count)]
+
+    def _prompts(self, rows: Sequence[Row]) -> tuple[Prompt, ...]:
+        texts = [self._renderer.text(row.question) for row in rows]
+        tokens = self._renderer.tokenize(texts)
+        return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
+
+
+def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True) -> PromptSource:
+    """Read and check the data.
+
+    Args:
+        data: the recipe's data section. `limit` keeps the first rows of the data, unusable ones counted.
+        tokenizer: a transformers tokenizer. One without chat template is fine for the synthetic task, whose
+            questions then stand as plain text even if `template.chat` is on.
+        seed: of the shuffling (the seed of generated data is its own).
+        context: longest sequence of the model; prompts may take half of it unless `max_prompt_tokens` says otherwise.
+        shuffle: reshuffle every epoch. An endless source is random by itself.
+
+    Raises DataError (see `prompts.rows` and `prompts.readers`; or no row is left), ConfigError, ModelError,
+    MissingExtraError.
+    """
+    is_synthetic = isinstance(data, SyntheticData)
+    renderer = build_renderer(data.template, tokenizer, plain_if_no_template=is_synthetic)
+    longest = data.max_prompt_tokens or max(context // 2, 1)
+    skipped: Counter[str] = Counter()
+    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+        # all questions have the same number of characters, so a few speak for all
+        _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
+        return PromptSource(
+            lambda index: synthetic.make(index, data), renderer, seed=seed, shuffle=shuffle, skipped={}
+        )
+    rows = _drop_long(_read(data, skipped), renderer, longest, skipped, data)
+    return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped)
+
+
+def _read(data: DataConfig, skipped: Counter[str]) -> list[Row]:
+    if isinstance(data, JsonlData):
+        return pick(read_jsonl(data), data.columns, data.path, "line", skipped)
+    if isinstance(data, ParquetData):
+        return pick(read_parquet(data), data.columns, data.path, "row", skipped)
+    if isinstance(data, HubData):
+        return pick(read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
+    if isinstance(data, ReasoningGymData):
+        return build_gym(data).rows(data.limit)
+    sizes = [size for size in (data.size, data.limit) if size is not None]
+    return synthetic.make_distinct(min(sizes), data)
+
+
+def _drop_long(
+    rows: Sequence[Row], renderer: Renderer, longest: int, skipped: Counter[str], data: DataConfig
+) -> list[Row]:
+    """The rows whose prompt has at most `longest` tokens. Raises DataError if none is left."""
+    kept: list[Row] = []
+    shortest: int | None = None
+    for start in range(0, len(rows), _CHUNK):  # in chunks: the tokens of a large set need not be held at once
+        chunk = rows[start : start + _CHUNK]
+        lengths = [len(tokens) for tokens in renderer.tokenize([renderer.text(row.question) for row in chunk])]
+        kept += [row for row, length in zip(chunk, lengths, strict=True) if 0 < length <= longest]
+        skipped[TOO_LONG] += sum(length > longest for length in lengths)
+        skipped[EMPTY_QUESTION] += sum(length == 0 for length in lengths)
+        shortest = min([shortest, *filter(None, lengths)]) if shortest else min(filter(None, lengths), default=None)
+    for reason in [reason for reason, count in skipped.items() if not count]:
+        del skipped[reason]
+    if not kept:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
+        hint = (
+            f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
+            "model's context); raise data.max_prompt_tokens or use a model with more context"
+            if shortest is not None
+            else f"repair the data, or check data.columns.question (skipped as {BAD_ENCODING!r}: not UTF-8)"
+        )
+        raise DataError(f"no usable row is left in the data of type {data.type!r} ({reasons}); {hint}")
+    return kept
+
+
+def _prompt(row: Row, text: str, tokens: tuple[int, ...]) -> Prompt:
+    if not isinstance(row.answer, list):
+        return Prompt(row.id, text, tokens, row.question, row.answer, row.columns)
+    columns = {**row.columns, ACCEPTED: row.answer}
+    return Prompt(row.id, text, tokens, row.question, row.answer[0], columns)

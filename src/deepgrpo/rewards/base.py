@@ -1,0 +1,104 @@
+"""What a reward is, and the rule for responses that were cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from deepgrpo.config import ExactReward, MathReward, RewardConfig, TaskReward
+from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.records import FinishReason, Prompt, Score
+
+
+class Reward(Protocol):
+    """Scores responses. Lists are aligned; a response's score depends on its own row only (a user's function aside)."""
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[tuple[int, ...]],
+    ) -> list[Score]:
+        """One score per response, in order. `completions` are texts without the prompt and without special tokens.
+
+        Raises RewardError if scoring cannot go on at all; what goes wrong with one sample is its `Score.problem`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free workers. A closed reward is not used again; closing twice does nothing."""
+        ...
+
+
+class Verifier(Protocol):
+    """Anything that can judge one completion, such as `prompts.tasks.Task`."""
+
+    def verify(self, prompt: Prompt, completion: str) -> Score: ...
+
+
+def judge(
+    reward: Reward,
+    truncated_value: float | None,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    completion_ids: Sequence[tuple[int, ...]],
+    finishes: Sequence[FinishReason],
+) -> list[Score]:
+    """Score responses; those that were cut off get `truncated_value`, and the reward never sees them.
+
+    With `truncated_value` None they are scored like any other. A truncated response keeps `parsed` True: nobody
+    looked for its answer. Order is kept.
+    """
+    asked = [i for i, finish in enumerate(finishes) if truncated_value is None or finish != "length"]
+    scores = [Score(0.0 if truncated_value is None else truncated_value)] * len(finishes)
+    if asked:
+        found = reward.score(
+            [prompts[i] for i in asked], [completions[i] for i in asked], [completion_ids[i] for i in asked]
+        )
+        for i, score in zip(asked, found, strict=True):
+            scores[i] = score
+    return scores
+
+
+def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
+    """The accepted answers: the list in the column `accepted_answers` where a row has several, else `Prompt.answer`.
+
+    Raises RewardError if there is none; `wanted_by` is the reward, for the message.
+    """
+    accepted = prompt.columns.get("accepted_answers")
+    if isinstance(accepted, list | tuple) and accepted:
+        return tuple(map(str, accepted))
+    if prompt.answer is None:
+        raise RewardError(
+            f"prompt {prompt.id!r} has no reference answer, but {wanted_by} compares with one; set data.columns.answer "
+            'to the column with the answers, or choose reward.type = "user"'
+        )
+    return (prompt.answer,)
+
+
+def build_reward(config: RewardConfig, task: Verifier | None = None) -> Reward:
+    """The reward of a recipe. `task` is the verifier that the data brings along, if any.
+
+    Raises ConfigError: a task's verifier is asked for and there is none, or a user's function cannot be found.
+    """
+    # each kind is imported when it is chosen: a user's function needs neither pebble nor math-verify
+    if isinstance(config, MathReward):
+        from deepgrpo.rewards.math_answer import MathAnswerReward
+
+        return MathAnswerReward(config)
+    if isinstance(config, ExactReward):
+        from deepgrpo.rewards.exact import ExactMatchReward
+
+        return ExactMatchReward(config)
+    if isinstance(config, TaskReward):
+        from deepgrpo.rewards.task import TaskVerifierReward
+
+        if task is None:
+            raise ConfigError(
+                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or "user", '
+                'or data.type = "synthetic" or "reasoning_gym"'
+            )
+        return TaskVerifierReward(config, task)
+    from deepgrpo.rewards.user import UserFunctionReward
+
+    return UserFunctionReward(config)

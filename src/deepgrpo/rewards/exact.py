@@ -1,0 +1,39 @@
+"""Compare strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepgrpo.config import ExactReward
+from deepgrpo.records import Prompt, Score
+from deepgrpo.rewards.base import references
+
+
+class ExactMatchReward:
+    """1 if the text after the last marker, to the end of its line, equals a reference; runs of white space count as one
+    blank, and none at the ends.
+
+    Example (marker "####"): "so 6 * 7\\n#### 42 \\n" equals "42". Without the marker: 0, and parsed is False.
+    With the marker "" the whole response is compared.
+    """
+
+    def __init__(self, config: ExactReward) -> None:
+        self._marker = config.marker
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
+    ) -> list[Score]:
+        return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    def close(self) -> None:
+        pass
+
+    def _one(self, prompt: Prompt, completion: str) -> Score:
+        accepted = {" ".join(text.split()) for text in references(prompt, 'reward.type = "exact"')}
+        text = completion
+        if self._marker:
+            _, found, text = completion.rpartition(self._marker)
+            if not found:
+                return Score(0.0, parsed=False)
+            text = text.split("\n", 1)[0]
+        return Score(float(" ".join(text.split()) in accepted))

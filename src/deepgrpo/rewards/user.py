@@ -1,0 +1,231 @@
+"""A user's own reward function, with the signature that TRL uses.
+
+    def reward(prompts, completions, completion_ids, answer, **columns) -> list[float | None]
+
+Everything is a list with one entry per response. `prompts` are the texts that the model read: plain strings, also
+where a chat template was used (TRL hands over lists of messages then). `completions` are plain strings.
+`answer` is the reference as a string, or a list of strings for a row with several. `columns` are the other columns
+of the data; a row that lacks one has None there. Of TRL's extras `trainer_state`, `log_extra` and `log_metric`
+nothing is passed. A function without `**kwargs` gets only what its parameters name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepgrpo.config import UserReward
+from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.records import Prompt, Score
+
+_RESERVED = ("prompts", "completions", "completion_ids", "answer")
+
+
+class UserFunctionReward:
+    """Calls a function once per round of responses.
+
+    An entry that is None scores 0 with `parsed` False (the function had nothing to say); one that is NaN or infinite
+    scores 0 with the problem "not finite".
+    """
+
+    def __init__(self, config: UserReward) -> None:
+        """Raises ConfigError if the function cannot be found."""
+        self._name = config.function
+        self._timeout = config.timeout_s
+        self._function = load_function(config.function)
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
+    ) -> list[Score]:
+        """Raises RewardError: the function raises, takes too long, or returns anything but one number per response.
+
+        The call runs in a daemon thread. Python cannot kill a thread: one that has passed the limit runs on until
+        the process ends, which the error brings about.
+        """
+        if not prompts:
+            return []
+        arguments = self._arguments(prompts, completions, completion_ids)
+        outcome: list[Any] = []
+        failure: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                result = self._function(**arguments)
+                outcome.append(asyncio.run(_wait(result)) if inspect.isawaitable(result) else result)
+            except BaseException as error:  # SystemExit too: a thread would swallow it
+                failure.append(error)
+
+        thread = threading.Thread(target=call, name="deepgrpo-reward", daemon=True)
+        thread.start()
+        thread.join(self._timeout)
+        if failure:
+            error = failure[0]
+            tail = "".join(traceback.format_exception(error)[-3:]).rstrip()
+            raise RewardError(
+                f"the reward function {self._name!r} raised {type(error).__name__}: {error}; correct the function, or "
+                f"let it return None for what it cannot score. The end of the traceback:\n{tail}"
+            ) from error
+        if not outcome:
+            raise RewardError(
+                f"the reward function {self._name!r} did not return within reward.timeout_s = {self._timeout:g} s for "
+                f"{len(prompts)} responses; make it faster or raise reward.timeout_s"
+            )
+        return self._scores(outcome[0], len(prompts))
+
+    def close(self) -> None:
+        pass
+
+    def _arguments(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
+    ) -> dict[str, Any]:
+        names = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
+        # TRL leaves out "prompt" and "completion" as well; what a function may name must not depend on the data
+        columns: dict[str, list[Any]] = {
+            name: [prompt.columns.get(name) for prompt in prompts] for name in names if name not in _RESERVED
+        }
+        accepted = columns.pop("accepted_answers", [None] * len(prompts))
+        given = {
+            "prompts": [prompt.text for prompt in prompts],
+            "completions": list(completions),
+            "completion_ids": [list(ids) for ids in completion_ids],
+            "answer": [several or prompt.answer for several, prompt in zip(accepted, prompts, strict=True)],
+            **columns,
+        }
+        parameters = inspect.signature(self._function).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            wanted = given
+        else:
+            wanted = {p.name: given[p.name] for p in parameters if p.name in given}
+        missing = [
+            p.name
+            for p in parameters
+            if p.name not in given
+            and p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)
+        ]
+        if missing:
+            raise RewardError(
+                f"the reward function {self._name!r} asks for {', '.join(map(repr, missing))}, which the data does not "
+                f"have; it may ask for {', '.join(given)}; rename the parameter or give it a default"
+            )
+        return wanted
+
+    def _scores(self, returned: Any, count: int) -> list[Score]:
+        try:
+            # tolist: numpy arrays and torch tensors become plain numbers
+            entries = list(returned.tolist() if hasattr(returned, "tolist") else returned)
+        except TypeError:
+            raise RewardError(
+                f"the reward function {self._name!r} returned {_show(returned)}; return a list with one number "
+                f"(or None) per response, {count} here"
+            ) from None
+        if isinstance(returned, str | bytes | dict):
+            raise RewardError(
+                f"the reward function {self._name!r} returned {_show(returned)}; return a list of {count} numbers"
+            )
+        if len(entries) != count:
+            raise RewardError(
+                f"the reward function {self._name!r} returned {len(entries)} rewards for {count} responses; "
+                "return one per response, None for those it cannot score"
+            )
+        return [self._entry(index, entry) for index, entry in enumerate(entries)]
+
+    def _entry(self, index: int, entry: Any) -> Score:
+        if entry is None:
+            return Score(0.0, parsed=False)
+        if hasattr(entry, "item"):
+            entry = entry.item()
+        if not isinstance(entry, numbers.Real):
+            raise RewardError(
+                f"the reward function {self._name!r} returned {_show(entry)} for response {index}; "
+                "return a number or None"
+            )
+        value = float(entry)
+        return Score(value) if math.isfinite(value) else Score(0.0, problem="not finite")
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Find "package.module:name" or "path/to/file.py:name".
+
+    Raises ConfigError: the form is wrong, the file, the module or the name is missing, importing it fails.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError(
+            f'reward.function is {name!r}; write "package.module:name" or "path/to/file.py:name", with a colon '
+            "before the function's name"
+        )
+    module = _load_file(place, name) if place.endswith(".py") else _load_module(place, name)
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        what = "does not have it" if found is None else f"has it as {_show(found)}, which cannot be called"
+        raise ConfigError(
+            f"reward.function is {name!r}, but {place} {what}; it has {', '.join(public) or 'no function at all'}"
+        )
+    function: Callable[..., Any] = found
+    return function
+
+
+def _load_file(place: str, name: str) -> Any:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(
+            f"reward.function is {name!r}, but the file {str(path)!r} does not exist; "
+            "a relative path starts where you run"
+        )
+    # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
+    module_name = f"deepgrpo_user_{path.stem}_{abs(hash(str(path))):x}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ConfigError(f"reward.function is {name!r}, but running the file failed: {_last(error)}") from error
+    return module
+
+
+def _load_module(place: str, name: str) -> Any:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+            raise ConfigError(
+                f"reward.function is {name!r}, but there is no module {error.name!r}; install it, add its folder to "
+                'PYTHONPATH, or name a file: "path/to/file.py:name"'
+            ) from None
+        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _last(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{where}; correct it"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} (a {type(value).__name__})"

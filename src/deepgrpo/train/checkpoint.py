@@ -1,0 +1,157 @@
+"""Checkpoints: whole or not there.
+
+    checkpoints/step-000010/
+        model/                  Hugging Face layout (safetensors, config, tokenizer)
+        optimizer.safetensors   first and second moments by parameter name, and torch's random state
+        state.json              step, data cursor, strategy state, ledger, best evaluation
+
+A checkpoint is written into `.tmp-step-000010`, flushed to disk and renamed; a crash or a full disk leaves nothing that
+looks like a checkpoint, and never touches an earlier one. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepgrpo.errors import CheckpointError
+from deepgrpo.model.policy import Policy
+from deepgrpo.records import Ledger
+
+_NAME = re.compile(r"^step-(\d{6,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Everything besides weights and moments that a run needs to go on as if it had never stopped."""
+
+    step: int = 0
+    """Training steps done."""
+    optimizer_steps: int = 0
+    cursor: Mapping[str, Any] = field(default_factory=dict)
+    """Place in the data."""
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Ledger = Ledger()
+    health: Mapping[str, Any] = field(default_factory=dict)
+    """What the warnings remember."""
+    best_step: int | None = None
+    best_value: float | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainState:
+        raw = json.loads(text)
+        return cls(**{**raw, "ledger": Ledger(**raw["ledger"])})
+
+
+class Checkpoints:
+    """The checkpoints of a run."""
+
+    def __init__(self, directory: Path, *, keep_last: int = 2, keep_best: bool = True) -> None:
+        self.directory, self.keep_last, self.keep_best = directory, keep_last, keep_best
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        if not self.directory.is_dir():
+            return []
+        matches = (_NAME.match(path.name) for path in self.directory.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step:06d}"
+
+    def save(self, policy: Policy, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+        """Write a checkpoint and delete those that are no longer kept.
+
+        Raises CheckpointError if it cannot be written (a full disk, no permission); earlier ones are then untouched.
+        """
+        final = self.path(state.step)
+        aside = self.directory / f".tmp-{final.name}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            (aside / "model").mkdir(parents=True)
+            policy.save(aside / "model")
+            save_file(_moments(policy, optimizer), aside / "optimizer.safetensors")
+            (aside / "state.json").write_text(state.to_json())
+            for file in [*aside.rglob("*"), aside]:
+                _flush(file)
+            shutil.rmtree(final, ignore_errors=True)  # only there if the same step is saved again
+            aside.rename(final)
+            _flush(self.directory)
+        except Exception as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if not _is_write_failure(error):
+                raise
+            raise CheckpointError(
+                f"the checkpoint of step {state.step} could not be written to {self.directory}: {error}. Earlier "
+                f"checkpoints {self.steps()} are whole; free some space and continue with --resume"
+            ) from error
+        self._forget(state)
+        return final
+
+    def load(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int | None = None) -> TrainState:
+        """Put weights and moments back in place; returns the state. `step` None: the newest.
+
+        Raises CheckpointError if there is none, or it does not fit the recipe.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.directory} holds no checkpoint to resume from; start the run anew")
+        path = self.path(steps[-1] if step is None else step)
+        try:
+            policy.load_weights(path / "model")
+            _restore(policy, optimizer, load_file(path / "optimizer.safetensors"))
+            state = TrainState.from_json((path / "state.json").read_text())
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+        policy.version = state.optimizer_steps
+        return state
+
+    def _forget(self, state: TrainState) -> None:
+        kept = set(self.steps()[-self.keep_last :])
+        if self.keep_best and state.best_step is not None:
+            kept.add(state.best_step)
+        for step in self.steps():
+            if step not in kept:
+                shutil.rmtree(self.path(step))
+
+
+def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {"torch_random_state": torch.get_rng_state()}
+    for name, parameter in policy.trainable().items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = value.detach().contiguous()
+    return tensors
+
+
+def _restore(policy: Policy, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(tensors["torch_random_state"])
+    for name, parameter in policy.trainable().items():
+        moments = {key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[-1] == name}
+        if moments:
+            # AdamW keeps its step count on the CPU and its moments beside the parameter
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_write_failure(error: Exception) -> bool:
+    # safetensors reports a full disk as its own error class, which wraps the system's message
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

@@ -1,0 +1,227 @@
+"""Say in words when a run cannot learn, or is about to stop learning: the cause, the figure and the remedy.
+
+A pure function of (state, metrics): the state is a value that the checkpoint holds, so a resumed run neither repeats
+its warnings nor forgets a streak. A cause is named once, and again only after it went away and came back. A metric
+that is missing or not finite leaves its causes as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deepgrpo.config import Config, DeepExplore, EmbeddedEngine, MathReward, UserReward
+
+Metrics = Mapping[str, float | list[float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthState:
+    """What the monitor remembers between steps.
+
+    Example: HealthState(active=("truncated",), dead=3, empty=0, first_entropy=0.61).
+    """
+
+    active: tuple[str, ...] = ()
+    """Causes that were named and have not gone away, sorted."""
+    dead: int = 0
+    """Steps in a row without a mixed group."""
+    empty: int = 0
+    """Steps in a row without a branch."""
+    first_entropy: float | None = None
+    """Entropy of the run's first step, in nats."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` is the inverse."""
+        return {
+            "active": list(self.active),
+            "dead": self.dead,
+            "empty": self.empty,
+            "first_entropy": self.first_entropy,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> HealthState:
+        return cls(tuple(raw["active"]), raw["dead"], raw["empty"], raw["first_entropy"])
+
+
+@dataclass(frozen=True, slots=True)
+class HealthMonitor:
+    """The limits, and the settings that a remedy has to name.
+
+    Example: HealthMonitor(max_new_tokens=256, dead_steps=10).check(HealthState(), {"main/truncated": 0.97}).
+    """
+
+    max_new_tokens: int
+    dead_steps: int = 10
+    rollouts_per_step: int = 0
+    """Main rollouts scored in a step; 0: unknown, the share of failed checks is not watched."""
+    branching: bool = True
+    """Whether the strategy samples branches at all."""
+    answer_place: str = ""
+    """Where the reward looks for the answer, e.g. `reward.answer_format = "boxed"`."""
+    template: str = ""
+    """How the question asks for it, e.g. `data.template.preset = "gsm8k"`."""
+    timeout_key: str = "reward.timeout_s"
+    truncated_share: float = 0.9
+    unparsed_share: float = 0.9
+    problem_share: float = 0.05
+    """Failed checks (time-outs, crashes) among all of a step's."""
+    low_entropy: float = 0.01
+    """Nats per token."""
+    entropy_growth: float = 3.0
+    """Explosion: this many times the first step's entropy, and at least one nat above it."""
+    mismatch_kl: float = 0.05
+    """Nats per token between the sampler's and the learner's distribution."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> HealthMonitor:
+        """The monitor of a recipe."""
+        explore, reward = config.explore, config.reward
+        place = f'reward.type = "{reward.type}"'
+        if isinstance(reward, MathReward):
+            place = f'reward.answer_format = "{reward.answer_format}"'
+        return cls(
+            max_new_tokens=config.sampling.max_new_tokens,
+            dead_steps=config.log.dead_steps,
+            rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
+            branching=isinstance(explore, DeepExplore) and explore.num_pivots > 0,
+            answer_place=place,
+            template=f'data.template.preset = "{config.data.template.preset}"',
+            timeout_key="reward.timeout_s" if isinstance(reward, MathReward | UserReward) else "the reward",
+            # the embedded engine samples with the learner's own weights: only rounding can differ
+            mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngine) else 0.05,
+        )
+
+    def check(self, state: HealthState, metrics: Metrics) -> tuple[HealthState, tuple[str, ...]]:
+        """Look at one step's metrics.
+
+        Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
+        nats), reward/problems (count of the step), branch/sequences, pivots/count, mismatch/kl.
+
+        Returns the next state and the warnings to show now, in a fixed order.
+        """
+        see = _Reader(metrics)
+        mixed, branch_mixed, sequences = see("main/mixed"), see("branch/mixed"), see("branch/sequences")
+        entropy = see("main/entropy")
+        if mixed is not None:
+            # branches of a failed group may disagree: then the step does learn
+            state = replace(state, dead=state.dead + 1 if mixed <= 0 and not (branch_mixed or 0) > 0 else 0)
+        if sequences is not None:
+            state = replace(state, empty=state.empty + 1 if sequences <= 0 else 0)
+        if state.first_entropy is None and entropy is not None:
+            state = replace(state, first_entropy=entropy)
+
+        found: dict[str, str | None] = {}
+        if (share := see("main/truncated")) is not None:
+            found["truncated"] = self._truncated(share) if share >= self.truncated_share else None
+        if (share := see("main/unparsed")) is not None:
+            found["unparsed"] = self._unparsed(share) if share >= self.unparsed_share else None
+        if mixed is not None:
+            found["dead"] = self._dead(state.dead, see("main/reward")) if state.dead >= self.dead_steps else None
+        if (problems := see("reward/problems")) is not None and self.rollouts_per_step:
+            share = problems / (self.rollouts_per_step + (sequences or 0))
+            found["problems"] = self._problems(problems, share) if share > self.problem_share else None
+        if entropy is not None:
+            first = state.first_entropy or 0.0
+            found["collapse"] = self._collapse(entropy) if entropy < self.low_entropy else None
+            exploded = entropy >= self.entropy_growth * first and entropy >= first + 1
+            found["explosion"] = self._explosion(entropy, first) if exploded else None
+        if (kl := see("mismatch/kl")) is not None:
+            found["mismatch"] = self._mismatch(kl) if kl > self.mismatch_kl else None
+        if sequences is not None and self.branching:
+            long = state.empty >= self.dead_steps
+            found["empty"] = self._empty(state.empty, see("pivots/count"), see("main/reward")) if long else None
+
+        new = tuple(text for cause, text in found.items() if text is not None and cause not in state.active)
+        active = {cause for cause in state.active if cause not in found}
+        active |= {cause for cause, text in found.items() if text is not None}
+        return replace(state, active=tuple(sorted(active))), new
+
+    # ------------------------------------------------------------ the sentences
+
+    def _truncated(self, share: float) -> str:
+        return (
+            f"{share:.0%} of the rollouts were cut off at sampling.max_new_tokens = {self.max_new_tokens} before they "
+            "gave an answer; raise it, or check that the model ends its answers (chat template, EOS token, "
+            "sampling.stop)"
+        )
+
+    def _unparsed(self, share: float) -> str:
+        return (
+            f"no answer was found in {share:.0%} of the rollouts: the reward ({self.answer_place or 'reward'}) looks "
+            f"for it where the prompt ({self.template or 'data.template'}) does not ask for it, or the model ignores "
+            "the request; make the two agree and read a few rollouts in trees/"
+        )
+
+    def _dead(self, steps: int, reward: float | None) -> str:
+        head = f"no group of rollouts was mixed in the last {steps} steps, so there is no advantage to learn from"
+        if reward is not None and reward >= 0.98:
+            return (
+                f"{head}: all succeed (mean reward {reward:.2f}); the questions are too easy, choose harder data "
+                "or stop here"
+            )
+        if reward is not None and reward <= 0.02:
+            return (
+                f"{head}: all fail (mean reward {reward:.2f}); try easier questions, more rollouts "
+                "(explore.num_rollouts), a higher sampling.temperature, or a supervised warm start, and check "
+                "the reward on an answer you know to be right"
+            )
+        figure = "" if reward is None else f" (mean reward {reward:.2f})"
+        return (
+            f"{head}: the rollouts of a prompt all agree{figure}; raise sampling.temperature or explore.num_rollouts, "
+            "or choose questions of middling difficulty"
+        )
+
+    def _problems(self, count: float, share: float) -> str:
+        return (
+            f"{count:.0f} checks of the reward failed in this step ({share:.0%}; time-outs, crashes) and scored 0; "
+            f"raise {self.timeout_key} or see log.txt for the reasons"
+        )
+
+    def _collapse(self, entropy: float) -> str:
+        return (
+            f"the entropy fell to {entropy:.4f} nats per token (below {self.low_entropy}): the policy has become "
+            "nearly deterministic and explores no more; lower optim.lr, raise loss.clip_high or loss.beta, or go back "
+            "to an earlier checkpoint"
+        )
+
+    def _explosion(self, entropy: float, first: float) -> str:
+        return (
+            f"the entropy rose to {entropy:.2f} nats per token from {first:.2f} at the start: the policy is coming "
+            "apart; lower optim.lr, lower loss.clip_high or raise loss.beta, and go back to an earlier checkpoint"
+        )
+
+    def _mismatch(self, kl: float) -> str:
+        return (
+            f"the sampler's distribution is {kl:.3f} nats per token away from the learner's (above "
+            f"{self.mismatch_kl}): rollouts are not from the policy that is trained; set learner.dtype to the "
+            'sampler\'s, keep loss.importance = "auto", and lower optim.minibatches or optim.epochs'
+        )
+
+    def _empty(self, steps: int, pivots: float | None, reward: float | None) -> str:
+        head = f"the branch stream was empty in the last {steps} steps"
+        if pivots is not None and pivots > 0:
+            return (
+                f"{head} although the last one had {pivots:.0f} pivots: the branches of each pivot agree, or there "
+                "were fewer than loss.min_branch_sequences; raise explore.branches_per_pivot or lower that minimum"
+            )
+        if reward is not None and reward >= 0.98:
+            return f"{head}: no rollout failed (mean reward {reward:.2f}), so none is expanded; choose harder data"
+        return (
+            f"{head}: no pivot could be chosen; the rollouts may have no segment to branch at (explore.segments.type), "
+            "or none has a reward at or below explore.success_threshold"
+        )
+
+
+class _Reader:
+    """A metric as a finite float, or None."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def __call__(self, name: str) -> float | None:
+        value = self.metrics.get(name)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

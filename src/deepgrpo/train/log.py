@@ -1,0 +1,253 @@
+"""What a run shows and writes while it goes on.
+
+    StepReport ─► metrics.jsonl   one JSON object per step, flushed at once
+               ─► log.txt         the same lines that a reader sees, with the time
+               ─► the terminal    a line per step; with a terminal also a live bar with the time left
+               ─► sinks           TensorBoard, wandb, trackio, if asked for
+
+Without a terminal (a pipe, a batch job) the output is plain text: no colours, no bar, no control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from deepgrpo.config import LogConfig
+from deepgrpo.errors import CheckpointError
+from deepgrpo.records import StepReport
+from deepgrpo.train.sinks import Sink, open_sinks
+
+
+class RunLog:
+    """The log of one run; use it in a `with` statement.
+
+    Example: `with RunLog(run_dir, config.log, total_steps=100, name="demo") as log: log.step(report, 100)`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: LogConfig | None = None,
+        *,
+        total_steps: int,
+        name: str = "run",
+        recipe: Mapping[str, Any] | None = None,
+        done_steps: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        """Open the sinks that `config` asks for; the files are opened on entering.
+
+        Args:
+            directory: the run directory; made if it is missing.
+            total_steps: length of the run, for the bar.
+            recipe: the resolved config, shown by wandb and trackio.
+            done_steps: steps behind the checkpoint that is resumed. Call `truncate` first.
+            console: where to show; default: standard output.
+
+        Raises:
+            MissingExtraError: a sink's package is not installed.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.console = console or Console(highlight=False)
+        self.total_steps, self.done_steps = total_steps, done_steps
+        self.sinks: list[Sink] = open_sinks(
+            config or LogConfig(), directory, name=name, recipe=recipe, first_step=done_steps + 1
+        )
+        self._metrics: TextIO | None = None
+        self._text: TextIO | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self._text = (self.directory / "log.txt").open("a", encoding="utf-8")
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+                # a step may take minutes: rich's window of 30 s would forget every earlier one and show no time left
+                speed_estimate_period=24 * 3600.0,
+            )
+            self._task = self._bar.add_task("step", total=self.total_steps, completed=self.done_steps, figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        for sink in self.sinks:
+            sink.close()
+        for file in (self._metrics, self._text):
+            if file:
+                file.close()
+
+    def step(self, report: StepReport, total_steps: int | None = None) -> None:
+        """Write one step everywhere and show its line, then its warnings."""
+        assert self._metrics is not None, "RunLog.step outside of its with statement"
+        self.total_steps = total_steps or self.total_steps
+        line = step_json(report)
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        self._metrics.flush()
+        values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
+        for sink in self.sinks:
+            sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
+        self._show(step_line(report, self.total_steps))
+        for warning in report.warnings:
+            self.warn(warning)
+        if self._bar is not None and self._task is not None:
+            figures = _figures(report.metrics, ("main/reward", "eval/greedy", "main/entropy", "tokens_per_s"))
+            self._bar.update(self._task, completed=report.step, total=self.total_steps, figures="  ".join(figures))
+
+    def note(self, text: str) -> None:
+        """A line that is no step: what the run does now."""
+        self._show(text)
+
+    def warn(self, text: str) -> None:
+        """A line that the reader should not miss."""
+        self._show(f"warning: {text}", style="yellow")
+
+    def _show(self, text: str, style: str | None = None) -> None:
+        # soft_wrap: a line stays one line in a pipe, where rich would otherwise break it at 80 columns
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        if self._text:
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self._text.flush()
+
+
+def step_json(report: StepReport) -> dict[str, Any]:
+    """A step as a line of metrics.jsonl: step, the metrics, `ledger/...` totals, warnings.
+
+    NaN and infinities become None, as JSON has neither.
+    """
+    ledger = {f"ledger/{key}": value for key, value in report.ledger.as_dict().items()}
+    values = {key: _plain(value) for key, value in {**report.metrics, **ledger}.items()}
+    return {"step": report.step, **values, "warnings": list(report.warnings)}
+
+
+def step_line(report: StepReport, total_steps: int) -> str:
+    """A step as a line to read, figures that it does not have left out.
+
+    `step 12/60  reward .41  mixed 62%  branch .23  eval .58  entropy .33  len 38  grad 0.8  19k tok/s`
+    """
+    figures = _figures(report.metrics, tuple(_LABELS))
+    return "  ".join([f"step {report.step:>{len(str(total_steps))}}/{total_steps}", *figures])
+
+
+def truncate(path: Path, step: int) -> int:
+    """Drop the lines of a metrics.jsonl that come after `step`, and any half-written one; returns how many went.
+
+    A resumed run goes on from its checkpoint; lines of the steps it is going to repeat would stand there twice. The new
+    file is written aside and renamed, so a kill leaves the old one or the new one. A missing file is fine.
+
+    Raises CheckpointError if the file cannot be rewritten.
+    """
+    if not path.exists():
+        return 0
+    kept, dropped = [], 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n") and _step_of(line) <= step:
+                kept.append(line)
+            else:
+                dropped += 1
+    if not dropped:
+        return 0
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be cut back to step {step}: {error}; free some space or fix the permissions"
+        ) from error
+    return dropped
+
+
+def _step_of(line: str) -> float:
+    try:
+        step = json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # torn by a kill: it belongs to no step
+    return float(step)
+
+
+def _plain(value: Any) -> Any:
+    """A number or a list of numbers as JSON takes it; numpy and torch scalars included."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _finite_only(value: Any) -> Any:
+    return [each for each in value if each is not None] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _share(x: float) -> str:
+    return f"{x:.0%}"
+
+
+def _short(x: float) -> str:
+    """`.41`, `-.25`, `1.00`: two decimals without the leading zero."""
+    text = f"{x:.2f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def _count(x: float) -> str:
+    if x < 1000:
+        return f"{x:.0f}"
+    return f"{x / 1000:.1f}k" if x < 9950 else f"{x / 1000:.0f}k"
+
+
+def _two_digits(x: float) -> str:
+    return f"{x:.2g}" if x < 1000 else f"{x:.0f}"
+
+
+_LABELS = {
+    "main/reward": ("reward {}", _short),
+    "main/mixed": ("mixed {}", _share),
+    "branch/reward": ("branch {}", _short),
+    "eval/greedy": ("eval {}", _short),
+    "main/entropy": ("entropy {}", _short),
+    "main/length": ("len {}", _count),
+    "grad_norm": ("grad {}", _two_digits),
+    "tokens_per_s": ("{} tok/s", _count),
+}
+
+
+def _figures(metrics: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    figures = []
+    for name in names:
+        value = metrics.get(name)
+        if value is not None:
+            label, form = _LABELS[name]
+            # a metric that is there but not a number is worth seeing
+            figures.append(label.format(form(float(value)) if math.isfinite(value) else "nan"))
+    return figures

@@ -1,0 +1,41 @@
+"""AdamW and its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deepgrpo.config import OptimConfig
+from deepgrpo.model.policy import Policy
+
+
+def build_optimizer(policy: Policy, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over everything trainable, in the order of the parameters' names in the model."""
+    return torch.optim.AdamW(
+        policy.trainable().values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """Learning rate of an optimizer step.
+
+    Rises linearly over `warmup_steps` (step 0 already moves: lr / warmup_steps), then stays, or falls to zero at `total`
+    on a line or a cosine.
+
+    Args:
+        step: optimizer steps taken before this one.
+        total: optimizer steps of the whole run.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    left = 1.0 - min(1.0, done)
+    return config.lr * (left if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,117 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, trackio. Each is imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from deepgrpo.config import LogConfig
+from deepgrpo.errors import ConfigError, MissingExtraError
+
+Values = Mapping[str, float | list[float]]
+
+
+class Sink(Protocol):
+    """Takes the finite metrics of one step at a time."""
+
+    def write(self, step: int, values: Values) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(
+    config: LogConfig, directory: Path, *, name: str, recipe: Mapping[str, Any] | None, first_step: int
+) -> list[Sink]:
+    """Open what `[log]` asks for. Call it before anything expensive, so that a missing package is noticed at once.
+
+    Args:
+        directory: the run directory; every sink keeps its files under it.
+        name: name of the run in wandb and trackio.
+        recipe: the resolved config, shown beside the run.
+        first_step: the step that comes next; later ones of an interrupted run are discarded where possible.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        ConfigError: the service refuses (not logged in, ...).
+    """
+    for package, wanted in (("tensorboard", config.tensorboard), ("wandb", config.wandb), ("trackio", config.trackio)):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, package, f"log.{package} = true")
+    sinks: list[Sink] = []
+    if config.tensorboard:
+        sinks.append(TensorBoardSink(directory / "tensorboard", first_step))
+    if config.wandb:
+        sinks.append(WandbSink(directory, config.project, name, recipe))
+    if config.trackio:
+        sinks.append(TrackioSink(config.project, name, recipe))
+    return sinks
+
+
+class TensorBoardSink:
+    """Event files under `tensorboard/`. Lists become histograms. On a resume TensorBoard hides the steps undone."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # SummaryWriter writes a purge mark for every step but None, also for 0
+        purge = first_step if first_step > 1 else None
+        self.writer: Any = SummaryWriter(str(directory), purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, values: Values) -> None:
+        import numpy as np
+
+        for key, value in values.items():
+            if not isinstance(value, list):
+                self.writer.add_scalar(key, value, step)
+            elif value:
+                self.writer.add_histogram(key, np.asarray(value, dtype=np.float64), step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbSink:
+    """A run in Weights & Biases; scalars only. `WANDB_MODE=offline` keeps it in the run directory for `wandb sync`."""
+
+    def __init__(self, directory: Path, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
+        import wandb
+
+        # the id is kept beside the run, so that a resumed run goes on in the same curve
+        id_file = directory / "wandb-id.txt"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+        run_id = id_file.read_text(encoding="utf-8").strip()
+        try:
+            self.run: Any = wandb.init(
+                project=project, name=name, id=run_id, resume="allow", dir=str(directory), config=dict(recipe or {})
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"log.wandb is true, but wandb did not start: {error}; run `wandb login`, set WANDB_MODE=offline, "
+                "or set log.wandb = false"
+            ) from None
+
+    def write(self, step: int, values: Values) -> None:
+        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class TrackioSink:
+    """A run in trackio's local database; scalars only."""
+
+    def __init__(self, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
+        import trackio
+
+        self.run: Any = trackio.init(project=project, name=name, config=dict(recipe or {}), resume="allow")
+
+    def write(self, step: int, values: Values) -> None:
+        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,141 @@
+"""Warnings from hand-made metrics: each cause, its figure, its remedy, and once only."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from deepgrpo.config import parse_config
+from deepgrpo.train.health import HealthMonitor, HealthState
+
+FINE = {
+    "main/truncated": 0.1,
+    "main/unparsed": 0.1,
+    "main/mixed": 0.5,
+    "main/reward": 0.4,
+    "main/entropy": 0.5,
+    "reward/problems": 0.0,
+    "branch/sequences": 16.0,
+    "pivots/count": 4.0,
+    "mismatch/kl": 1e-6,
+}
+
+
+def monitor(**changes: object) -> HealthMonitor:
+    return HealthMonitor(**{"max_new_tokens": 256, "dead_steps": 3, "rollouts_per_step": 64, **changes})  # type: ignore[arg-type]
+
+
+def run(watch: HealthMonitor, *steps: dict[str, float | None]) -> list[tuple[str, ...]]:
+    """Warnings of each step; every step is FINE but for what it says."""
+    state, heard = HealthState(), []
+    for step in steps:
+        state, warnings = watch.check(state, {**FINE, **step})
+        heard.append(warnings)
+    return heard
+
+
+def test_a_healthy_run_hears_nothing() -> None:
+    assert run(monitor(), *[{}] * 20) == [()] * 20
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"main/truncated": 0.9}, ["90%", "sampling.max_new_tokens = 256", "raise it"]),
+        ({"main/unparsed": 0.95}, ["95%", 'reward.answer_format = "boxed"', 'data.template.preset = "gsm8k"']),
+        ({"main/entropy": 0.009}, ["0.0090 nats", "optim.lr"]),
+        # 64 rollouts + 16 branches are scored: 8 failed checks are 10%
+        ({"reward/problems": 8.0}, ["8 checks", "10%", "reward.timeout_s"]),
+        ({"mismatch/kl": 0.2}, ["0.200 nats", "learner.dtype"]),
+    ],
+)
+def test_each_cause_is_named_at_once_with_figure_and_remedy(step: dict[str, float], words: list[str]) -> None:
+    watch = monitor(answer_place='reward.answer_format = "boxed"', template='data.template.preset = "gsm8k"')
+    ((warning,),) = run(watch, step)
+    for word in words:
+        assert word in warning
+
+
+def test_limits_are_not_reached_just_below() -> None:
+    # 4 of 80 checks are exactly 5%, which is still allowed
+    steps = {"main/truncated": 0.89, "main/unparsed": 0.89, "main/entropy": 0.011, "reward/problems": 4.0}
+    assert run(monitor(), steps) == [()]
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [(0.0, "all fail"), (1.0, "all succeed"), (0.5, "all agree")],
+)
+def test_dead_groups_after_n_steps_say_which_way(reward: float, words: str) -> None:
+    dead = {"main/mixed": 0.0, "main/reward": reward}
+    first, second, third, fourth = run(monitor(), dead, dead, dead, dead)
+    assert (first, second, fourth) == ((), (), ())
+    assert len(third) == 1
+    assert "last 3 steps" in third[0]
+    assert words in third[0]
+
+
+def test_mixed_branches_keep_a_run_alive() -> None:
+    assert run(monitor(), *[{"main/mixed": 0.0, "branch/mixed": 0.3}] * 5) == [()] * 5
+
+
+def test_one_mixed_step_ends_the_streak() -> None:
+    dead = {"main/mixed": 0.0}
+    assert run(monitor(), dead, dead, {}, dead, dead) == [()] * 5
+
+
+def test_a_cause_is_named_once_until_it_comes_back() -> None:
+    bad = {"main/truncated": 1.0}
+    heard = run(monitor(), bad, bad, {}, bad)
+    assert [len(warnings) for warnings in heard] == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_a_missing_metric_neither_raises_nor_clears(missing: float | None) -> None:
+    bad = {"main/truncated": 1.0}
+    heard = run(monitor(), {"main/truncated": missing}, bad, {"main/truncated": missing}, bad)
+    assert [len(warnings) for warnings in heard] == [0, 1, 0, 0]
+
+
+def test_entropy_explosion_is_relative_to_the_first_step() -> None:
+    # three times 0.5 is 1.5, and one nat above 0.5 is 1.5 as well
+    heard = run(monitor(), {"main/entropy": 0.5}, {"main/entropy": 1.49}, {"main/entropy": 1.5})
+    assert [len(warnings) for warnings in heard] == [0, 0, 1]
+    assert "1.50 nats per token from 0.50" in heard[2][0]
+
+
+def test_empty_branch_stream_tells_why() -> None:
+    none = {"branch/sequences": 0.0, "pivots/count": 0.0}
+    assert "no pivot could be chosen" in run(monitor(), none, none, none)[2][0]
+    assert "no rollout failed" in run(monitor(), *[{**none, "main/reward": 1.0}] * 3)[2][0]
+    agree = {"branch/sequences": 0.0, "pivots/count": 5.0}
+    assert "loss.min_branch_sequences" in run(monitor(), agree, agree, agree)[2][0]
+    assert run(monitor(branching=False), *[none] * 5) == [()] * 5
+
+
+def test_the_state_survives_json() -> None:
+    watch, state = monitor(), HealthState()
+    for step in [{"main/truncated": 1.0, "main/mixed": 0.0}] * 2:
+        state, _ = watch.check(state, {**FINE, **step})
+    assert state == HealthState(active=("truncated",), dead=2, empty=0, first_entropy=0.5)
+    assert HealthState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
+
+
+def test_from_config_names_the_recipes_own_values() -> None:
+    config = parse_config(
+        {
+            "model": {"type": "pretrained", "path": "somewhere"},
+            "data": {"type": "jsonl", "path": "train.jsonl", "template": {"preset": "math"}},
+            "reward": {"type": "math", "answer_format": "boxed"},
+            "sampling": {"max_new_tokens": 99},
+            "run": {"prompts_per_step": 4},
+            "explore": {"type": "root", "num_rollouts": 8},
+            "log": {"dead_steps": 7},
+        }
+    )
+    watch = HealthMonitor.from_config(config)
+    assert (watch.max_new_tokens, watch.dead_steps, watch.rollouts_per_step, watch.branching) == (99, 7, 32, False)
+    assert watch.answer_place == 'reward.answer_format = "boxed"'
+    assert watch.template == 'data.template.preset = "math"'

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import deepgrpo
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import MissingExtraError
 from deepgrpo.records import Ledger, StepReport
@@ -36,14 +37,12 @@ def report(step: int, warnings: tuple[str, ...] = (), **metrics: object) -> Step
 
 
 def quiet() -> Console:
-    return Console(file=open(os.devnull, "w"))  # noqa: SIM115 - the process's end closes it
+    return Console(file=open(os.devnull, "w"))
 
 
 def test_the_step_line() -> None:
     line = step_line(report(12), 60)
-    assert line == (
-        "step 12/60  reward .41  mixed 62%  branch .23  eval .58  entropy .33  len 38  grad 0.8  19k tok/s"
-    )
+    assert line == ("step 12/60  reward .41  mixed 62%  branch .23  eval .58  entropy .33  len 38  grad 0.8  19k tok/s")
     assert len(line) <= 100
 
 
@@ -103,7 +102,9 @@ with RunLog(Path(sys.argv[1]), total_steps=3) as log:
 def environment() -> dict[str, str]:
     # variables with which rich takes a pipe for a terminal, or the other way round
     drop = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "TERM")
-    return {**{k: v for k, v in os.environ.items() if k not in drop}, "TERM": "xterm-256color"}
+    kept = {k: v for k, v in os.environ.items() if k not in drop}
+    source = str(Path(deepgrpo.__file__).parents[1])  # also where the package is not installed
+    return {**kept, "TERM": "xterm-256color", "PYTHONPATH": source}
 
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
@@ -181,8 +182,6 @@ def test_wandb_offline_writes_and_resumes_one_run(tmp_path: Path, monkeypatch: p
 
 
 def test_a_plain_log_imports_neither_torch_nor_a_sink() -> None:
-    code = (
-        "import sys, deepgrpo.train.log; print([m for m in ('torch', 'wandb', 'tensorboard', 'trackio') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    code = "import sys, deepgrpo.train.log; print({'torch', 'wandb', 'tensorboard', 'trackio'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "set()"

@@ -14,12 +14,12 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def extract_answer(text: str) -> str | None:
-    """The normalised answer of a response, or None.
+    r"""The normalised answer of a response, or None.
 
-    The first of these that is there: the content of the last `\\boxed{...}` (braces balanced), the rest of the line
+    The first of these that is there: the content of the last `\boxed{...}` (braces balanced), the rest of the line
     after the last `####`, the number after the last `#` (a heading such as `# Solution` is no answer), the last number.
 
-    >>> extract_answer("so 3*4 = \\\\boxed{12}.")
+    >>> extract_answer("so 3*4 = \\boxed{12}.")
     '12'
     >>> extract_answer("#### 1,200.")
     '1200'

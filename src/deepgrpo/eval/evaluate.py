@@ -58,7 +58,8 @@ class EvalResult:
     metrics: Mapping[str, float]
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
-    prompts, length is in tokens with the stop token, problems is a count of failed checks."""
+    prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion whose
+    answer nobody looked for is not unparsed."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
     """What both rounds of sampling cost."""
@@ -84,6 +85,8 @@ def evaluate(
     """Score one greedy completion and `samples` sampled ones per prompt.
 
     Args:
+        engine: continues the prompts with the policy to measure.
+        reward: scores the completions.
         prompts: at least one, tokenized.
         tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
         sampling: temperature, top_p and stop of the sampled completions; `max_new_tokens`, cut so that prompt and
@@ -91,9 +94,11 @@ def evaluate(
         samples: sampled completions per prompt; 0: greedy only.
         k: report pass@k and maj@k for these; each in 1..samples.
         truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
+        seed: of the random keys, with the prompt's id and the index of the sample.
         step: recorded in the result. It does not enter the random keys.
         success_threshold: a reward above it counts as correct in pass@k. The other figures are mean rewards.
-        chunk: prompts per call to the engine; None: all at once. It changes no figure.
+        chunk: completions per call to the engine (at least those of one prompt); None: all at once. No figure depends
+            on it: it only sets how often `progress` is called.
         progress: called with the number of completions just finished.
 
     In maj@k a completion votes with its extracted answer, unless the reward found no answer in it or it was cut off
@@ -112,18 +117,18 @@ def evaluate(
         )
     if not prompts:
         raise DataError("there are no prompts to evaluate on; check the data set's path, limit and max_prompt_tokens")
-    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk or len(prompts), progress)
+    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk, progress)
 
     greedy_requests = [
         SampleRequest(p.tokens, (rng.key(seed, "eval", p.id, "greedy"),), _room(p, sampling)) for p in prompts
     ]
     greedy = judged(prompts, greedy_requests, SamplingParams(greedy=True, stop=sampling.stop))
-    metrics = _describe([group[0] for group in greedy.groups], prefix="eval/")
-    metrics["eval/greedy"] = _mean([group[0].score.value for group in greedy.groups])
-    metrics["eval/greedy_se"] = standard_error([group[0].score.value for group in greedy.groups])
+    scored = [only for (only,) in greedy.groups]
+    metrics = _describe(scored, prefix="eval/")
+    metrics["eval/greedy"] = _mean([each.score.value for each in scored])
+    metrics["eval/greedy_se"] = standard_error([each.score.value for each in scored])
     metrics["eval/prompts"] = float(len(prompts))
-    problems = [group[0].score.problem for group in greedy.groups]
-    stats, calls = greedy.stats, len(prompts)
+    stats = greedy.stats
 
     drawn: list[list[_Judged]] = [[] for _ in prompts]
     if samples:
@@ -131,9 +136,9 @@ def evaluate(
         requests = [SampleRequest(p.tokens, ks, _room(p, sampling)) for p, ks in zip(prompts, keys, strict=True)]
         params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, stop=sampling.stop)
         sampled = judged(prompts, requests, params)
-        drawn, stats, calls = sampled.groups, stats + sampled.stats, calls + samples * len(prompts)
+        drawn, stats = sampled.groups, stats + sampled.stats
         flat = [each for group in drawn for each in group]
-        problems += [each.score.problem for each in flat]
+        scored += flat
         metrics |= _describe(flat, prefix="eval/sampled_")
         means = [_mean([each.score.value for each in group]) for group in drawn]
         metrics["eval/sampled"] = _mean(means)
@@ -142,7 +147,9 @@ def evaluate(
             correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
             metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
             metrics[f"eval/maj@{each_k}"] = _mean([_vote(group, each_k, truncated_value) for group in drawn])
-    metrics["eval/problems"] = float(sum(problem is not None for problem in problems))
+    metrics["eval/problems"] = float(sum(each.score.problem is not None for each in scored))
+    # the reward never sees a completion that was cut off, unless those are scored like any other
+    calls = sum(truncated_value is None or each.completion.finish != "length" for each in scored)
 
     rows = tuple(
         EvalRow(
@@ -181,14 +188,15 @@ class _Judge:
     reward: Reward
     tokenizer: Any
     truncated_value: float | None
-    chunk: int
+    chunk: int | None
     progress: Callable[[int], None] | None
 
     def __call__(self, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams) -> _Round:
         groups: list[list[_Judged]] = []
         stats = SampleStats()
-        for start in range(0, len(requests), self.chunk):
-            part = slice(start, start + self.chunk)
+        size = max(1, self.chunk // len(requests[0].keys)) if self.chunk else len(requests)
+        for start in range(0, len(requests), size):
+            part = slice(start, start + size)
             batches, cost = self.engine.sample(requests[part], params)
             stats = stats + cost
             groups += self._score(prompts[part], batches)

@@ -43,8 +43,11 @@ class TrainState:
     ledger: Ledger = Ledger()
     health: Mapping[str, Any] = field(default_factory=dict)
     """What the warnings remember."""
-    best_step: int | None = None
+    first_value: float | None = None
+    """Greedy accuracy of the first, the last and the best evaluation."""
+    last_value: float | None = None
     best_value: float | None = None
+    best_step: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

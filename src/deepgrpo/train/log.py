@@ -49,7 +49,9 @@ class RunLog:
 
         Args:
             directory: the run directory; made if it is missing.
+            config: which sinks to open; default: none.
             total_steps: length of the run, for the bar.
+            name: name of the run in wandb and trackio.
             recipe: the resolved config, shown by wandb and trackio.
             done_steps: steps behind the checkpoint that is resumed. Call `truncate` first.
             console: where to show; default: standard output.

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, trackio. Each is imported only when asked for."""
+"""Where metrics go besides metrics.jsonl: TensorBoard, wandb, trackio. Each is imported only when asked for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def open_sinks(
     """Open what `[log]` asks for. Call it before anything expensive, so that a missing package is noticed at once.
 
     Args:
+        config: the recipe's `[log]`.
         directory: the run directory; every sink keeps its files under it.
         name: name of the run in wandb and trackio.
         recipe: the resolved config, shown beside the run.

@@ -1,0 +1,192 @@
+"""The command line. Nothing here loads torch before a command has been understood.
+
+    deepgrpo train RECIPE [--section.key VALUE ...]   train a model by a recipe
+    deepgrpo eval MODEL --data SOURCE                  accuracy and pass@k of a model
+    deepgrpo recipes [NAME]                            the recipes that come along
+
+Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
+With DEEPGRPO_DEBUG=1 in the environment an error shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from deepgrpo import __version__, shipped
+from deepgrpo.config import Config, load_recipe
+from deepgrpo.errors import ConfigError, DeepGRPOError
+from deepgrpo.eval.options import EvalOptions
+from deepgrpo.keys import describe_keys, section_names
+
+Overrides = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model by a recipe.
+
+    Any key of the recipe can be set on the command line: `--optim.lr 3e-5`, `--explore.gamma=-20`,
+    `--sampling.stop '["\\n\\n"]'`. A value is read as TOML, and as a string where it is none; `none` takes a
+    value or a whole table away (`--warmstart none`); `--explore '{type = "root"}'` puts a table in place of
+    the recipe's. `--help-config` lists all keys.
+    """
+
+    recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
+    """Path of a TOML file, or the name of a recipe that comes along, such as demo."""
+    dry_run: bool = False
+    """Load everything, sample and score one step's worth, train nothing."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")] = None
+    """Go on with the run in this directory, by its own config.toml; no RECIPE is given."""
+    help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]")] = None
+    """List every key of a recipe, or of one section, with type, default and meaning."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes that come along, or print one."""
+
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None
+    """Print this recipe, e.g. `deepgrpo recipes demo > mine.toml`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a call that cannot be parsed leaves with SystemExit(2)."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except DeepGRPOError as error:
+        if os.environ.get("DEEPGRPO_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader has gone (`| head`): nothing is left to say, also not when Python flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"deepgrpo {__version__}")
+        return 0
+    overrides: Overrides = []
+    if arguments[:1] == ["train"]:
+        arguments, overrides = split_overrides(arguments)
+        arguments = _give_value(arguments, "--help-config", "all")
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"train": Train, "eval": EvalOptions, "recipes": Recipes},
+        prog="deepgrpo",
+        description="Reinforcement learning that chooses where to explore.\n\nStart with: deepgrpo train demo",
+        args=arguments or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if isinstance(command, Train):
+        return _train(command, overrides)
+    if isinstance(command, Recipes):
+        return _recipes(command)
+    from deepgrpo.eval.command import evaluate_model
+
+    return evaluate_model(command)
+
+
+def _train(command: Train, overrides: Overrides) -> int:
+    if command.help_config is not None:
+        sys.stdout.write(describe_keys(None if command.help_config == "all" else command.help_config))
+        return 0
+    config = _config(command, overrides)
+    if command.dry_run:
+        from deepgrpo.train.dry_run import dry_run
+
+        dry_run(config)
+    else:
+        from deepgrpo.train.loop import train
+
+        train(config, resume=command.resume)
+    return 0
+
+
+def _config(command: Train, overrides: Overrides) -> Config:
+    if command.recipe is None and command.resume is None:
+        raise ConfigError(
+            "deepgrpo train needs a recipe\nusage: deepgrpo train RECIPE [--section.key VALUE ...], "
+            "or: deepgrpo train --resume RUN_DIR; `deepgrpo recipes` lists recipes, `deepgrpo train --help` tells more"
+        )
+    if command.recipe is not None and command.resume is not None:
+        raise ConfigError(
+            f"deepgrpo train was given the recipe {command.recipe!r} and --resume {str(command.resume)!r}; a resumed "
+            "run goes on by its own config.toml, so drop the recipe (--section.key VALUE still changes single values)"
+        )
+    if command.resume is not None:
+        path = command.resume / "config.toml"
+        if not path.is_file():
+            raise ConfigError(
+                f"--resume {str(command.resume)!r} has no config.toml; name the directory of an earlier run, "
+                "e.g. runs/demo"
+            )
+        return load_recipe(path, overrides)
+    assert command.recipe is not None  # checked above
+    return load_recipe(shipped.find_recipe(command.recipe), overrides)
+
+
+def _recipes(command: Recipes) -> int:
+    if command.name is not None:
+        sys.stdout.write(shipped.find_recipe(command.name).read_text(encoding="utf-8"))
+        return 0
+    recipes = shipped.list_recipes()
+    width = max(len(name) for name, _ in recipes)
+    for name, comment in recipes:
+        print(f"{name:<{width}}  {comment}")
+    print("\nprint one: deepgrpo recipes NAME    run one: deepgrpo train NAME")
+    return 0
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], Overrides]:
+    """Take the `--section.key VALUE` and `--section.key=VALUE` pairs out of the arguments.
+
+    An override is an option with a dot in its name, or one that is named like a section of the recipe; all
+    others are left to the parser, so a misspelt option is an error and never an override.
+
+    >>> split_overrides(["train", "demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
+    (['train', 'demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
+
+    Raises ConfigError if a value is missing.
+    """
+    rest: list[str] = []
+    overrides: Overrides = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not ("." in key or key in section_names()):
+            rest.append(argument)
+            continue
+        if not equals:
+            # a single dash may begin a negative number, two begin the next option
+            if not waiting or waiting[0].startswith("--"):
+                raise ConfigError(f"--{key} has no value; write --{key} VALUE")
+            value = waiting.pop(0)
+        overrides.append((key, value))
+    return rest, overrides
+
+
+def _give_value(arguments: Sequence[str], option: str, value: str) -> list[str]:
+    """Give an option its value where it was written without one."""
+    given = list(arguments)
+    if option in given:
+        after = given.index(option) + 1
+        if after == len(given) or given[after].startswith("-"):
+            given.insert(after, value)
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The usual maths suites by name, and what else may stand after `--data`.
+
+    gsm8k                        a suite: NAME.jsonl or NAME_test.jsonl in the data directory, if given, else the hub
+    gsm8k=path/to/file.jsonl     a suite's wording and rules on a local file
+    mine=path/to/file.parquet    any file under a name of your own
+    path/to/file.jsonl           any file
+    owner/name[:config][:split]  a data set on the hub (split: test)
+
+The names here only say where a suite is and how its rows look: no question comes with this package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from deepgrpo.config import (
+    ColumnMap,
+    DataConfig,
+    HubData,
+    JsonlData,
+    MathReward,
+    ParquetData,
+    RewardConfig,
+    TemplateConfig,
+)
+from deepgrpo.errors import ConfigError, DataError, MissingExtraError
+from deepgrpo.prompts.source import ACCEPTED
+from deepgrpo.records import Prompt
+
+AnswerFormat = Literal["boxed", "gsm8k", "any"]
+Preset = Literal["plain", "gsm8k", "math", "custom"]
+
+ANSWER_FORMATS: dict[Preset, AnswerFormat] = {"gsm8k": "gsm8k", "math": "boxed", "plain": "any", "custom": "any"}
+"""Where an answer has to stand: where the wording asks for it."""
+
+_QUESTION_COLUMNS = ("question", "problem")
+_ANSWER_COLUMNS = ("answer", "final_answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A published test set: where the hub has it and how it is asked.
+
+    Example: Suite("math500", hub="HuggingFaceH4/MATH-500", question="problem").
+    """
+
+    name: str
+    hub: str
+    config: str | None = None
+    split: str = "test"
+    question: str = "question"
+    answer: str = "answer"
+    preset: Preset = "math"
+    max_new_tokens: int = 2048
+    """Default bound of a response; a smaller context of the model lowers it."""
+
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        # the hub's answer column holds the whole solution, see `settle_references`
+        Suite("gsm8k", "openai/gsm8k", config="main", preset="gsm8k", max_new_tokens=512),
+        Suite("math500", "HuggingFaceH4/MATH-500", question="problem"),
+        Suite("aime24", "HuggingFaceH4/aime_2024", split="train", question="problem"),
+        Suite("amc", "AI-MO/aimo-validation-amc", split="train", question="problem"),
+        Suite("minerva", "math-ai/minervamath"),
+        # final_answer is a list of one text
+        Suite("olympiad_bench", "math-ai/olympiadbench", answer="final_answer"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """One data set to evaluate on, resolved.
+
+    Example: EvalSet(name="gsm8k", data=JsonlData(...), reward=MathReward(...), max_new_tokens=512).
+    """
+
+    name: str
+    data: DataConfig
+    reward: RewardConfig
+    max_new_tokens: int | None = None
+    """The suite's default; None: the set has none of its own."""
+
+
+def resolve_suite(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    template: TemplateConfig | None = None,
+    answer_format: AnswerFormat | None = None,
+    limit: int | None = None,
+) -> EvalSet:
+    """A suite by its name, from a local file or else from the hub.
+
+    Args:
+        name: one of `SUITES`.
+        path: a .jsonl or .parquet file; its columns may be the suite's or plain question and answer.
+        template: wording; default: the suite's preset.
+        answer_format: where the reward looks; default: where the wording asks for the answer.
+        limit: only the first rows.
+
+    Raises:
+        ConfigError: the name is unknown (names the nearest one).
+        DataError: the file does not exist or is of another kind.
+    """
+    suite = SUITES.get(name)
+    if suite is None:
+        raise ConfigError(f"{name!r} is no known suite; {_hint(name)}")
+    template = template or TemplateConfig(preset=suite.preset)
+    if path is not None:
+        data = _file(Path(path), template, limit, ColumnMap(question=suite.question, answer=suite.answer))
+    else:
+        columns = ColumnMap(question=suite.question, answer=suite.answer)
+        data = HubData(
+            path=suite.hub, name=suite.config, split=suite.split, columns=columns, template=template, limit=limit
+        )
+    return EvalSet(name, data, _reward(template, answer_format), suite.max_new_tokens)
+
+
+def resolve(
+    spec: str,
+    *,
+    data_dir: str | Path | None = None,
+    template: TemplateConfig | None = None,
+    answer_format: AnswerFormat | None = None,
+    limit: int | None = None,
+) -> EvalSet:
+    """What a value of `--data` means; the forms are listed at the top of this file.
+
+    Nothing but a file's first row is read, so that a wrong name is noticed before a model is loaded.
+
+    Raises:
+        ConfigError: neither a suite nor a file nor the form of a hub name.
+        DataError: a file does not exist, or the data directory does not hold the suite.
+    """
+    name, found, path = spec.partition("=")
+    if found:
+        if name in SUITES:
+            return resolve_suite(name, path, template=template, answer_format=answer_format, limit=limit)
+        return _plain(name, Path(path), template, answer_format, limit)
+    if spec in SUITES:
+        local = _in_directory(spec, Path(data_dir)) if data_dir is not None else None
+        return resolve_suite(spec, local, template=template, answer_format=answer_format, limit=limit)
+    if Path(spec).suffix in (".jsonl", ".parquet") or Path(spec).is_file():
+        return _plain(Path(spec).stem, Path(spec), template, answer_format, limit)
+    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).exists():
+        return _hub(spec, template or TemplateConfig(preset="math"), answer_format, limit)
+    raise ConfigError(f"--data {spec!r} is neither a suite nor a .jsonl or .parquet file; {_hint(spec)}")
+
+
+def settle_references(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """Bring published references into the form that rewards compare with.
+
+    GSM8K's answer column holds the solution and then "#### 1,200": the reference becomes "1200". A column `alt_answers`
+    (a list) holds further accepted answers: any of them counts. Other prompts stay as they are.
+    """
+    return tuple(_settle(prompt) for prompt in prompts)
+
+
+def _settle(prompt: Prompt) -> Prompt:
+    if prompt.answer is not None and "####" in prompt.answer:
+        answer = prompt.answer.rpartition("####")[2].strip().replace(",", "")
+        prompt = replace(prompt, answer=answer, columns={**prompt.columns, "answer": answer})
+    others = prompt.columns.get("alt_answers")
+    if prompt.answer is not None and isinstance(others, list | tuple) and others:
+        known = prompt.columns.get(ACCEPTED) or [prompt.answer]
+        accepted = list(dict.fromkeys([*map(str, known), *map(str, others)]))
+        prompt = replace(prompt, columns={**prompt.columns, ACCEPTED: accepted})
+    return prompt
+
+
+def _plain(
+    name: str, path: Path, template: TemplateConfig | None, answer_format: AnswerFormat | None, limit: int | None
+) -> EvalSet:
+    template = template or TemplateConfig(preset="math")
+    return EvalSet(name, _file(path, template, limit, ColumnMap()), _reward(template, answer_format))
+
+
+def _hub(spec: str, template: TemplateConfig, answer_format: AnswerFormat | None, limit: int | None) -> EvalSet:
+    path, *rest = spec.split(":")
+    if len(rest) > 2:
+        raise ConfigError(f"--data {spec!r} has {len(rest)} parts after the name; write owner/name[:config][:split]")
+    split = rest[-1] if rest else "test"
+    data = HubData(path=path, name=rest[0] if len(rest) == 2 else None, split=split, template=template, limit=limit)
+    return EvalSet(path.rpartition("/")[2], data, _reward(template, answer_format))
+
+
+def _reward(template: TemplateConfig, answer_format: AnswerFormat | None) -> MathReward:
+    return MathReward(answer_format=answer_format or ANSWER_FORMATS[template.preset])
+
+
+def _in_directory(name: str, directory: Path) -> Path:
+    names = [f"{name}{ending}" for ending in (".jsonl", "_test.jsonl", ".parquet", "_test.parquet")]
+    for each in names:
+        if (directory / each).is_file():
+            return directory / each
+    raise DataError(
+        f"the data directory {str(directory)!r} holds no {names[0]} or {names[1]} (nor .parquet); put one there, "
+        f"name the file with --data {name}=PATH, or leave out --data-dir to use the hub"
+    )
+
+
+def _file(path: Path, template: TemplateConfig, limit: int | None, usual: ColumnMap) -> DataConfig:
+    """The data section of a local file. Its columns are the suite's where it has them, else the common names."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise DataError(f"data file {str(path)!r} does not exist; check the path (relative to the working directory)")
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise DataError(f"data file {str(path)!r} is neither .jsonl nor .parquet; convert it to one of them")
+    have = _column_names(path)
+    question = _first((usual.question, *_QUESTION_COLUMNS), have) or usual.question
+    answer = _first((str(usual.answer), *_ANSWER_COLUMNS), have) or usual.answer
+    columns = ColumnMap(question=question, answer=answer)
+    kind: Any = JsonlData if path.suffix == ".jsonl" else ParquetData
+    data: DataConfig = kind(path=str(path), columns=columns, template=template, limit=limit)
+    return data
+
+
+def _column_names(path: Path) -> tuple[str, ...]:
+    """Columns of the first row; empty if it cannot be read, which reading the data will explain."""
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingExtraError("pyarrow", "data", f"--data {path}") from None
+        try:
+            return tuple(pyarrow.parquet.read_schema(path).names)
+        except (OSError, pyarrow.ArrowException):
+            return ()
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(next((line for line in file if line.strip()), "{}"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(row) if isinstance(row, dict) else ()
+
+
+def _first(wanted: Sequence[str], have: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in have), None)
+
+
+def _hint(name: str) -> str:
+    close = difflib.get_close_matches(name, SUITES, n=1)
+    nearest = f"did you mean {close[0]!r}? " if close else ""
+    return f"{nearest}The suites are {', '.join(SUITES)}; for a file of your own write name=PATH"

@@ -1,0 +1,244 @@
+"""Training, from the first prompt to the last checkpoint. Read this first.
+
+    prompts ─► grow(strategy, engine, reward) ─► credit ─► update ─► metrics, checkpoint
+                 ▲                                            │
+                 └──── policy version, strategy state ────────┘     (the only two edges back)
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from deepgrpo.config import Config, SamplingConfig, SyntheticData
+from deepgrpo.eval.evaluate import evaluate
+from deepgrpo.explore.grow import grow
+from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.records import Ledger, StepReport
+from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.train.health import HealthState
+from deepgrpo.train.metrics import Metrics, tree_metrics
+from deepgrpo.train.setup import Run, open_run, save_start
+from deepgrpo.train.trees import save_trees
+from deepgrpo.train.warmstart import Example, warm_start
+
+
+def train(config: Config, *, resume: Path | None = None) -> Path:
+    """Run a recipe to its end, or on from the newest checkpoint of a run directory.
+
+    Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once.
+
+    Returns:
+        the run directory.
+
+    Raises:
+        DeepGRPOError: see errors.py. An earlier checkpoint is never harmed.
+    """
+    run = open_run(config, resume)
+    try:
+        with run.log as log, _graceful_stop() as stop:
+            log.note(run.describe())
+            state = run.restore() if resume else _start(run)
+            saved = state.step if resume else 0
+            while not _done(run, state) and not stop.requested:
+                state, report = train_step(run, state)
+                log.step(report)
+                every = config.checkpoint.every
+                if every and state.step % every == 0:
+                    run.checkpoints.save(run.policy, run.learner.optimizer, state)
+                    saved = state.step
+            if state.step != saved:
+                run.checkpoints.save(run.policy, run.learner.optimizer, state)
+            _farewell(run, state)
+    finally:
+        run.close()
+    return run.directory
+
+
+def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
+    """One turn of the algorithm: everything between two policies."""
+    config, step = run.config, state.step + 1
+    began = time.perf_counter()
+    prompts, cursor = run.source.take(Cursor.from_dict(state.cursor), config.run.prompts_per_step)
+    growth = grow(
+        prompts, run.strategy, state.strategy, run.engine, run.judge,
+        decode=run.decode, params=run.sampling_params, limits=run.limits,
+        seed=config.run.seed, step=step, version=state.optimizer_steps,
+    )  # fmt: skip
+    credits = [run.strategy.credit(tree) for tree in growth.trees]
+    learning = time.perf_counter()
+    update = run.learner.update(growth.trees, credits)
+    seconds_learn = time.perf_counter() - learning
+    strategy_state = run.strategy.observe(state.strategy, growth.trees)
+
+    spent = update.ledger + Ledger(
+        sampled_tokens=growth.stats.sampled_tokens,
+        sampled_sequences=sum(len(tree.nodes) for tree in growth.trees),
+        prefix_tokens=growth.stats.prefix_tokens,
+        prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
+        verifier_calls=growth.verifier_calls,
+        seconds_sample=growth.stats.seconds,
+        seconds_reward=growth.seconds_reward,
+        seconds_learn=seconds_learn,
+    )
+    state = replace(
+        state, step=step, optimizer_steps=run.learner.optimizer_steps, cursor=cursor.to_dict(),
+        strategy=strategy_state, ledger=state.ledger + spent,
+    )  # fmt: skip
+    metrics: Metrics = {
+        **tree_metrics(growth.trees, credits),
+        **update.metrics,
+        **run.strategy.report(strategy_state),
+        "tokens_per_s": growth.stats.sampled_tokens / max(growth.stats.seconds, 1e-9),
+        "sampled_tokens": float(growth.stats.sampled_tokens),
+        "time/sample": growth.stats.seconds,
+        "time/reward": growth.seconds_reward,
+        "time/learn": seconds_learn,
+    }
+    if config.log.trees_every and step % config.log.trees_every == 0:
+        save_trees(run.directory / "trees" / f"step-{step:06d}.jsonl.gz", growth.trees, credits)
+    if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):
+        state, found = _evaluate(run, state)
+        metrics |= found
+    metrics["time/step"] = time.perf_counter() - began
+    health, warnings = run.monitor.check(HealthState.from_dict(state.health), metrics)
+    return replace(state, health=health.as_dict()), StepReport(step, metrics, state.ledger, warnings)
+
+
+def _start(run: Run) -> TrainState:
+    """The state before the first step: warm start if the recipe asks for one, reference, first evaluation."""
+    if run.config.warmstart:
+        _warm_start(run)
+    run.freeze_reference()
+    state = TrainState(
+        cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict()
+    )
+    if run.config.eval.every:
+        state, metrics = _evaluate(run, state)
+        run.log.step(StepReport(0, metrics, state.ledger))
+    return state
+
+
+def _warm_start(run: Run) -> None:
+    """Imitate the task's written solutions, on questions of the training split."""
+    config, data = run.config, run.config.data
+    assert config.warmstart is not None and isinstance(data, SyntheticData)
+    task, tokenizer = SyntheticTask(data), run.policy.tokenizer
+    # a stream of its own, so that the questions of the warm start are not those of the first steps
+    source = build_source(
+        data.model_copy(update={"seed": data.seed + 1_000_003}), tokenizer, seed=config.run.seed, context=run.policy.context
+    )
+
+    def examples(start: int, count: int) -> list[Example]:
+        prompts, _ = source.take(Cursor(position=start) if source.size is None else _wrapped(start, source.size), count)
+        return [
+            (p.tokens, tuple(tokenizer(task.solution(p), add_special_tokens=False).input_ids) + (tokenizer.eos_token_id,))
+            for p in prompts
+        ]
+
+    def check() -> float:
+        result = evaluate(
+            run.engine, run.eval_reward, run.eval_prompts, tokenizer, sampling=_sampling(run), samples=1,
+            truncated_value=0.0, seed=config.run.seed,
+        )  # fmt: skip
+        return result.metrics["eval/sampled"]
+
+    def progress(step: int, loss: float, accuracy: float | None) -> None:
+        assert config.warmstart is not None
+        if accuracy is not None or step % config.warmstart.check_every == 0:
+            measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
+            run.log.note(f"warm start {step}/{config.warmstart.steps}  loss {loss:.3f}{measured}")
+
+    warm_start(
+        run.policy, config.warmstart, examples, token_budget=config.learner.token_budget,
+        check=check if run.eval_prompts else None, progress=progress,
+    )  # fmt: skip
+    save_start(run)
+
+
+def _wrapped(start: int, size: int) -> Cursor:
+    return Cursor(epoch=start // size, position=start % size)
+
+
+def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
+    """Measure the policy on the held-out questions; write the answers; remember the first, last and best accuracy."""
+    began = time.perf_counter()
+    config = run.config
+    result = evaluate(
+        run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer, sampling=_sampling(run),
+        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed, step=state.step,
+        truncated_value=(config.eval.reward or config.reward).truncated_value,
+    )  # fmt: skip
+    path = run.directory / "eval" / f"step-{state.step:06d}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)
+    seconds = time.perf_counter() - began
+    greedy = result.metrics["eval/greedy"]
+    # step 0 has no checkpoint that could be kept
+    if state.step and (state.best_value is None or greedy > state.best_value):
+        state = replace(state, best_step=state.step, best_value=greedy)
+    state = replace(
+        state, ledger=state.ledger + Ledger(seconds_eval=seconds), last_value=greedy,
+        first_value=greedy if state.first_value is None else state.first_value,
+    )  # fmt: skip
+    return state, {**result.metrics, "time/eval": seconds}
+
+
+def _sampling(run: Run) -> SamplingConfig:
+    """The recipe's sampling with the model's context filled in."""
+    return run.config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens})
+
+
+def _done(run: Run, state: TrainState) -> bool:
+    budget = run.config.run.max_sampled_tokens
+    return state.step >= run.config.run.steps or (budget is not None and state.ledger.sampled_tokens >= budget)
+
+
+def _farewell(run: Run, state: TrainState) -> None:
+    """What came of it, and where it is."""
+    if not _done(run, state):
+        run.log.note(
+            f"stopped after step {state.step} and saved; continue with: deepgrpo train --resume {run.directory}"
+        )
+    if state.first_value is not None and state.last_value is not None:
+        gain = 100 * (state.last_value - state.first_value)
+        run.log.note(
+            f"greedy accuracy on {len(run.eval_prompts)} held-out questions: {state.first_value:.1%} before, "
+            f"{state.last_value:.1%} after {state.step} steps ({gain:+.1f} points, "
+            f"{state.ledger.sampled_tokens:,} sampled tokens)"
+        )
+    run.log.note(f"run directory: {run.directory}")
+
+
+@dataclass
+class _Stop:
+    requested: bool = False
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[_Stop]:
+    """Inside, the first Ctrl-C or SIGTERM asks for an end after the step; the second Ctrl-C is the usual one."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals can be caught in the main thread only
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""What a step's trees say, as numbers. docs/metrics.md tells how to read each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deepgrpo.records import Credit, Node, Pivot, Stream, Tree
+
+DEPTH_BINS = 10
+"""Bins of the depth ratio r in (0, 1]; bin i holds i / 10 < r ≤ (i + 1) / 10."""
+
+Metrics = dict[str, Any]
+
+
+def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
+    """Rewards, groups, lengths and pivots of a step."""
+    metrics: Metrics = {}
+    for stream in ("main", "branch"):
+        nodes = [node for tree in trees for _, node in tree.stream(stream)]
+        metrics[f"{stream}/rollouts"] = float(len(nodes))
+        if nodes:
+            metrics |= _stream_metrics(stream, nodes, credits)
+    everything = [node for tree in trees for node in tree.nodes]
+    metrics["reward/problems"] = float(sum(node.score.problem is not None for node in everything))
+    for problem in sorted({node.score.problem for node in everything if node.score.problem}):
+        metrics[f"reward/problem_{problem.replace(' ', '_')}"] = float(
+            sum(node.score.problem == problem for node in everything)
+        )
+    return metrics | pivot_metrics(trees)
+
+
+def _stream_metrics(stream: Stream, nodes: Sequence[Node], credits: Sequence[Credit]) -> Metrics:
+    groups = [group for credit in credits for group in credit.groups if group.stream == stream]
+    whole = [node for node in nodes if node.finish == "stop"]
+    metrics = {
+        f"{stream}/reward": float(np.mean([node.reward for node in nodes])),
+        f"{stream}/truncated": float(np.mean([node.finish == "length" for node in nodes])),
+        f"{stream}/length": float(np.mean([len(node.tokens) for node in nodes])),
+        # a response that was cut off could not give its answer: it is no sign of a wrong format
+        f"{stream}/unparsed": float(np.mean([not node.score.parsed for node in whole])) if whole else 0.0,
+        f"{stream}/surprisal": float(-np.concatenate([node.logprobs for node in nodes]).mean()),
+    }
+    if groups:
+        metrics[f"{stream}/groups"] = float(len(groups))
+        metrics[f"{stream}/mixed"] = float(np.mean([group.mixed for group in groups]))
+        metrics[f"{stream}/zero_variance"] = 1.0 - metrics[f"{stream}/mixed"]
+    return metrics
+
+
+def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
+    """Where branches started, and whether any of them succeeded.
+
+    `rescue_by_ratio` has None in a bin without pivots: no pivot there is not the same as no rescue.
+    """
+    found = [(pivot, _rescued(tree, i)) for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
+    metrics: Metrics = {"pivots/count": float(len(found))}
+    if not found:
+        return metrics
+    rescued = np.array([ok for _, ok in found])
+    bins = np.array([depth_bin(pivot) for pivot, _ in found])
+    counts = np.bincount(bins, minlength=DEPTH_BINS)
+    return metrics | {
+        "pivots/rescue_rate": float(rescued.mean()),
+        "pivots/unrecoverable": float((~rescued).sum()),
+        "pivots/ratio": float(np.mean([pivot.ratio for pivot, _ in found])),
+        "pivots/ratio_histogram": [float(c) for c in counts],
+        "pivots/rescue_by_ratio": [
+            float(rescued[bins == i].mean()) if counts[i] else None for i in range(DEPTH_BINS)
+        ],
+    }
+
+
+def depth_bin(pivot: Pivot) -> int:
+    # r = 3 / 10 must fall into bin 2 although 0.3 * 10 is 3.0000000000000004 for some quotients
+    return min(DEPTH_BINS - 1, max(0, int(np.ceil(pivot.ratio * DEPTH_BINS - 1e-9)) - 1))
+
+
+def _rescued(tree: Tree, pivot: int) -> bool:
+    """Whether a branch does better than the rollout it branched from."""
+    parent = tree.pivots[pivot].parent
+    floor = tree.nodes[parent].reward if parent >= 0 else 0.0
+    return any(tree.nodes[child].reward > floor for child in tree.children(pivot))

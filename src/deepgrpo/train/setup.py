@@ -1,0 +1,214 @@
+"""Everything that a run builds once, and how it is put together."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, to_toml
+from deepgrpo.engines.base import Engine, SamplingParams
+from deepgrpo.engines.embedded.engine import EmbeddedEngine
+from deepgrpo.errors import CheckpointError, ConfigError, ModelError
+from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Limits, Strategy
+from deepgrpo.explore.grow import Judge
+from deepgrpo.model.policy import Policy, Reference, load_policy, scratch_policy
+from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.source import PromptSource, build_source
+from deepgrpo.prompts.tasks import build_task
+from deepgrpo.records import Prompt
+from deepgrpo.rewards.base import Reward, build_reward, judge
+from deepgrpo.train.checkpoint import Checkpoints, TrainState
+from deepgrpo.train.health import HealthMonitor
+from deepgrpo.train.log import RunLog, truncate
+from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.step import Learner
+
+START = "start"
+"""Inside a run directory: the weights behind a warm start, from which the KL reference is made on resume."""
+
+
+@dataclass
+class Run:
+    """The parts of a run. What changes from step to step is in `TrainState`, the weights and the moments aside."""
+
+    config: Config
+    directory: Path
+    policy: Policy
+    source: PromptSource
+    strategy: Strategy
+    engine: Engine
+    reward: Reward
+    eval_reward: Reward
+    eval_prompts: Sequence[Prompt]
+    learner: Learner
+    checkpoints: Checkpoints
+    log: RunLog
+    monitor: HealthMonitor
+    limits: Limits
+
+    @property
+    def judge(self) -> Judge:
+        return functools.partial(judge, self.reward, self.config.reward.truncated_value)  # type: ignore[return-value]
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str]:
+        return lambda tokens: self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        wanted = self.config.sampling
+        return SamplingParams(wanted.temperature, wanted.top_p, stop=wanted.stop)
+
+    def freeze_reference(self) -> None:
+        """Take the present weights as the start model of the KL term, if there is one."""
+        if self.config.loss.beta > 0:
+            self.learner.reference = Reference.of(self.policy)
+
+    def restore(self) -> TrainState:
+        """Weights, moments and state of the newest checkpoint; the reference is the start model, as ever."""
+        if (self.directory / START).is_dir():
+            self.policy.load_weights(self.directory / START)
+        self.freeze_reference()
+        state = self.checkpoints.load(self.policy, self.learner.optimizer)
+        self.learner.optimizer_steps = state.optimizer_steps
+        return state
+
+    def describe(self) -> str:
+        """What is about to be trained, in a line."""
+        count = sum(p.numel() for p in self.policy.trainable().values())
+        size = self.source.size
+        parts = [
+            f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            "endless prompts" if size is None else f"{size} prompts",
+            f"explore {self.config.explore.type}",
+            f"{self.directory}",
+        ]
+        skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
+        return " · ".join(parts) + (f"\nrows skipped: {skipped}" if skipped else "")
+
+    def close(self) -> None:
+        self.reward.close()
+        if self.eval_reward is not self.reward:
+            self.eval_reward.close()
+
+
+def open_run(config: Config, resume: Path | None) -> Run:
+    """Build all parts. On resume the metrics are cut back to the newest checkpoint.
+
+    Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
+    """
+    directory = resume or Path(config.run.dir) / config.run.name
+    checkpoints = Checkpoints(
+        directory / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+    )
+    done = _newest(directory, checkpoints) if resume else 0
+    if not resume and (directory / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME, or continue "
+            f"it with: deepgrpo train --resume {directory}"
+        )
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    policy = build_policy(config)
+    if config.learner.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    limits = response_limits(config, policy)
+    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    reward = build_reward(config.reward, build_task(config.data))
+    eval_prompts, eval_reward = _evaluation(config, policy, limits, reward)
+    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
+    learner = Learner(
+        policy, None, build_optimizer(policy, config.optim), config,
+        exact_sampler=engine.exact and config.sampling.top_p == 1.0,
+    )  # fmt: skip
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
+    truncate(directory / "metrics.jsonl", done)
+    log = RunLog(
+        directory, config.log, total_steps=config.run.steps, name=config.run.name, recipe=config.model_dump(mode="json"),
+        done_steps=done,
+    )  # fmt: skip
+    return Run(
+        config, directory, policy, source,
+        build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer),
+        engine, reward, eval_reward, eval_prompts, learner, checkpoints, log, HealthMonitor.from_config(config), limits,
+    )  # fmt: skip
+
+
+def build_policy(config: Config) -> Policy:
+    """The policy of a recipe, on its device."""
+    device = resolve_device(config.run.device)
+    learner = config.learner
+    if isinstance(config.model, ScratchModel):
+        return scratch_policy(
+            config.model, synthetic.tokenizer(), seed=config.run.seed, device=device, dtype=learner.dtype,
+            logprob_chunk=learner.logprob_chunk,
+        )  # fmt: skip
+    assert isinstance(config.model, PretrainedModel)
+    return load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+
+
+def resolve_device(wanted: str) -> str:
+    """The torch device for `run.device`. Raises ConfigError if it is not there."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"run.device is {wanted!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"run.device is {wanted!r}, but torch sees no CUDA device; set run.device = \"cpu\" or \"auto\"")
+    return wanted
+
+
+def response_limits(config: Config, policy: Policy) -> Limits:
+    """How long responses may get: the recipe's wish within the model's context."""
+    sampling = config.sampling
+    total = sampling.max_total_tokens or policy.context
+    if total > policy.context:
+        raise ModelError(
+            f"sampling.max_total_tokens is {total}, but the model's context is {policy.context}; lower it"
+        )
+    return Limits(sampling.max_new_tokens, total)
+
+
+def _newest(directory: Path, checkpoints: Checkpoints) -> int:
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError(
+            f"{directory} holds no checkpoint to resume from; start the run anew: delete the directory, or choose "
+            "another --run.name"
+        )
+    return steps[-1]
+
+
+def _evaluation(config: Config, policy: Policy, limits: Limits, reward: Reward) -> tuple[Sequence[Prompt], Reward]:
+    """Held-out prompts and their reward; the training's own where the recipe does not name another."""
+    wanted = config.eval
+    if wanted.data is None or wanted.every is None:
+        return (), reward
+    source = build_source(
+        wanted.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, shuffle=False
+    )
+    chosen = wanted.reward or config.reward
+    shared = wanted.reward is None and not isinstance(chosen, TaskReward)
+    return source.head(wanted.limit), reward if shared else build_reward(chosen, build_task(wanted.data))
+
+
+def save_start(run: Run) -> None:
+    """Keep the weights behind a warm start: a resumed run takes its KL reference from them."""
+    aside = run.directory / f".tmp-{START}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    run.policy.save(aside)
+    aside.rename(run.directory / START)

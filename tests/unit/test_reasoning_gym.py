@@ -1,0 +1,102 @@
+"""reasoning-gym as a source of questions and of scores."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from deepgrpo.config import ReasoningGymData, TemplateConfig
+from deepgrpo.errors import ConfigError
+from deepgrpo.prompts.gym import extract_answer
+from deepgrpo.prompts.source import build_source
+from deepgrpo.prompts.tasks import build_task
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "answer"),
+    [
+        ("3", "3", "3"),
+        ("4 - 1 = 3.", "3", "3"),
+        ("The sum is 1,234, as you see", "1234", "1234"),
+        ("it falls to -5.", "-5", "-5"),
+        ("so 8-5", "5", "5"),  # a minus between numbers subtracts
+        ("x = -2.50 m", "-2.50", "-2.50"),
+        ("<answer>7</answer> no, <answer> 8 </answer>, not 9", "8", "8"),
+        ("1 and 2\n#### 3", "3", "3"),
+        ("1 and 2\n#### The answer is 3 apples", "3", "3"),
+        ("thus \\boxed{3} (4 would be wrong)", "3", "3"),
+        ("<answer>2</answer>\n#### 3 \\boxed{4}", "2", "2"),
+        ("#### 3 \\boxed{4}", "knight", "3 \\boxed{4}"),
+        ("\\boxed{\\frac{1}{2}} and \\boxed{", "x", "\\frac{1}{2}"),
+        ("  Victoria is a knight.\n", "Victoria is a knight", "Victoria is a knight."),
+        ("1 2\n3 4", None, "1 2\n3 4"),
+    ],
+)
+def test_extract_answer(completion: str, reference: str | None, answer: str):
+    assert extract_answer(completion, reference) == (answer, True)
+
+
+@pytest.mark.parametrize(("completion", "reference"), [("", "3"), ("  \n", "cat"), ("no idea", "3"), ("#### ", "3")])
+def test_nothing_to_extract(completion: str, reference: str):
+    assert not extract_answer(completion, reference)[1]
+
+
+def words():
+    """A word-level tokenizer that knows every text, by an unknown token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="the extra gym is not installed")
+class TestChainSum:
+    DATA = ReasoningGymData(
+        task="chain_sum",
+        params={"min_terms": 2, "max_terms": 3},
+        size=20,
+        seed=1,
+        template=TemplateConfig(preset="custom", user="{question} Think, then answer.", chat=False),
+    )
+
+    @pytest.fixture
+    def prompts(self):
+        return build_source(self.DATA, words(), seed=0, context=256).head(20)
+
+    def test_prompts(self, prompts):
+        assert len(prompts) == 20
+        assert prompts[0].question == "State the final answer to the following arithmetic problem: 4 - 1 ="
+        assert prompts[0].text.endswith("4 - 1 = Think, then answer.")
+        assert (prompts[0].id, prompts[0].answer) == ("chain_sum-1-0", "3")
+        assert prompts[0].columns["metadata"]["expression"] == "4 - 1"
+
+    def test_its_verifier_scores_free_text(self, prompts):
+        task = build_task(self.DATA)
+        for prompt in prompts:
+            assert task.verify(prompt, f"Let me see ... that is {prompt.answer}.").value == 1.0
+            assert task.verify(prompt, f"so {int(prompt.answer) + 1}").value == 0.0
+        score = task.verify(prompts[0], "I do not know")
+        assert (score.value, score.parsed) == (0.0, False)
+
+    def test_limit(self):
+        data = self.DATA.model_copy(update={"limit": 3})
+        assert len(build_source(data, words(), seed=0, context=256)) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "chain_sums"}, "'chain_sums', which reasoning-gym does not have; did you mean 'chain_sum'"),
+        ({"task": "qqqq"}, "choose one of .*chain_sum"),
+        ({"task": "chain_sum", "params": {"terms": 3}}, r"data.params = {'terms': 3} .* unexpected keyword .*'terms'"),
+        ({"task": "chain_sum", "params": {"min_terms": 9, "max_terms": 2}}, "max_terms must be >= min_terms"),
+        ({"task": "chain_sum", "params": {"seed": 3}}, "'seed' = 3; set data.seed instead"),
+    ],
+)
+def test_bad_recipes(fields: dict, message: str):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(ConfigError, match=message):
+        build_task(ReasoningGymData(**fields))

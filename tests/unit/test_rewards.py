@@ -1,0 +1,428 @@
+"""Rewards: what they say of a response, and what a bad check or a bad function can do to a run (little)."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
+from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.records import Prompt, Score
+from deepgrpo.rewards.base import build_reward, judge, references
+from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer, last_boxed
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def prompt(answer=None, name="p", **columns) -> Prompt:
+    return Prompt(name, "text of " + name, (1,), "q", answer, columns)
+
+
+def ask(reward, pairs) -> list[Score]:
+    prompts = [item if isinstance(item, Prompt) else prompt(item) for item, _ in pairs]
+    return reward.score(prompts, [text for _, text in pairs], [(1, 2)] * len(pairs))
+
+
+class Fixed:
+    """A reward that says how it was asked."""
+
+    def __init__(self):
+        self.asked: list[str] = []
+
+    def score(self, prompts, completions, completion_ids):
+        assert len(prompts) == len(completions) == len(completion_ids)
+        self.asked += completions
+        return [Score(float(text)) for text in completions]
+
+    def close(self): ...
+
+
+class TestJudge:
+    ROWS = ([prompt()] * 4, ["1", "2", "3", "4"], [()] * 4)
+
+    def test_truncated_responses_are_not_asked_about(self):
+        reward = Fixed()
+        scores = judge(reward, -0.5, *self.ROWS, ["length", "stop", "length", "stop"])
+        assert scores == [Score(-0.5), Score(2.0), Score(-0.5), Score(4.0)]
+        assert scores[0].parsed and reward.asked == ["2", "4"]
+
+    def test_none_scores_them_like_any_other(self):
+        scores = judge(Fixed(), None, *self.ROWS, ["length", "stop", "length", "stop"])
+        assert [score.value for score in scores] == [1, 2, 3, 4]
+
+    def test_nothing_left_to_ask(self):
+        reward = Fixed()
+        assert judge(reward, 0.0, *self.ROWS, ["length"] * 4) == [Score(0.0)] * 4
+        assert judge(reward, 0.0, [], [], [], []) == []
+        assert reward.asked == []
+
+
+def test_references():
+    assert references(prompt("5"), "x") == ("5",)
+    assert references(prompt("5", accepted_answers=["5", "five"]), "x") == ("5", "five")
+    with pytest.raises(RewardError, match="prompt 'p' has no reference answer.*set data.columns.answer"):
+        references(prompt(), 'reward.type = "exact"')
+
+
+@pytest.mark.parametrize(
+    ("marker", "completion", "value", "parsed"),
+    [
+        ("####", "so\n#### 4 2 \nbye", 1.0, True),
+        ("####", "#### 1\n####  4   2", 1.0, True),
+        ("####", "#### 4 2.", 0.0, True),
+        ("####", "4 2", 0.0, False),
+        ("", " 4\n2 ", 1.0, True),
+        ("Answer:", "Answer: 4 2", 1.0, True),
+    ],
+)
+def test_exact(marker, completion, value, parsed):
+    reward = build_reward(ExactReward(marker=marker))
+    assert ask(reward, [("4 2", completion)]) == [Score(value, parsed)]
+    reward.close()
+
+
+def test_exact_accepts_any_of_several():
+    reward = build_reward(ExactReward())
+    several = prompt("5", accepted_answers=["5", "five"])
+    assert [s.value for s in ask(reward, [(several, "#### five"), (several, "#### 5"), (several, "#### 6")])] == [1, 1, 0]
+
+
+class TestTask:
+    class Half:
+        def verify(self, prompt, completion):
+            if completion == "raise":
+                raise ValueError("no")
+            return Score(0.5, parsed=completion != "nothing")
+
+    def test_threshold(self):
+        pairs = [("1", "x"), ("1", "nothing")]
+        assert ask(build_reward(TaskReward(), self.Half()), pairs) == [Score(0.0), Score(0.0, parsed=False)]
+        assert ask(build_reward(TaskReward(threshold=0.5), self.Half()), pairs)[0] == Score(0.5)
+
+    def test_a_verifier_that_raises_costs_its_sample_only(self):
+        scores = ask(build_reward(TaskReward(threshold=0.0), self.Half()), [("1", "raise"), ("1", "x")])
+        assert scores == [Score(0.0, problem="raised"), Score(0.5)]
+
+    def test_no_task(self):
+        with pytest.raises(ConfigError, match='reward.type is "task", but the data brings no verifier'):
+            build_reward(TaskReward())
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\\boxed{1}", "1"),
+        ("\\boxed{1} \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{1} \\boxed{2", "1"),
+        ("\\boxed{\\boxed{3}}", "3"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{1\\right.}", "\\left\\{1\\right."),
+        ("} \\boxed{}", ""),
+        ("boxed{1}", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+
+
+def test_last_boxed_takes_linear_time():
+    started = time.perf_counter()
+    assert last_boxed("\\boxed{" * 50_000) is None
+    assert last_boxed("\\boxed{1" + "{}" * 50_000 + "}") is not None
+    assert time.perf_counter() - started < 2
+
+
+def test_find_answer():
+    assert find_answer("x \\boxed{ 18. }", "boxed") == "\\boxed{18}"
+    assert find_answer("x \\boxed{ }", "boxed") is None
+    assert find_answer("#### 1\n#### \\$18.\nbecause", "gsm8k") == "$18."
+    assert find_answer("18", "gsm8k") is find_answer("####\n", "gsm8k") is find_answer(" ", "any") is None
+    assert find_answer("18", "any") == "18"
+
+
+class TestMath:
+    @pytest.fixture(scope="class")
+    def boxed(self):
+        reward = MathAnswerReward(MathReward(answer_format="boxed", timeout_s=20))
+        yield reward
+        reward.close()
+
+    @pytest.mark.parametrize(
+        ("reference", "answer", "value"),
+        [
+            ("25", "25", 1.0),
+            ("025", "25", 1.0),
+            ("25", "025", 1.0),
+            ("25", "26", 0.0),
+            ("\\frac{1}{2}", "0.5", 1.0),
+            ("1/2", "\\dfrac12", 1.0),
+            ("$\\frac{1}{2}$", "\\frac{2}{4}", 1.0),
+            ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, \\pi/2)", 1.0),
+            ("\\left( 3, \\frac{\\pi}{2} \\right)", "2", 0.0),
+            ("18.", "18", 1.0),
+            ("18", "18.", 1.0),
+            ("\\$18.90", "18.90", 1.0),
+            ("1,000", "1000", 1.0),
+            ("x+1", "1+x", 1.0),
+            ("\\text{east}", "\\text{east}", 1.0),
+        ],
+    )
+    def test_boxed(self, boxed, reference, answer, value):
+        assert ask(boxed, [(reference, f"Thus \\boxed{{{answer}}}.")]) == [Score(value)]
+
+    def test_no_box_no_answer(self, boxed):
+        assert ask(boxed, [("25", "It is 25."), ("25", "\\boxed{25")]) == [Score(0.0, parsed=False)] * 2
+
+    def test_accepted_answers(self, boxed):
+        several = prompt("5", accepted_answers=["5", "6"])
+        assert [s.value for s in ask(boxed, [(several, f"\\boxed{{{n}}}") for n in (5, 6, 7)])] == [1, 1, 0]
+
+    @pytest.mark.parametrize(
+        ("answer_format", "completion", "score"),
+        [
+            ("gsm8k", "so\n#### 1,000", Score(1.0)),
+            ("gsm8k", "#### 5\n#### $1,000.\nDone, 7.", Score(1.0)),
+            ("gsm8k", "#### \\$1000", Score(1.0)),
+            ("gsm8k", "#### 1000.00", Score(1.0)),
+            ("gsm8k", "#### 1000 apples", Score(1.0)),
+            ("gsm8k", "#### 100", Score(0.0)),
+            ("gsm8k", "1000", Score(0.0, parsed=False)),
+            ("gsm8k", "#### none", Score(0.0, parsed=False)),
+            ("any", "The answer is 1000.", Score(1.0)),
+            ("any", "The answer is $\\boxed{10^3}$.", Score(1.0)),
+            ("any", "I cannot say", Score(0.0, parsed=False)),
+        ],
+    )
+    def test_other_formats(self, boxed, answer_format, completion, score):
+        reward = MathAnswerReward(MathReward(answer_format=answer_format, timeout_s=20))
+        reward._pool = boxed._healthy_pool()  # one pool for all of these: a start takes half a second
+        assert ask(reward, [("1000", completion)]) == [score]
+
+    def test_empty(self, boxed):
+        assert boxed.score([], [], []) == []
+
+    def test_no_reference(self, boxed):
+        with pytest.raises(RewardError, match="no reference answer"):
+            ask(boxed, [(None, "\\boxed{1}")])
+
+    @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+    @pytest.mark.parametrize("name", ["aime24", "amc", "math500", "minerva"])
+    def test_every_reference_accepts_itself(self, boxed, name):
+        rows = [json.loads(line) for line in (SHARED / f"{name}.jsonl").open(encoding="utf-8")]
+        scores = ask(boxed, [(row["answer"], f"\\boxed{{{row['answer']}}}") for row in rows])
+        assert [row["answer"] for row, score in zip(rows, scores, strict=True) if score != Score(1.0)] == []
+
+
+CHECKS = """
+import os, signal, time
+
+def check(text, references):
+    if text.startswith("hang"):
+        time.sleep(1000)
+    if text.startswith("deaf"):  # as C code that runs on whatever the signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            pass
+    if text.startswith("exit"):
+        os._exit(1)
+    if text.startswith("quit"):
+        raise SystemExit(0)
+    if text.startswith("segfault"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if text.startswith("raise"):
+        raise ValueError("no")
+    if text.startswith("odd"):
+        raise type("LocalError", (Exception,), {})(lambda: 0)  # cannot be pickled
+    time.sleep(float(text))
+    with open(references[0], "a") as file:
+        file.write(text + "\\n")
+    return True, True
+"""
+
+
+class TestIllBehavedChecks:
+    @pytest.fixture
+    def check(self, tmp_path, monkeypatch):
+        # workers import a check by its name, so it needs a module on the path that they inherit
+        (tmp_path / "ill_behaved_checks.py").write_text(CHECKS)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(__import__("sys").modules, "ill_behaved_checks", raising=False)
+        from ill_behaved_checks import check
+
+        yield check
+        __import__("sys").modules.pop("ill_behaved_checks", None)
+
+    def run(self, check, tmp_path, texts, **fields):
+        reward = MathAnswerReward(MathReward(**{"timeout_s": 0.5, **fields}), check)
+        try:
+            scores = ask(reward, [(str(tmp_path / "log"), text) for text in texts])
+            again = ask(reward, [(str(tmp_path / "log"), "0.001")])
+        finally:
+            reward.close()
+        assert again == [Score(1.0)]  # the reward goes on
+        return scores
+
+    def test_each_costs_its_own_sample(self, check, tmp_path):
+        texts = ["0", "exit", "0.01", "raise", "0.02", "hang", "0.03", "odd", "segfault", "0.04", "quit"]
+        scores = self.run(check, tmp_path, texts)
+        assert [score.problem for score in scores] == [
+            None, "crash", None, "raised", None, "timeout", None, "raised", "crash", None, "raised",
+        ]  # fmt: skip
+        assert [score.value for score in scores] == [1, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0]
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_many_crashes_in_a_row(self, check, tmp_path, workers):
+        texts = [item for i in range(6) for item in (f"exit {i}", f"0.00{i}")]
+        scores = self.run(check, tmp_path, texts, workers=workers)
+        assert [score.problem for score in scores] == ["crash", None] * 6
+
+    def test_a_worker_that_ignores_the_polite_signal_is_killed(self, check, tmp_path):
+        scores = self.run(check, tmp_path, ["deaf", "0"], timeout_s=0.2)
+        assert [score.problem for score in scores] == ["timeout", None]
+
+    def test_waiting_behind_others_is_not_counted(self, check, tmp_path):
+        # 8 checks of 0.2 s, one worker: the last one waits 1.4 s, nearly three limits
+        scores = self.run(check, tmp_path, [f"0.2{i}" for i in range(8)], workers=1)
+        assert {score.problem for score in scores} == {None}
+
+    def test_equal_checks_run_once(self, check, tmp_path):
+        assert [score.value for score in self.run(check, tmp_path, ["0", "0", "0.01", "0"])] == [1, 1, 1, 1]
+        assert (tmp_path / "log").read_text().split() == ["0", "0.01", "0.001"]
+
+    def test_workers_that_cannot_start_are_an_error(self, check, monkeypatch):
+        # (a real failure, not a stand-in: the initializer is one that raises)
+        monkeypatch.setattr("deepgrpo.rewards.math_answer.warm_up", json.loads)
+        reward = MathAnswerReward(MathReward(), check)
+        with pytest.raises(RewardError, match="cannot start"):
+            ask(reward, [("1", "0")])
+        reward.close()
+
+    def test_close_stops_the_workers(self, check, tmp_path):
+        reward = MathAnswerReward(MathReward(), check)
+        ask(reward, [(str(tmp_path / "log"), "0")])
+        workers = list(reward._pool._pool_manager.worker_manager.workers.values())
+        assert workers and all(worker.is_alive() for worker in workers)
+        reward.close()
+        reward.close()
+        assert not any(worker.is_alive() for worker in workers)
+
+
+class TestUser:
+    def make(self, tmp_path, body: str, name="reward", **fields):
+        path = tmp_path / "mine.py"
+        path.write_text(textwrap.dedent(body))
+        return build_reward(UserReward(function=f"{path}:{name}", **fields))
+
+    def test_what_the_function_is_given(self, tmp_path):
+        reward = self.make(
+            tmp_path,
+            """
+            seen = {}
+            def reward(prompts, completions, completion_ids, **columns):
+                reward.seen = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+                return [len(c) for c in completions]
+            """,
+        )
+        rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted_answers=["2", "two"])]
+        assert reward.score(rows, ["x", "yy"], [(1,), (2, 3)]) == [Score(1.0), Score(2.0)]
+        assert reward._function.seen == {
+            "prompts": ["text of a", "text of b"],
+            "completions": ["x", "yy"],
+            "completion_ids": [[1], [2, 3]],
+            "answer": ["1", ["2", "two"]],
+            "level": [3, None],
+            "question": ["q", None],
+            "tag": [None, "x"],
+        }
+        assert reward.score([], [], []) == []
+
+    @pytest.mark.parametrize(
+        "signature", ["completions, answer", "*, answer, completions", "completions, answer, trainer_state=None"]
+    )
+    def test_without_kwargs_only_what_is_named(self, tmp_path, signature):
+        reward = self.make(tmp_path, f"def reward({signature}):\n    return [c == a for c, a in zip(completions, answer)]")
+        assert ask(reward, [("1", "1"), ("1", "2")]) == [Score(1.0), Score(0.0)]
+
+    def test_a_parameter_that_the_data_lacks(self, tmp_path):
+        reward = self.make(tmp_path, "def reward(completions, solution):\n    return [0]")
+        with pytest.raises(RewardError, match="asks for 'solution', which the data does not have; it may ask for prompts"):
+            ask(reward, [("1", "1")])
+
+    def test_async_none_and_not_finite(self, tmp_path):
+        reward = self.make(
+            tmp_path,
+            """
+            import asyncio
+            async def reward(completions, **kwargs):
+                await asyncio.sleep(0)
+                return [None, float("nan"), float("inf"), True, 0.5]
+            """,
+        )
+        assert ask(reward, [("1", "x")] * 5) == [
+            Score(0.0, parsed=False),
+            Score(0.0, problem="not finite"),
+            Score(0.0, problem="not finite"),
+            Score(1.0),
+            Score(0.5),
+        ]
+
+    def test_arrays_are_fine(self, tmp_path):
+        reward = self.make(tmp_path, "import numpy as np\ndef reward(completions):\n    return np.float32([0.5, 1])")
+        assert ask(reward, [("1", "x")] * 2) == [Score(0.5), Score(1.0)]
+        reward = self.make(tmp_path, "import numpy as np\ndef reward(completions):\n    return [np.float32(0.5), np.int64(1)]")
+        assert ask(reward, [("1", "x")] * 2) == [Score(0.5), Score(1.0)]
+
+    @pytest.mark.parametrize(
+        ("result", "message"),
+        [
+            ("[1.0]", "returned 1 rewards for 2 responses; return one per response"),
+            ("1.0", r"returned 1.0 \(a float\); return a list"),
+            ("None", r"returned None \(a NoneType\)"),
+            ("'ab'", r"returned 'ab' \(a str\)"),
+            ("[1.0, 'good']", r"returned 'good' \(a str\) for response 1; return a number or None"),
+            ("[1.0, [2]]", r"returned \[2\] \(a list\) for response 1"),
+            ("[1, int('x')]", r"raised ValueError: invalid literal .*\n.*mine.py"),
+            ("exit(3)", "raised SystemExit: 3"),
+        ],
+    )
+    def test_broken_contracts(self, tmp_path, result, message):
+        reward = self.make(tmp_path, f"def reward(completions, **kwargs):\n    return {result}")
+        with pytest.raises(RewardError, match=r"(?s)the reward function '.*mine.py:reward' " + message):
+            ask(reward, [("1", "x")] * 2)
+
+    def test_a_hang_ends_in_an_error(self, tmp_path):
+        reward = self.make(tmp_path, "import time\ndef reward(**kwargs):\n    time.sleep(3)", timeout_s=0.2)
+        with pytest.raises(RewardError, match="did not return within reward.timeout_s = 0.2 s for 1 responses"):
+            ask(reward, [("1", "x")])
+
+    @pytest.mark.parametrize(
+        ("function", "message"),
+        [
+            ("reward", 'write "package.module:name"'),
+            (":reward", 'write "package.module:name"'),
+            ("missing_dir/f.py:reward", "does not exist; a relative path starts where you run"),
+            ("no_such_package.sub:reward", "no module 'no_such_package'; install it"),
+            ("json.nope:reward", "no module 'json.nope'"),
+            ("json:nope", "json does not have it; it has .*loads"),
+            ("math:pi", "has it as 3.14159.*which cannot be called"),
+        ],
+    )
+    def test_functions_that_are_not_there(self, function, message):
+        with pytest.raises(ConfigError, match=message):
+            build_reward(UserReward(function=function))
+
+    @pytest.mark.parametrize(("body", "message"), [("1/0", "ZeroDivisionError.*line 1"), ("def (", "SyntaxError")])
+    def test_a_file_that_fails(self, tmp_path, body, message):
+        with pytest.raises(ConfigError, match=f"running the file failed: {message}"):
+            self.make(tmp_path, body)
+
+    def test_a_module_and_a_method(self):
+        reward = build_reward(UserReward(function="statistics:mean"))
+        with pytest.raises(RewardError, match="asks for 'data'"):
+            ask(reward, [("1", "x")])
+        assert build_reward(UserReward(function="collections:Counter.fromkeys")) is not None

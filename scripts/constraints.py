@@ -23,7 +23,8 @@ HEADER = """\
 def main() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    waiting = [Requirement(line) for line in [*project["dependencies"], *(r for lines in extras.values() for r in lines)]]
+    asked = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    waiting = [Requirement(line) for line in asked]
     pins: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:

@@ -29,8 +29,9 @@ if [ ! -x .venv/bin/python ] || ! "${pip[@]}" --version >/dev/null 2>&1; then
 fi
 
 is_cuda_build() { # would pip's own choice of torch bring CUDA along?
-  "${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null |
-    grep -Eq '"name": *"(nvidia-|cuda-|triton)'
+  local report
+  report="$("${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null)" || return 1
+  grep -Eq '"name": *"(nvidia-|cuda-|triton)' <<<"$report"
 }
 if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && is_cuda_build; then
   TORCH_INDEX=https://download.pytorch.org/whl/cpu

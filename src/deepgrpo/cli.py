@@ -26,25 +26,32 @@ from deepgrpo.eval.options import EvalOptions
 from deepgrpo.keys import describe_keys, section_names
 
 Overrides = list[tuple[str, str]]
+_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+
+
+_OVERRIDES = """
+Any key of the recipe can be set on the command line:
+
+  --optim.lr 3e-5  --explore.gamma=-20     a value, read as TOML; a string where it is none
+  --sampling.stop '["\\n\\n"]'               a list
+  --explore '{type = "root"}'              a table in place of the recipe's
+  --warmstart none                         a value or a table taken away
+
+`deepgrpo train --help-config` lists all keys, `--help-config explore` those of a section.
+"""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model by a recipe.
+    """Train a model by a recipe, or go on with a run."""
 
-    Any key of the recipe can be set on the command line: `--optim.lr 3e-5`, `--explore.gamma=-20`,
-    `--sampling.stop '["\\n\\n"]'`. A value is read as TOML, and as a string where it is none; `none` takes a
-    value or a whole table away (`--warmstart none`); `--explore '{type = "root"}'` puts a table in place of
-    the recipe's. `--help-config` lists all keys.
-    """
-
-    recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
+    recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")] = None
     """Path of a TOML file, or the name of a recipe that comes along, such as demo."""
-    dry_run: bool = False
+    dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Load everything, sample and score one step's worth, train nothing."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = None
     """Go on with the run in this directory, by its own config.toml; no RECIPE is given."""
-    help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]")] = None
+    help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]", help_behavior_hint="")] = None
     """List every key of a recipe, or of one section, with type, default and meaning."""
 
 
@@ -52,7 +59,7 @@ class Train:
 class Recipes:
     """List the recipes that come along, or print one."""
 
-    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = None
     """Print this recipe, e.g. `deepgrpo recipes demo > mine.toml`."""
 
 
@@ -78,19 +85,23 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"deepgrpo {__version__}")
         return 0
-    overrides: Overrides = []
     if arguments[:1] == ["train"]:
-        arguments, overrides = split_overrides(arguments)
-        arguments = _give_value(arguments, "--help-config", "all")
+        rest, overrides = split_overrides(arguments[1:])
+        options = tyro.cli(
+            Train,
+            prog="deepgrpo train",
+            description=f"{Train.__doc__}\n{_OVERRIDES}",
+            args=_give_value(rest, "--help-config", "all"),
+            config=_STYLE,
+        )
+        return _train(options, overrides)
     command = tyro.extras.subcommand_cli_from_dict(
         {"train": Train, "eval": EvalOptions, "recipes": Recipes},
         prog="deepgrpo",
-        description="Reinforcement learning that chooses where to explore.\n\nStart with: deepgrpo train demo",
+        description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
         args=arguments or ["--help"],
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=_STYLE,
     )
-    if isinstance(command, Train):
-        return _train(command, overrides)
     if isinstance(command, Recipes):
         return _recipes(command)
     from deepgrpo.eval.command import evaluate_model
@@ -139,7 +150,7 @@ def _config(command: Train, overrides: Overrides) -> Config:
 
 def _recipes(command: Recipes) -> int:
     if command.name is not None:
-        sys.stdout.write(shipped.find_recipe(command.name).read_text(encoding="utf-8"))
+        sys.stdout.write(shipped.shipped_recipe(command.name).read_text(encoding="utf-8"))
         return 0
     recipes = shipped.list_recipes()
     width = max(len(name) for name, _ in recipes)
@@ -155,8 +166,8 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], Overrides]:
     An override is an option with a dot in its name, or one that is named like a section of the recipe; all
     others are left to the parser, so a misspelt option is an error and never an override.
 
-    >>> split_overrides(["train", "demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
-    (['train', 'demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
+    >>> split_overrides(["demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
+    (['demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
 
     Raises ConfigError if a value is missing.
     """

@@ -79,9 +79,13 @@ class ScratchModel(Section):
 
     type: Literal["scratch"] = "scratch"
     hidden_size: PositiveInt = 96
+    """Width of the model."""
     num_layers: PositiveInt = 2
+    """Transformer blocks."""
     num_heads: PositiveInt = 4
+    """Attention heads per block."""
     intermediate_size: PositiveInt = 256
+    """Width inside the feed-forward layers."""
     max_position: PositiveInt = 256
     """Longest prompt plus response, in tokens."""
 
@@ -113,6 +117,7 @@ class ColumnMap(Section):
     id: str | None = "id"
     """Column with a unique id; absent or missing in the file: the row number is the id."""
     question: str = "question"
+    """Column with the question."""
     answer: str | None = "answer"
     """Column with the reference answer (a string, or a list of accepted strings); none: the reward needs no answer."""
     answer_after: str | None = None
@@ -139,8 +144,8 @@ class TemplateConfig(Section):
             )
         if self.user is not None and self.preset != "custom":
             raise ValueError(
-                f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user turn; '
-                'set template.preset = "custom" or remove template.user'
+                f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user '
+                'turn; set template.preset = "custom" or remove template.user'
             )
         if self.user is not None and "{question}" not in self.user:
             raise ValueError(
@@ -167,6 +172,7 @@ class JsonlData(_DataBase):
 
     type: Literal["jsonl"] = "jsonl"
     path: str
+    """The file."""
     columns: ColumnMap = ColumnMap()
 
 
@@ -175,6 +181,7 @@ class ParquetData(_DataBase):
 
     type: Literal["parquet"] = "parquet"
     path: str
+    """The file."""
     columns: ColumnMap = ColumnMap()
 
 
@@ -183,9 +190,11 @@ class HubData(_DataBase):
 
     type: Literal["hf"] = "hf"
     path: str
+    """Hub name or directory."""
     name: str | None = None
     """Configuration of the data set."""
     split: str = "train"
+    """Split of the data set."""
     columns: ColumnMap = ColumnMap()
 
 
@@ -202,6 +211,7 @@ class SyntheticData(_DataBase):
     size: PositiveInt | None = None
     """Keep to this many distinct questions; absent: fresh questions for ever (needs `limit` in `eval`)."""
     seed: int = 0
+    """Other seeds make other questions."""
 
 
 class ReasoningGymData(_DataBase):
@@ -215,6 +225,7 @@ class ReasoningGymData(_DataBase):
     size: PositiveInt = 10_000
     """Number of questions."""
     seed: int = 0
+    """Other seeds make other questions."""
 
 
 DataConfig = Annotated[
@@ -275,6 +286,7 @@ class SamplingConfig(Section):
     """The distribution that rollouts are drawn from, and when they stop."""
 
     temperature: PositiveFloat = 1.0
+    """Logits are divided by this before the softmax."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus: the smallest set of tokens with at least this mass."""
     max_new_tokens: PositiveInt = 256
@@ -419,9 +431,13 @@ class OptimConfig(Section):
     """AdamW and how a batch becomes optimizer steps."""
 
     lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Decay rates of the first and the second moment."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: NonNegative = 0.01
+    """Decoupled weight decay, per step and unit of learning rate."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's global norm to this."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -493,8 +509,11 @@ class LogConfig(Section):
     """metrics.jsonl is always written; these come on top."""
 
     tensorboard: bool = False
+    """Write TensorBoard event files (needs the extra `tensorboard`)."""
     wandb: bool = False
+    """Send the metrics to Weights & Biases (needs the extra `wandb`)."""
     trackio: bool = False
+    """Send the metrics to trackio (needs the extra `trackio`)."""
     project: str = "deepgrpo"
     """Project name for wandb and trackio."""
     trees_every: PositiveInt | None = 10
@@ -509,12 +528,15 @@ class RunConfig(Section):
     name: str = "run"
     """Directory of the run inside `dir`."""
     dir: str = "runs"
+    """Directory that holds the runs."""
     seed: int = 0
+    """The same seed draws the same prompts, rollouts and pivots."""
     steps: PositiveInt = 100
     """Training steps (batches of prompts)."""
     max_sampled_tokens: PositiveInt | None = None
     """Stop before a step once this many tokens have been sampled in all."""
     prompts_per_step: PositiveInt = 64
+    """Prompts in a batch."""
     device: str = "auto"
     """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
     threads: PositiveInt | None = None
@@ -583,9 +605,22 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
-    for dotted, value in overrides:
+    # another type first: the keys that follow are meant for it
+    for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
         _set_dotted(raw, dotted, value)
+        if dotted.endswith(".type"):
+            _keep_known(raw, dotted.split(".")[:-1])
     return parse_config(raw, source=str(path))
+
+
+def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
+    """After `--explore.type root`, drop the recipe's keys that only its former type has: they cannot be meant."""
+    table: Any = raw
+    for name in section:
+        table = table[name]
+    known = _fields_at([*section, str(table["type"])])
+    for key in [key for key in table if key not in known]:
+        del table[key]
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "the recipe") -> Config:

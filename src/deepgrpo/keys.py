@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 from deepgrpo.config import Config
 from deepgrpo.errors import ConfigError
 
-
 Block = tuple[str, type[BaseModel], bool]
 """A section's name, the model of its keys, and whether the whole table may be absent."""
 

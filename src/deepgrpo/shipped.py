@@ -32,12 +32,17 @@ def find_recipe(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file() or path.suffix == ".toml" or len(path.parts) != 1:
         return path
-    names = [name for name, _ in list_recipes()]
-    if recipe in names:
-        return recipe_dir() / f"{recipe}.toml"
-    close = difflib.get_close_matches(recipe, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it is no file, and the recipes that come along are: {', '.join(names)}"
-    raise ConfigError(f"recipe {recipe!r} does not exist; {hint}")
+    return shipped_recipe(recipe)
+
+
+def shipped_recipe(name: str) -> Path:
+    """The file of a shipped recipe. Raises ConfigError, with the nearest name, if there is none of this name."""
+    names = [known for known, _ in list_recipes()]
+    if name in names:
+        return recipe_dir() / f"{name}.toml"
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the recipes that come along are: {', '.join(names)}"
+    raise ConfigError(f"recipe {name!r} does not exist; {hint}")
 
 
 def _first_comment(path: Path) -> str:

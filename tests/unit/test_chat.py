@@ -51,7 +51,9 @@ def test_presets(template: TemplateConfig, text: str):
 
 
 def test_a_question_full_of_braces_stays_as_it_is():
-    assert user_turn("{a} {question} %s", TemplateConfig(preset="custom", user="Q: {question}")) == "Q: {a} {question} %s"
+    assert (
+        user_turn("{a} {question} %s", TemplateConfig(preset="custom", user="Q: {question}")) == "Q: {a} {question} %s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,10 +91,10 @@ def test_plain_text_gets_the_tokenizers_bos_but_no_eos():
 
 
 def test_no_chat_template_is_an_error_except_for_the_synthetic_task():
-    with pytest.raises(ModelError, match="has no chat template; set template.chat = false"):
+    with pytest.raises(ModelError, match=r"has no chat template; set template.chat = false"):
         build_renderer(TemplateConfig(), letters())
     assert build_renderer(TemplateConfig(), letters(), plain_if_no_template=True).text("3+4:") == "3+4:"
-    with pytest.raises(ModelError, match="and template.system is set"):
+    with pytest.raises(ModelError, match=r"and template.system is set"):
         build_renderer(TemplateConfig(system="S"), letters(), plain_if_no_template=True)
 
 

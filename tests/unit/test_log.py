@@ -146,7 +146,7 @@ def test_a_terminal_gets_a_bar_and_keeps_the_lines(tmp_path: Path) -> None:
 def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with RunLog(tmp_path, LogConfig(tensorboard=True), total_steps=2, console=quiet()) as log:
-        log.step(report(1, hist=[0.0, 0.5, 1.0], loss=math.nan, **{"eval/pass@4": 0.7}))
+        log.step(report(1, pivots_histogram=[1.0, 3.0], rates=[0.5, None], loss=math.nan, **{"eval/pass@4": 0.7}))
         log.step(report(2))
     # a resume at step 2: its first life is hidden
     with RunLog(tmp_path, LogConfig(tensorboard=True), total_steps=2, done_steps=1, console=quiet()) as log:
@@ -158,7 +158,11 @@ def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
     assert "eval/pass@4" in tags["scalars"]
     assert "ledger/sampled_tokens" in tags["scalars"]
     assert "loss" not in tags["scalars"]
-    assert "hist" in tags["histograms"] + tags["tensors"]
+    (drawn,) = events.Histograms("pivots_histogram")
+    # one pivot in [0, 1/2] and three in [1/2, 1]: the sum of the middles is 0.25 + 3 * 0.75
+    assert drawn.histogram_value.bucket == [1.0, 3.0]
+    assert drawn.histogram_value.sum == pytest.approx(2.5)
+    assert tags["histograms"] == ["pivots_histogram"]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 
 import pytest
 
@@ -100,3 +101,11 @@ def test_bad_recipes(fields: dict, message: str):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ConfigError, match=message):
         build_task(ReasoningGymData(**fields))
+
+
+def test_extraction_takes_linear_time():
+    started = time.perf_counter()
+    assert extract_answer("<answer>" * 100_000, "3") == ("<answer>" * 100_000, False)
+    assert extract_answer("\\boxed{" * 50_000 + "3", "3") == ("3", True)
+    assert extract_answer("1," * 100_000, "3") == ("1", True)
+    assert time.perf_counter() - started < 2

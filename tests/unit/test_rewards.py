@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -48,7 +49,8 @@ class TestJudge:
         reward = Fixed()
         scores = judge(reward, -0.5, *self.ROWS, ["length", "stop", "length", "stop"])
         assert scores == [Score(-0.5), Score(2.0), Score(-0.5), Score(4.0)]
-        assert scores[0].parsed and reward.asked == ["2", "4"]
+        assert scores[0].parsed
+        assert reward.asked == ["2", "4"]
 
     def test_none_scores_them_like_any_other(self):
         scores = judge(Fixed(), None, *self.ROWS, ["length", "stop", "length", "stop"])
@@ -64,7 +66,7 @@ class TestJudge:
 def test_references():
     assert references(prompt("5"), "x") == ("5",)
     assert references(prompt("5", accepted_answers=["5", "five"]), "x") == ("5", "five")
-    with pytest.raises(RewardError, match="prompt 'p' has no reference answer.*set data.columns.answer"):
+    with pytest.raises(RewardError, match=r"prompt 'p' has no reference answer.*set data.columns.answer"):
         references(prompt(), 'reward.type = "exact"')
 
 
@@ -88,7 +90,11 @@ def test_exact(marker, completion, value, parsed):
 def test_exact_accepts_any_of_several():
     reward = build_reward(ExactReward())
     several = prompt("5", accepted_answers=["5", "five"])
-    assert [s.value for s in ask(reward, [(several, "#### five"), (several, "#### 5"), (several, "#### 6")])] == [1, 1, 0]
+    assert [s.value for s in ask(reward, [(several, "#### five"), (several, "#### 5"), (several, "#### 6")])] == [
+        1,
+        1,
+        0,
+    ]
 
 
 class TestTask:
@@ -108,7 +114,7 @@ class TestTask:
         assert scores == [Score(0.0, problem="raised"), Score(0.5)]
 
     def test_no_task(self):
-        with pytest.raises(ConfigError, match='reward.type is "task", but the data brings no verifier'):
+        with pytest.raises(ConfigError, match=r'reward.type is "task", but the data brings no verifier'):
             build_reward(TaskReward())
 
 
@@ -122,6 +128,7 @@ class TestTask:
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{\\left\\{1\\right.}", "\\left\\{1\\right."),
         ("} \\boxed{}", ""),
+        ("x \\\\boxed{4}", "4"),  # a doubled backslash
         ("boxed{1}", None),
         ("", None),
     ],
@@ -145,13 +152,14 @@ def test_find_answer():
     assert find_answer("18", "any") == "18"
 
 
-class TestMath:
-    @pytest.fixture(scope="class")
-    def boxed(self):
-        reward = MathAnswerReward(MathReward(answer_format="boxed", timeout_s=20))
-        yield reward
-        reward.close()
+@pytest.fixture(scope="module")
+def boxed():
+    reward = MathAnswerReward(MathReward(answer_format="boxed", timeout_s=20))
+    yield reward
+    reward.close()
 
+
+class TestMath:
     @pytest.mark.parametrize(
         ("reference", "answer", "value"),
         [
@@ -251,11 +259,11 @@ class TestIllBehavedChecks:
         # workers import a check by its name, so it needs a module on the path that they inherit
         (tmp_path / "ill_behaved_checks.py").write_text(CHECKS)
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(__import__("sys").modules, "ill_behaved_checks", raising=False)
+        monkeypatch.delitem(sys.modules, "ill_behaved_checks", raising=False)
         from ill_behaved_checks import check
 
         yield check
-        __import__("sys").modules.pop("ill_behaved_checks", None)
+        sys.modules.pop("ill_behaved_checks", None)
 
     def run(self, check, tmp_path, texts, **fields):
         reward = MathAnswerReward(MathReward(**{"timeout_s": 0.5, **fields}), check)
@@ -306,7 +314,8 @@ class TestIllBehavedChecks:
         reward = MathAnswerReward(MathReward(), check)
         ask(reward, [(str(tmp_path / "log"), "0")])
         workers = list(reward._pool._pool_manager.worker_manager.workers.values())
-        assert workers and all(worker.is_alive() for worker in workers)
+        assert workers
+        assert all(worker.is_alive() for worker in workers)
         reward.close()
         reward.close()
         assert not any(worker.is_alive() for worker in workers)
@@ -345,12 +354,16 @@ class TestUser:
         "signature", ["completions, answer", "*, answer, completions", "completions, answer, trainer_state=None"]
     )
     def test_without_kwargs_only_what_is_named(self, tmp_path, signature):
-        reward = self.make(tmp_path, f"def reward({signature}):\n    return [c == a for c, a in zip(completions, answer)]")
+        reward = self.make(
+            tmp_path, f"def reward({signature}):\n    return [c == a for c, a in zip(completions, answer)]"
+        )
         assert ask(reward, [("1", "1"), ("1", "2")]) == [Score(1.0), Score(0.0)]
 
     def test_a_parameter_that_the_data_lacks(self, tmp_path):
         reward = self.make(tmp_path, "def reward(completions, solution):\n    return [0]")
-        with pytest.raises(RewardError, match="asks for 'solution', which the data does not have; it may ask for prompts"):
+        with pytest.raises(
+            RewardError, match="asks for 'solution', which the data does not have; it may ask for prompts"
+        ):
             ask(reward, [("1", "1")])
 
     def test_async_none_and_not_finite(self, tmp_path):
@@ -374,7 +387,9 @@ class TestUser:
     def test_arrays_are_fine(self, tmp_path):
         reward = self.make(tmp_path, "import numpy as np\ndef reward(completions):\n    return np.float32([0.5, 1])")
         assert ask(reward, [("1", "x")] * 2) == [Score(0.5), Score(1.0)]
-        reward = self.make(tmp_path, "import numpy as np\ndef reward(completions):\n    return [np.float32(0.5), np.int64(1)]")
+        reward = self.make(
+            tmp_path, "import numpy as np\ndef reward(completions):\n    return [np.float32(0.5), np.int64(1)]"
+        )
         assert ask(reward, [("1", "x")] * 2) == [Score(0.5), Score(1.0)]
 
     @pytest.mark.parametrize(
@@ -397,7 +412,7 @@ class TestUser:
 
     def test_a_hang_ends_in_an_error(self, tmp_path):
         reward = self.make(tmp_path, "import time\ndef reward(**kwargs):\n    time.sleep(3)", timeout_s=0.2)
-        with pytest.raises(RewardError, match="did not return within reward.timeout_s = 0.2 s for 1 responses"):
+        with pytest.raises(RewardError, match=r"did not return within reward.timeout_s = 0.2 s for 1 responses"):
             ask(reward, [("1", "x")])
 
     @pytest.mark.parametrize(

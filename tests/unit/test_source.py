@@ -73,7 +73,9 @@ class TestJsonl:
         assert (len(source), source.skipped) == (2, {"too long": 1})
 
     def test_a_huge_row_is_skipped_quickly(self, tmp_path):
-        path = write(tmp_path / "d.jsonl", {"question": "1" * 100_000, "answer": "1"}, {"question": "1:", "answer": "1"})
+        path = write(
+            tmp_path / "d.jsonl", {"question": "1" * 100_000, "answer": "1"}, {"question": "1:", "answer": "1"}
+        )
         started = time.perf_counter()
         assert source_of(jsonl(path)).skipped == {"too long": 1}
         assert time.perf_counter() - started < 2
@@ -98,15 +100,21 @@ class TestJsonl:
             (["", "  "], "is empty"),
             ([{"question": "1:", "answer": 1}, '{"question": '], "line 2 is not valid JSON"),
             (["[1, 2]"], r"line 1 is a JSON list \('\[1, 2\]'\), not an object; write"),
-            ([{"prompt": "1:", "answer": 1}], "no column 'question' .* its columns are prompt, answer; set data.columns"),
-            ([{"question": "1:"}], 'no column \'answer\' .* set data.columns.answer to one of them, or "none"'),
+            (
+                [{"prompt": "1:", "answer": 1}],
+                "no column 'question' .* its columns are prompt, answer; set data.columns",
+            ),
+            ([{"question": "1:"}], "no column 'answer' .* set data.columns.answer to one of them, or \"none\""),
             ([{"question": ["1:"], "answer": 1}], "line 1: the question is a list"),
             ([{"question": "1:", "answer": {"a": 1}}], "line 1: the answer in column 'answer' is a dict"),
             (
                 [{"id": 5, "question": "1:", "answer": 1}, "", {"id": "5", "question": "2:", "answer": 1}],
                 "id '5' stands in line 1 and in line 3; make ids unique",
             ),
-            ([{"question": "", "answer": 1}], r"no usable row is left .* \(empty question: 1\); .* data.columns.question"),
+            (
+                [{"question": "", "answer": 1}],
+                r"no usable row is left .* \(empty question: 1\); .* data.columns.question",
+            ),
             (
                 [{"question": "1" * 200, "answer": 1}, {"question": "1" * 300, "answer": 1}],
                 r"\(too long: 2\); the shortest prompt has 200 tokens and max_prompt_tokens is 128",
@@ -144,7 +152,7 @@ class TestOrder:
     def test_a_batch_may_reach_over_the_end_of_an_epoch(self, tmp_path):
         source = self.source(tmp_path, shuffle=False)
         prompts, cursor = source.take(Cursor(0, 8), 14)
-        assert self.ids(prompts) == list("89" "0123456789" "01")
+        assert self.ids(prompts) == list("89012345678901")
         assert cursor == Cursor(2, 2)
 
     def test_a_cursor_survives_json(self, tmp_path):
@@ -189,10 +197,9 @@ class TestOtherFiles:
 
     def test_parquet(self, tmp_path):
         pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
+        parquet = pytest.importorskip("pyarrow.parquet")
         path = tmp_path / "d.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(self.ROWS)), path)
+        parquet.write_table(pyarrow.Table.from_pylist(list(self.ROWS)), path)
         self.check(ParquetData(path=str(path), template=PLAIN))
         path.write_bytes(b"no parquet")
         with pytest.raises(DataError, match="not a readable parquet file"):
@@ -213,7 +220,7 @@ class TestOtherFiles:
     def test_hub_errors_name_what_was_asked_for(self, tmp_path):
         pytest.importorskip("datasets")
         write(tmp_path / "train.jsonl", *self.ROWS)
-        with pytest.raises(DataError, match="data.split = 'dev'"):
+        with pytest.raises(DataError, match=r"data.split = 'dev'"):
             source_of(HubData(path=str(tmp_path), split="dev", template=PLAIN))
 
     @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class TestTokenizer:
         assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
         assert tokenizer.decode([*ids, tokenizer.eos_token_id]) == text + "<eos>"
         assert len(tokenizer) == len(synthetic.ALPHABET) + 2
-        assert tokenizer.pad_token_id == 0 and tokenizer.eos_token_id == 1
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
 
     def test_save_and_load_gives_the_same_tokenizer(self, tmp_path):
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -163,4 +163,8 @@ class TestTokenizer:
             ids = loaded(QUESTION + SOLUTION)["input_ids"]
             assert ids == tokenizer(QUESTION + SOLUTION)["input_ids"]
             assert loaded.decode(ids) == QUESTION + SOLUTION
-            assert (loaded.pad_token, loaded.eos_token, loaded.clean_up_tokenization_spaces) == ("<pad>", "<eos>", False)
+            assert (loaded.pad_token, loaded.eos_token, loaded.clean_up_tokenization_spaces) == (
+                "<pad>",
+                "<eos>",
+                False,
+            )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -79,7 +80,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
         sampling = _sampling(options, source.run, one, policy.context)
         results[one.name], new_rows = _evaluate_set(options, one, sampling, engine, policy, console)
         rows += [{"set": one.name, **row} for row in new_rows]
-    console.print(_table(results, options), soft_wrap=not console.is_terminal)
+    _show_table(_table(results), console)
     _write_files(options, source, results, rows, console)
     return 0
 
@@ -283,34 +284,54 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 # ---------------------------------------------------------------- results
 
 
-def _table(results: Mapping[str, Mapping[str, Any]], options: EvalOptions) -> Table:
-    """One row per set; shares in percent, `±` one standard error over the questions."""
-    table = Table(title=None)
-    table.add_column("set", no_wrap=True)
-    headings = ["n", "greedy"]
-    headings += ["sampled"] * (options.samples > 0)
-    headings += [f"{kind}@{k}" for k in options.k for kind in ("pass", "maj")]
-    headings += ["tokens", "truncated", "unparsed", "tok/s"]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, result in results.items():
-        metrics = result["metrics"]
-        cells = [f"{metrics['eval/prompts']:.0f}", _with_error(metrics, "greedy")]
-        if options.samples > 0:
-            cells.append(_with_error(metrics, "sampled"))
-        cells += [f"{100 * metrics[f'eval/{kind}@{k}']:.1f}" for k in options.k for kind in ("pass", "maj")]
-        cells += [
-            f"{metrics['eval/length']:.0f}",
-            f"{metrics['eval/truncated']:.0%}",
-            f"{metrics['eval/unparsed']:.0%}",
-            f"{result['tokens_per_s'] or 0:.0f}",
-        ]
-        table.add_row(name, *cells)
+def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A column per set, a row per figure: accuracies in percent, `±` one standard error over the questions."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in results:
+        table.add_column(name, justify="right", no_wrap=True)
+    all_metrics = [result["metrics"] for result in results.values()]
+    for label, name, form in _FIGURES:
+        if name in all_metrics[0]:
+            table.add_row(label, *(form(metrics[name]) for metrics in all_metrics))
+        if name == "eval/sampled_unparsed":
+            for each in sorted(
+                (n for n in all_metrics[0] if "@" in n), key=lambda n: ("maj" in n, int(n.split("@")[1]))
+            ):
+                table.add_row(each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics))
+    table.add_row("tokens/s", *(f"{result['tokens_per_s'] or 0:.0f}" for result in results.values()))
     return table
 
 
-def _with_error(metrics: Mapping[str, float], name: str) -> str:
-    return f"{100 * metrics[f'eval/{name}']:.1f} ± {100 * metrics[f'eval/{name}_se']:.1f}"
+def _percent(x: float) -> str:
+    return f"{100 * x:.1f}"
+
+
+def _whole(x: float) -> str:
+    return f"{x:.0f}"
+
+
+_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("questions", "eval/prompts", _whole),
+    ("greedy %", "eval/greedy", _percent),
+    ("  ±", "eval/greedy_se", _percent),
+    ("  tokens", "eval/length", _whole),
+    ("  truncated %", "eval/truncated", _percent),
+    ("  unparsed %", "eval/unparsed", _percent),
+    ("sampled %", "eval/sampled", _percent),
+    ("  ±", "eval/sampled_se", _percent),
+    ("  tokens", "eval/sampled_length", _whole),
+    ("  truncated %", "eval/sampled_truncated", _percent),
+    ("  unparsed %", "eval/sampled_unparsed", _percent),
+    ("failed checks", "eval/problems", _whole),
+)
+
+
+def _show_table(table: Table, console: Console) -> None:
+    if not console.is_terminal:
+        # a file has no right edge: rich would otherwise cut the figures off at 80 columns
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
 
 
 def _write_files(

@@ -1,6 +1,6 @@
 """Questions become prompts: the wording around a question, the chat template, the tokens.
 
-    question ─► user turn (preset or custom) ─► chat template, or the turn as it stands ─► tokens
+question ─► user turn (preset or custom) ─► chat template, or the turn as it stands ─► tokens
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MATH = " Let's think step by step and output the final answer within \\boxed{}.
 
 
 def user_turn(question: str, template: TemplateConfig) -> str:
-    """The question in the wording of its preset.
+    r"""The question in the wording of its preset.
 
     >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
-    '1 + 1? Let\\'s think step by step and output the final answer after "####".'
+    '1 + 1? Let\'s think step by step and output the final answer after "####".'
     """
     if template.preset == "gsm8k":
         return question + _GSM8K

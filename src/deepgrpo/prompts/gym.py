@@ -16,28 +16,29 @@ from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.prompts.rows import Row
 from deepgrpo.records import Prompt, Score
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 # a minus after a digit, a letter or a bracket subtracts; elsewhere it is a sign
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
-    """The answer in a response, and whether there was one.
+    r"""The answer in a response, and whether there was one.
 
     Looked at in this order, the last occurrence of the first that is there:
 
     1. what stands between <answer> and </answer>;
     2. what follows '####';
-    3. what stands in \\boxed{};
+    3. what stands in \boxed{};
     4. the whole response.
 
     White space around it is cut off. If the reference is a number and the text found is not one, the last number in
     that text is taken, without thousands separators ("4 - 1 = 3." gives "3"); without any number the text stays as
     it is and counts as not found. An empty text counts as not found.
     """
-    tags = _TAG.findall(completion)
-    if tags:
-        text = tags[-1]
+    # plain searches: a pattern would take quadratic time over a response that repeats <answer> a thousand times
+    end = completion.rfind("</answer>")
+    start = completion.rfind("<answer>", 0, max(end, 0))
+    if start >= 0:
+        text = completion[start + len("<answer>") : end]
     elif "####" in completion:
         text = completion.rpartition("####")[2]
     else:
@@ -82,7 +83,10 @@ class GymTask:
 
 
 def build_gym(data: ReasoningGymData) -> GymTask:
-    """Create the data set. Raises ConfigError (unknown task, bad parameters), MissingExtraError without reasoning-gym."""
+    """Create the data set.
+
+    Raises ConfigError: no such task, or parameters that do not suit it; MissingExtraError without reasoning-gym.
+    """
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -106,9 +110,12 @@ def build_gym(data: ReasoningGymData) -> GymTask:
 
 
 def _last_boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{...} whose braces close, else None."""
+    r"""What stands in the last \boxed{...} whose braces close, else None; only the last 16 boxes are tried."""
     end = len(text)
-    while (start := text.rfind("\\boxed{", 0, end)) >= 0:
+    for _ in range(16):  # each try reads to the end: a response full of unclosed boxes must not take quadratic time
+        start = text.rfind("\\boxed{", 0, end)
+        if start < 0:
+            break
         depth = 0
         for index in range(start + 6, len(text)):
             depth += {"{": 1, "}": -1}.get(text[index], 0)

@@ -75,8 +75,8 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
         name = str(raw.number) if given is None else str(given)
         if name in seen:
             raise DataError(
-                f"{source}: id {name!r} stands in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or set "
-                'data.columns.id = "none" to number the rows'
+                f"{source}: id {name!r} stands in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or "
+                'set data.columns.id = "none" to number the rows'
             )
         seen[name] = raw.number
         rows.append(Row(name, question, answer, raw.values))

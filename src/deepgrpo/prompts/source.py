@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from deepgrpo import rng
@@ -133,9 +134,7 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
     if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
         # all questions have the same number of characters, so a few speak for all
         _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
-        return PromptSource(
-            lambda index: synthetic.make(index, data), renderer, seed=seed, shuffle=shuffle, skipped={}
-        )
+        return PromptSource(partial(synthetic.make, config=data), renderer, seed=seed, shuffle=shuffle, skipped={})
     rows = _drop_long(_read(data, skipped), renderer, longest, skipped, data)
     return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped)
 

@@ -101,8 +101,8 @@ def make(index: int, config: SyntheticData) -> Row:
             columns = {"question": question, "answer": answer, "solution": solution(question, config.modulus)}
             return Row(f"synthetic-{config.split}-{index}", question, answer, columns)
     raise ConfigError(
-        f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} questions, "
-        f"and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
+        f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} "
+        f"questions, and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
     )
 
 
@@ -173,4 +173,5 @@ def _segments(question: str, modulus: int) -> list[str]:
 
 
 def _count(config: SyntheticData) -> int:
-    return config.modulus * (len(_OPERATIONS) * (config.modulus - 1)) ** config.chain_length
+    count: int = config.modulus * (len(_OPERATIONS) * (config.modulus - 1)) ** config.chain_length
+    return count

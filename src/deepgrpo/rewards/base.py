@@ -95,8 +95,8 @@ def build_reward(config: RewardConfig, task: Verifier | None = None) -> Reward:
 
         if task is None:
             raise ConfigError(
-                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or "user", '
-                'or data.type = "synthetic" or "reasoning_gym"'
+                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '
+                '"user", or data.type = "synthetic" or "reasoning_gym"'
             )
         return TaskVerifierReward(config, task)
     from deepgrpo.rewards.user import UserFunctionReward

@@ -10,10 +10,11 @@ from deepgrpo.rewards.base import references
 
 
 class ExactMatchReward:
-    """1 if the text after the last marker, to the end of its line, equals a reference; runs of white space count as one
-    blank, and none at the ends.
+    r"""1 if the text after the last marker, to the end of its line, equals a reference.
 
-    Example (marker "####"): "so 6 * 7\\n#### 42 \\n" equals "42". Without the marker: 0, and parsed is False.
+    Runs of white space count as one blank, and as none at the ends.
+
+    Example (marker "####"): "so 6 * 7\n#### 42 \n" equals "42". Without the marker: 0, and parsed is False.
     With the marker "" the whole response is compared.
     """
 

@@ -103,16 +103,16 @@ class MathAnswerReward:
         except (Exception, CancelledError) as error:
             self.close()
             raise RewardError(
-                f"the worker process of reward.type = \"math\" cannot start ({error!r}); try "
+                f'the worker process of reward.type = "math" cannot start ({error!r}); try '
                 "`python -c 'import math_verify'`, and put the main part of your script under "
                 '`if __name__ == "__main__":`'
             ) from error
 
 
 def find_answer(completion: str, answer_format: AnswerFormat) -> str | None:
-    """The part of a response that math-verify shall look at, or None if there is no answer.
+    r"""The part of a response that math-verify shall look at, or None if there is no answer.
 
-    boxed: the last \\boxed{...} whose braces close. gsm8k: the rest of the line after the last '####'. any: all of it.
+    boxed: the last \boxed{...} whose braces close. gsm8k: the rest of the line after the last '####'. any: all of it.
     """
     if answer_format == "any":
         return completion if completion.strip() else None
@@ -128,10 +128,10 @@ def find_answer(completion: str, answer_format: AnswerFormat) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{...} whose braces close.
+    r"""What stands in the last \boxed{...} whose braces close.
 
-    >>> last_boxed("\\\\boxed{1} or \\\\boxed{\\\\frac{1}{2}}, not \\\\boxed{3")
-    '\\\\frac{1}{2}'
+    >>> last_boxed("\\boxed{1} or \\boxed{\\frac{1}{2}}, not \\boxed{3")
+    '\\frac{1}{2}'
     """
     marker = "\\boxed{"
     stack: list[int | None] = []
@@ -144,7 +144,7 @@ def last_boxed(text: str) -> str | None:
             stack.append(index + len(marker))
             index += len(marker)
             continue
-        if text[index] == "\\":
+        if text.startswith(("\\{", "\\}"), index):
             index += 2  # an escaped brace is a character, not a bracket
             continue
         if text[index] == "{":

@@ -30,17 +30,17 @@ def warm_up() -> None:
 
 
 def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
-    """Compare the answer in a text with the accepted ones.
+    r"""Compare the answer in a text with the accepted ones.
 
     Args:
-        text: what math-verify's `parse` shall look at: a \\boxed{...}, a line with a number, or a whole response.
+        text: what math-verify's `parse` shall look at: a \boxed{...}, a line with a number, or a whole response.
         references: accepted answers; one that has no LaTeX delimiters is read as LaTeX, and as plain text if that
             gives no expression.
 
     Returns:
         (correct, found): whether any reference matches, and whether there was an answer in the text.
 
-    >>> check_answer("\\\\boxed{25}", ("025",))
+    >>> check_answer("\\boxed{25}", ("025",))
     (True, True)
     """
     from math_verify import verify
@@ -74,5 +74,5 @@ def _gold(reference: str) -> list[Any]:
 def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
-    found: list[Any] = parse(text, parsing_timeout=None)  # type: ignore[arg-type]
+    found: list[Any] = parse(text, parsing_timeout=None)
     return found

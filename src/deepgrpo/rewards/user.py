@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepgrpo import rng
 from deepgrpo.config import UserReward
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
@@ -89,7 +90,6 @@ class UserFunctionReward:
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> dict[str, Any]:
         names = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
-        # TRL leaves out "prompt" and "completion" as well; what a function may name must not depend on the data
         columns: dict[str, list[Any]] = {
             name: [prompt.columns.get(name) for prompt in prompts] for name in names if name not in _RESERVED
         }
@@ -187,9 +187,10 @@ def _load_file(place: str, name: str) -> Any:
             "a relative path starts where you run"
         )
     # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
-    module_name = f"deepgrpo_user_{path.stem}_{abs(hash(str(path))):x}"
+    module_name = f"deepgrpo_user_{path.stem}_{rng.key(str(path)):x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    assert spec is not None  # a .py file always has a spec and a loader
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

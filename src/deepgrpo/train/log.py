@@ -21,6 +21,7 @@ from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import CheckpointError
@@ -126,8 +127,9 @@ class RunLog:
         self._show(f"warning: {text}", style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
+        # Text: brackets are no markup, and the colour does not spill into the bar below
         # soft_wrap: a line stays one line in a pipe, where rich would otherwise break it at 80 columns
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text(text, style=style or ""), soft_wrap=True)
         if self._text:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self._text.flush()

@@ -52,24 +52,41 @@ def open_sinks(
 
 
 class TensorBoardSink:
-    """Event files under `tensorboard/`. Lists become histograms. On a resume TensorBoard hides the steps undone."""
+    """Event files under `tensorboard/`. On a resume TensorBoard hides the steps undone.
+
+    A list named `..._histogram` holds counts over equal bins of [0, 1] and is drawn as such; other lists stand in
+    metrics.jsonl only.
+    """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # SummaryWriter writes a purge mark for every step but None, also for 0
         purge = first_step if first_step > 1 else None
-        self.writer: Any = SummaryWriter(str(directory), purge_step=purge)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(directory), purge_step=purge)
 
     def write(self, step: int, values: Values) -> None:
-        import numpy as np
-
         for key, value in values.items():
             if not isinstance(value, list):
                 self.writer.add_scalar(key, value, step)
-            elif value:
-                self.writer.add_histogram(key, np.asarray(value, dtype=np.float64), step)
+            elif key.endswith("_histogram") and sum(value) > 0:
+                self._add_counts(key, value, step)
         self.writer.flush()
+
+    def _add_counts(self, key: str, counts: list[float], step: int) -> None:
+        # the values themselves are gone: moments are those of the bins' middles
+        middles = [(i + 0.5) / len(counts) for i in range(len(counts))]
+        self.writer.add_histogram_raw(
+            key,
+            min=0.0,
+            max=1.0,
+            num=sum(counts),
+            sum=sum(c * x for c, x in zip(counts, middles, strict=True)),
+            sum_squares=sum(c * x * x for c, x in zip(counts, middles, strict=True)),
+            bucket_limits=[(i + 1) / len(counts) for i in range(len(counts))],
+            bucket_counts=counts,
+            global_step=step,
+        )
 
     def close(self) -> None:
         self.writer.close()

@@ -49,7 +49,7 @@ def nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
 
     A token belongs to it if the tokens ranked before it hold less than `top_p`; so the set is never empty.
     """
-    ranked_BV, order_BV = probability_BV.sort(-1, descending=True, stable=True)
+    ranked_BV, order_BV = torch.sort(probability_BV, dim=-1, descending=True, stable=True)
     before_BV = ranked_BV.cumsum(-1) - ranked_BV
     return torch.zeros_like(probability_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV < top_p)
 

@@ -1,0 +1,123 @@
+"""What a run would do and need, without training: resolved recipe, one prompt, tokens per step, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deepgrpo.config import Config, DeepExplore, to_toml
+from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.prompts.tasks import build_task
+from deepgrpo.records import Prompt
+from deepgrpo.rewards.base import build_reward
+from deepgrpo.train.setup import build_policy, response_limits
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """Most tokens of one step; a response that ends early costs less.
+
+    Example: 64 prompts × 8 rollouts × 512 tokens = 262,144 in the main stream.
+    """
+
+    main: int
+    branches: int
+    """If every rollout is expanded, each branch as long as a response may be."""
+
+    @property
+    def total(self) -> int:
+        return self.main + self.branches
+
+
+def estimate_tokens(config: Config) -> TokenEstimate:
+    explore = config.explore
+    rollouts = config.run.prompts_per_step * explore.num_rollouts
+    longest = config.sampling.max_new_tokens
+    per_rollout = explore.num_pivots * explore.branches_per_pivot if isinstance(explore, DeepExplore) else 0
+    return TokenEstimate(rollouts * longest, rollouts * per_rollout * longest)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by use, on the device. Activations are a rule of thumb (per token and layer 12 values
+    of the hidden size and 4 of the feed-forward size, plus the chunk of logits); measure before you rely on them."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        # sampling and learning take turns: the cache and the activations are not there at the same time
+        return self.weights + self.gradients + self.optimizer + self.reference + max(self.cache, self.activations)
+
+
+def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryEstimate:
+    """From the shape of the model; `slot_length` is the longest prompt plus response."""
+    shape: Any = policy.causal.config.get_text_config()
+    every = sum(p.numel() for p in policy.model.parameters())
+    trained = sum(p.numel() for p in policy.trainable().values())
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    value = 2 if config.learner.dtype == "bfloat16" else 4
+    intermediate = getattr(shape, "intermediate_size", None) or 4 * hidden
+    kept = 2 if config.learner.gradient_checkpointing else 12 + 4 * intermediate // hidden
+    tokens = config.learner.token_budget
+    adapters = trained < every
+    return MemoryEstimate(
+        weights=4 * every,
+        gradients=4 * trained,
+        optimizer=8 * trained,
+        reference=4 * every if config.loss.beta > 0 and not adapters else 0,
+        cache=config.engine.max_rows * slot_length * layers * 2 * heads * width * value,
+        activations=tokens * layers * hidden * kept * value + 3 * config.learner.logprob_chunk * shape.vocab_size * 4,
+    )
+
+
+def dry_run(config: Config, console: Console | None = None) -> None:
+    """Load everything that a run needs, show what it would do, and train nothing.
+
+    Raises what the run itself would raise before its first step: ConfigError, DataError, ModelError.
+    """
+    out = console or Console(highlight=False)
+    policy = build_policy(config)
+    limits = response_limits(config, policy)
+    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    build_reward(config.reward, build_task(config.data)).close()
+    (prompt,), _ = source.take(Cursor(), 1)
+    out.print("resolved recipe", style="bold")
+    out.print(escape(to_toml(config)), soft_wrap=True)
+    _show_prompt(out, prompt)
+    tokens = estimate_tokens(config)
+    memory = estimate_memory(config, policy, min(limits.max_total_tokens, len(prompt.tokens) + limits.max_new_tokens))
+    table = Table(title="one step, at most", title_justify="left", show_header=False)
+    size = "endless" if source.size is None else f"{source.size:,}"
+    table.add_row("prompts in the data", size)
+    for reason, count in source.skipped.items():
+        table.add_row(f"rows skipped: {reason}", f"{count:,}")
+    table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
+    table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
+    table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
+    for name in ("weights", "gradients", "optimizer", "reference", "cache", "activations", "total"):
+        table.add_row(f"memory, {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    out.print(table)
+    out.print("dry run: nothing was trained")
+
+
+def _show_prompt(out: Console, prompt: Prompt) -> None:
+    out.print(f"prompt {prompt.id!r}, {len(prompt.tokens)} tokens", style="bold", markup=False)
+    out.print(escape(prompt.text), soft_wrap=True)
+    if prompt.answer is not None:
+        out.print(f"answer: {prompt.answer}", markup=False)
+    out.print("")

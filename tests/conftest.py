@@ -1,0 +1,108 @@
+"""Shared by all tests: a tiny policy, trees by hand, and one thread for torch."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepgrpo.config import Config, ScratchModel, parse_config
+from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Real data sets beside the checkout, where there are any; tests that want them skip otherwise."""
+
+TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def policy() -> Any:
+    """A fresh random policy over the characters of the synthetic task, 0.03M parameters."""
+    from deepgrpo.model.policy import scratch_policy
+    from deepgrpo.prompts import synthetic
+
+    return scratch_policy(ScratchModel.model_validate(TINY), synthetic.tokenizer(), seed=3)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    """Makes a small recipe for the synthetic task; sections given by keyword are merged in."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        raw: dict[str, Any] = {
+            "run": {"dir": str(tmp_path / "runs"), "name": "test", "steps": 3, "prompts_per_step": 4, "device": "cpu"},
+            "model": dict(TINY),
+            "data": {"type": "synthetic", "chain_length": 2},
+            "reward": {"type": "task"},
+            "sampling": {"max_new_tokens": 24},
+            "explore": {
+                "type": "deep", "num_rollouts": 4, "branches_per_pivot": 3,
+                "segments": {"type": "tokens", "size": 4},
+            },
+            "loss": {"beta": 0.0},
+            "optim": {"lr": 1e-3},
+        }  # fmt: skip
+        for name, values in sections.items():
+            section = raw.get(name, {})
+            # another type of section starts empty
+            base = {} if "type" in values and section.get("type") not in (None, values["type"]) else section
+            raw[name] = {**base, **values}
+        return parse_config(raw)
+
+    return make
+
+
+def make_tree(
+    main: Sequence[tuple[int, float]], branches: Sequence[tuple[int, int, Sequence[tuple[int, float]]]] = (),
+    prompt_length: int = 3, first_token: int = 4, vocabulary: int = 10,
+) -> Tree:  # fmt: skip
+    """A tree by hand.
+
+    Args:
+        main: (length, reward) of each main rollout.
+        branches: (parent, offset, [(length, reward), ...]) of each pivot.
+    """
+    count = 0
+
+    def tokens(length: int) -> tuple[int, ...]:
+        nonlocal count
+        count += length
+        return tuple(first_token + (count - length + i) % vocabulary for i in range(length))
+
+    prompt = Prompt("p", "text", tokens(prompt_length), "question", "1")
+    tree = Tree(prompt)
+    groups: list[tuple[Pivot, Sequence[tuple[int, float]]]] = [
+        (Pivot(ROOT, 0, len(main), "main"), main),
+        *((Pivot(parent, offset, len(kids), ratio=0.5), kids) for parent, offset, kids in branches),
+    ]
+    for number, (pivot, siblings) in enumerate(groups):
+        nodes = [
+            Node(
+                pivot.parent, pivot.offset, own := tokens(length), (-1.0,) * len(own), "stop", "text", Score(reward),
+                pivot.stream, number,
+            )
+            for length, reward in siblings
+        ]  # fmt: skip
+        tree = tree.add([pivot], nodes)
+    return tree
+
+
+@pytest.fixture
+def worked_tree() -> Tree:
+    """The worked example of records.py."""
+    return make_tree([(6, 0.0), (5, 1.0)], [(0, 4, [(2, 1.0), (3, 0.0)])])

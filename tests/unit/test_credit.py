@@ -1,0 +1,73 @@
+"""Advantages, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import make_tree
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepgrpo.credit.group import centre
+from deepgrpo.credit.siblings import sibling_credit
+from deepgrpo.credit.whiten import whiten
+
+
+def test_reward_minus_mean() -> None:
+    # mean of 1, 0, 0, 1, 1 is 0.6
+    assert centre([1, 0, 0, 1, 1]) == pytest.approx([0.4, -0.6, -0.6, 0.4, 0.4])
+
+
+def test_std_is_the_sample_deviation_plus_1e_4() -> None:
+    # mean 0.5, squared deviations 4 * 0.25 = 1, divided by N - 1 = 3: std = 0.57735
+    assert centre([1, 0, 1, 0], "std") == pytest.approx(np.array([1, -1, 1, -1]) * 0.5 / (0.5773502691896258 + 1e-4))
+
+
+def test_agreement_is_exactly_zero_even_where_the_mean_rounds() -> None:
+    # the floating-point mean of seven times 0.1 is not 0.1
+    assert not centre([0.1] * 7).any()
+    assert not centre([0.1] * 7, "std").any()
+
+
+def test_one_sibling_has_no_baseline() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        centre([1.0])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=20))
+def test_advantages_sum_to_zero(rewards: list[float]) -> None:
+    assert abs(centre(rewards).sum()) < 1e-9
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=8), st.randoms())
+def test_order_of_siblings_is_irrelevant(rewards: list[float], random: object) -> None:
+    order = list(range(len(rewards)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert centre([rewards[i] for i in order]) == pytest.approx(centre(rewards)[order])
+
+
+def test_each_node_is_compared_with_its_own_siblings(worked_tree) -> None:  # type: ignore[no-untyped-def]
+    credit = sibling_credit(worked_tree)
+    assert [(s.node, s.start, s.end, s.advantage, s.stream) for s in credit.spans] == [
+        (0, 0, 6, -0.5, "main"),
+        (1, 0, 5, 0.5, "main"),
+        (2, 0, 2, 0.5, "branch"),
+        (3, 0, 3, -0.5, "branch"),
+    ]
+    assert [(g.stream, g.rewards, g.mixed) for g in credit.groups] == [
+        ("main", (0.0, 1.0), True),
+        ("branch", (1.0, 0.0), True),
+    ]
+
+
+def test_whitening_weighs_by_tokens_within_a_stream() -> None:
+    tree = make_tree([(1, 0.0), (3, 1.0)])
+    # advantages -.5 (1 token) and .5 (3 tokens): mean .25, variance (.75² + 3 * .25²) / 4 = .1875
+    (credit,) = whiten([sibling_credit(tree)])
+    std = 0.1875**0.5
+    assert [s.advantage for s in credit.spans] == pytest.approx([-0.75 / std, 0.25 / std])
+
+
+def test_whitening_leaves_a_flat_stream_alone() -> None:
+    credit = sibling_credit(make_tree([(2, 1.0), (3, 1.0)]))
+    assert [s.advantage for s in whiten([credit])[0].spans] == [0.0, 0.0]

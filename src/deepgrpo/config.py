@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,8 @@ class TemplateConfig(Section):
     preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
-    """With preset = "custom": the user turn, with {question} where the question goes."""
+    """With preset = "custom": the user turn, with {question} where the question goes; any other column of the row can be
+    named as well, nested ones with dots ({metadata.expression})."""
     system: str | None = None
     """System turn of the chat template."""
     chat: bool = True
@@ -147,9 +149,10 @@ class TemplateConfig(Section):
                 f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user '
                 'turn; set template.preset = "custom" or remove template.user'
             )
-        if self.user is not None and "{question}" not in self.user:
+        if self.user is not None and not re.search(r"\{\w+(\.\w+)*\}", self.user):
             raise ValueError(
-                f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes"
+                f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes "
+                "(or {column} for another column of the row)"
             )
         if self.system is not None and not self.chat:
             raise ValueError(
@@ -702,7 +705,7 @@ def _explain(problem: Any) -> str:
         return f"{key}.type is {given!r}; choose one of {expected}" + (f" (did you mean {close[0]!r}?)" if close else "")
     if kind == "union_tag_not_found":
         return f"{key}.type is missing; add it to say which kind of {names[-1]} this is"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return message
     message = message.removeprefix("Input should be ")

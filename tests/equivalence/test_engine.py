@@ -16,10 +16,10 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import SampleRequest
 
-SHAPE = dict(
-    vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128,
-)  # fmt: skip
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
 
 
 def _policy(kind: str = "llama", seed: int = 0) -> Policy:
@@ -70,9 +70,9 @@ def test_a_draw_does_not_depend_on_what_else_is_in_the_batch() -> None:
     requests = _requests(policy)
     together, _ = EmbeddedEngine(policy, max_rows=64).sample(requests, SamplingParams())
     crowded, _ = EmbeddedEngine(policy, max_rows=3).sample(list(reversed(requests)), SamplingParams())
+    single = EmbeddedEngine(policy, max_rows=1)
     alone = [
-        [EmbeddedEngine(policy, max_rows=1).sample([SampleRequest(r.prefix, (k,), 20)], SamplingParams())[0][0][0] for k in r.keys]
-        for r in requests
+        [single.sample([SampleRequest(r.prefix, (k,), 20)], SamplingParams())[0][0][0] for k in r.keys] for r in requests
     ]
     tokens = [[c.tokens for c in group] for group in together]
     assert tokens == [[c.tokens for c in group] for group in reversed(crowded)]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_tree
 from torch import Tensor
+from trees import make_tree
 
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
@@ -152,7 +152,7 @@ def test_packs_hold_every_row_once_within_the_budget() -> None:
 
 def test_gradient_checkpointing_and_chunks_do_not_change_the_gradient(policy: Policy, config: Any) -> None:
     plain = gradient(policy, config())
-    policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    policy.checkpoint_activations()
     policy.logprob_chunk = 3
     assert distance(gradient(policy, config()), plain) < 1e-5
 
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(policy: Policy,
     with torch.no_grad():
         policy.causal.model.norm.weight[0] = torch.nan
     before = {n: p.clone() for n, p in policy.trainable().items()}
-    with pytest.raises(TrainingError, match="loss of optimizer step 0 is nan.*--resume"):
+    with pytest.raises(TrainingError, match=r"loss of optimizer step 0 is nan.*--resume"):
         learner.update(TREES, [sibling_credit(t) for t in TREES])
     assert all(torch.equal(p, before[n]) or p.isnan().any() for n, p in policy.trainable().items())
     assert learner.optimizer_steps == 0

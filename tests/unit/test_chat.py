@@ -109,3 +109,10 @@ def test_characters_without_a_token_are_named():
     renderer = build_renderer(TemplateConfig(), synthetic.tokenizer(), plain_if_no_template=True)
     with pytest.raises(ModelError, match="no token for some character of 'What"):
         renderer.tokenize(["What is 3+4?"])
+
+
+def test_a_custom_turn_can_name_columns() -> None:
+    template = TemplateConfig(preset="custom", user="What is {metadata.expression}? \\boxed{} {nothing}")
+    columns = {"metadata": {"expression": "4 - {question}"}, "question": "no"}
+    # what is filled in is not read again, and unknown names stay
+    assert user_turn("4 - 1 =", template, columns) == "What is 4 - {question}? \\boxed{} {nothing}"

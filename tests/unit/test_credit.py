@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import make_tree
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import make_tree
 
 from deepgrpo.credit.group import centre
 from deepgrpo.credit.siblings import sibling_credit

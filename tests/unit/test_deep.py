@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from conftest import make_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from trees import make_tree
 
 from deepgrpo.config import DeepExplore, RecoverabilityConfig, SegmentConfig
 from deepgrpo.explore.base import Limits

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_tree
+from trees import make_tree
 
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.loss.kl import k3

@@ -266,3 +266,17 @@ class TestSharedData:
     def test_evaluation_sets_load_whole(self, name, count):
         source = build_source(jsonl(str(SHARED / f"{name}.jsonl")), words(), seed=0, context=8192)
         assert (len(source), source.skipped) == (count, {})
+
+
+def test_answer_after_a_marker_and_alternatives(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"question": "a", "answer": "3*400 = 1200\\n#### 1,200"}\n'
+        '{"question": "b", "answer": "9.6", "alt_answers": ["9.60", "9.6"]}\n'
+        '{"question": "c", "answer": "1,200", "alt_answers": null}\n'
+    )
+    source = source_of(jsonl(str(path), columns=ColumnMap(answer_after="####")))
+    first, second, third = source.head(3)
+    assert first.answer == "1200" and "accepted_answers" not in first.columns
+    assert second.columns["accepted_answers"] == ["9.6", "9.60"]
+    assert third.answer == "1,200" and "accepted_answers" not in third.columns

@@ -32,7 +32,7 @@ from deepgrpo.config import (
 )
 from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.eval.suites import EvalSet, resolve, settle_references
+from deepgrpo.eval.suites import EvalSet, resolve
 
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_LIMIT = 256
@@ -224,7 +224,7 @@ def _evaluate_set(
     elif options.chat == "on":
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
     source = build_source(data, policy.tokenizer, seed=options.seed, context=policy.context, shuffle=False)
-    prompts = settle_references(source.head(source.size or options.limit or DEFAULT_LIMIT))
+    prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
     reward = build_reward(one.reward, build_task(data) if isinstance(one.reward, TaskReward) else None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +29,12 @@ from deepgrpo.config import (
     TemplateConfig,
 )
 from deepgrpo.errors import ConfigError, DataError, MissingExtraError
-from deepgrpo.prompts.source import ACCEPTED
-from deepgrpo.records import Prompt
 
 AnswerFormat = Literal["boxed", "gsm8k", "any"]
 Preset = Literal["plain", "gsm8k", "math", "custom"]
+
+REFERENCE_MARKER = "####"
+"""Where a reference column holds a solution that ends in this and the answer, only the answer is the reference."""
 
 ANSWER_FORMATS: dict[Preset, AnswerFormat] = {"gsm8k": "gsm8k", "math": "boxed", "plain": "any", "custom": "any"}
 """Where an answer has to stand: where the wording asks for it."""
@@ -63,7 +64,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        # the hub's answer column holds the whole solution, see `settle_references`
+        # the hub's answer column holds the whole solution, see REFERENCE_MARKER
         Suite("gsm8k", "openai/gsm8k", config="main", preset="gsm8k", max_new_tokens=512),
         Suite("math500", "HuggingFaceH4/MATH-500", question="problem"),
         Suite("aime24", "HuggingFaceH4/aime_2024", split="train", question="problem"),
@@ -115,9 +116,9 @@ def resolve_suite(
         raise ConfigError(f"{name!r} is no known suite; {_hint(name)}")
     template = template or TemplateConfig(preset=suite.preset)
     if path is not None:
-        data = _file(Path(path), template, limit, ColumnMap(question=suite.question, answer=suite.answer))
+        data = _file(Path(path), template, limit, _columns(suite.question, suite.answer))
     else:
-        columns = ColumnMap(question=suite.question, answer=suite.answer)
+        columns = _columns(suite.question, suite.answer)
         data = HubData(
             path=suite.hub, name=suite.config, split=suite.split, columns=columns, template=template, limit=limit
         )
@@ -155,32 +156,15 @@ def resolve(
     raise ConfigError(f"--data {spec!r} is neither a suite nor a .jsonl or .parquet file; {_hint(spec)}")
 
 
-def settle_references(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Bring published references into the form that rewards compare with.
-
-    GSM8K's answer column holds the solution and then "#### 1,200": the reference becomes "1200". A column `alt_answers`
-    (a list) holds further accepted answers: any of them counts. Other prompts stay as they are.
-    """
-    return tuple(_settle(prompt) for prompt in prompts)
-
-
-def _settle(prompt: Prompt) -> Prompt:
-    if prompt.answer is not None and "####" in prompt.answer:
-        answer = prompt.answer.rpartition("####")[2].strip().replace(",", "")
-        prompt = replace(prompt, answer=answer, columns={**prompt.columns, "answer": answer})
-    others = prompt.columns.get("alt_answers")
-    if prompt.answer is not None and isinstance(others, list | tuple) and others:
-        known = prompt.columns.get(ACCEPTED) or [prompt.answer]
-        accepted = list(dict.fromkeys([*map(str, known), *map(str, others)]))
-        prompt = replace(prompt, columns={**prompt.columns, ACCEPTED: accepted})
-    return prompt
+def _columns(question: str = "question", answer: str | None = "answer") -> ColumnMap:
+    return ColumnMap(question=question, answer=answer, answer_after=REFERENCE_MARKER)
 
 
 def _plain(
     name: str, path: Path, template: TemplateConfig | None, answer_format: AnswerFormat | None, limit: int | None
 ) -> EvalSet:
     template = template or TemplateConfig(preset="math")
-    return EvalSet(name, _file(path, template, limit, ColumnMap()), _reward(template, answer_format))
+    return EvalSet(name, _file(path, template, limit, _columns()), _reward(template, answer_format))
 
 
 def _hub(spec: str, template: TemplateConfig, answer_format: AnswerFormat | None, limit: int | None) -> EvalSet:
@@ -217,7 +201,7 @@ def _file(path: Path, template: TemplateConfig, limit: int | None, usual: Column
     have = _column_names(path)
     question = _first((usual.question, *_QUESTION_COLUMNS), have) or usual.question
     answer = _first((str(usual.answer), *_ANSWER_COLUMNS), have) or usual.answer
-    columns = ColumnMap(question=question, answer=answer)
+    columns = _columns(question, answer)
     kind: Any = JsonlData if path.suffix == ".jsonl" else ParquetData
     data: DataConfig = kind(path=str(path), columns=columns, template=template, limit=limit)
     return data

@@ -6,6 +6,7 @@ concurrency of its own: an engine may be as parallel as it likes inside the call
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,5 +113,5 @@ def _score(
         for (_, number, pivot, c, _), text, score in zip(drafts, texts, scores, strict=True)
     ]
     cut = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    return [nodes[a:b] for a, b in zip(cut, cut[1:], strict=False)]
+    return [nodes[a:b] for a, b in itertools.pairwise(cut)]
 

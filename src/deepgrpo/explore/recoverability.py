@@ -34,7 +34,8 @@ class Recoverability:
 
     def probability(self, ratios: Sequence[float] | np.ndarray) -> np.ndarray:
         """`[n]` estimates for `[n]` depth ratios in (0, 1]."""
-        return np.exp(self.log_probability(ratios))
+        probability: np.ndarray = np.exp(self.log_probability(ratios))
+        return probability
 
     def log_probability(self, ratios: Sequence[float] | np.ndarray) -> np.ndarray:
         depth = np.asarray(ratios, dtype=np.float64)

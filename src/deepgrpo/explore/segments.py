@@ -10,8 +10,8 @@ from deepgrpo.config import SegmentConfig
 Segmenter = Callable[[Sequence[int]], list[int]]
 """tokens → ascending ends of segments; the last one is the number of tokens."""
 
-_SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")  # noqa: RUF001  (full-width punctuation is meant)
-_CLOSERS = "\"')]}*”’ "  # noqa: RUF001
+_SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")
+_CLOSERS = "\"')]}*”’ "
 
 
 def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:

@@ -46,7 +46,7 @@ class _ChunkedLogSoftmax(torch.autograd.Function):
         return logprob_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden_NH) if need_hidden else None

@@ -103,6 +103,13 @@ class Policy:
         """Name → parameter of everything the optimizer moves."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass from now on."""
+        model: Any = self.causal
+        # the method was renamed within transformers 5
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def save(self, directory: Path) -> None:
         """Write model (safetensors) and tokenizer in the Hugging Face layout; adapters in peft's."""
         self.model.save_pretrained(directory)  # type: ignore[operator]
@@ -252,7 +259,7 @@ def scratch_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(settings)
-    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)  # type: ignore[arg-type]
+    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
 
 
 def _locate(config: PretrainedModel) -> tuple[str, str | None]:

@@ -5,7 +5,8 @@ question ─► user turn (preset or custom) ─► chat template, or the turn a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,14 @@ _GSM8K = ' Let\'s think step by step and output the final answer after "####".'
 _MATH = " Let's think step by step and output the final answer within \\boxed{}."
 
 
-def user_turn(question: str, template: TemplateConfig) -> str:
+_PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)*)\}")
+
+
+def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any] | None = None) -> str:
     r"""The question in the wording of its preset.
+
+    A custom turn may also name columns of the row, nested ones with dots: `What is {metadata.expression}?`. Braces around
+    anything else stay as they are.
 
     >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
     '1 + 1? Let\'s think step by step and output the final answer after "####".'
@@ -28,9 +35,19 @@ def user_turn(question: str, template: TemplateConfig) -> str:
         return question + _MATH
     if template.preset == "custom":
         assert template.user is not None  # TemplateConfig refuses it
-        # not str.format: a question or a template about \boxed{} is full of braces
-        return template.user.replace("{question}", question)
+        known = {**(columns or {}), "question": question}
+        # not str.format: a template about \boxed{} is full of braces. One pass: what is filled in is not read again
+        return _PLACEHOLDER.sub(lambda match: _look_up(known, match), template.user)
     return question
+
+
+def _look_up(columns: Mapping[str, Any], match: re.Match[str]) -> str:
+    value: Any = columns
+    for name in match.group(1).split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return match.group(0)
+        value = value[name]
+    return str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +59,9 @@ class Renderer:
     chat: bool
     """Whether the chat template is used: what the recipe asked for and the tokenizer can do."""
 
-    def text(self, question: str) -> str:
+    def text(self, question: str, columns: Mapping[str, Any] | None = None) -> str:
         """The text that the model reads. Raises ModelError if the chat template refuses the turns."""
-        turn = user_turn(question, self.template)
+        turn = user_turn(question, self.template, columns)
         if not self.chat:
             return turn
         system = self.template.system

@@ -6,6 +6,7 @@ user meant (a column is missing, an id stands twice) is an error that names the 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,9 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
             continue
         where = f"{source}, {unit} {raw.number}"
         question = _question(_column(raw.values, columns.question, "question", where), where)
-        answer = columns.answer and _answer(_column(raw.values, columns.answer, "answer", where), columns.answer, where)
+        answer = columns.answer and _after(
+            _answer(_column(raw.values, columns.answer, "answer", where), columns.answer, where), columns.answer_after
+        )
         if not question.strip():
             skipped[EMPTY_QUESTION] += 1
             continue
@@ -83,6 +86,20 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
     if count == 0:
         raise DataError(f"{source} is empty; it needs at least one row with a column {columns.question!r}")
     return rows
+
+
+def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str] | None:
+    """What follows the last marker, commas between digits left out; an answer without the marker stays as it is."""
+    if answer is None or marker is None:
+        return answer
+    if isinstance(answer, list):
+        return [_after_last(each, marker) for each in answer]
+    return _after_last(answer, marker)
+
+
+def _after_last(text: str, marker: str) -> str:
+    _, found, rest = text.rpartition(marker)
+    return re.sub(r"(?<=\d),(?=\d{3})", "", rest.strip()) if found else text
 
 
 def encodable(text: str) -> bool:

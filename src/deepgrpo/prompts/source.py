@@ -26,6 +26,9 @@ from deepgrpo.records import Prompt
 ACCEPTED = "accepted_answers"
 """Column that holds all accepted answers where there are several; `Prompt.answer` is then the first of them."""
 
+ALTERNATIVES = "alt_answers"
+"""Column with a list of further accepted answers, as published with some sets."""
+
 _CHUNK = 1024
 
 
@@ -108,7 +111,7 @@ class PromptSource:
         return [int(i) for i in rng.generator(self._seed, "shuffle", epoch).permutation(count)]
 
     def _prompts(self, rows: Sequence[Row]) -> tuple[Prompt, ...]:
-        texts = [self._renderer.text(row.question) for row in rows]
+        texts = [self._renderer.text(row.question, row.columns) for row in rows]
         tokens = self._renderer.tokenize(texts)
         return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
 
@@ -160,7 +163,7 @@ def _drop_long(
     shortest: int | None = None
     for start in range(0, len(rows), _CHUNK):  # in chunks: the tokens of a large set need not be held at once
         chunk = rows[start : start + _CHUNK]
-        lengths = [len(tokens) for tokens in renderer.tokenize([renderer.text(row.question) for row in chunk])]
+        lengths = [len(tokens) for tokens in renderer.tokenize([renderer.text(row.question, row.columns) for row in chunk])]
         kept += [row for row, length in zip(chunk, lengths, strict=True) if 0 < length <= longest]
         skipped[TOO_LONG] += sum(length > longest for length in lengths)
         skipped[EMPTY_QUESTION] += sum(length == 0 for length in lengths)
@@ -180,7 +183,10 @@ def _drop_long(
 
 
 def _prompt(row: Row, text: str, tokens: tuple[int, ...]) -> Prompt:
-    if not isinstance(row.answer, list):
+    accepted = row.answer if isinstance(row.answer, list) else [row.answer] if row.answer is not None else []
+    others = row.columns.get(ALTERNATIVES)
+    if accepted and isinstance(others, list | tuple):
+        accepted = list(dict.fromkeys([*accepted, *map(str, others)]))
+    if len(accepted) < 2 and not isinstance(row.answer, list):
         return Prompt(row.id, text, tokens, row.question, row.answer, row.columns)
-    columns = {**row.columns, ACCEPTED: row.answer}
-    return Prompt(row.id, text, tokens, row.question, row.answer[0], columns)
+    return Prompt(row.id, text, tokens, row.question, accepted[0], {**row.columns, ACCEPTED: accepted})

@@ -40,7 +40,7 @@ class TrainState:
     cursor: Mapping[str, Any] = field(default_factory=dict)
     """Place in the data."""
     strategy: Mapping[str, Any] = field(default_factory=dict)
-    ledger: Ledger = Ledger()
+    ledger: Ledger = field(default_factory=Ledger)
     health: Mapping[str, Any] = field(default_factory=dict)
     """What the warnings remember."""
     first_value: float | None = None

@@ -47,7 +47,8 @@ def estimate_tokens(config: Config) -> TokenEstimate:
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """Bytes by use, on the device. Activations are a rule of thumb (per token and layer 12 values
-    of the hidden size and 4 of the feed-forward size, plus the chunk of logits); measure before you rely on them."""
+    of the hidden size and 4 of the feed-forward size, plus the chunk of logits); measure before you rely on them.
+    """
 
     weights: int
     gradients: int

@@ -140,7 +140,7 @@ def _warm_start(run: Run) -> None:
     def examples(start: int, count: int) -> list[Example]:
         prompts, _ = source.take(Cursor(position=start) if source.size is None else _wrapped(start, source.size), count)
         return [
-            (p.tokens, tuple(tokenizer(task.solution(p), add_special_tokens=False).input_ids) + (tokenizer.eos_token_id,))
+            (p.tokens, (*tokenizer(task.solution(p), add_special_tokens=False).input_ids, tokenizer.eos_token_id))
             for p in prompts
         ]
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -55,7 +54,7 @@ class Run:
 
     @property
     def judge(self) -> Judge:
-        return functools.partial(judge, self.reward, self.config.reward.truncated_value)  # type: ignore[return-value]
+        return functools.partial(judge, self.reward, self.config.reward.truncated_value)
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str]:
@@ -118,7 +117,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
         torch.set_num_threads(config.run.threads)
     policy = build_policy(config)
     if config.learner.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        policy.checkpoint_activations()
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     reward = build_reward(config.reward, build_task(config.data))

@@ -137,11 +137,11 @@ class Learner:
             loss = losses(pack, old_N)
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of optimizer step {self.optimizer_steps} is {float(loss)}; the weights were not changed. "
+                    f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}; the weights were not changed. "
                     "Look at optim.lr (too high?), learner.dtype and the data of this step; the last checkpoint is whole: "
                     "continue from it with --resume and a lower --optim.lr"
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         limit = self.config.optim.max_grad_norm
         norm = float(
             torch.nn.utils.clip_grad_norm_(self.policy.trainable().values(), limit if limit is not None else math.inf)

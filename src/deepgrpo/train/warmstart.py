@@ -80,6 +80,6 @@ def _step(policy: Policy, batch: Sequence[Example], token_budget: int) -> float:
             temperature=1.0,
         )
         loss = -logprob_n.sum() / total
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         loss_sum += float(loss.detach())
     return loss_sum

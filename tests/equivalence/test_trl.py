@@ -9,8 +9,8 @@ steps are TRL's own code. Our side is `sibling_credit` and `Learner.update`.
     dr_grpo     constant, reduction_length = max_completion_length  token sum / (rollouts · length)
     dapo        token                                               token sum / tokens
 
-Where the two are not the same, a test says so: rows without advantage (we may drop them), TRL's default KL (its gradient
-is another one, even on-policy) and a `delta` below 1 + epsilon_high (which TRL advises against). Both sides compute in
+Where the two are not the same, a test says so: rows without advantage (we may drop them), TRL's default KL (another
+gradient, even on-policy) and a `delta` below 1 + epsilon_high (which TRL advises against). Both sides compute in
 float32, as TRL's output layer knows nothing else; a match leaves about 1e-6 of rounding.
 """
 
@@ -232,9 +232,7 @@ def off_policy(policy: Policy, trainer: Callable[..., Any]) -> Callable[..., Off
         inputs["old_per_token_logps"] = old_BT
         advantage_N = inputs["advantages"][:, None].expand(mask_BT.shape)[mask_BT]
         # both sides go through the rollouts in order, token by token
-        return OffPolicy(
-            theirs, inputs, old_BT[mask_BT], (logprobs_BT - old_BT).exp()[mask_BT], advantage_N, reference
-        )
+        return OffPolicy(theirs, inputs, old_BT[mask_BT], (logprobs_BT - old_BT).exp()[mask_BT], advantage_N, reference)
 
     return make
 
@@ -319,7 +317,7 @@ def test_a_unanimous_group_counts_in_the_denominators_unless_it_is_dropped(
 
 @pytest.mark.parametrize("loss_type", REDUCTIONS)
 def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss_type: str) -> None:
-    """`GRPOTrainer.train` beside `Learner.update`: old log-probs, ratios, KL, gradient clipping and AdamW are their own.
+    """`GRPOTrainer.train` beside `Learner.update`, each with its own old log-probs, gradient clipping and AdamW.
 
     TRL goes through the batch in two micro-batches of four rollouts, we in packs of at most 60 tokens.
     """
@@ -350,7 +348,7 @@ def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss
     assert len(ours) == len(gradients) == 3 and len(losses) == 6
     for i, (our, gradient) in enumerate(zip(ours, gradients, strict=True)):
         allowed = DRIFT if i else ROUNDING
-        # at the first step advantages cancel: the loss may be 0, and is then compared with the size of its terms, 1
+        # grpo's loss is 0 at the first step, where advantages cancel: compare it with the size of its terms, 1
         assert our.loss == pytest.approx(losses[2 * i] + losses[2 * i + 1], rel=allowed, abs=1e-6)
         assert distance(our.gradient, gradient) < allowed
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
@@ -379,7 +377,7 @@ def test_trls_default_kl_has_another_gradient(policy: Policy, config: Any, off_p
 
 
 def test_delta_is_our_dual_clip_only_above_the_clip_range(policy: Policy, config: Any, off_policy: Any) -> None:
-    """Below 1 + epsilon_high, TRL's delta bounds positive advantages and no negative one; ours is still the dual clip."""
+    """Below 1 + epsilon_high, TRL's delta caps the ratio of positive advantages; ours bounds the negative ones."""
     batch = off_policy(MIXED, loss_type="dapo", epsilon_high=0.5)
     clip = {**REDUCTIONS["dapo"], "clip_high": 0.5}
     for delta, same in ((1.6, True), (1.2, False)):

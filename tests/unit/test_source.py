@@ -271,9 +271,9 @@ class TestSharedData:
 def test_answer_after_a_marker_and_alternatives(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"question": "a", "answer": "3*400 = 1200\\n#### 1,200"}\n'
-        '{"question": "b", "answer": "9.6", "alt_answers": ["9.60", "9.6"]}\n'
-        '{"question": "c", "answer": "1,200", "alt_answers": null}\n'
+        '{"question": "1+2:", "answer": "3*400 = 1200\\n#### 1,200"}\n'
+        '{"question": "1+3:", "answer": "9.6", "alt_answers": ["9.60", "9.6"]}\n'
+        '{"question": "1+4:", "answer": "1,200", "alt_answers": null}\n'
     )
     source = source_of(jsonl(str(path), columns=ColumnMap(answer_after="####")))
     first, second, third = source.head(3)

@@ -113,6 +113,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
             f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME, or continue "
             f"it with: deepgrpo train --resume {directory}"
         )
+    _quiet()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     policy = build_policy(config)

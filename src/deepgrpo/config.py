@@ -505,7 +505,7 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 2
     """Older checkpoints are deleted."""
     keep_best: bool = True
-    """Keep the checkpoint with the best evaluation as well (greedy accuracy)."""
+    """Keep the best evaluation (greedy accuracy) as well: a new best is saved at once, unless `every` is absent."""
 
 
 class LogConfig(Section):

@@ -151,7 +151,7 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
             raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_test.jsonl")
         data = run.eval.data or run.data
         if options.limit or (isinstance(data, SyntheticData) and data.limit is None and data.size is None):
-            limit = options.limit or DEFAULT_LIMIT
+            limit = options.limit or run.eval.limit
             # a task of reasoning-gym is as long as its size says
             data = data.model_copy(update={"size" if isinstance(data, ReasoningGymData) else "limit": limit})
         return [EvalSet(data.type, data, run.eval.reward or run.reward)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deepgrpo.config import PretrainedModel, ScratchModel
@@ -117,18 +118,23 @@ class Policy:
         self.tokenizer.save_pretrained(directory)
 
     def load_weights(self, directory: Path) -> None:
-        """Read back the weights that `save` wrote."""
+        """Read back the weights that `save` wrote. Raises ModelError if they do not fit the model."""
         from safetensors.torch import load_file
 
-        if _is_peft(self.model):
-            from peft import set_peft_model_state_dict
+        try:
+            if _is_peft(self.model):
+                from peft import set_peft_model_state_dict
 
-            set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
-            return
-        state: dict[str, Tensor] = {}
-        for file in sorted(directory.glob("*.safetensors")):
-            state |= load_file(file)
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
+                set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
+                return
+            state: dict[str, Tensor] = {}
+            for file in sorted(directory.glob("*.safetensors")):
+                state |= load_file(file)
+            missing, unexpected = self.model.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # torch's word for tensors of another shape
+            raise ModelError(
+                f"the weights in {directory} do not fit the model: {_first_line(error)}; was the recipe's [model] changed?"
+            ) from error
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if unexpected or set(missing) - tied:
             raise ModelError(
@@ -185,7 +191,7 @@ class Reference:
 def load_policy(
     config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 512
 ) -> Policy:
-    """Load a pretrained model and its tokenizer.
+    """Load a pretrained model and its tokenizer. New adapters are drawn from torch's global random stream.
 
     Raises ModelError if the directory is missing, has no tokenizer or no model that transformers knows; MissingExtraError
     if peft or gguf are wanted and absent.
@@ -206,6 +212,12 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **common, **({} if config.tokenizer else gguf))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not Path(tokenizer_path).is_dir():
+            key = "model.tokenizer" if config.tokenizer else "model.path"
+            raise ModelError(
+                f"{key} = {tokenizer_path!r} is no directory here, and nothing could be loaded from the hub under that name "
+                f"({_first_line(error)}); check the path, or the hub name and the network"
+            ) from error
         raise ModelError(
             f"no tokenizer could be loaded from {tokenizer_path!r} ({_first_line(error)}); a model directory needs "
             "tokenizer.json or the like: save one there, or name another place with model.tokenizer"
@@ -223,7 +235,7 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation=config.attn_implementation, **common, **gguf
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"no causal language model could be loaded from {path!r} ({_first_line(error)}); "
             "model.path must be a directory with config.json and safetensors, or a hub name"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepgrpo.pack.layout import Row
+from deepgrpo.pack.layout import Row, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,10 @@ class Pack:
     """Indices into `Terms`."""
     num_tokens: int
     """Tokens without padding."""
+    positions_BT: np.ndarray | None = None
+    """Position of each token along its path; absent: 0, 1, 2, ... in every row."""
+    segments: tuple[Segment, ...] = ()
+    """Tree packs: who sees whom (pack/tree.py). Empty: each row is one path."""
 
 
 def pack_rows(rows: Sequence[Row], token_budget: int) -> list[Pack]:

@@ -49,6 +49,26 @@ class Row:
     """`[n]` positions whose output predicts a term."""
     terms: np.ndarray
     """`[n]` indices into `Terms`."""
+    tree: int = 0
+    """Index of its tree in the step."""
+    node: int = 0
+    """Index of its node in the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Packed tokens [start, end) of one piece of a path; its descendants are [end, until).
+
+    Example, A of the picture in pack/tree.py: Segment(start=3, end=7, until=14, parent=0, depth=3).
+    """
+
+    start: int
+    end: int
+    until: int
+    parent: int
+    """Index of the parent segment, or -1."""
+    depth: int
+    """Position of its first token along the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,7 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
     rows: list[Row] = []
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     total = sequence = unique = 0
-    for tree, credit in zip(trees, credits, strict=True):
+    for number, (tree, credit) in enumerate(zip(trees, credits, strict=True)):
         spans_of: dict[int, list[tuple[int, int, float, str]]] = {}
         for span in credit.spans:
             spans_of.setdefault(span.node, []).append((span.start, span.end, span.advantage, span.stream))
@@ -92,7 +112,7 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
                 )
                 positions.append(np.arange(first + start - 1, first + end - 1))
                 total += count
-            rows.append(Row(path, np.concatenate(positions), np.arange(begin, total)))
+            rows.append(Row(path, np.concatenate(positions), np.arange(begin, total), number, node))
             sequence += 1
     empty = (np.int64, np.float32, np.int64, np.int64, np.float32)
     joined = [np.concatenate([c[i] for c in columns]) if columns else np.zeros(0, d) for i, d in enumerate(empty)]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deepgrpo.errors import CheckpointError
@@ -94,7 +95,8 @@ class Checkpoints:
             _flush(self.directory)
         except Exception as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if not _is_write_failure(error):
+            # safetensors wraps what the system says of a full disk in its own error
+            if not isinstance(error, OSError | SafetensorError):
                 raise
             raise CheckpointError(
                 f"the checkpoint of step {state.step} could not be written to {self.directory}: {error}. Earlier "
@@ -116,8 +118,10 @@ class Checkpoints:
             policy.load_weights(path / "model")
             _restore(policy, optimizer, load_file(path / "optimizer.safetensors"))
             state = TrainState.from_json((path / "state.json").read_text())
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the checkpoint {path} cannot be read: {error}; delete that directory to continue from the one before"
+            ) from error
         policy.version = state.optimizer_steps
         return state
 
@@ -153,8 +157,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_write_failure(error: Exception) -> bool:
-    # safetensors reports a full disk as its own error class, which wraps the system's message
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

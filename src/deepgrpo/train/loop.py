@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import threading
@@ -17,7 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
+from deepgrpo.errors import CheckpointError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.grow import grow
 from deepgrpo.prompts.source import Cursor, build_source
@@ -47,17 +51,24 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
         with run.log as log, _graceful_stop() as stop:
             log.note(run.describe())
             state = run.restore() if resume else _start(run)
-            saved = state.step if resume else 0
+            # a run that is stopped before its first step is saved too: its warm start need not be done again
+            saved = state.step if resume else None
             while not _done(run, state) and not stop.requested:
                 state, report = train_step(run, state)
                 log.step(report)
-                every = config.checkpoint.every
-                if every and state.step % every == 0:
+                if _due(run, state):
                     run.checkpoints.save(run.policy, run.learner.optimizer, state)
                     saved = state.step
             if state.step != saved:
                 run.checkpoints.save(run.policy, run.learner.optimizer, state)
             _farewell(run, state)
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise CheckpointError(
+            f"{run.directory} cannot be written: {error}; free some space and continue with: "
+            f"deepgrpo train --resume {run.directory} (its checkpoints: {run.checkpoints.steps()})"
+        ) from error
     finally:
         run.close()
     return run.directory
@@ -203,6 +214,12 @@ def _done(run: Run, state: TrainState) -> bool:
     return state.step >= run.config.run.steps or (budget is not None and state.ledger.sampled_tokens >= budget)
 
 
+def _due(run: Run, state: TrainState) -> bool:
+    """Whether a checkpoint is written after this step: every so many steps, and of a new best evaluation."""
+    every, keep_best = run.config.checkpoint.every, run.config.checkpoint.keep_best
+    return every is not None and (state.step % every == 0 or (keep_best and state.best_step == state.step))
+
+
 def _farewell(run: Run, state: TrainState) -> None:
     """What came of it, and where it is."""
     if not _done(run, state):
@@ -217,6 +234,11 @@ def _farewell(run: Run, state: TrainState) -> None:
             f"{state.ledger.sampled_tokens:,} sampled tokens)"
         )
     run.log.note(f"run directory: {run.directory}")
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors wraps what the system says in its own error
+    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, to_toml
 from deepgrpo.engines.base import Engine, SamplingParams
@@ -73,7 +75,13 @@ class Run:
     def restore(self) -> TrainState:
         """Weights, moments and state of the newest checkpoint; the reference is the start model, as ever."""
         if (self.directory / START).is_dir():
-            self.policy.load_weights(self.directory / START)
+            try:
+                self.policy.load_weights(self.directory / START)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"the start model {self.directory / START} cannot be read: {error}; without it the KL term has no "
+                    "reference: start the run anew, or set loss.beta to 0 and delete that directory"
+                ) from error
         self.freeze_reference()
         state = self.checkpoints.load(self.policy, self.learner.optimizer)
         self.learner.optimizer_steps = state.optimizer_steps
@@ -113,10 +121,12 @@ def open_run(config: Config, resume: Path | None) -> Run:
             f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME, or continue "
             f"it with: deepgrpo train --resume {directory}"
         )
-    _quiet()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    # new adapters, and dropout where a model has it, draw from the global stream
+    torch.manual_seed(config.run.seed)
     policy = build_policy(config)
+    transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     if config.learner.gradient_checkpointing:
         policy.checkpoint_activations()
     limits = response_limits(config, policy)

@@ -238,10 +238,10 @@ def _summarise(seen: Sequence[Observed], *, importance: bool) -> dict[str, float
                 f"{label}/clip_fraction": float(column("clipped")[here].mean()),
                 f"{label}/kl": float(column("kl")[here].mean()),
             }
-    drift = column("drift")
+    drift = column("drift").astype(np.float64)
     metrics |= {
         # E_μ[log μ - log π] estimated by k3, which is never negative
-        "mismatch/kl": float((np.exp(drift) - drift - 1).mean()),
+        "mismatch/kl": float((np.expm1(drift) - drift).mean()),
         "mismatch/max": float(np.abs(drift).max()),
         "mismatch/weight": float(column("weight").mean()) if importance else 1.0,
     }

@@ -112,7 +112,9 @@ class _Call:
         self.encoded_tokens = 0
         device = policy.device
         slot_length = max((len(r.prefix) + r.max_new_tokens for r in requests), default=1)
-        self.cache = SlotCache(policy.causal.config.num_hidden_layers, self.max_rows, slot_length, device)
+        self.cache = SlotCache(
+            policy.causal.config.num_hidden_layers, self.max_rows, slot_length, device, policy.dtype
+        )
         self.last = torch.zeros(self.max_rows, dtype=torch.long, device=device)
         self.keys = np.zeros(self.max_rows, dtype=np.uint64)
         self.counts = np.zeros(self.max_rows, dtype=np.int64)
@@ -215,6 +217,11 @@ class _Call:
         self.last[part] = tokens_B
         self.counts[part] += 1
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
+        if not np.isfinite(logprobs).all():
+            raise EngineError(
+                "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
+                "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
+            )
         is_eos = np.isin(tokens, self.eos)
         ended: list[int] = []
         for i, row in enumerate(self.rows[part]):

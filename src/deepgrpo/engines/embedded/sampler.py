@@ -41,6 +41,8 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple
     # u < 1, but u * total may round up to total, and then no token would exceed it
     aim_B = torch.minimum(uniforms_B.to(total_B) * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     tokens_B = torch.searchsorted(cumulative_BV, aim_B[:, None], right=True).squeeze(1)
+    # logits that are NaN leave no token to find; the log-prob is then NaN, and the engine says so
+    tokens_B = tokens_B.clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B, torch.log(_pick(probability_BV, tokens_B) / probability_BV.sum(-1))
 
 

@@ -25,9 +25,11 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, length = self.owner.max_rows, self.owner.slot_length
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], length, key_states.shape[3])
+        # under autocast the rotated keys come as float32 and the values as bfloat16: attention casts both, and so do we
+        dtype = self.owner.dtype
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], length, key_states.shape[3], dtype=dtype)
         # K and V may differ in their head dimension (multi-head latent attention)
-        self.values = value_states.new_zeros(rows, value_states.shape[1], length, value_states.shape[3])
+        self.values = value_states.new_zeros(rows, value_states.shape[1], length, value_states.shape[3], dtype=dtype)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -35,8 +37,8 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         rows, lengths, extent = self.owner.rows, self.owner.active_lengths, self.owner.extent
-        self.keys[rows, :, lengths] = key_states[:, :, 0]
-        self.values[rows, :, lengths] = value_states[:, :, 0]
+        self.keys[rows, :, lengths] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[rows, :, lengths] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[: len(rows), :, :extent], self.values[: len(rows), :, :extent]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -50,10 +52,12 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for `max_rows` sequences of at most `slot_length` tokens."""
+    """Slots for `max_rows` sequences of at most `slot_length` tokens, kept in `dtype`."""
 
-    def __init__(self, num_layers: int, max_rows: int, slot_length: int, device: torch.device) -> None:
-        self.max_rows, self.slot_length = max_rows, slot_length
+    def __init__(
+        self, num_layers: int, max_rows: int, slot_length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.max_rows, self.slot_length, self.dtype = max_rows, slot_length, dtype
         self.lengths = torch.zeros(max_rows, dtype=torch.long, device=device)
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
         self.begin_step(0)
@@ -73,8 +77,8 @@ class SlotCache(Cache):
             if not layer.is_initialized:
                 layer.lazy_initialization(keys[None], values[None])
             assert layer.keys is not None and layer.values is not None
-            layer.keys[slots, :, : prefix.length] = keys
-            layer.values[slots, :, : prefix.length] = values
+            layer.keys[slots, :, : prefix.length] = keys.to(layer.keys.dtype)
+            layer.values[slots, :, : prefix.length] = values.to(layer.values.dtype)
         self.lengths[slots] = prefix.length
 
     def move(self, source: Tensor, target: Tensor) -> None:

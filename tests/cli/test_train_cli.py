@@ -1,0 +1,242 @@
+"""`deepgrpo train` as a user meets it: real processes, real signals, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deepgrpo
+from deepgrpo import cli
+from deepgrpo.config import load_recipe
+from deepgrpo.train.loop import train
+
+SRC = Path(deepgrpo.__file__).parents[1]
+RECIPE = """
+[run]
+name = "tiny"
+dir = "runs"
+steps = 8
+prompts_per_step = 8
+device = "cpu"
+threads = 1
+
+[model]
+type = "scratch"
+hidden_size = 32
+num_heads = 2
+intermediate_size = 64
+max_position = 64
+
+[warmstart]
+steps = 40
+batch_size = 16
+lr = 1e-2
+
+[data]
+type = "synthetic"
+chain_length = 1
+
+[reward]
+type = "{reward}"
+
+[sampling]
+max_new_tokens = 12
+
+[explore]
+type = "deep"
+num_rollouts = 4
+branches_per_pivot = 4
+
+[explore.segments]
+type = "tokens"
+size = 3
+
+[optim]
+lr = 1e-3
+
+[checkpoint]
+every = 2
+
+[eval]
+every = 4
+limit = 8
+
+[eval.data]
+type = "synthetic"
+chain_length = 1
+split = "test"
+"""
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """A process group of its own, as a shell would make one: Ctrl-C reaches every process in it."""
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "deepgrpo.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=cwd, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def lines_of(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def trace(directory: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    timed = ("time/", "ledger/seconds_", "tokens_per_s")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines_of(directory)]
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    path = directory / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") <= step:  # step 0 has a line too
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def whole_run(directory: Path, reward: str) -> Path:
+    """A run that nobody disturbs, in this process."""
+    (directory / "tiny.toml").write_text(RECIPE.format(reward=reward))
+    return train(load_recipe(directory / "tiny.toml", [("run.dir", str(directory / "runs")), ("run.name", "whole")]))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A directory with a recipe and a run that was started from the command line, and what that printed."""
+    place = tmp_path_factory.mktemp("done")
+    (place / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    return place, run("train", "tiny.toml", "--run.steps", "3", cwd=place)
+
+
+def test_a_recipe_trains(done: Any) -> None:
+    place, process = done
+    assert (process.returncode, process.stderr) == (0, "")
+    assert [line["step"] for line in lines_of(place / "runs" / "tiny")] == [0, 1, 2, 3]
+    # a line a step, the accuracy before and after, and where the run is
+    assert len(re.findall(r"^step \d/3  reward ", process.stdout, re.MULTILINE)) == 3
+    assert re.search(r"^greedy accuracy on 8 held-out questions: .* before, .* after 3 steps", process.stdout, re.MULTILINE)
+    assert process.stdout.endswith("run directory: runs/tiny\n")
+    assert load_recipe(place / "runs" / "tiny" / "config.toml").run.steps == 3
+
+
+def test_into_a_pipe_goes_plain_text(done: Any) -> None:
+    _, process = done
+    assert not set("\r\x1b") & set(process.stdout + process.stderr)
+
+
+def test_a_second_run_into_the_same_directory_is_refused(
+    done: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, _ = done
+    before = (place / "runs" / "tiny" / "metrics.jsonl").read_bytes()
+    monkeypatch.chdir(place)
+    assert cli.main(["train", "tiny.toml"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: run.name: the directory runs/tiny already holds a run; choose another with --run.name NAME, or continue "
+        "it with: deepgrpo train --resume runs/tiny\n",
+    )
+    assert (place / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_result_can_be_evaluated(done: Any) -> None:
+    place, _ = done
+    process = run("eval", "runs/tiny", "--json", "figures.json", "--device", "cpu", cwd=place)
+    assert process.returncode == 0, process.stderr
+    assert "runs/tiny/checkpoints/step-000003/model on cpu" in process.stdout
+    (figures,) = json.loads((place / "figures.json").read_text())["sets"].values()
+    # the run's own questions: its last evaluation again
+    last = lines_of(place / "runs" / "tiny")[-1]
+    assert figures["metrics"]["eval/greedy"] == last["eval/greedy"] and figures["metrics"]["eval/prompts"] == 8
+    assert not set("\r\x1b") & set(process.stdout + process.stderr)
+
+
+def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    process = run("train", "tiny.toml", "--dry-run", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
+    text = process.stdout
+    assert "chain_length = 1" in text and "dry run: nothing was trained" in text
+    assert re.search(r"^prompt 'synthetic-train-\d+', 4 tokens\n\d[-+*]\d:\n", text, re.MULTILINE)
+    # 8 prompts x 4 rollouts x 12 tokens, and 4 branches for each of the 32 rollouts
+    assert re.search(r"sampled tokens, main stream\W+384\b", text)
+    assert re.search(r"sampled tokens, branch stream\W+1,536\b", text)
+    assert re.search(r"memory, total\W+0\.\d\d GiB", text)
+
+
+def stopped_at(out: str) -> tuple[int, list[str]]:
+    """The step that a stopped run names, and the arguments of the command that it tells."""
+    found = re.search(r"^stopped after step (\d+) and saved; continue with: deepgrpo (.*)$", out, re.MULTILINE)
+    assert found
+    return int(found[1]), found[2].split()
+
+
+def test_stopped_then_killed_then_finished(tmp_path: Path) -> None:
+    """SIGTERM ends a run after its step, kill -9 at once; either way it goes on as if nothing had happened."""
+    whole = whole_run(tmp_path, "task")
+    directory = tmp_path / "runs" / "tiny"
+
+    process = start("train", "tiny.toml", cwd=tmp_path)
+    wait_for_step(directory, 1, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    step, command = stopped_at(out)
+    assert 1 <= step < 6
+    assert trace(directory) == trace(whole)[: step + 1]
+    assert max((directory / "checkpoints").iterdir()).name == f"step-{step:06d}"
+
+    process = start(*command, cwd=tmp_path)
+    wait_for_step(directory, step + 1, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    saved = max(int(path.name[-6:]) for path in (directory / "checkpoints").glob("step-*"))
+    assert saved >= step
+
+    finished = run("train", "--resume", "runs/tiny", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    first = re.search(r"^step (\d+)/8", finished.stdout, re.MULTILINE)
+    assert first and int(first[1]) == saved + 1
+    assert trace(directory) == trace(whole)
+    assert not list(directory.rglob(".tmp*"))
+
+
+def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path) -> None:
+    """Ctrl-C reaches the reward's worker processes as well, and the step is finished all the same."""
+    whole = whole_run(tmp_path, "math")
+    process = start("train", "tiny.toml", cwd=tmp_path)
+    directory = tmp_path / "runs" / "tiny"
+    wait_for_step(directory, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    step, command = stopped_at(out)
+    assert trace(directory) == trace(whole)[: step + 1] and trace(whole)[step]["reward/problems"] == 0
+    finished = run(*command, cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert trace(directory) == trace(whole)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").write_text(RECIPE.format(reward="task"))
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 1
+    assert f"error: {tmp_path} holds no checkpoint to resume from; start the run anew" in capsys.readouterr().err

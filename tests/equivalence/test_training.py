@@ -1,0 +1,384 @@
+"""Whole runs of a tiny policy: what must give the same numbers, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import TINY
+from deepgrpo.config import Config, ScratchModel, SyntheticData, WarmstartConfig, load_recipe
+from deepgrpo.model.policy import scratch_policy
+from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.train import loop
+from deepgrpo.train.loop import train
+from deepgrpo.train.trees import load_trees
+from deepgrpo.train.warmstart import Example, warm_start
+
+IMITATE = {"steps": 40, "batch_size": 16, "lr": 1e-2}
+"""Enough that a third of the rollouts succeed: groups are mixed from the first step on."""
+SHORT = {"chain_length": 1}
+BRANCHING = {"segments": {"type": "tokens", "size": 3}, "recoverability": {"window": 20, "min_items": 4}}
+HELD_OUT = {"type": "synthetic", "chain_length": 1, "split": "test"}
+
+
+@pytest.fixture
+def short(recipe: Any) -> Callable[..., Config]:
+    """A run of a few steps that has signal in each, in well under a second a step."""
+
+    def make(name: str, **sections: dict[str, Any]) -> Config:
+        base: dict[str, dict[str, Any]] = {
+            "data": SHORT, "warmstart": IMITATE, "sampling": {"max_new_tokens": 12}, "explore": BRANCHING,
+            "checkpoint": {"every": "none"},
+        }  # fmt: skip
+        run = {"name": name, **sections.pop("run", {})}
+        merged = {key: {**base.get(key, {}), **sections.get(key, {})} for key in [*base, *sections]}
+        if sections.get("model", {}).get("type") == "pretrained":
+            merged["model"] = sections["model"]
+        if sections.get("explore", {}).get("type") == "root":
+            merged["explore"] = sections["explore"]
+        if sections.get("warmstart") == {}:
+            del merged["warmstart"]
+        return recipe(run=run, **merged)
+
+    return make
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the next run receive SIGTERM in the middle of a step."""
+    original = loop.train_step
+
+    def arm(step: int) -> None:
+        def train_step(run: Any, state: Any) -> Any:
+            if state.step + 1 == step:
+                signal.raise_signal(signal.SIGTERM)
+            return original(run, state)
+
+        monkeypatch.setattr(loop, "train_step", train_step)
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model directory in the Hugging Face layout; the model has seen a few solutions."""
+    policy = scratch_policy(ScratchModel.model_validate(TINY), synthetic.tokenizer(), seed=3)
+    data = SyntheticData.model_validate(SHORT)
+    source = build_source(data, policy.tokenizer, seed=7, context=96)
+
+    def examples(start: int, count: int) -> list[Example]:
+        prompts, _ = source.take(Cursor(position=start), count)
+        texts = [synthetic.solution(prompt.question, data.modulus) for prompt in prompts]
+        return [(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
+
+    warm_start(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, token_budget=4096)
+    path = tmp_path_factory.mktemp("pretrained")
+    policy.save(path)
+    return {"type": "pretrained", "path": str(path)}
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "ledger/seconds_", "tokens_per_s")
+    return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in lines]
+
+
+def checkpoint(run: Path) -> Path:
+    """The newest one."""
+    return max((run / "checkpoints").glob("step-*"))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (checkpoint(run) / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit by bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint(run) / "state.json").read_text())
+    state["ledger"] = {key: value for key, value in state["ledger"].items() if not key.startswith("seconds_")}
+    return state
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert trace(a) == trace(b)
+    assert same(weights(a), weights(b))
+    assert same(*(load_file(checkpoint(run) / "optimizer.safetensors") for run in (a, b)))
+    assert state_of(a) == state_of(b)
+
+
+# ---------------------------------------------------------------- resume
+
+FULL = {
+    # 6 questions, 4 a step: an epoch ends in the middle of a step
+    "data": {**SHORT, "size": 6}, "loss": {"beta": 0.01}, "credit": {"scale": "std", "whiten": True},
+    "optim": {"lr": 1e-3, "minibatches": 2, "epochs": 2, "schedule": "cosine", "warmup_steps": 3},
+    "eval": {"every": 2, "limit": 8, "samples": 1, "data": HELD_OUT},
+}  # fmt: skip
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(short: Any, stop_after: Any) -> None:
+    """Stopped by SIGTERM after each of its steps: every metric, weight, moment and state is the same, bit by bit."""
+    whole = train(short("whole", run={"steps": 5}, **FULL))
+    lines = trace(whole)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    # the run asks something of all that a checkpoint holds
+    assert lines[2]["recoverability/fitted"] == 1 and lines[1]["recoverability/w"] != lines[3]["recoverability/w"]
+    assert lines[5]["recoverability/items"] == 20  # the window is full: the oldest were forgotten
+    assert all(line["main/kl"] > 0 for line in lines[1:] if line["main/sequences"])
+    assert state_of(whole)["cursor"]["epoch"] == 3 and len({line["lr"] for line in lines[1:]}) >= 4
+    for k in range(1, 5):
+        stop_after(k)
+        config = short(f"stopped-{k}", run={"steps": 5}, **FULL)
+        run = train(config)
+        assert checkpoint(run).name == f"step-{k:06d}" and (run / "start").is_dir()
+        stop_after(0)
+        train(load_recipe(run / "config.toml"), resume=run)
+        assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(
+    ("k", "sections"),
+    [
+        pytest.param(2, {"loss": {"beta": 0.01}, "warmstart": {}}, id="reference without a warm start"),
+        pytest.param(1, {"explore": {"type": "root", "num_rollouts": 6}, "sampling": {"top_p": 0.8}}, id="root, top-p"),
+        pytest.param(3, {"learner": {"dtype": "bfloat16"}, "data": {"size": 6}}, id="bfloat16"),
+    ],
+)
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(short: Any, k: int, sections: Any) -> None:
+    """With a constant learning rate the length of the run changes nothing before its end."""
+    whole = train(short("whole", run={"steps": 4}, **sections))
+    run = train(short("shorter", run={"steps": k}, **sections))
+    train(load_recipe(run / "config.toml", [("run.steps", "4")]), resume=run)
+    assert_same_run(whole, run)
+
+
+def test_adapters_are_resumed(short: Any, pretrained: Any, stop_after: Any) -> None:
+    """LoRA on a pretrained model, with the KL to the model itself."""
+    sections = {"model": {**pretrained, "lora": {"rank": 4}}, "loss": {"beta": 0.01}, "warmstart": {}}
+    whole = train(short("whole", **sections))
+    stop_after(2)
+    run = train(short("stopped", **sections))
+    stop_after(0)
+    torch.manual_seed(99)  # nothing may come from torch's global stream
+    train(load_recipe(run / "config.toml"), resume=run)
+    assert_same_run(whole, run)
+    assert (checkpoint(run) / "model" / "adapter_model.safetensors").exists()
+    assert max(line.get("main/kl", 0) for line in trace(whole)) > 0
+
+
+def test_steps_after_the_last_checkpoint_are_run_again(short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash after step 3 of a run that saves every 2 steps: steps 3 and 4 stand in the metrics once."""
+    whole = train(short("whole", run={"steps": 4}))
+    config = short("crashed", run={"steps": 4}, checkpoint={"every": 2})
+    with monkeypatch.context() as patch:
+        original = loop.train_step
+
+        def train_step(run: Any, state: Any) -> Any:
+            if state.step == 3:
+                raise SystemExit("the machine went down")
+            return original(run, state)
+
+        patch.setattr(loop, "train_step", train_step)
+        with pytest.raises(SystemExit):
+            train(config)
+    run = Path(config.run.dir) / "crashed"
+    assert [line["step"] for line in trace(run)] == [1, 2, 3]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "main/rew')  # torn by the crash
+    train(load_recipe(run / "config.toml"), resume=run)
+    assert_same_run(whole, run)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(
+    short: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM during the warm start: it is not done again."""
+    sections = {"loss": {"beta": 0.01}, "eval": {"every": 2, "limit": 8, "data": HELD_OUT}}
+    whole = train(short("whole", **sections))
+    with monkeypatch.context() as patch:
+        original = loop._warm_start
+        patch.setattr(loop, "_warm_start", lambda run: (signal.raise_signal(signal.SIGTERM), original(run)))
+        run = train(short("stopped", **sections))
+    assert checkpoint(run).name == "step-000000" and [line["step"] for line in trace(run)] == [0]
+    monkeypatch.setattr(loop, "_warm_start", None)
+    train(load_recipe(run / "config.toml"), resume=run)
+    assert_same_run(whole, run)
+
+
+# ---------------------------------------------------------------- the same numbers, or others
+
+
+def main_metrics(run: Path) -> list[dict[str, Any]]:
+    names = ("step", "grad_norm", "lr", "sampled_tokens")
+    return [{k: v for k, v in line.items() if k.startswith("main/") or k in names} for line in trace(run)]
+
+
+def test_deep_without_pivots_is_grpo(short: Any) -> None:
+    deep = train(short("deep", explore={"num_pivots": 0, "num_rollouts": 6}))
+    root = train(short("root", explore={"type": "root", "num_rollouts": 6}))
+    assert main_metrics(deep) == main_metrics(root)
+    assert same(weights(deep), weights(root))
+    assert sum(line["main/sequences"] for line in trace(root)) > 10
+
+
+def test_lambda_zero_is_the_update_of_grpo(short: Any) -> None:
+    """The same main rollouts and, up to the rounding of other packs, the same weights; a lambda of 1 moves them apart.
+
+    eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step.
+    """
+    one = {"run": {"steps": 1}, "log": {"trees_every": 1}, "optim": {"lr": 1e-3, "eps": 1e-4}}
+    root = train(short("root", explore={"type": "root", "num_rollouts": 4}, **one))
+    zero = train(short("zero", loss={"lambda": 0.0}, **one))
+    full = train(short("full", loss={"lambda": 1.0}, **one))
+
+    def rollouts(run: Path) -> list[list[tuple[int, ...]]]:
+        trees = load_trees(run / "trees" / "step-000001.jsonl.gz")
+        return [[node.tokens for _, node in tree.stream("main")] for tree in trees]
+
+    assert rollouts(root) == rollouts(zero)
+    assert trace(zero)[0]["branch/terms"] > 10  # the branches are there, with a weight of zero
+    assert trace(zero)[0]["grad_norm"] == pytest.approx(trace(root)[0]["grad_norm"], rel=1e-4)
+    start, moved = load_file(root / "start" / "model.safetensors"), weights(root)
+    length = sum(float((moved[n] - start[n]).norm()) for n in moved)
+
+    def apart(run: Path) -> float:
+        return sum(float((moved[n] - w).norm()) for n, w in weights(run).items()) / length
+
+    assert apart(zero) < 1e-3 and apart(full) > 0.1
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_seed_decides_everything(short: Any, pretrained: Any, lora: bool) -> None:
+    model = {"model": {**pretrained, "lora": {"rank": 4}}, "warmstart": {}} if lora else {}
+    first = train(short("first", **model))
+    torch.manual_seed(99)
+    again = train(short("again", **model))
+    other = train(short("other", run={"seed": 1}, **model))
+    assert_same_run(first, again)
+    assert trace(first)[0] != trace(other)[0] and not same(weights(first), weights(other))
+
+
+def test_the_size_of_the_engine_does_not_show_in_the_trees(short: Any) -> None:
+    one = {"run": {"steps": 1}, "log": {"trees_every": 1}}
+    small = train(short("small", engine={"max_rows": 3}, **one))
+    large = train(short("large", engine={"max_rows": 64}, **one))
+    few, many = (list(load_trees(run / "trees" / "step-000001.jsonl.gz")) for run in (small, large))
+    assert [tree.pivots for tree in few] == [tree.pivots for tree in many]
+    assert [[n.tokens for n in tree.nodes] for tree in few] == [[n.tokens for n in tree.nodes] for tree in many]
+    assert sum(len(tree.pivots) for tree in few) > len(few)
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(short: Any) -> None:
+    """Greedy decoding by transformers gives the answers that the run itself wrote at its last evaluation."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train(short("run", eval={"every": 3, "limit": 6, "data": HELD_OUT}))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(run) / "model")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint(run) / "model")
+    rows = [json.loads(line) for line in (run / "eval" / "step-000003.jsonl").read_text().splitlines()]
+    prompts = build_source(SyntheticData.model_validate(HELD_OUT), tokenizer, seed=0, context=96).head(6)
+    assert len({row["greedy_text"] for row in rows}) > 2
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids = torch.tensor([prompt.tokens])
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=0
+        )
+        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == row["greedy_text"]
+
+
+def test_which_checkpoints_are_kept(short: Any) -> None:
+    evaluated = {"every": 1, "limit": 32, "data": HELD_OUT}
+    spoiling = {"lr": 0.03}  # so high that the policy gets worse
+    config = short(
+        "run", run={"steps": 6}, checkpoint={"every": 1, "keep_last": 2}, eval=evaluated, optim=spoiling
+    )
+    run = train(config)
+    accuracy = {line["step"]: line["eval/greedy"] for line in trace(run) if line["step"]}
+    best = max(accuracy, key=lambda step: (accuracy[step], -step))
+    assert best < 5 and state_of(run)["best_step"] == best
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == [f"step-{step:06d}" for step in (best, 5, 6)]
+    assert not list(run.rglob(".tmp*")) and not list(run.rglob("*.tmp"))
+
+
+def test_the_best_is_kept_also_between_the_regular_checkpoints(short: Any) -> None:
+    evaluated = {"every": 1, "limit": 32, "data": HELD_OUT}
+    sections = {"run": {"steps": 6}, "eval": evaluated, "optim": {"lr": 0.03}}
+    run = train(short("best", checkpoint={"every": 5, "keep_last": 1}, **sections))
+    best = state_of(run)["best_step"]
+    assert best not in (None, 5, 6)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [f"step-{best:06d}", "step-000006"]
+    run = train(short("last", checkpoint={"every": 5, "keep_last": 1, "keep_best": False}, **sections))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_nothing_in_a_run_directory_is_pickled(short: Any) -> None:
+    run = train(short("run", log={"trees_every": 1, "tensorboard": True}, loss={"beta": 0.01}))
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        head = path.read_bytes()[:4]
+        # a pickle of protocol 2 or later, and the zip of torch.save
+        assert not (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"), path
+        assert head != b"PK\x03\x04" and path.suffix not in (".pt", ".pth", ".bin", ".pkl"), path
+    assert isinstance(state_of(run)["strategy"]["ratios"], list)
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+# ---------------------------------------------------------------- switches that a run must survive
+
+
+def test_bfloat16_and_activation_checkpointing(short: Any) -> None:
+    run = train(short("bf16", run={"steps": 2}, learner={"dtype": "bfloat16", "gradient_checkpointing": True}))
+    lines = trace(run)
+    assert len(lines) == 2 and all(line["grad_norm"] > 0 for line in lines)
+    # the weights themselves stay float32, and the engine's log-probs are no longer the learner's own
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+    assert 1e-6 < lines[0]["mismatch/max"] < 0.3 and lines[0]["mismatch/weight"] != 1.0
+
+
+def test_activation_checkpointing_changes_nothing(short: Any) -> None:
+    plain = train(short("plain", run={"steps": 2}))
+    recomputed = train(short("recomputed", run={"steps": 2}, learner={"gradient_checkpointing": True}))
+    for a, b in zip(trace(plain), trace(recomputed), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+        assert a["main/reward"] == b["main/reward"] and a["main/entropy"] == pytest.approx(b["main/entropy"], rel=1e-5)
+
+
+def test_a_nucleus_is_answered_with_importance_weights(short: Any) -> None:
+    """With top_p < 1 the sampler's distribution is not the learner's."""
+    run = train(short("nucleus", run={"steps": 1}, sampling={"top_p": 0.7}))
+    (line,) = trace(run)
+    assert line["mismatch/weight"] < 0.999 and line["mismatch/kl"] > 1e-3
+    (line,) = trace(train(short("all", run={"steps": 1})))
+    assert line["mismatch/weight"] == 1.0 and 0 <= line["mismatch/kl"] < 1e-6
+
+
+def test_a_budget_of_tokens_ends_the_run_with_an_evaluation(short: Any) -> None:
+    config = short(
+        "budget", run={"steps": 50, "max_sampled_tokens": 600}, eval={"every": 40, "limit": 4, "data": HELD_OUT}
+    )
+    run = train(config)
+    lines = trace(run)
+    last = lines[-1]
+    assert lines[-2]["ledger/sampled_tokens"] < 600 <= last["ledger/sampled_tokens"]
+    assert last["step"] < 50 and "eval/greedy" in last and "eval/greedy" not in lines[-2]
+    assert checkpoint(run).name == f"step-{last['step']:06d}"
+    assert "continue with" not in (run / "log.txt").read_text()

@@ -1,0 +1,153 @@
+"""Tree packs against one path at a time: log-probs, gradients, and a control that must fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2 import modeling_qwen2
+
+from deepgrpo.model import tree_attention
+from deepgrpo.model.tree_attention import TreePlan, visibility
+from deepgrpo.pack.layout import Layout, lay_out
+from deepgrpo.pack.tree import pack_trees
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
+
+VOCABULARY = 60
+
+
+def model_of(dtype: torch.dtype) -> Any:
+    tree_attention.register()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)  # sharper attention: a wrong neighbour shows
+    model.set_attn_implementation(tree_attention.NAME)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _exact_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' RMSNorm computes in float32 whatever comes in, which limits float64 gradients to 1e-7."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(modeling_qwen2.Qwen2RMSNorm, "forward", forward)
+
+
+@st.composite
+def trees(draw: Any) -> list[Tree]:
+    """One to three trees: main rollouts, branches anywhere (ends included), branches of branches."""
+    count = draw(st.integers(1, 3))
+    seed = draw(st.integers(0, 2**31))
+    random = np.random.default_rng(seed)
+
+    def node(parent: int, offset: int, length: int, pivot: int) -> Node:
+        tokens = tuple(int(t) for t in random.integers(0, VOCABULARY, length))
+        stream = "main" if parent == ROOT else "branch"
+        return Node(parent, offset, tokens, (-1.0,) * length, "stop", "", Score(0.0), stream, pivot)  # type: ignore[arg-type]
+
+    made = []
+    for number in range(count):
+        tokens = tuple(int(t) for t in random.integers(0, VOCABULARY, draw(st.integers(1, 6))))
+        tree = Tree(Prompt(str(number), "", tokens, ""))
+        lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+        tree = tree.add([Pivot(ROOT, 0, len(lengths), "main")], [node(ROOT, 0, n, 0) for n in lengths])
+        for _ in range(draw(st.integers(0, 4))):
+            parent = draw(st.integers(0, len(tree.nodes) - 1))
+            offset = draw(st.integers(0, len(tree.nodes[parent].tokens)))
+            kids = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+            pivot = len(tree.pivots)
+            tree = tree.add([Pivot(parent, offset, len(kids))], [node(parent, offset, n, pivot) for n in kids])
+        made.append(tree)
+    return made
+
+
+def layout_of(grown: list[Tree]) -> Layout:
+    random = np.random.default_rng(len(grown))
+    credits = [
+        Credit(tuple(CreditSpan(i, 0, len(n.tokens), float(random.normal()), n.stream) for i, n in enumerate(t.nodes)), ())
+        for t in grown
+    ]
+    return lay_out(grown, credits)
+
+
+def by_paths(model: Any, layout: Layout) -> torch.Tensor:
+    logprobs = torch.zeros(len(layout.terms), dtype=model.dtype)
+    for row in layout.rows:
+        logits = model(torch.from_numpy(row.input_ids)[None], use_cache=False).logits[0, torch.from_numpy(row.positions)]
+        target = torch.from_numpy(layout.terms.target_N[row.terms])
+        logprobs = logprobs.index_put(
+            (torch.from_numpy(row.terms),), torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+        )
+    return logprobs
+
+
+def by_packs(model: Any, grown: list[Tree], layout: Layout, budget: int, backend: str, spoil: int = 0) -> torch.Tensor:
+    logprobs = torch.zeros(len(layout.terms), dtype=model.dtype)
+    for pack in pack_trees(grown, layout, budget):
+        segments = [(s.start, s.end, s.until, s.parent) for s in pack.segments]
+        if spoil:  # the negative control: the first segment with descendants loses sight of the last of them
+            which = next(i for i, s in enumerate(segments) if s[2] - s[1] > spoil)
+            segments[which] = (*segments[which][:2], segments[which][2] - spoil, segments[which][3])
+        plan = TreePlan(tuple(segments), backend)  # type: ignore[arg-type]
+        with tree_attention.without_mask():
+            logits = model(
+                torch.from_numpy(pack.input_ids_BT), position_ids=torch.from_numpy(pack.positions_BT), use_cache=False,
+                tree_plan=plan,
+            ).logits.flatten(0, 1)[torch.from_numpy(pack.rows_n)]  # fmt: skip
+        target = torch.from_numpy(layout.terms.target_N[pack.terms_n])
+        logprobs = logprobs.index_put(
+            (torch.from_numpy(pack.terms_n),), torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+        )
+    return logprobs
+
+
+def gradients(model: Any, logprobs: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
+    loss = -(torch.from_numpy(layout.terms.advantage_N).to(model.dtype) * logprobs).sum() / len(layout.terms)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest L2 distance of a parameter's gradient, relative to the largest gradient of any parameter."""
+    scale = max(float(g.norm()) for g in b.values())
+    return max(float((a[n] - b[n]).norm()) for n in b) / scale
+
+
+MODELS = {dtype: model_of(dtype) for dtype in (torch.float64, torch.float32)}
+CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("backend", ["cascade", "gather", "dense"])
+@CHECKS
+@given(grown=trees(), budget=st.sampled_from([1, 20, 1000]))
+def test_float64_equals_one_by_one(backend: str, grown: list[Tree], budget: int) -> None:
+    model, layout = MODELS[torch.float64], layout_of(grown)
+    slow = by_paths(model, layout)
+    quick = by_packs(model, grown, layout, budget, backend)
+    assert float((quick - slow).abs().max()) < 1e-10
+    assert apart(gradients(model, quick, layout), gradients(model, slow, layout)) < 1e-12
+
+
+@CHECKS
+@given(grown=trees())
+def test_float32_equals_one_by_one(grown: list[Tree]) -> None:
+    model, layout = MODELS[torch.float32], layout_of(grown)
+    slow = by_paths(model, layout)
+    quick = by_packs(model, grown, layout, 1000, "cascade")
+    assert float((quick - slow).abs().max()) < 1e-4
+    assert apart(gradients(model, quick, layout), gradients(model, slow, layout)) < 1e-5

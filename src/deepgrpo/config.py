@@ -460,6 +460,8 @@ class LearnerConfig(Section):
     """Arithmetic of forward and backward; weights and optimizer stay float32."""
     token_budget: PositiveInt = 16_384
     """Most tokens (padding included) in one forward pass; gradients are accumulated over passes."""
+    tree_packing: Literal["auto", "on", "off"] = "auto"
+    """Forward every shared prefix once. auto: if the model proves that it can; on: else an error; off: a row per path."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     logprob_chunk: PositiveInt = 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,6 +149,26 @@ def test_packs_hold_every_row_once_within_the_budget() -> None:
     for pack in packs:  # each term's target follows the position that predicts it
         flat = pack.input_ids_BT.reshape(-1)
         assert (flat[pack.rows_n + 1] == layout.terms.target_N[pack.terms_n]).all()
+
+
+@pytest.mark.parametrize("budget", [20, 40, 1000])
+def test_tree_packs_give_the_gradient_of_rows(policy: Policy, config: Any, budget: int) -> None:
+    settings = config(loss={"beta": 0.1, "lambda": 0.7}, learner={"token_budget": budget})
+    rows = gradient(policy, settings)
+    assert policy.try_tree_packing().packs
+    assert distance(gradient(policy, settings), rows) < 1e-5
+    policy.checkpoint_activations()
+    assert distance(gradient(policy, settings), rows) < 1e-5
+
+
+def test_a_window_shorter_than_a_path_means_rows(policy: Policy, config: Any) -> None:
+    policy.verdict = dataclasses.replace(policy.try_tree_packing(), window=10)
+    settings = config()
+    learner = Learner(policy, None, build_optimizer(policy, settings.optim), settings)
+    layout = lay_out(TREES, [sibling_credit(t) for t in TREES])
+    assert not any(pack.segments for pack in learner._pack(TREES, layout))
+    policy.verdict = dataclasses.replace(policy.verdict, window=100)
+    assert all(pack.segments for pack in learner._pack(TREES, layout))
 
 
 def test_gradient_checkpointing_and_chunks_do_not_change_the_gradient(policy: Policy, config: Any) -> None:

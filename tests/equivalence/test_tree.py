@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
 from deepgrpo.model import tree_attention
-from deepgrpo.model.tree_attention import TreePlan, visibility
+from deepgrpo.model.tree_attention import TreePlan
+from deepgrpo.model.tree_gate import judge_model
 from deepgrpo.pack.layout import Layout, lay_out
 from deepgrpo.pack.tree import pack_trees
 from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
@@ -151,3 +151,110 @@ def test_float32_equals_one_by_one(grown: list[Tree]) -> None:
     quick = by_packs(model, grown, layout, 1000, "cascade")
     assert float((quick - slow).abs().max()) < 1e-4
     assert apart(gradients(model, quick, layout), gradients(model, slow, layout)) < 1e-5
+
+
+def test_a_wrong_boundary_is_noticed() -> None:
+    """The control that must fail: cut the sight of the first segment by two tokens of its last descendant.
+
+    By one token it would pass unseen: nothing is predicted from the last token of a leaf.
+    """
+    node = [Node(ROOT, 0, (5, 6, 7, 8), (-1.0,) * 4, "stop", "", Score(0.0), "main", 0)]
+    tree = Tree(Prompt("0", "", (1, 2, 3), "")).add([Pivot(ROOT, 0, 1, "main")], node)
+    layout = layout_of([tree])
+    model = MODELS[torch.float64]
+    right = by_packs(model, [tree], layout, 1000, "cascade")
+    assert float((right - by_paths(model, layout)).detach().abs().max()) < 1e-10
+    wrong = by_packs(model, [tree], layout, 1000, "dense", spoil=2)
+    assert float((wrong - right).detach().abs().max()) > 1e-2
+
+
+def test_a_forgotten_mask_loses_the_prefix() -> None:
+    """What without_mask guards against: transformers takes a jump of positions for another document."""
+    model = MODELS[torch.float64]
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    positions = torch.tensor([[0, 1, 2, 3, 2, 3]])
+    alone = model(torch.tensor([[1, 2, 5, 6]]), use_cache=False).logits[0, -1]
+    silent = model(ids, position_ids=positions, use_cache=False).logits[0, -1]
+    assert float((silent - alone).detach().abs().max()) > 1e-2
+    with tree_attention.without_mask():
+        plan = TreePlan(((0, 2, 6, -1), (2, 4, 4, 0), (4, 6, 6, 0)))
+        packed = model(ids, position_ids=positions, use_cache=False, tree_plan=plan).logits[0, -1]
+    assert float((packed - alone).detach().abs().max()) < 1e-10
+
+
+def test_the_picture_of_the_docstring() -> None:
+    def node(parent: int, offset: int, length: int, pivot: int) -> Node:
+        return Node(parent, offset, tuple(range(length)), (-1.0,) * length, "stop", "", Score(0.0), "main", pivot)
+
+    tree = Tree(Prompt("0", "", (7, 8, 9), "")).add([Pivot(ROOT, 0, 2, "main")], [node(ROOT, 0, 6, 0), node(ROOT, 0, 5, 0)])
+    tree = tree.add([Pivot(0, 4, 2)], [node(0, 4, 2, 1), node(0, 4, 3, 1)])
+    (pack,) = pack_trees([tree], layout_of([tree]), 1000)
+    assert pack.positions_BT is not None
+    assert pack.positions_BT[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 7, 8, 9, 3, 4, 5, 6, 7]
+    assert [(s.start, s.end, s.until, s.parent, s.depth) for s in pack.segments] == [
+        (0, 3, 19, -1, 0), (3, 7, 14, 0, 3), (7, 9, 9, 1, 7), (9, 11, 11, 1, 7), (11, 14, 14, 1, 7), (14, 19, 19, 0, 3),
+    ]  # fmt: skip
+    assert pack.num_tokens == 19
+
+
+@CHECKS
+@given(grown=trees(), budget=st.integers(1, 60))
+def test_every_term_is_in_one_pack_and_packs_keep_the_budget(grown: list[Tree], budget: int) -> None:
+    layout = layout_of(grown)
+    packs = pack_trees(grown, layout, budget)
+    assert sorted(np.concatenate([p.terms_n for p in packs]).tolist()) == list(range(len(layout.terms)))
+    longest = max(len(row.input_ids) for row in layout.rows)
+    assert all(p.num_tokens <= max(budget, longest) for p in packs)
+    if budget == 60 and len(packs) == 1:
+        assert packs[0].num_tokens == layout.unique_tokens
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    import transformers
+
+    torch.manual_seed(1)
+    shape = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, **changes,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**shape)
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+@pytest.mark.parametrize("backend", ["cascade", "gather"])
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "SmolLM3"])
+def test_common_families_prove_themselves(kind: str, backend: str) -> None:
+    extra = {"pad_token_id": 0} if kind == "SmolLM3" else {}
+    verdict = judge_model(tiny(kind, **extra), backend=backend)  # type: ignore[arg-type]
+    assert verdict.packs, verdict.reason
+    assert verdict.window is None
+
+
+def test_a_window_is_read_from_the_model_and_limits_the_path() -> None:
+    verdict = judge_model(tiny("Mistral", sliding_window=20))
+    assert verdict.packs and verdict.window == 20
+
+
+def test_a_window_shorter_than_the_probe_fails_it() -> None:
+    verdict = judge_model(tiny("Mistral", sliding_window=4))
+    assert not verdict.packs and "differ from those of single paths" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("Gemma2", {"head_dim": 8}, "softcap"),
+        ("Llama", {"attention_dropout": 0.1}, "drops attention"),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "scaled by the length"),
+        ("Bloom", {"n_layer": 2, "n_head": 4}, "does not take attention functions"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_with_a_reason(kind: str, changes: dict[str, Any], reason: str) -> None:
+    model = tiny(kind, **changes)
+    before = model.config._attn_implementation
+    verdict = judge_model(model)
+    assert not verdict.packs and reason in verdict.reason
+    assert model.config._attn_implementation == before

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError
+from deepgrpo.model import tree_attention
 from deepgrpo.model.logprobs import chunked_logprobs
+from deepgrpo.model.tree_attention import TreePlan
+from deepgrpo.model.tree_gate import Verdict, judge_model
 
 PYPI_PREFIX = "pypi:"
 
@@ -38,6 +41,8 @@ class Policy:
     dtype: torch.dtype = torch.float32
     logprob_chunk: int = 512
     version: int = 0
+    verdict: Verdict = field(default_factory=lambda: Verdict(False, "learner.tree_packing is off"))
+    """Whether the learner may pack trees; see `try_tree_packing`."""
     plain_head: bool = field(init=False)
     """Whether logits are just the output layer of the last hidden state; if not, full logits are computed."""
 
@@ -75,18 +80,23 @@ class Policy:
         return logits_NV
 
     def logprobs(
-        self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor,
-        *, temperature: float, with_entropy: bool = False,
+        self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor, *, temperature: float, with_entropy: bool = False,
+        positions_BT: Tensor | None = None, segments: Sequence[tuple[int, int, int, int]] = (),
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Log-probs of `target_N`, each predicted at position `rows_N` of the flattened `[B * T]` input.
 
-        The rows are right-padded paths: under causal attention a token never sees what comes after it, so no mask is
-        needed and the padding is never read.
+        Without `segments` the rows are right-padded paths: under causal attention a token never sees what comes after
+        it, so no mask is needed and the padding is never read. With them the input is one pack of trees, `[1, S]`, whose
+        segments (start, end, until, parent) say who sees whom.
 
         Returns `[N]` log-probs (differentiable) and `[N]` entropies in nats (zeros unless `with_entropy`).
         """
-        with self.autocast():
-            inputs = {"input_ids": input_ids_BT, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": input_ids_BT, "use_cache": False}
+        maskless: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if segments:
+            inputs |= {"position_ids": positions_BT, "tree_plan": TreePlan(tuple(segments), self.verdict.backend)}
+            maskless = tree_attention.without_mask()
+        with self.autocast(), maskless:
             if not self.plain_head:
                 logits_NV = self.select_logits(rows_N, **inputs).float() / temperature
                 log_p_NV = torch.log_softmax(logits_NV, -1)
@@ -104,6 +114,11 @@ class Policy:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name → parameter of everything the optimizer moves."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def try_tree_packing(self) -> Verdict:
+        """Find out whether this model may be trained on packs of trees, and be ready for it if so."""
+        self.verdict = judge_model(self.causal, self.dtype)
+        return self.verdict
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass from now on."""
@@ -177,9 +192,11 @@ class Reference:
             with self.policy.model.disable_adapter():  # type: ignore[operator]
                 yield self.policy
         else:
+            policy = self.policy
             yield Policy(
-                self.frozen, self.policy.tokenizer, self.policy.context, self.policy.dtype, self.policy.logprob_chunk
-            )
+                self.frozen, policy.tokenizer, policy.context, policy.dtype, policy.logprob_chunk,
+                verdict=policy.verdict,
+            )  # fmt: skip
 
     @classmethod
     def of(cls, policy: Policy) -> Reference:

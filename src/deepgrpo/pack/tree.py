@@ -63,13 +63,13 @@ def pack_trees(trees: Sequence[Tree], layout: Layout, token_budget: int) -> list
                 bins.append((prompt + unit.tokens, list(unit.nodes)))
         shares += [(used, tree, tuple(sorted(nodes))) for used, nodes in bins]
     packs: list[tuple[int, list[tuple[int, tuple[int, ...]]]]] = []
-    for used, tree, nodes in sorted(shares, key=lambda share: -share[0]):
+    for used, tree, members in sorted(shares, key=lambda share: -share[0]):
         for index, (total, content) in enumerate(packs):
             if total + used <= token_budget:
-                packs[index] = (total + used, [*content, (tree, nodes)])
+                packs[index] = (total + used, [*content, (tree, members)])
                 break
         else:
-            packs.append((used, [(tree, nodes)]))
+            packs.append((used, [(tree, members)]))
     return [_build(trees, layout, rows_of, content) for _, content in packs]
 
 
@@ -155,7 +155,8 @@ class _Builder:
         starts = np.array([start for start, _ in pieces])
         first = np.array([index for _, index in pieces])
         piece = np.searchsorted(starts, own, side="right") - 1
-        return first[piece] + own - starts[piece]
+        packed: np.ndarray = first[piece] + own - starts[piece]
+        return packed
 
 
 def _build(

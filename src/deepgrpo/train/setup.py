@@ -97,6 +97,9 @@ class Run:
             f"explore {self.config.explore.type}",
             f"{self.directory}",
         ]
+        verdict = self.policy.verdict
+        if self.config.learner.tree_packing == "auto" and not verdict.packs:
+            parts.append(f"one row per path ({verdict.reason}): every shared prefix is forwarded again for each branch")
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
         return " · ".join(parts) + (f"\nrows skipped: {skipped}" if skipped else "")
 
@@ -160,12 +163,20 @@ def build_policy(config: Config) -> Policy:
     device = resolve_device(config.run.device)
     learner = config.learner
     if isinstance(config.model, ScratchModel):
-        return scratch_policy(
+        policy = scratch_policy(
             config.model, synthetic.tokenizer(), seed=config.run.seed, device=device, dtype=learner.dtype,
             logprob_chunk=learner.logprob_chunk,
         )  # fmt: skip
-    assert isinstance(config.model, PretrainedModel)
-    return load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    else:
+        assert isinstance(config.model, PretrainedModel)
+        policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    if learner.tree_packing != "off":
+        verdict = policy.try_tree_packing()
+        if not verdict.packs and learner.tree_packing == "on":
+            raise ModelError(
+                f'learner.tree_packing is "on", but this model cannot be packed: {verdict.reason}; set it to "auto" or "off"'
+            )
+    return policy
 
 
 def resolve_device(wanted: str) -> str:

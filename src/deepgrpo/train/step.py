@@ -26,6 +26,7 @@ from deepgrpo.loss.surrogate import importance_weight, surrogate
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack, pack_rows
 from deepgrpo.pack.layout import Layout, Terms, lay_out
+from deepgrpo.pack.tree import pack_trees
 from deepgrpo.records import Credit, Ledger, Tree
 from deepgrpo.train.optim import learning_rate, set_learning_rate
 
@@ -90,7 +91,7 @@ class Learner:
         batches: list[tuple[Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
             layout = lay_out([trees[i] for i in part], [selection.credits[i] for i in part])
-            batches.append((layout, pack_rows(layout.rows, self.config.learner.token_budget)))
+            batches.append((layout, self._pack([trees[i] for i in part], layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
         olds = [self._old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
@@ -124,6 +125,14 @@ class Learner:
             optimizer_steps=steps,
         )
         return Update(metrics, ledger, steps)
+
+    def _pack(self, trees: Sequence[Tree], layout: Layout) -> list[Pack]:
+        """Tree packs if the model has proved that it can be packed and no path is longer than its window."""
+        budget, verdict = self.config.learner.token_budget, self.policy.verdict
+        longest = max((len(row.input_ids) for row in layout.rows), default=0)
+        if verdict.packs and (verdict.window is None or longest <= verdict.window):
+            return pack_trees(trees, layout, budget)
+        return pack_rows(layout.rows, budget)
 
     def _optimizer_step(
         self, terms: Terms, packs: Sequence[Pack], old_N: Tensor | None, lr: float
@@ -214,6 +223,8 @@ class Learner:
             torch.from_numpy(terms.target_N[pack.terms_n]).to(device),
             temperature=self.config.sampling.temperature,
             with_entropy=with_entropy,
+            positions_BT=None if pack.positions_BT is None else torch.from_numpy(pack.positions_BT).to(device),
+            segments=[(s.start, s.end, s.until, s.parent) for s in pack.segments],
         )
 
 

@@ -65,6 +65,8 @@ class Recipes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a call that cannot be parsed leaves with SystemExit(2)."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars have no place in a log file
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except DeepGRPOError as error:

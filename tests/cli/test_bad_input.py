@@ -244,6 +244,13 @@ def test_a_disk_that_fills_while_metrics_are_written(deepgrpo: Any, place: Path)
     assert [line["step"] for line in metrics(place)] == [1, 2, 3, 4]
 
 
+def test_a_disk_that_is_full_before_the_first_checkpoint(deepgrpo: Any, place: Path) -> None:
+    with files_no_larger_than(3000):  # room for the recipe and half of the first line of metrics
+        done = deepgrpo("tiny.toml")
+    assert done.code == 1 and "error: runs/tiny cannot be written" in done.err
+    assert "start the run anew: delete runs/tiny, which holds no checkpoint yet" in done.err
+
+
 def test_a_run_directory_that_cannot_be_made(deepgrpo: Any, place: Path) -> None:
     (place / "runs").write_text("a file")
     done = deepgrpo("tiny.toml")

@@ -65,10 +65,10 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
-        raise CheckpointError(
-            f"{run.directory} cannot be written: {error}; free some space and continue with: "
-            f"deepgrpo train --resume {run.directory} (its checkpoints: {run.checkpoints.steps()})"
-        ) from error
+        go_on = f"continue with: deepgrpo train --resume {run.directory}"
+        if not run.checkpoints.steps():
+            go_on = f"start the run anew: delete {run.directory}, which holds no checkpoint yet"
+        raise CheckpointError(f"{run.directory} cannot be written: {error}; free some space and {go_on}") from error
     finally:
         run.close()
     return run.directory

@@ -263,6 +263,7 @@ def load_policy(
         del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
+    _without_dropout(model)
     if config.lora:
         model = _with_adapters(model, config)
     context = int(getattr(model.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
@@ -321,6 +322,19 @@ def _locate(config: PretrainedModel) -> tuple[str, str | None]:
             "choose one with model.gguf_file"
         )
     return str(directory), wanted
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good: two passes over the same tokens must give the same log-probs (docs/details.md)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    config: Any = model.config
+    if getattr(config, "attention_dropout", 0.0):
+        config.attention_dropout = 0.0
 
 
 def _with_adapters(model: Any, config: PretrainedModel) -> Any:

@@ -98,9 +98,12 @@ class Checkpoints:
             # safetensors wraps what the system says of a full disk in its own error
             if not isinstance(error, OSError | SafetensorError):
                 raise
+            earlier = self.steps()
+            remedy = f"Earlier checkpoints {earlier} are whole; free some space and continue with --resume"
+            if not earlier:
+                remedy = "There is no earlier one: free some space and start the run anew"
             raise CheckpointError(
-                f"the checkpoint of step {state.step} could not be written to {self.directory}: {error}. Earlier "
-                f"checkpoints {self.steps()} are whole; free some space and continue with --resume"
+                f"the checkpoint of step {state.step} could not be written to {self.directory}: {error}. {remedy}"
             ) from error
         self._forget(state)
         return final

@@ -147,8 +147,8 @@ class Learner:
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}; the weights were not changed. "
-                    "Look at optim.lr (too high?), learner.dtype and the data of this step; the last checkpoint is whole: "
-                    "continue from it with --resume and a lower --optim.lr"
+                    "Look at optim.lr (too high?), learner.dtype and the data of this step. Checkpoints written so far are whole: "
+                    "continue from the newest with --resume and a lower --optim.lr"
                 )
             loss.backward()
         limit = self.config.optim.max_grad_norm
@@ -158,7 +158,7 @@ class Learner:
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}; the weights were not changed. "
-                "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the last checkpoint with --resume"
+                "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()

@@ -147,7 +147,7 @@ class Learner:
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}; the weights were not changed. "
-                    "Look at optim.lr (too high?), learner.dtype and the data of this step. Checkpoints written so far are whole: "
+                    "Look at optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                     "continue from the newest with --resume and a lower --optim.lr"
                 )
             loss.backward()

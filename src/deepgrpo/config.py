@@ -306,6 +306,9 @@ class EmbeddedEngine(Section):
     type: Literal["embedded"] = "embedded"
     max_rows: PositiveInt = 64
     """Sequences decoded at once; the next waiting one takes the place of one that ends."""
+    keep_mb: Annotated[int, Field(ge=0)] = 2048
+    """Memory for keys and values of rollouts, in MiB, so that branches need not encode their prefix again; beyond it they
+    are encoded (and counted in the ledger). 0: keep nothing."""
 
 
 EngineConfig = Annotated[EmbeddedEngine, Field()]

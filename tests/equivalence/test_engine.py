@@ -186,3 +186,42 @@ def test_sampling_leaves_the_training_mode_as_it_was() -> None:
     policy.model.train()
     EmbeddedEngine(policy).sample(_requests(policy, 1), SamplingParams())
     assert policy.model.training
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_branches_of_a_kept_rollout_encode_nothing_and_draw_the_same(kind: str) -> None:
+    """A branch from the kept keys equals a branch whose prefix is encoded afresh, at every offset of the rollout."""
+    policy = _policy(kind)
+    requests = _requests(policy, count=3, siblings=4)
+    keeping = EmbeddedEngine(policy, max_rows=5, keep_bytes=2**24)
+    groups, _ = keeping.sample(requests, SamplingParams(), keep=True)
+    branches = [
+        SampleRequest(r.prefix + c.tokens[:offset], (rng.key("b", i, offset), rng.key("c", i, offset)), 8)
+        for r, group in zip(requests, groups, strict=True)
+        for i, c in enumerate(group)
+        for offset in range(len(c.tokens))
+    ]
+    quick, stats = keeping.sample(branches, SamplingParams())
+    assert stats.prefix_tokens_encoded == 0 < stats.prefix_tokens
+    slow, fresh = EmbeddedEngine(policy, max_rows=64).sample(branches, SamplingParams())
+    assert fresh.prefix_tokens_encoded > 0
+    for a, b in zip(quick, slow, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.tokens == y.tokens
+            assert x.logprobs == pytest.approx(y.logprobs, abs=2e-4)
+    keeping.forget()
+    assert keeping.sample(branches, SamplingParams())[1].prefix_tokens_encoded >= fresh.prefix_tokens_encoded
+
+
+def test_beyond_its_memory_the_engine_encodes_again() -> None:
+    policy = _policy()
+    requests = _requests(policy, count=3, siblings=4)
+    engine = EmbeddedEngine(policy, keep_bytes=20_000)
+    groups, _ = engine.sample(requests, SamplingParams(), keep=True)
+    assert 0 < engine.kept.used <= 20_000
+    branches = [
+        SampleRequest(r.prefix + c.tokens[:1], (1,), 4)
+        for r, group in zip(requests, groups, strict=True) for c in group if len(c.tokens) > 1
+    ]  # fmt: skip
+    _, stats = engine.sample(branches, SamplingParams())
+    assert 0 < stats.prefix_tokens_encoded < stats.prefix_tokens

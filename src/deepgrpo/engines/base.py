@@ -50,12 +50,19 @@ class Engine(Protocol):
     """Whether the log-probs of sampled tokens are the learner's own up to rounding (same weights, same dtype)."""
 
     def sample(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
+        self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
     ) -> tuple[list[list[Completion]], SampleStats]:
         """Continue every request once per key.
+
+        With `keep`, what was encoded and sampled may be asked for again as a prefix before the weights change: an engine
+        that can keeps it until `forget`, within its memory.
 
         Returns one list per request, in order, with one completion per key, in order. A completion depends on its
         prefix, its key and the policy only, never on what else is in the batch.
         Raises EngineError if a request cannot be served (an empty prefix, a path longer than the model's context).
         """
+        ...
+
+    def forget(self) -> None:
+        """Nobody will come back to what was kept."""
         ...

@@ -41,6 +41,10 @@ class Strategy(Protocol):
         """Where to sample next in this tree; empty: it is grown. Called again after each round of sampling."""
         ...
 
+    def returns(self, level: int) -> bool:
+        """Whether later rounds may branch off what is sampled in this one (0: the first), so that it is worth keeping."""
+        ...
+
     def credit(self, tree: Tree) -> Credit:
         """Advantage and stream of every token that is to be trained."""
         ...

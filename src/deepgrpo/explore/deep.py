@@ -67,6 +67,9 @@ class DeepStrategy:
             for i in chosen
         ]  # fmt: skip
 
+    def returns(self, level: int) -> bool:
+        return level == 0 and self.config.num_pivots > 0
+
     def credit(self, tree: Tree) -> Credit:
         return sibling_credit(tree, self.scale)
 

@@ -59,7 +59,7 @@ def grow(
         requests = [r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, index))]
         if not requests:
             continue
-        completions, cost = engine.sample(requests, params)
+        completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
         stats += cost
         began = time.perf_counter()
         nodes_of = _score(trees, plans, completions, judge, decode, version)
@@ -68,6 +68,7 @@ def grow(
             calls += len(nodes)
             trees[index] = trees[index].add(pivots, nodes)
         level += 1
+    engine.forget()
     return Growth(tuple(trees), stats, calls, seconds)
 
 

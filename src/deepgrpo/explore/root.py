@@ -29,6 +29,9 @@ class RootStrategy:
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         return [] if tree.pivots else [main_pivot(self.config.num_rollouts)]
 
+    def returns(self, level: int) -> bool:
+        return False
+
     def credit(self, tree: Tree) -> Credit:
         return sibling_credit(tree, self.scale)
 

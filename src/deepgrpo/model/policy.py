@@ -70,14 +70,21 @@ class Policy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def select_logits(self, rows: Tensor, **inputs: Any) -> Tensor:
-        """Run the model and return the logits `[N, V]` of `rows` `[N]`, which index the flattened `[B * T]` positions."""
-        if self.plain_head:
-            hidden_NH = self.causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows]
-            head = self.causal.get_output_embeddings()
-            return F.linear(hidden_NH, head.weight, head.bias)
-        logits_NV: Tensor = self.causal(**inputs).logits.flatten(0, 1)[rows]
-        return logits_NV
+    def run(self, rows: Tensor, **inputs: Any) -> Tensor:
+        """Run the model and return what it says at `rows` `[N]`, which index the flattened `[B * T]` positions.
+
+        That is the last hidden state `[N, H]`, or the logits `[N, V]` if the head is not plain; `logits` takes both.
+        """
+        output = self.causal.base_model(**inputs).last_hidden_state if self.plain_head else self.causal(**inputs).logits
+        selected: Tensor = output.flatten(0, 1)[rows]
+        return selected
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits `[N, V]` of what `run` returned."""
+        if not self.plain_head:
+            return output
+        head = self.causal.get_output_embeddings()
+        return F.linear(output, head.weight, head.bias)
 
     def logprobs(
         self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor, *, temperature: float, with_entropy: bool = False,
@@ -98,13 +105,13 @@ class Policy:
             maskless = tree_attention.without_mask()
         with self.autocast(), maskless:
             if not self.plain_head:
-                logits_NV = self.select_logits(rows_N, **inputs).float() / temperature
+                logits_NV = self.run(rows_N, **inputs).float() / temperature
                 log_p_NV = torch.log_softmax(logits_NV, -1)
                 logprob_N = log_p_NV.gather(1, target_N[:, None]).squeeze(1)
                 with torch.no_grad():
                     entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if with_entropy else torch.zeros_like(logprob_N)
                 return logprob_N, entropy_N
-            hidden_NH = self.causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows_N]
+            hidden_NH = self.run(rows_N, **inputs)
         head = self.causal.get_output_embeddings()
         return chunked_logprobs(
             hidden_NH, head.weight, head.bias, target_N,

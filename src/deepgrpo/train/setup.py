@@ -136,7 +136,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     reward = build_reward(config.reward, build_task(config.data))
     eval_prompts, eval_reward = _evaluation(config, policy, limits, reward)
-    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
+    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20)
     learner = Learner(
         policy, None, build_optimizer(policy, config.optim), config,
         exact_sampler=engine.exact and config.sampling.top_p == 1.0,

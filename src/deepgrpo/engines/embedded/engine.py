@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.engines.embedded.kept import KeptRollouts
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.errors import EngineError
@@ -39,18 +40,20 @@ class EmbeddedEngine:
     Args:
         policy: the policy; its current weights are used at every call.
         max_rows: sequences decoded at once. More rows make better use of the weights that each step reads.
+        keep_bytes: memory for the keys and values of rollouts that branches may come back to.
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int = 64) -> None:
+    def __init__(self, policy: Policy, *, max_rows: int = 64, keep_bytes: int = 0) -> None:
         self.policy = policy
         self.max_rows = max_rows
+        self.kept = KeptRollouts(keep_bytes)
         # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
         self.exact = policy.dtype == torch.float32
         _refuse_recurrent(policy)
 
     @torch.no_grad()
     def sample(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
+        self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
     ) -> tuple[list[list[Completion]], SampleStats]:
         """See `engines.base.Engine.sample`."""
         began = time.perf_counter()
@@ -60,7 +63,7 @@ class EmbeddedEngine:
         self.policy.model.eval()
         try:
             with self.policy.autocast():
-                call = _Call(self.policy, requests, params, self.max_rows)
+                call = _Call(self.policy, requests, params, self.max_rows, self.kept, keep)
                 call.run()
         finally:
             self.policy.model.train(training)
@@ -71,6 +74,10 @@ class EmbeddedEngine:
             seconds=time.perf_counter() - began,
         )
         return call.completions, stats
+
+    def forget(self) -> None:
+        """See `engines.base.Engine.forget`."""
+        self.kept.clear()
 
     def _check(self, request: SampleRequest) -> None:
         longest = len(request.prefix) + request.max_new_tokens
@@ -100,8 +107,9 @@ class _Call:
     """The state of one `sample` call."""
 
     def __init__(
-        self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int
-    ) -> None:
+        self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int,
+        kept: KeptRollouts, keep: bool,
+    ) -> None:  # fmt: skip
         self.policy, self.requests, self.params = policy, requests, params
         self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))
         self.rows: list[_Row] = []
@@ -120,6 +128,11 @@ class _Call:
         self.counts = np.zeros(self.max_rows, dtype=np.int64)
         self.eos = np.array(policy.eos_ids)
         self.windows = _windows(policy)
+        self.kept = kept
+        # logits instead of hidden states would take too much memory to keep
+        self.keep = keep and kept.budget > 0 and policy.plain_head
+        self.hidden: Tensor | None = None
+        """`[rows, slot length, H]` last hidden states of what was fed, if rollouts are kept."""
 
     @property
     def completions(self) -> list[list[Completion]]:
@@ -137,26 +150,30 @@ class _Call:
             first = len(self.rows)
             batch = [self.waiting.popleft() for _ in range(min(self.max_rows - first, len(self.waiting)))]
             self._encode([r for r in dict.fromkeys(r for r, _ in batch) if r not in self.prefixes])
-            logits = []
+            output = []
             slots_of: dict[int, list[int]] = {}
             for r, s in batch:
                 slot = len(self.rows)
                 slots_of.setdefault(r, []).append(slot)
                 self.keys[slot], self.counts[slot] = self.requests[r].keys[s], 0
                 self.rows.append(_Row(r, s, self.requests[r].max_new_tokens))
-                logits.append(self.prefixes[r].logits_V)
+                output.append(self.prefixes[r].last)
             for r, slots in slots_of.items():
                 self.cache.fill(torch.tensor(slots, device=self.last.device), self.prefixes[r])
                 self.left[r] -= len(slots)
                 if not self.left[r]:
                     del self.prefixes[r]  # every sibling has its copy
-            self._advance(first, torch.stack(logits))
+            self._advance(first, self._remember(first, torch.stack(output)))
 
     def _encode(self, wanted: list[int]) -> None:
-        """Encode each distinct prefix once, in right-padded batches of similar length."""
+        """Encode each distinct prefix once, in right-padded batches of similar length; not at all if it was kept."""
         same: dict[tuple[int, ...], list[int]] = {}
         for r in wanted:
-            same.setdefault(self.requests[r].prefix, []).append(r)
+            known = self.kept.find(self.requests[r].prefix)
+            if known is not None:
+                self.prefixes[r] = known
+            else:
+                same.setdefault(self.requests[r].prefix, []).append(r)
         ordered = sorted(same, key=len)
         while ordered:
             width = len(ordered[0])
@@ -171,20 +188,20 @@ class _Call:
             # without a config the cache keeps all positions of sliding-window layers too, as branches may need them
             cache = DynamicCache()
             ends = torch.tensor([i * width + len(prefix) - 1 for i, prefix in enumerate(part)])
-            logits_PV = self.policy.select_logits(
+            output = self.policy.run(
                 ends.to(self.last.device), input_ids=ids_PT.to(self.last.device), past_key_values=cache, use_cache=True
             )
             for i, prefix in enumerate(part):
                 layers = [(layer.keys[i, :, : len(prefix)], layer.values[i, :, : len(prefix)]) for layer in cache.layers]
                 for r in same[prefix]:
-                    self.prefixes[r] = Prefix(layers, logits_PV[i])
+                    self.prefixes[r] = Prefix(layers, output[i])
                 self.encoded_tokens += len(prefix)
 
     def _step(self) -> Tensor:
         """Feed every active row its last token; `[B, V]` logits."""
         active = len(self.rows)
         self.cache.begin_step(active)
-        logits_BV = self.policy.select_logits(
+        output = self.policy.run(
             self.cache.rows,
             input_ids=self.last[:active, None],
             position_ids=self.cache.active_lengths[:, None],
@@ -192,8 +209,20 @@ class _Call:
             past_key_values=self.cache,
             use_cache=True,
         )
+        logits_BV = self._remember(0, output)
         self.cache.end_step()
         return logits_BV
+
+    def _remember(self, first: int, output: Tensor) -> Tensor:
+        """Logits of what the last token of rows first.. says; its hidden state is noted if rollouts are kept."""
+        if self.keep:
+            if self.hidden is None:
+                self.hidden = output.new_zeros(self.max_rows, self.cache.slot_length, output.shape[1])
+            rows = torch.arange(first, first + len(output), device=output.device)
+            # admitted rows have their prefix in place; active ones are about to grow by the token that was fed
+            fed = self.cache.lengths[rows] - (1 if self.counts[first] == 0 else 0)
+            self.hidden[rows, fed] = output
+        return self.policy.logits(output)
 
     def _mask(self) -> Any:
         """Additive `[B, 1, 1, extent]` mask that hides what lies beyond a row's own length (or before its window)."""
@@ -229,7 +258,7 @@ class _Call:
             row.logprobs.append(float(logprobs[i]))
             stopped = bool(is_eos[i]) or (bool(self.params.stop) and self._hit_stop(row))
             if stopped or len(row.tokens) >= row.limit:
-                self._finish(row, "stop" if stopped else "length")
+                self._finish(first + i, row, "stop" if stopped else "length")
                 ended.append(first + i)
         if ended:
             self._remove(ended)
@@ -241,7 +270,13 @@ class _Call:
         fresh = self.policy.tokenizer.decode(tail[:-1], skip_special_tokens=True)
         return any(text.count(stop) > fresh.count(stop) for stop in self.params.stop)
 
-    def _finish(self, row: _Row, reason: FinishReason) -> None:
+    def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
+        if self.keep and self.hidden is not None and len(row.tokens) > 1:
+            prefix, fed = self.requests[row.request].prefix, len(row.tokens) - 1  # the last token was never fed
+            length = len(prefix) + fed
+            self.kept.put(
+                prefix, tuple(row.tokens[:-1]), self.cache.views(slot, length), self.hidden[slot, len(prefix) - 1 : length]
+            )
         completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
         self.results[row.request][row.sibling] = completion
 
@@ -255,6 +290,9 @@ class _Call:
             source = torch.tensor(movers, device=self.last.device)
             target = torch.tensor(holes, device=self.last.device)
             self.cache.move(source, target)
+            if self.hidden is not None:
+                extent = int(self.cache.lengths[target].max())
+                self.hidden[target, :extent] = self.hidden[source, :extent]
             self.last[target] = self.last[source]
             self.keys[holes], self.counts[holes] = self.keys[movers], self.counts[movers]
             for hole, mover in zip(holes, movers, strict=True):

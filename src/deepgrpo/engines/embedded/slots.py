@@ -90,11 +90,22 @@ class SlotCache(Cache):
             layer.values[target, :, :extent] = layer.values[source, :, :extent]
         self.lengths[target] = self.lengths[source]
 
+    def views(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values `[h, length, d]` of one slot, layer by layer."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for layer in self.layers:
+            assert layer.keys is not None and layer.values is not None
+            found.append((layer.keys[slot, :, :length], layer.values[slot, :, :length]))
+        return found
+
 
 class Prefix:
-    """The keys and values of one prefix, encoded once, and the logits that follow it."""
+    """The keys and values `[h, n, d]` of one prefix, encoded once, and what its last token says.
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], logits_V: Tensor) -> None:
+    `last` is the last hidden state `[H]`, or the logits `[V]` for a model whose output is not a plain layer.
+    """
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], last: Tensor) -> None:
         self.layers = layers
-        self.logits_V = logits_V
+        self.last = last
         self.length = layers[0][0].shape[1]

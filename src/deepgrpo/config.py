@@ -69,8 +69,9 @@ class PretrainedModel(Section):
     """Directory or hub name of the tokenizer (default: `path`)."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off, as such code can do anything on your machine."""
-    attn_implementation: str = "sdpa"
-    """transformers' name of the attention function."""
+    attn_implementation: str | None = None
+    """transformers' name of the attention function, e.g. "eager"; absent: its own choice, with tree packing where the
+    model proves that it can."""
     lora: LoraConfig | None = None
     """Adapters; absent: train all weights."""
 
@@ -167,7 +168,8 @@ class _DataBase(Section):
     limit: PositiveInt | None = None
     """Use only the first rows."""
     max_prompt_tokens: PositiveInt | None = None
-    """Rows whose prompt is longer are skipped and counted; default: half of the model's context."""
+    """Rows whose prompt is longer are skipped and counted; default: half of
+    `sampling.max_total_tokens`, or of the model's context."""
 
 
 class JsonlData(_DataBase):
@@ -336,6 +338,11 @@ class RootExplore(Section):
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
 
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return 0
+
 
 class RecoverabilityConfig(Section):
     """P(success | depth), a logistic regression that is fitted between the steps."""
@@ -370,6 +377,11 @@ class DeepExplore(Section):
     """Whether the prompt itself may be drawn as a pivot."""
     segments: SegmentConfig = SegmentConfig()
     recoverability: RecoverabilityConfig = RecoverabilityConfig()
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return self.num_pivots * self.branches_per_pivot
 
     @model_validator(mode="after")
     def _siblings(self) -> DeepExplore:

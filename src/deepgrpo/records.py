@@ -78,6 +78,8 @@ class Score:
     value: float
     parsed: bool = True
     """False if no answer could be found in the text."""
+    checked: bool = True
+    """False if nobody looked, as the response was cut off."""
     problem: str | None = None
     """Why the check itself failed ("timeout", "crash", "raised", "not finite"), else None."""
 

@@ -246,7 +246,8 @@ def test_a_window_shorter_than_the_probe_fails_it() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("Gemma2", {"head_dim": 8}, "softcap"),
+        ("Gemma2", {"head_dim": 8}, 'runs as "eager"'),
+        ("Llama", {"attn_implementation": "eager"}, 'runs as "eager"'),
         ("Llama", {"attention_dropout": 0.1}, "drops attention"),
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "scaled by the length"),
         ("Bloom", {"n_layer": 2, "n_head": 4}, "does not take attention functions"),

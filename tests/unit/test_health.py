@@ -18,6 +18,7 @@ FINE = {
     "main/entropy": 0.5,
     "reward/problems": 0.0,
     "branch/sequences": 16.0,
+    "branch/rollouts": 16.0,
     "pivots/count": 4.0,
     "mismatch/kl": 1e-6,
 }

@@ -48,7 +48,7 @@ class TestJudge:
     def test_truncated_responses_are_not_asked_about(self):
         reward = Fixed()
         scores = judge(reward, -0.5, *self.ROWS, ["length", "stop", "length", "stop"])
-        assert scores == [Score(-0.5), Score(2.0), Score(-0.5), Score(4.0)]
+        assert scores == [Score(-0.5, checked=False), Score(2.0), Score(-0.5, checked=False), Score(4.0)]
         assert scores[0].parsed
         assert reward.asked == ["2", "4"]
 
@@ -58,7 +58,7 @@ class TestJudge:
 
     def test_nothing_left_to_ask(self):
         reward = Fixed()
-        assert judge(reward, 0.0, *self.ROWS, ["length"] * 4) == [Score(0.0)] * 4
+        assert judge(reward, 0.0, *self.ROWS, ["length"] * 4) == [Score(0.0, checked=False)] * 4
         assert judge(reward, 0.0, [], [], [], []) == []
         assert reward.asked == []
 

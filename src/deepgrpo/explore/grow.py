@@ -65,7 +65,7 @@ def grow(
         nodes_of = _score(trees, plans, completions, judge, decode, version)
         seconds += time.perf_counter() - began
         for (index, pivots), nodes in zip(plans, nodes_of, strict=True):
-            calls += len(nodes)
+            calls += sum(node.score.checked for node in nodes)
             trees[index] = trees[index].add(pivots, nodes)
         level += 1
     engine.forget()

@@ -231,6 +231,7 @@ def load_policy(
         if importlib.util.find_spec("gguf") is None:
             raise MissingExtraError("gguf", "gguf", f"model.path = {config.path!r} (GGUF weights)")
         gguf = {"gguf_file": gguf_file}
+    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     common = {"trust_remote_code": config.trust_remote_code}
     tokenizer_path = config.tokenizer or path
     try:
@@ -257,7 +258,7 @@ def load_policy(
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=config.attn_implementation, **common, **gguf
+            path, dtype=torch.float32, **attention, **common, **gguf
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
@@ -332,16 +333,15 @@ def _locate(config: PretrainedModel) -> tuple[str, str | None]:
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """Switch dropout off for good: two passes over the same tokens must give the same log-probs (docs/details.md)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    """Switch dropout off for good: two passes over the same tokens must give the same log-probs (docs/details.md 18)."""
     config: Any = model.config
-    if getattr(config, "attention_dropout", 0.0):
-        config.attention_dropout = 0.0
+    for owner in (config, *model.modules()):
+        if isinstance(owner, nn.Dropout):
+            owner.p = 0.0
+        # many families keep the rate as a number and call the function: dropout, attention_dropout, resid_pdrop, layerdrop
+        for name, value in vars(owner).items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name or "layerdrop" in name):
+                setattr(owner, name, 0.0)
 
 
 def _with_adapters(model: Any, config: PretrainedModel) -> Any:

@@ -80,6 +80,9 @@ def _static(causal: Any) -> str | None:
     config = causal.config.get_text_config()
     if not getattr(causal, "_supports_attention_backend", False):
         return "its family does not take attention functions"
+    running = causal.config._attn_implementation
+    if running not in ("sdpa", tree_attention.NAME):  # chosen by the recipe, or all that the family can
+        return f'its attention runs as "{running}"'
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if others:
         return f"it has layers of type {', '.join(sorted(others))}"

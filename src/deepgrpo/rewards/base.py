@@ -50,7 +50,7 @@ def judge(
     looked for its answer. Order is kept.
     """
     asked = [i for i, finish in enumerate(finishes) if truncated_value is None or finish != "length"]
-    scores = [Score(0.0 if truncated_value is None else truncated_value)] * len(finishes)
+    scores = [Score(0.0 if truncated_value is None else truncated_value, checked=False)] * len(finishes)
     if asked:
         found = reward.score(
             [prompts[i] for i in asked], [completions[i] for i in asked], [completion_ids[i] for i in asked]

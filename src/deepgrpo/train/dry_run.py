@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepgrpo.config import Config, DeepExplore, to_toml
+from deepgrpo.config import Config, to_toml
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
-from deepgrpo.train.setup import build_policy, response_limits
+from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, refuse_used, response_limits
 
 GIB = 1024**3
 
@@ -40,8 +41,7 @@ def estimate_tokens(config: Config) -> TokenEstimate:
     explore = config.explore
     rollouts = config.run.prompts_per_step * explore.num_rollouts
     longest = config.sampling.max_new_tokens
-    per_rollout = explore.num_pivots * explore.branches_per_pivot if isinstance(explore, DeepExplore) else 0
-    return TokenEstimate(rollouts * longest, rollouts * per_rollout * longest)
+    return TokenEstimate(rollouts * longest, rollouts * explore.most_branches * longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,15 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     Raises what the run itself would raise before its first step: ConfigError, DataError, ModelError.
     """
     out = console or Console(highlight=False)
+    directory = Path(config.run.dir) / config.run.name
+    refuse_used(directory, open_checkpoints(config, directory))
     policy = build_policy(config)
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
-    build_reward(config.reward, build_task(config.data)).close()
+    reward = build_reward(config.reward, build_task(config.data))
+    eval_prompts, eval_reward = held_out(config, policy, limits, reward)
+    for each in {id(reward): reward, id(eval_reward): eval_reward}.values():
+        each.close()
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(escape(to_toml(config)), soft_wrap=True)
@@ -105,6 +110,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     size = "endless" if source.size is None else f"{source.size:,}"
     table.add_row("prompts in the data", size)
+    if config.eval.every:
+        table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, DeepExplore, EmbeddedEngine, MathReward, UserReward
+from deepgrpo.config import Config, EmbeddedEngine, MathReward, UserReward
 
 Metrics = Mapping[str, float | list[float] | None]
 
@@ -87,7 +87,7 @@ class HealthMonitor:
             max_new_tokens=config.sampling.max_new_tokens,
             dead_steps=config.log.dead_steps,
             rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
-            branching=isinstance(explore, DeepExplore) and explore.num_pivots > 0,
+            branching=explore.most_branches > 0,
             answer_place=place,
             template=f'data.template.preset = "{config.data.template.preset}"',
             timeout_key="reward.timeout_s" if isinstance(reward, MathReward | UserReward) else "the reward",
@@ -99,7 +99,8 @@ class HealthMonitor:
         """Look at one step's metrics.
 
         Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
-        nats), reward/problems (count of the step), branch/sequences, pivots/count, mismatch/kl.
+        nats), reward/problems (count of the step), branch/rollouts, branch/sequences,
+        pivots/count, mismatch/kl.
 
         Returns the next state and the warnings to show now, in a fixed order.
         """
@@ -122,7 +123,7 @@ class HealthMonitor:
         if mixed is not None:
             found["dead"] = self._dead(state.dead, see("main/reward")) if state.dead >= self.dead_steps else None
         if (problems := see("reward/problems")) is not None and self.rollouts_per_step:
-            share = problems / (self.rollouts_per_step + (sequences or 0))
+            share = problems / (self.rollouts_per_step + (see("branch/rollouts") or 0))
             found["problems"] = self._problems(problems, share) if share > self.problem_share else None
         if entropy is not None:
             first = state.first_entropy or 0.0
@@ -178,7 +179,7 @@ class HealthMonitor:
     def _problems(self, count: float, share: float) -> str:
         return (
             f"{count:.0f} checks of the reward failed in this step ({share:.0%}; time-outs, crashes) and scored 0; "
-            f"raise {self.timeout_key} or see log.txt for the reasons"
+            f"raise {self.timeout_key}, or look at reward/problem_* and at the responses in trees/"
         )
 
     def _collapse(self, entropy: float) -> str:

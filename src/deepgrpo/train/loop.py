@@ -57,10 +57,9 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
                 state, report = train_step(run, state)
                 log.step(report)
                 if _due(run, state):
-                    run.checkpoints.save(run.policy, run.learner.optimizer, state)
-                    saved = state.step
+                    state, saved = _save(run, state), state.step
             if state.step != saved:
-                run.checkpoints.save(run.policy, run.learner.optimizer, state)
+                state = _save(run, state)
             _farewell(run, state)
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
@@ -212,6 +211,13 @@ def _sampling(run: Run) -> SamplingConfig:
 def _done(run: Run, state: TrainState) -> bool:
     budget = run.config.run.max_sampled_tokens
     return state.step >= run.config.run.steps or (budget is not None and state.ledger.sampled_tokens >= budget)
+
+
+def _save(run: Run, state: TrainState) -> TrainState:
+    """Write a checkpoint; the time it took is in the ledger from the next step on."""
+    began = time.perf_counter()
+    run.checkpoints.save(run.policy, run.learner.optimizer, state)
+    return replace(state, ledger=state.ledger + Ledger(seconds_save=time.perf_counter() - began))
 
 
 def _due(run: Run, state: TrainState) -> bool:

@@ -115,15 +115,10 @@ def open_run(config: Config, resume: Path | None) -> Run:
     Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
     """
     directory = resume or Path(config.run.dir) / config.run.name
-    checkpoints = Checkpoints(
-        directory / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
-    )
+    checkpoints = open_checkpoints(config, directory)
     done = _newest(directory, checkpoints) if resume else 0
-    if not resume and (directory / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME, or continue "
-            f"it with: deepgrpo train --resume {directory}"
-        )
+    if not resume:
+        refuse_used(directory, checkpoints)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     # new adapters, and dropout where a model has it, draw from the global stream
@@ -135,7 +130,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     reward = build_reward(config.reward, build_task(config.data))
-    eval_prompts, eval_reward = _evaluation(config, policy, limits, reward)
+    eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20)
     learner = Learner(
         policy, None, build_optimizer(policy, config.optim), config,
@@ -156,6 +151,22 @@ def open_run(config: Config, resume: Path | None) -> Run:
         build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer),
         engine, reward, eval_reward, eval_prompts, learner, checkpoints, log, HealthMonitor.from_config(config), limits,
     )  # fmt: skip
+
+
+def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
+    """Raise ConfigError if a directory holds a run already. What failed before its first step is no run."""
+    metrics = directory / "metrics.jsonl"
+    if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
+        raise ConfigError(
+            f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME"
+            + (f", or continue it with: deepgrpo train --resume {directory}" if checkpoints.steps() else "")
+        )
+
+
+def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
+    return Checkpoints(
+        directory / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+    )
 
 
 def build_policy(config: Config) -> Policy:
@@ -213,7 +224,7 @@ def _newest(directory: Path, checkpoints: Checkpoints) -> int:
     return steps[-1]
 
 
-def _evaluation(config: Config, policy: Policy, limits: Limits, reward: Reward) -> tuple[Sequence[Prompt], Reward]:
+def held_out(config: Config, policy: Policy, limits: Limits, reward: Reward) -> tuple[Sequence[Prompt], Reward]:
     """Held-out prompts and their reward; the training's own where the recipe does not name another."""
     wanted = config.eval
     if wanted.data is None or wanted.every is None:

@@ -84,20 +84,21 @@ class Learner:
         Raises TrainingError, before the weights are touched, if a loss or a gradient is not finite.
         """
         optim, loss = self.config.optim, self.config.loss
-        credits = whiten(credits) if self.config.credit.whiten else credits
         selection = select(
             credits, drop_zero_advantage=loss.drop_zero_advantage, min_branch_sequences=loss.min_branch_sequences
         )
+        # after the selection: whitening would give a unanimous group an advantage again
+        chosen = whiten(selection.credits) if self.config.credit.whiten else selection.credits
         batches: list[tuple[Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
-            layout = lay_out([trees[i] for i in part], [selection.credits[i] for i in part])
+            layout = lay_out([trees[i] for i in part], [chosen[i] for i in part])
             batches.append((layout, self._pack([trees[i] for i in part], layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
         olds = [self._old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
         seen: list[Observed] = []
         norms: list[float] = []
-        before, passes = self.optimizer_steps, 0
+        before = self.optimizer_steps
         lr = 0.0
         for _ in range(optim.epochs):
             for (layout, packs), old in zip(batches, olds, strict=True):

@@ -3,6 +3,7 @@
     deepgrpo train RECIPE [--section.key VALUE ...]   train a model by a recipe
     deepgrpo eval MODEL --data SOURCE                  accuracy and pass@k of a model
     deepgrpo recipes [NAME]                            the recipes that come along
+    deepgrpo bench PART --workload S                   times of a step's parts, side by side
 
 Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
 With DEEPGRPO_DEBUG=1 in the environment an error shows its traceback.
@@ -24,6 +25,7 @@ from deepgrpo.config import Config, load_recipe
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.keys import describe_keys, section_names
+from deepgrpo.lab.options import BenchOptions
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -98,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         )
         return _train(options, overrides)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "eval": EvalOptions, "recipes": Recipes},
+        {"train": Train, "eval": EvalOptions, "recipes": Recipes, "bench": BenchOptions},
         prog="deepgrpo",
         description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
         args=arguments or ["--help"],
@@ -106,6 +108,10 @@ def _run(arguments: list[str]) -> int:
     )
     if isinstance(command, Recipes):
         return _recipes(command)
+    if isinstance(command, BenchOptions):
+        from deepgrpo.lab.bench import run_bench
+
+        return run_bench(command)
     from deepgrpo.eval.command import evaluate_model
 
     return evaluate_model(command)

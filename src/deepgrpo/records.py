@@ -59,6 +59,8 @@ class SampleRequest:
     keys: tuple[int, ...]
     """One random stream (see `rng.key`) per continuation."""
     max_new_tokens: int
+    response_start: int | None = None
+    """Where in `prefix` the response begins, so that a stop string may begin in it; None: the prefix is all prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,3 +225,26 @@ def test_beyond_its_memory_the_engine_encodes_again() -> None:
     ]  # fmt: skip
     _, stats = engine.sample(branches, SamplingParams())
     assert 0 < stats.prefix_tokens_encoded < stats.prefix_tokens
+
+
+def test_a_stop_string_may_begin_before_the_pivot_and_may_be_a_special_token() -> None:
+    policy = _policy()
+    tokenizer = policy.tokenizer
+    (first,) = tokenizer("3", add_special_tokens=False).input_ids
+    prompt = tuple(tokenizer("1+2:", add_special_tokens=False).input_ids)
+    engine = EmbeddedEngine(policy)
+    keys = tuple(range(200))
+    (free,), _ = engine.sample([SampleRequest((*prompt, first), keys, 6)], SamplingParams())
+    second = next(c.tokens[0] for c in free if len(c.tokens) > 1)
+    stop = (tokenizer.decode([first, second]),)
+    response = SampleRequest((*prompt, first), keys, 6, response_start=len(prompt))
+    (group,), _ = engine.sample([response], SamplingParams(stop=stop))
+    began = [c for c in group if c.tokens[0] == second]
+    assert began and all(c.tokens == (second,) and c.finish == "stop" for c in began)
+    # in the prompt it does not count
+    (group,), _ = engine.sample([SampleRequest((*prompt, first), keys, 6)], SamplingParams(stop=stop))
+    assert any(len(c.tokens) > 1 for c in group if c.tokens[0] == second)
+    special = tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id)
+    (group,), _ = engine.sample([SampleRequest(prompt, keys, 20)], SamplingParams(stop=(special,)))
+    stopped = [c for c in group if tokenizer.pad_token_id in c.tokens]
+    assert stopped and all(c.tokens[-1] == tokenizer.pad_token_id and c.finish == "stop" for c in stopped)

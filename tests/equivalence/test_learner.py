@@ -104,27 +104,48 @@ def test_lambda_zero_is_the_grpo_update(policy: Policy, config: Any) -> None:
     assert distance(gradient(policy, config(loss={"beta": 0.0, "lambda": 1.0})), grpo) > 0.05
 
 
-def test_a_branch_gives_its_prefix_exactly_no_gradient(policy: Policy, config: Any) -> None:
-    """d loss / d log-prob of every token: the branch stream reaches its own tokens and nothing else."""
-    tree = TREES[0]
-    layout = lay_out([tree], [sibling_credit(tree)])
-    for row in layout.rows:
-        node = [n for n in tree.nodes if len(n.tokens) == len(row.terms)]
-        own = len(row.terms)
-        assert row.positions.tolist() == list(range(len(row.input_ids) - own - 1, len(row.input_ids) - 1))
-        assert node
-    # and through the model: logits at prefix positions get exactly zero
-    branch = layout.rows[3]
-    path = torch.from_numpy(branch.input_ids)[None]
-    logits = policy.model(path).logits
-    logits.retain_grad()
-    log_p = torch.log_softmax(logits[0], -1)
-    targets = torch.from_numpy(layout.terms.target_N[branch.terms])
-    log_p[torch.from_numpy(branch.positions), targets].sum().backward()
-    prefix_end = int(branch.positions[0])
-    assert logits.grad is not None
-    assert not logits.grad[0, :prefix_end].any()
-    assert logits.grad[0, prefix_end:-1].abs().sum(-1).gt(0).all()
+def gradient_by_token(policy: Policy, config: Config, tree: Tree, streams: str) -> dict[tuple[int, int], float]:
+    """(packed row, position in it) → size of d loss / d last hidden state there, from the learner's own update."""
+    caught: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        output.last_hidden_state.retain_grad()
+        caught.append(output.last_hidden_state)
+
+    credit = sibling_credit(tree)
+    chosen = dataclasses.replace(credit, spans=tuple(s for s in credit.spans if s.stream in streams))
+    optimizer = build_optimizer(policy, config.optim)
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign, assignment]
+    handle = policy.causal.base_model.register_forward_hook(keep)
+    Learner(policy, None, optimizer, config).update([tree], [chosen])
+    handle.remove()
+    (hidden,) = caught
+    assert hidden.grad is not None
+    sizes = hidden.grad.abs().sum(-1)
+    return {(b, t): float(sizes[b, t]) for b in range(sizes.shape[0]) for t in range(sizes.shape[1])}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_branch_gives_its_prefix_exactly_no_gradient(policy: Policy, config: Any, packed: bool) -> None:
+    """Through the learner, in both layouts: with the branch stream alone, d loss / d hidden is exactly zero at every
+    prefix token but the last, which predicts the first token of each branch.
+
+    Prompt 3, rollout 0 of 6 tokens, two branches of 3 and 4 tokens after its fourth.
+    """
+    tree = make_tree([(6, 0.0), (5, 1.0)], [(0, 4, [(3, 1.0), (4, 0.0)])])
+    if packed:
+        assert policy.try_tree_packing().packs
+    sizes = gradient_by_token(policy, config(), tree, streams="branch")
+    prefix = [size for (_, position), size in sizes.items() if position < 6]
+    assert prefix and not any(prefix)
+    if packed:  # prompt and prefix once (7), then the branches: rows 6..8 and 6, 10..12 predict; the last ones nothing
+        trained = {position for (_, position), size in sizes.items() if size}
+        assert trained == {6, 7, 8, 10, 11, 12}
+    else:
+        assert {cell for cell, size in sizes.items() if size} == {(0, 6), (0, 7), (0, 8), (1, 6), (1, 7), (1, 8), (1, 9)}
+    # the control: the main stream does train the prefix
+    both = gradient_by_token(policy, config(), tree, streams="main branch")
+    assert any(size for (_, position), size in both.items() if 2 <= position < 6)
 
 
 def test_branches_train_no_prefix_token(policy: Policy, config: Any) -> None:

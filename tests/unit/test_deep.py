@@ -39,6 +39,10 @@ def test_sentences_end_at_punctuation_and_lines_but_not_in_decimals() -> None:
     assert sentence_ends(texts) == [3, 8, 9]
 
 
+def test_a_line_break_after_a_full_stop_is_no_sentence_of_its_own() -> None:
+    assert sentence_ends(["a", ".", "\n", "b", "\n", "\n", "c"]) == [3, 6, 7]
+
+
 def test_closing_quotes_belong_to_the_sentence() -> None:
     assert sentence_ends(['He', ' said "no."', " Then", "!", "*", "<eos>"]) == [2, 4, 6]
 
@@ -56,6 +60,7 @@ def test_tokens_count_and_step() -> None:
     assert count_ends(2, 4) == [1, 2]
     assert step_ends(["a", "\n", "\n", "b", "c\n\n", "d"]) == [3, 5, 6]
     assert step_ends(["a\n", "\n", "b"]) == [2, 3]
+    assert step_ends(["foo.\n", "\nbar", "x"]) == [2, 3]
 
 
 def test_extra_ends_for_chains_of_arithmetic() -> None:

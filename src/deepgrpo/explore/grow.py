@@ -41,34 +41,36 @@ def grow(
     Every draw has an address (seed, step, place in the batch, prompt, node), so trees do not depend on batching, on the
     number of workers, or on each other.
     """
-    trees = [Tree(prompt) for prompt in prompts]
-    stats, calls, seconds = SampleStats(), 0, 0.0
-    grown: set[int] = set()
-    level = 0
-    while len(grown) < len(trees):
-        plans: list[tuple[int, list[Pivot]]] = []
-        for index, tree in enumerate(trees):
-            if index in grown:
+    try:
+        trees = [Tree(prompt) for prompt in prompts]
+        stats, calls, seconds = SampleStats(), 0, 0.0
+        grown: set[int] = set()
+        level = 0
+        while len(grown) < len(trees):
+            plans: list[tuple[int, list[Pivot]]] = []
+            for index, tree in enumerate(trees):
+                if index in grown:
+                    continue
+                random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
+                pivots = strategy.plan(tree, state, limits, random)
+                if pivots:
+                    plans.append((index, pivots))
+                else:
+                    grown.add(index)
+            requests = [r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, index))]
+            if not requests:
                 continue
-            random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
-            pivots = strategy.plan(tree, state, limits, random)
-            if pivots:
-                plans.append((index, pivots))
-            else:
-                grown.add(index)
-        requests = [r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, index))]
-        if not requests:
-            continue
-        completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
-        stats += cost
-        began = time.perf_counter()
-        nodes_of = _score(trees, plans, completions, judge, decode, version)
-        seconds += time.perf_counter() - began
-        for (index, pivots), nodes in zip(plans, nodes_of, strict=True):
-            calls += sum(node.score.checked for node in nodes)
-            trees[index] = trees[index].add(pivots, nodes)
-        level += 1
-    engine.forget()
+            completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
+            stats += cost
+            began = time.perf_counter()
+            nodes_of = _score(trees, plans, completions, judge, decode, version)
+            seconds += time.perf_counter() - began
+            for (index, pivots), nodes in zip(plans, nodes_of, strict=True):
+                calls += sum(node.score.checked for node in nodes)
+                trees[index] = trees[index].add(pivots, nodes)
+            level += 1
+    finally:
+        engine.forget()
     return Growth(tuple(trees), stats, calls, seconds)
 
 
@@ -84,7 +86,7 @@ def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tupl
                 f"{limits.max_total_tokens} tokens; lower data.max_prompt_tokens or raise sampling.max_total_tokens"
             )
         keys = tuple(rng.key(*address, tree.prompt.id, node + i) for i in range(pivot.num_branches))
-        requests.append(SampleRequest(prefix, keys, room))
+        requests.append(SampleRequest(prefix, keys, room, len(tree.prompt.tokens)))
         node += pivot.num_branches
     return requests
 

@@ -43,6 +43,9 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
     found: list[int] = []
     for i, text in enumerate(texts):
         bare = text if text.endswith("\n") else text.rstrip(_CLOSERS)
+        if found and found[-1] == i and not text.strip():
+            found[-1] = i + 1  # white space after an end belongs to it: no segment is nothing but a line break
+            continue
         if not bare.endswith(tuple(ends)):
             continue
         following = texts[i + 1] if i + 1 < len(texts) else ""
@@ -53,14 +56,15 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
 
 
 def step_ends(texts: Sequence[str]) -> list[int]:
-    """Segments end at a blank line, whether one token brings both line breaks or two tokens bring one each."""
+    """Segments end at the token that completes a blank line, whether one token brings it or several do."""
     found: list[int] = []
-    tail = ""
+    pending = ""
     for i, text in enumerate(texts):
-        tail = (tail + text)[-2:] if len(text) < 2 else text
-        if "\n\n" in (tail if len(text) < 2 else text):
+        pending += text
+        if "\n\n" in pending:
             found.append(i + 1)
-            tail = ""
+            # further line breaks of the same gap make no further step
+            pending = pending.rpartition("\n\n")[2]
     return _close(found, len(texts))
 
 

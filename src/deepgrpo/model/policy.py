@@ -141,28 +141,32 @@ class Policy:
 
     def load_weights(self, directory: Path) -> None:
         """Read back the weights that `save` wrote. Raises ModelError if they do not fit the model."""
+        if _is_peft(self.model):
+            self._load_adapters(directory)
+            return
+        causal = self.causal
+        try:
+            # by transformers' own reader: some families lay their weights out otherwise in files than in memory
+            fresh, info = type(causal).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+            causal.load_state_dict(fresh.state_dict())
+        except RuntimeError as error:  # torch's word for tensors of another name or shape
+            raise _does_not_fit(directory, _first_line(error)) from error
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if wrong:
+            raise _does_not_fit(directory, f"missing or left over: {sorted(map(str, wrong))[:3]}")
+
+    def _load_adapters(self, directory: Path) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        stored = load_file(directory / "adapter_model.safetensors")
+        differing = set(get_peft_model_state_dict(self.model)) ^ set(stored)
+        if differing:
+            raise _does_not_fit(directory, f"these adapters are in one of the two only: {sorted(differing)[:3]}")
         try:
-            if _is_peft(self.model):
-                from peft import set_peft_model_state_dict
-
-                set_peft_model_state_dict(self.model, load_file(directory / "adapter_model.safetensors"))
-                return
-            state: dict[str, Tensor] = {}
-            for file in sorted(directory.glob("*.safetensors")):
-                state |= load_file(file)
-            missing, unexpected = self.model.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # torch's word for tensors of another shape
-            raise ModelError(
-                f"the weights in {directory} do not fit the model: {_first_line(error)}; was the recipe's [model] changed?"
-            ) from error
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        if unexpected or set(missing) - tied:
-            raise ModelError(
-                f"the weights in {directory} do not fit the model: missing {sorted(set(missing) - tied)[:3]}, "
-                f"unexpected {sorted(unexpected)[:3]}; was the recipe's [model] changed?"
-            )
+            set_peft_model_state_dict(self.model, stored)
+        except RuntimeError as error:
+            raise _does_not_fit(directory, _first_line(error)) from error
 
     def _head_is_plain(self) -> bool:
         """Try on a few tokens whether logits equal the output layer applied to the last hidden state.
@@ -184,32 +188,37 @@ class Policy:
         return bool(torch.allclose(expected.float(), got.float(), rtol=1e-4, atol=1e-4))
 
 
+def _does_not_fit(directory: Path, why: str) -> ModelError:
+    return ModelError(f"the weights in {directory} do not fit the model: {why}; was the recipe's [model] changed?")
+
+
 @dataclass
 class Reference:
     """The frozen start model of the KL term."""
 
     policy: Policy
-    frozen: nn.Module | None
-    """A copy of the start model; None if adapters are trained, which are then simply switched off."""
+    """What computes with it: a policy of its own, or the trained one, whose adapters are switched off for the while."""
+    adapters: bool
 
     @contextlib.contextmanager
     def active(self) -> Iterator[Policy]:
         """Inside, the policy that is handed over computes with the start model."""
-        if self.frozen is None:
+        if self.adapters:
             with self.policy.model.disable_adapter():  # type: ignore[operator]
                 yield self.policy
         else:
-            policy = self.policy
-            yield Policy(
-                self.frozen, policy.tokenizer, policy.context, policy.dtype, policy.logprob_chunk,
-                verdict=policy.verdict,
-            )  # fmt: skip
+            yield self.policy
 
     @classmethod
     def of(cls, policy: Policy) -> Reference:
+        """Freeze the present weights. Without adapters that takes a copy of the model."""
         if _is_peft(policy.model):
-            return cls(policy, None)
-        return cls(policy, copy.deepcopy(policy.model).requires_grad_(False).eval())
+            return cls(policy, True)
+        frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
+        copied = Policy(
+            frozen, policy.tokenizer, policy.context, policy.dtype, policy.logprob_chunk, verdict=policy.verdict
+        )
+        return cls(copied, False)
 
 
 def load_policy(

@@ -81,7 +81,7 @@ class Learner:
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
         """Take `minibatches · epochs` optimizer steps on a batch of trees.
 
-        Raises TrainingError, before the weights are touched, if a loss or a gradient is not finite.
+        Raises TrainingError if a loss or a gradient is not finite; that optimizer step is then not taken.
         """
         optim, loss = self.config.optim, self.config.loss
         selection = select(
@@ -110,7 +110,7 @@ class Learner:
                 norms.append(norm)
         passes = optim.epochs + several + (optim.epochs if self.reference else 0)
         tokens = sum(pack.num_tokens for _, packs in batches for pack in packs)
-        metrics = _summarise(seen, importance=self.weigh) | {
+        metrics = _summarise(seen, importance=self.weigh, reference=self.reference is not None) | {
             "grad_norm": float(np.mean(norms)) if norms else math.nan,
             "lr": lr,
             "loss/dropped_zero_advantage": float(selection.dropped_zero),
@@ -147,7 +147,7 @@ class Learner:
             loss = losses(pack, old_N)
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}; the weights were not changed. "
+                    f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}, so it was not taken. "
                     "Look at optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                     "continue from the newest with --resume and a lower --optim.lr"
                 )
@@ -158,7 +158,7 @@ class Learner:
         )
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}; the weights were not changed. "
+                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so it was not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)
@@ -229,7 +229,7 @@ class Learner:
         )
 
 
-def _summarise(seen: Sequence[Observed], *, importance: bool) -> dict[str, float]:
+def _summarise(seen: Sequence[Observed], *, importance: bool, reference: bool) -> dict[str, float]:
     """Means over the terms of each stream, over all optimizer steps of the update."""
     metrics: dict[str, float] = {}
     if not seen:
@@ -248,8 +248,9 @@ def _summarise(seen: Sequence[Observed], *, importance: bool) -> dict[str, float
                 f"{label}/loss": float(column("loss")[here].mean()),
                 f"{label}/entropy": float(column("entropy")[here].mean()),
                 f"{label}/clip_fraction": float(column("clipped")[here].mean()),
-                f"{label}/kl": float(column("kl")[here].mean()),
             }
+            if reference:  # unmeasured must not look like no drift
+                metrics[f"{label}/kl"] = float(column("kl")[here].mean())
     drift = column("drift").astype(np.float64)
     metrics |= {
         # E_μ[log μ - log π] estimated by k3, which is never negative

@@ -132,7 +132,7 @@ class _Call:
         # logits instead of hidden states would take too much memory to keep
         self.keep = keep and kept.budget > 0 and policy.plain_head
         self.hidden: Tensor | None = None
-        """`[rows, slot length, H]` last hidden states of what was fed, if rollouts are kept."""
+        """`[rows, 1 + new tokens, H]` last hidden states from the end of the prefix on, if rollouts are kept."""
 
     @property
     def completions(self) -> list[list[Completion]]:
@@ -176,7 +176,6 @@ class _Call:
                 same.setdefault(self.requests[r].prefix, []).append(r)
         ordered = sorted(same, key=len)
         while ordered:
-            width = len(ordered[0])
             count = 1
             while count < len(ordered) and (count + 1) * len(ordered[count]) <= PREFILL_TOKENS:
                 count += 1
@@ -217,11 +216,12 @@ class _Call:
         """Logits of what the last token of rows first.. says; its hidden state is noted if rollouts are kept."""
         if self.keep:
             if self.hidden is None:
-                self.hidden = output.new_zeros(self.max_rows, self.cache.slot_length, output.shape[1])
+                longest = max(request.max_new_tokens for request in self.requests)
+                self.hidden = output.new_zeros(self.max_rows, longest, output.shape[1], dtype=self.policy.dtype)
             rows = torch.arange(first, first + len(output), device=output.device)
-            # admitted rows have their prefix in place; active ones are about to grow by the token that was fed
-            fed = self.cache.lengths[rows] - (1 if self.counts[first] == 0 else 0)
-            self.hidden[rows, fed] = output
+            # row i has drawn counts[i] tokens: 0 at its admission, when the prefix speaks
+            drawn = torch.from_numpy(self.counts[first : first + len(output)]).to(output.device)
+            self.hidden[rows, drawn] = output.to(self.hidden.dtype)
         return self.policy.logits(output)
 
     def _mask(self) -> Any:
@@ -264,18 +264,22 @@ class _Call:
             self._remove(ended)
 
     def _hit_stop(self, row: _Row) -> bool:
+        """Whether the newest token completes a stop string; it may have begun in the response before a pivot."""
         # a token can bring several characters and a stop string several tokens: look at a tail that surely holds it
-        tail = row.tokens[-(max(map(len, self.params.stop)) + 8) :]
-        text = self.policy.tokenizer.decode(tail, skip_special_tokens=True)
-        fresh = self.policy.tokenizer.decode(tail[:-1], skip_special_tokens=True)
-        return any(text.count(stop) > fresh.count(stop) for stop in self.params.stop)
+        length = max(map(len, self.params.stop)) + 8
+        request = self.requests[row.request]
+        before = request.prefix[request.response_start :] if request.response_start is not None else ()
+        tail = [*before[max(0, len(before) + len(row.tokens) - length) :], *row.tokens[-length:]]
+        decode = self.policy.tokenizer.decode  # special tokens included: "<|im_end|>" is a fair stop string
+        text, without = decode(tail), decode(tail[:-1])
+        return any(text.count(stop) > without.count(stop) for stop in self.params.stop)
 
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
         if self.keep and self.hidden is not None and len(row.tokens) > 1:
             prefix, fed = self.requests[row.request].prefix, len(row.tokens) - 1  # the last token was never fed
             length = len(prefix) + fed
             self.kept.put(
-                prefix, tuple(row.tokens[:-1]), self.cache.views(slot, length), self.hidden[slot, len(prefix) - 1 : length]
+                prefix, tuple(row.tokens[:-1]), self.cache.views(slot, length), self.hidden[slot, : fed + 1]
             )
         completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
         self.results[row.request][row.sibling] = completion
@@ -291,8 +295,7 @@ class _Call:
             target = torch.tensor(holes, device=self.last.device)
             self.cache.move(source, target)
             if self.hidden is not None:
-                extent = int(self.cache.lengths[target].max())
-                self.hidden[target, :extent] = self.hidden[source, :extent]
+                self.hidden[target] = self.hidden[source]
             self.last[target] = self.last[source]
             self.keys[holes], self.counts[holes] = self.keys[movers], self.counts[movers]
             for hole, mover in zip(holes, movers, strict=True):

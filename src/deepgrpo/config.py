@@ -12,15 +12,25 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from deepgrpo.errors import ConfigError
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -105,7 +115,7 @@ class WarmstartConfig(Section):
     lr: PositiveFloat = 3e-3
     """Peak learning rate; warms up over a tenth of the steps, then decays to zero by a cosine."""
     target_accuracy: Probability | None = None
-    """Stop as soon as the sampled accuracy on the evaluation split reaches this."""
+    """Stop as soon as the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
     check_every: PositiveInt = 25
     """Steps between two checks of `target_accuracy`."""
 
@@ -343,6 +353,11 @@ class RootExplore(Section):
         """Branches of a rollout, at most."""
         return 0
 
+    @property
+    def success_threshold(self) -> float:
+        """A reward above this is a success."""
+        return 0.0
+
 
 class RecoverabilityConfig(Section):
     """P(success | depth), a logistic regression that is fitted between the steps."""
@@ -450,7 +465,7 @@ class OptimConfig(Section):
 
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the first and the second moment."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
@@ -461,7 +476,8 @@ class OptimConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 at the end of the run."""
+    """After the warm-up: stay, or fall to 0 at the step `run.steps`. A run that `run.max_sampled_tokens` ends before that
+    step does not get to 0."""
     minibatches: PositiveInt = 1
     """Split the prompts of a step into this many optimizer steps."""
     epochs: PositiveInt = 1
@@ -545,8 +561,8 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Name, length and seed of the run."""
 
-    name: str = "run"
-    """Directory of the run inside `dir`."""
+    name: Annotated[str, Field(min_length=1)] = "run"
+    """Directory of the run inside `dir`; "sweep/a" is one inside another."""
     dir: str = "runs"
     """Directory that holds the runs."""
     seed: int = 0
@@ -561,6 +577,17 @@ class RunConfig(Section):
     """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
     threads: PositiveInt | None = None
     """CPU threads of torch; default: torch's own choice."""
+
+    @field_validator("name")
+    @classmethod
+    def _inside_dir(cls, name: str) -> str:
+        path = PurePath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ValueError(
+                f"run.name is {name!r}; it names a directory inside run.dir, so it cannot be absolute, lead upwards or "
+                "be that directory itself; choose a plain name, and the place with run.dir"
+            )
+        return name
 
 
 class Config(Section):
@@ -593,6 +620,12 @@ class Config(Section):
             raise ValueError(
                 f'warmstart is set, but data.type is "{self.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if self.warmstart and self.warmstart.target_accuracy is not None and self.eval.every is None:
+            raise ValueError(
+                f"warmstart.target_accuracy is {self.warmstart.target_accuracy}, but eval.every is missing, so there are no "
+                "questions to measure it on; set eval.every and add a table [eval.data], or remove "
+                "warmstart.target_accuracy"
             )
         if isinstance(self.reward, TaskReward) and not isinstance(self.data, SyntheticData | ReasoningGymData):
             raise ValueError(
@@ -725,15 +758,20 @@ def _explain(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return message
-    message = message.removeprefix("Input should be ")
-    return f"{key} is {value!r}; it should be {message}"
+    message = _SHAPES.get(kind) or message.removeprefix("Input should be ")
+    shown = "none" if value is None else repr(value)
+    return f"{key} is {shown}; it should be {message}"
+
+
+_SHAPES = {"model_type": "a table", "model_attributes_type": "a table", "dict_type": "a table", "tuple_type": "a list"}
+"""What TOML calls the shapes for which pydantic has Python's words."""
 
 
 def _strip_tags(location: Sequence[str]) -> list[str]:
     names: list[str] = []
     model: Any = Config
     for part in location:
-        members = _models(model)
+        members = tables_of(model)
         tags = {m.model_fields["type"].default for m in members if "type" in m.model_fields} if len(members) > 1 else set()
         if part in tags:
             model = next(m for m in members if m.model_fields["type"].default == part)
@@ -746,13 +784,13 @@ def _strip_tags(location: Sequence[str]) -> list[str]:
 def _fields_at(location: Sequence[str]) -> list[str]:
     model: Any = Config
     for part in location:
-        members = _models(model)
+        members = tables_of(model)
         tagged = [m for m in members if "type" in m.model_fields and m.model_fields["type"].default == part]
         if len(members) > 1 and tagged:
             model = tagged[0]
             continue
         model = next((_field(m, part) for m in members if _field(m, part) is not None), None)
-    return [info.alias or name for m in _models(model) for name, info in m.model_fields.items()]
+    return [info.alias or name for m in tables_of(model) for name, info in m.model_fields.items()]
 
 
 def _field(model: type[BaseModel], name: str) -> Any:
@@ -762,10 +800,8 @@ def _field(model: type[BaseModel], name: str) -> Any:
     return None
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def tables_of(annotation: Any) -> list[type[BaseModel]]:
     """The section classes inside an annotation such as Annotated[A | B, ...] or A | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) is not None:
-        return [model for argument in get_args(annotation) for model in _models(argument)]
-    return []
+    return [model for part in get_args(annotation) for model in tables_of(part)]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deepgrpo.config import Config
+from deepgrpo.config import Config, tables_of
 from deepgrpo.errors import ConfigError
 
 Block = tuple[str, type[BaseModel], bool]
@@ -52,7 +52,7 @@ def _blocks(model: type[BaseModel], prefix: str) -> list[Block]:
         name = prefix + (info.alias or field)
         if name in _REPEATED:
             continue
-        kinds = _models(info.annotation)
+        kinds = tables_of(info.annotation)
         blocks += [(name, kind, NoneType in get_args(info.annotation)) for kind in kinds]
         blocks += [block for kind in kinds for block in _blocks(kind, f"{name}.")]
     # kinds of one section share tables such as data.template: each is shown once
@@ -67,7 +67,7 @@ def _block(section: str, model: type[BaseModel], optional: bool, width: int) -> 
     for field, info in model.model_fields.items():
         key = f"{section}.{info.alias or field}"
         # the kind is in the title, and a table below has a block of its own
-        if (field == "type" and kind) or (_models(info.annotation) and key not in _REPEATED):
+        if (field == "type" and kind) or (tables_of(info.annotation) and key not in _REPEATED):
             continue
         lines.append(f"  {key} = {_default(info)}  ({_words(info.annotation, info.metadata)})")
         lines += _indent(info.description or "", 6, width)
@@ -97,7 +97,7 @@ def _default(info: FieldInfo) -> str:
 def _words(annotation: Any, metadata: Any = ()) -> str:
     """A type as a reader of TOML would say it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if _models(annotation):
+    if tables_of(annotation):
         return "a table" + (", or none" if NoneType in arguments else "")
     if origin is Annotated:
         return _words(arguments[0], arguments[1:])
@@ -118,10 +118,3 @@ def _bounds(metadata: Any) -> list[str]:
     flat = [inner for item in metadata for inner in (item.metadata if isinstance(item, FieldInfo) else [item])]
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     return [f"{sign} {getattr(item, name)}" for item in flat for name, sign in signs.items() if hasattr(item, name)]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The tables that an annotation allows."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]

@@ -111,6 +111,12 @@ def test_the_recipe_itself_runs(deepgrpo: Any, place: Path) -> None:
     assert all(line["main/mixed"] > 0 and line["grad_norm"] > 0 for line in metrics(place))
 
 
+def test_a_device_that_cannot_train(deepgrpo: Any, place: Path) -> None:
+    done = deepgrpo("tiny.toml", "--run.device", "meta")
+    assert done.code == 2 and "error: " in done.err and "'meta'" in done.err and "cpu" in done.err
+    assert not (place / "runs").exists()
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -164,6 +170,14 @@ def test_a_row_that_cannot_be_used_is_counted_and_the_run_goes_on(
     assert (done.code, done.err) == (0, "")
     assert f"rows skipped: {reason}\n" in done.out and "3 prompts" in done.out
     assert len(metrics(place)) == 2
+
+
+def test_a_batch_that_is_larger_than_the_data_is_told_once(deepgrpo: Any, place: Path) -> None:
+    done = deepgrpo("tiny.toml", "--run.prompts_per_step", "6")
+    assert (done.code, done.err) == (0, "")
+    told = "the data has 4 prompts and a step takes run.prompts_per_step = 6: some stand in a batch more than once\n"
+    assert done.out.count(told) == 1
+    assert "more than once" not in deepgrpo("tiny.toml", "--run.name", "fits", "--run.prompts_per_step", "4").out
 
 
 # ---------------------------------------------------------------- model
@@ -251,6 +265,21 @@ def test_a_disk_that_is_full_before_the_first_checkpoint(deepgrpo: Any, place: P
     assert "start the run anew: delete runs/tiny, which holds no checkpoint yet" in done.err
 
 
+def test_a_disk_that_is_full_when_a_run_is_resumed(deepgrpo: Any, place: Path) -> None:
+    """The recipe of the run is rewritten on resume: the old one stays until the new one is whole."""
+    assert deepgrpo("tiny.toml").code == 0
+    run = place / "runs" / "tiny"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with files_no_larger_than((run / "config.toml").stat().st_size - 10):
+        done = deepgrpo("--resume", "runs/tiny", "--run.steps", "4")
+    assert done.code == 1
+    assert "error: runs/tiny/config.toml could not be written" in done.err and "is as it was" in done.err
+    assert "deepgrpo train --resume runs/tiny" in done.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert deepgrpo("--resume", "runs/tiny", "--run.steps", "4").code == 0
+    assert [line["step"] for line in metrics(place)] == [1, 2, 3, 4]
+
+
 def test_a_run_directory_that_cannot_be_made(deepgrpo: Any, place: Path) -> None:
     (place / "runs").write_text("a file")
     done = deepgrpo("tiny.toml")
@@ -266,9 +295,13 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model(deepgrpo: Any, place: 
         done = deepgrpo("--resume", "runs/tiny", "--run.steps", "3")
         assert done.code == 1 and "the checkpoint runs/tiny/checkpoints/step-000002 cannot be read" in done.err, name
         (path / name).write_bytes(whole)
+    files = [place / "runs" / "tiny" / name for name in ("config.toml", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
     done = deepgrpo("--resume", "runs/tiny", "--run.steps", "3", "--model.path", save_model(place / "wide", width=64))
     assert done.code == 1 and "do not fit the model" in done.err and "was the recipe's [model] changed?" in done.err
-    assert deepgrpo("--resume", "runs/tiny", "--run.steps", "3", "--model.path", "model").code == 0
+    # what could not be resumed leaves the run as it was: it goes on by its own recipe
+    assert [file.read_bytes() for file in files] == before
+    assert deepgrpo("--resume", "runs/tiny", "--run.steps", "3").code == 0
 
 
 # ---------------------------------------------------------------- numbers that are none
@@ -356,6 +389,65 @@ def test_a_reward_that_breaks_its_contract(deepgrpo: Any, place: Path, body: str
         assert part in done.err
 
 
+SYNTHETIC = """
+[run]
+name = "tiny"
+steps = 1
+prompts_per_step = 2
+device = "cpu"
+
+[model]
+type = "scratch"
+hidden_size = 32
+num_heads = 2
+intermediate_size = 64
+max_position = 64
+
+[warmstart]
+steps = 2
+batch_size = 4
+
+[data]
+type = "synthetic"
+chain_length = 1
+
+[reward]
+type = "user"
+function = "reward.py:reward"
+
+[sampling]
+max_new_tokens = 8
+
+[explore]
+type = "root"
+num_rollouts = 4
+"""
+
+
+def test_a_first_step_that_fails_after_a_warm_start_can_be_tried_again(deepgrpo: Any, place: Path) -> None:
+    """Nothing was saved but the start model, which belongs to the failed try: the same command starts anew."""
+    (place / "tiny.toml").write_text(SYNTHETIC)
+    (place / "reward.py").write_text("def reward(completions, **columns):\n    raise KeyError('solution')\n")
+    start = place / "runs" / "tiny" / "start" / "model.safetensors"
+    for _ in range(2):
+        done = deepgrpo("tiny.toml")
+        assert done.code == 1 and "raised KeyError: 'solution'" in done.err and start.exists()
+    failed = start.read_bytes()
+    (place / "reward.py").write_text(REWARD)
+    assert deepgrpo("tiny.toml", "--warmstart.lr", "1e-2").code == 0
+    assert start.read_bytes() != failed
+
+
+def test_a_start_model_of_a_failed_try_is_not_taken_over(deepgrpo: Any, place: Path) -> None:
+    """A resumed run would take its KL reference from it."""
+    (place / "tiny.toml").write_text(SYNTHETIC)
+    (place / "reward.py").write_text("def reward(completions, **columns):\n    raise KeyError('solution')\n")
+    assert deepgrpo("tiny.toml").code == 1 and (place / "runs" / "tiny" / "start").is_dir()
+    (place / "reward.py").write_text(REWARD)
+    assert deepgrpo("tiny.toml", "--warmstart", "none").code == 0
+    assert not (place / "runs" / "tiny" / "start").exists()
+
+
 def test_rewards_that_are_no_numbers_are_counted(deepgrpo: Any, place: Path) -> None:
     """NaN and infinity score 0 and are problems; None scores 0 and counts as an answer that was not found."""
     values = "[float('nan'), float('inf'), None, 1.0]"
@@ -376,3 +468,27 @@ def test_a_reward_file_that_is_missing(deepgrpo: Any, place: Path) -> None:
     assert done.code == 2 and f"the file {str(place / 'rewrd.py')!r} does not exist" in done.err
     done = deepgrpo("tiny.toml", "--reward.function", "reward.py:score")
     assert done.code == 2 and "reward.py does not have it; it has reward" in done.err
+
+
+# ---------------------------------------------------------------- rows that leave no room or have no answer
+
+
+def test_a_row_that_leaves_no_room_for_a_response_is_counted(deepgrpo: Any, place: Path) -> None:
+    """Whatever data.max_prompt_tokens says, a prompt as long as the whole context is left out."""
+    write_jsonl(place / "data.jsonl", [ROWS[0], {"question": "x" * 300, "answer": "1"}, ROWS[1]])
+    done = deepgrpo("tiny.toml", "--data.max_prompt_tokens", "100000", "--sampling.max_total_tokens", "200")
+    assert (done.code, done.err) == (0, "")
+    assert "rows skipped: 1 too long\n" in done.out and "2 prompts" in done.out
+
+
+def test_a_row_without_its_reference_answer_is_counted(deepgrpo: Any, place: Path) -> None:
+    rows = [ROWS[0], {"question": "What is 1?", "answer": None}, ROWS[1]]
+    write_jsonl(place / "data.jsonl", rows)
+    exact = ("--reward.type", "exact")
+    done = deepgrpo("tiny.toml", *exact)
+    assert (done.code, done.err) == (0, "")
+    assert "rows skipped: 1 no answer\n" in done.out and "2 prompts" in done.out
+    write_jsonl(place / "data.jsonl", rows[1:2])
+    done = deepgrpo("tiny.toml", *exact, "--run.name", "other")
+    assert done.code == 1 and "no usable row is left in the data of type 'jsonl' (no answer: 1)" in done.err
+    assert "data.columns.answer" in done.err

@@ -179,6 +179,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
     # 8 prompts x 4 rollouts x 12 tokens, and 4 branches for each of the 32 rollouts
     assert re.search(r"sampled tokens, main stream\W+384\b", text)
     assert re.search(r"sampled tokens, branch stream\W+1,536\b", text)
+    assert re.search(r"memory, kept rollouts, at most\W+0\.00 GiB", text)
     assert re.search(r"memory, total\W+0\.\d\d GiB", text)
 
 
@@ -229,11 +230,45 @@ def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
+    assert out.count("finishing this step; Ctrl-C again stops at once\n") == 1
     step, command = stopped_at(out)
     assert trace(directory) == trace(whole)[: step + 1] and trace(whole)[step]["reward/problems"] == 0
     finished = run(*command, cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert trace(directory) == trace(whole)
+
+
+def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path) -> None:
+    """`deepgrpo train | tee` ends the reader with the same Ctrl-C; the run saves its step all the same."""
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    process = start("train", "tiny.toml", "--run.steps", "500", "--checkpoint.every", "none", cwd=tmp_path)
+    directory = tmp_path / "runs" / "tiny"
+    wait_for_step(directory, 2, process)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, "")
+    process.stderr.close()
+    step, _ = stopped_at(re.sub(r"^.{21}", "", (directory / "log.txt").read_text(), flags=re.MULTILINE))
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == [f"step-{step:06d}"]
+
+
+def test_ctrl_c_during_the_warm_start(tmp_path: Path) -> None:
+    """It acts within a step; nothing is saved, which the output and the exit code say, and nothing is in the way."""
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    process = start("train", "tiny.toml", "--warmstart.steps", "100000", cwd=tmp_path)
+    log = tmp_path / "runs" / "tiny" / "log.txt"
+    deadline = time.monotonic() + 90
+    while not log.exists() or "warm start" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert "finishing this step; Ctrl-C again stops at once\n" in out
+    assert re.search(r"^stopped after step \d+ of the warm start, which was not finished: nothing was saved", out, re.MULTILINE)
+    again = run("train", "tiny.toml", "--run.steps", "1", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

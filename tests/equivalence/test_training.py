@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from safetensors.torch import load_file
 
 from conftest import TINY
 from deepgrpo.config import Config, ScratchModel, SyntheticData, WarmstartConfig, load_recipe
+from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.model.policy import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.train import loop
+from deepgrpo.train import loop, warmstart
+from deepgrpo.train.dry_run import estimate_memory
 from deepgrpo.train.loop import train
 from deepgrpo.train.trees import load_trees
 from deepgrpo.train.warmstart import Example, warm_start
@@ -206,17 +210,77 @@ def test_steps_after_the_last_checkpoint_are_run_again(short: Any, monkeypatch: 
 def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(
     short: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM during the warm start: it is not done again."""
+    """SIGTERM behind the warm start, in the first evaluation: the warm start is not done again."""
     sections = {"loss": {"beta": 0.01}, "eval": {"every": 2, "limit": 8, "data": HELD_OUT}}
     whole = train(short("whole", **sections))
     with monkeypatch.context() as patch:
-        original = loop._warm_start
-        patch.setattr(loop, "_warm_start", lambda run: (signal.raise_signal(signal.SIGTERM), original(run)))
+        original = loop._evaluate
+
+        def evaluate(run: Any, state: Any) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return original(run, state)
+
+        patch.setattr(loop, "_evaluate", evaluate)
         run = train(short("stopped", **sections))
     assert checkpoint(run).name == "step-000000" and [line["step"] for line in trace(run)] == [0]
     monkeypatch.setattr(loop, "_warm_start", None)
     train(load_recipe(run / "config.toml"), resume=run)
     assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_warm_start_that_is_stopped_leaves_nothing_to_resume(
+    short: Any, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """SIGTERM in its 3rd of 40 steps ends it behind that step, and the same recipe starts anew; in the 40th it is done."""
+    whole = train(short("whole", run={"steps": 1}))
+    config = short("stopped", run={"steps": 1})
+    run = Path(config.run.dir) / "stopped"
+    taken: list[int] = []
+    with monkeypatch.context() as patch:
+        original = warmstart._step
+
+        def step(*arguments: Any) -> float:
+            taken.append(1)
+            if len(taken) == (40 if last else 3):
+                signal.raise_signal(signal.SIGTERM)
+            return original(*arguments)
+
+        patch.setattr(warmstart, "_step", step)
+        if last:
+            train(config)
+            assert checkpoint(run).name == "step-000000"
+            return
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert len(taken) == 3
+    text = (run / "log.txt").read_text()
+    assert "stopped after step 3 of the warm start, which was not finished: nothing was saved; start the run anew" in text
+    assert "continue with" not in text
+    assert not (run / "start").exists() and not (run / "checkpoints").exists()
+    train(config)
+    assert_same_run(whole, run)
+
+
+def test_a_warm_start_measures_what_it_aims_at(short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check decodes one sampled answer per question and no greedy one; it is the evaluation's own figure."""
+    greedy: list[bool] = []
+    original = EmbeddedEngine.sample
+
+    def sample(self: Any, requests: Any, params: Any, **kwargs: Any) -> Any:
+        greedy.append(params.greedy)
+        return original(self, requests, params, **kwargs)
+
+    monkeypatch.setattr(EmbeddedEngine, "sample", sample)
+    run = train(
+        short(
+            "run", run={"steps": 1}, warmstart={"check_every": 20, "target_accuracy": 1.0},
+            eval={"every": 1, "limit": 16, "samples": 1, "data": HELD_OUT},
+        )
+    )  # fmt: skip
+    assert greedy[:4] == [False, False, True, False]  # two checks, then the evaluation before the first step
+    (told,) = re.findall(r"warm start 40/40 .* sampled accuracy (.*)%", (run / "log.txt").read_text())
+    assert 0 < float(told) == 100 * trace(run)[0]["eval/sampled"]
 
 
 # ---------------------------------------------------------------- the same numbers, or others
@@ -340,6 +404,44 @@ def test_nothing_in_a_run_directory_is_pickled(short: Any) -> None:
         assert head != b"PK\x03\x04" and path.suffix not in (".pt", ".pth", ".bin", ".pkl"), path
     assert isinstance(state_of(run)["strategy"]["ratios"], list)
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("explore", "threshold"), [({"success_threshold": 0.5}, 0.5), ({"type": "root"}, 0.0)])
+def test_pass_at_k_counts_what_the_strategy_calls_a_success(
+    short: Any, monkeypatch: pytest.MonkeyPatch, explore: Any, threshold: float
+) -> None:
+    asked: list[float] = []
+    original = loop.evaluate
+
+    def evaluate(*arguments: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["success_threshold"])
+        return original(*arguments, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    train(short("run", run={"steps": 1}, warmstart={}, explore=explore, eval={"every": 1, "limit": 2, "data": HELD_OUT}))
+    assert asked == [threshold, threshold]
+
+
+def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> None:
+    """A token has 2 layers x (keys + values) x 2 heads x 16 = 128 numbers and 32 of the hidden state, 640 bytes.
+
+    4 prompts x 4 rollouts x 20 tokens x 640 bytes = 204,800, if engine.keep_mb allows it.
+    """
+
+    def kept(**sections: Any) -> int:
+        estimate = estimate_memory(recipe(**sections), policy, slot_length=20)
+        without = replace(estimate, kept=0)
+        assert estimate.total - without.total == max(0, estimate.cache + estimate.kept - estimate.activations) - max(
+            0, estimate.cache - estimate.activations
+        )
+        return estimate.kept
+
+    small = {"token_budget": 1, "logprob_chunk": 1}
+    assert kept(learner=small) == 204_800
+    assert kept(learner=small, run={"prompts_per_step": 400}, engine={"keep_mb": 3}) == 3 * 2**20
+    assert kept(learner=small, engine={"keep_mb": 0}) == 0
+    assert kept(learner=small, explore={"type": "root"}) == 0
+    assert kept(learner=small, explore={"num_pivots": 0}) == 0
 
 
 # ---------------------------------------------------------------- switches that a run must survive

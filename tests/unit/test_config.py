@@ -84,11 +84,16 @@ def test_an_unknown_key_is_answered_with_the_nearest_match(raw: dict[str, Any], 
         (with_(loss={"reduction": "tok"}), "loss.reduction is 'tok'; it should be 'token', 'sequence' or 'constant'"),
         (with_(sampling={"top_p": 1.5}), "sampling.top_p is 1.5"),
         (with_(optim={"betas": [0.9]}), "optim.betas"),
+        (with_(optim={"betas": [0.9, 1.0]}), "optim.betas.1 is 1.0; it should be less than 1"),
+        (with_(run={"name": ""}), "run.name is ''; it should be"),
         (with_(data={"type": "synthetic", "modulus": 11}), "data.modulus is 11"),
         (with_(explore={"type": "depe"}), "(did you mean 'deep'?)"),
         (with_(explore={"gamma": 1}), "explore.type is missing"),
         ({"data": {"type": "synthetic"}, "reward": {"type": "task"}}, "key 'model' is missing; add it"),
-        (with_(run=3), "run is 3"),
+        (with_(run=3), "run is 3; it should be a table"),
+        (with_(eval=None), "eval is none; it should be a table"),
+        (with_(explore=None), "explore is none; it should be a table"),
+        (with_(sampling={"stop": "#"}), "sampling.stop is '#'; it should be a list"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_key(raw: dict[str, Any], says: str) -> None:
@@ -112,10 +117,31 @@ def test_all_problems_are_told_at_once() -> None:
         (with_(explore={"type": "deep", "branches_per_pivot": 1}), "a local baseline needs at least 2"),
         (with_(eval={"samples": 4, "k": [1, 8], "data": {"type": "synthetic"}}), "eval.k has 8, but eval.samples is 4"),
         (with_(eval={"every": 5}), "add a table [eval.data]"),
+        (
+            with_(warmstart={"target_accuracy": 0.4}),
+            "warmstart.target_accuracy is 0.4, but eval.every is missing, so there are no questions to measure it on; "
+            "set eval.every and add a table [eval.data], or remove warmstart.target_accuracy",
+        ),
+        (with_(warmstart={"target_accuracy": 0.4}, eval={"data": {"type": "synthetic"}}), "set eval.every"),
     ],
 )
 def test_an_impossible_combination_names_the_remedy(raw: dict[str, Any], says: str) -> None:
     assert says in refuse(raw)
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "a/../../b", "/tmp/run", ".", "./", "a\0b"])
+def test_a_run_stays_inside_its_directory(name: str) -> None:
+    assert f"run.name is {name!r}; it names a directory inside run.dir" in refuse(with_(run={"name": name}))
+
+
+@pytest.mark.parametrize("name", ["run", "sweep/lr-1", "a..b", ".hidden", "Größe 1"])
+def test_a_name_of_a_run(name: str) -> None:
+    assert parse_config(with_(run={"name": name})).run.name == name
+
+
+@pytest.mark.parametrize("explore", [{"type": "root"}, {"type": "deep", "success_threshold": 0.5}])
+def test_every_strategy_says_what_a_success_is(explore: dict[str, Any]) -> None:
+    assert parse_config(with_(explore=explore)).explore.success_threshold == explore.get("success_threshold", 0.0)
 
 
 def test_one_branch_is_fine_where_there_are_no_pivots() -> None:
@@ -219,7 +245,7 @@ def test_an_absent_value_survives_where_absent_is_not_the_default(minimal: Path,
 
 
 @given(
-    name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
+    name=st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/."), min_size=1),
     lr=st.floats(min_value=1e-12, max_value=1e3),
     gamma=st.floats(min_value=-1e6, max_value=1e6),
     stop=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f")), max_size=3),
@@ -284,7 +310,7 @@ def test_the_keys_of_all_sections() -> None:
         "  loss.dual_clip = 3.0  (number > 1 or none)",
         "  model.path = …  (string)",
         '  credit.scale = "none"  ("none" | "std")',
-        "  optim.betas = [0.9, 0.999]  ([number ≥ 0 ≤ 1, number ≥ 0 ≤ 1])",
+        "  optim.betas = [0.9, 0.999]  ([number ≥ 0 < 1, number ≥ 0 < 1])",
         "  sampling.stop = []  (list of string)",
         "  data.params = {}  (a table)",
         "  eval.data = none  (a table, or none)",

@@ -155,6 +155,40 @@ def test_nobody_votes() -> None:
     assert result.metrics["eval/maj@2"] == 0.0
 
 
+class Graded(LastWord):
+    """Part of the credit for a wrong answer, as some tasks of reasoning-gym give it; it reads the first word."""
+
+    def _one(self, prompt: Prompt, text: str) -> Score:
+        return Score(1.0 if text.split()[0] == prompt.answer else 0.2)
+
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        return completion.split()[0]
+
+
+def test_only_a_reward_above_the_threshold_is_correct() -> None:
+    script = {P.tokens: ["7 is", "7 is", "3 is", "3 is", "3 is"]}
+
+    def measured(threshold: float) -> list[float]:
+        m = evaluate(
+            Scripted(script), Graded(), [P], Characters(), sampling=ROOM, samples=4, k=(1, 3),
+            success_threshold=threshold,
+        ).metrics  # fmt: skip
+        assert m["eval/sampled"] == pytest.approx((1 + 3 * 0.2) / 4)
+        return [m["eval/pass@1"], m["eval/maj@1"], m["eval/maj@3"]]
+
+    # 1 of 4 samples is right; of the first three votes, 7 3 3, the wrong answer wins with its reward of 0.2
+    assert measured(0.5) == pytest.approx([1 / 4, 1.0, 0.0])
+    assert measured(0.1) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_the_vote_is_over_what_the_reward_reads() -> None:
+    # by its last number the first response would say 3, and 3 would win; the reward reads first words
+    script = {P.tokens: ["7", "7 not 3", "3 not 7", "7 not 3"]}
+    result = evaluate(Scripted(script), Graded(), [P], Characters(), sampling=ROOM, samples=3, k=(3,))
+    assert result.rows[0].sampled_answers == ("7", "3", "7")
+    assert result.metrics["eval/maj@3"] == 1.0
+
+
 def requests_of(seed: int, step: int, chunk: int | None = None) -> list[SampleRequest]:
     engine = Scripted(SCRIPT)
     evaluate(

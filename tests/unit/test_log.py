@@ -47,9 +47,16 @@ def test_the_step_line() -> None:
 
 
 def test_the_step_line_leaves_out_what_is_missing_and_shows_what_is_broken() -> None:
-    few = StepReport(3, {"main/reward": -0.25, "grad_norm": math.nan, "eval/greedy": None}, Ledger())
-    assert step_line(few, 1000) == "step    3/1000  reward -.25  grad nan"
+    few = StepReport(3, {"main/reward": -0.25, "main/entropy": math.nan, "eval/greedy": None}, Ledger())
+    assert step_line(few, 1000) == "step    3/1000  reward -.25  entropy nan"
     assert "reward 1.00" in step_line(report(1, **{"main/reward": 1.0}), 60)
+
+
+def test_a_step_with_nothing_to_learn_says_so() -> None:
+    """All groups agree, so there was no gradient: nothing is broken."""
+    assert step_line(report(3, **{"main/mixed": 0.0, "grad_norm": math.nan}), 60) == (
+        "step  3/60  reward .41  mixed 0%  branch .23  eval .58  entropy .33  len 38  no signal  19k tok/s"
+    )
 
 
 def test_step_json_has_no_nan_and_the_ledger_under_its_name() -> None:

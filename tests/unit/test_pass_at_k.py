@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepgrpo.eval.answers import extract_answer, normalise
 from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k, standard_error, wilson_interval
+from deepgrpo.rewards.ballot import loose_answer, normalise
 
 
 def by_enumeration(n: int, c: int, k: int) -> Fraction:
@@ -98,13 +98,14 @@ def test_wilson_interval() -> None:
         ("The answer is 42.", "42"),
         ("It is 1,234.50 in all", "1234.50"),
         ("-3 or rather -4", "-4"),
+        (r"\boxed{11}, no: \boxed{12", "11"),  # the last box that closes
         (r"cut off in \boxed{12", "12"),  # the box never closes; the last number stands in
         ("no idea", None),
         ("", None),
     ],
 )
-def test_extract_answer(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
+def test_loose_answer(text: str, answer: str | None) -> None:
+    assert loose_answer(text) == answer
 
 
 def test_normalise_keeps_tuples_apart() -> None:

@@ -7,11 +7,13 @@ import time
 
 import pytest
 
-from deepgrpo.config import ReasoningGymData, TemplateConfig
+from deepgrpo.config import ReasoningGymData, TaskReward, TemplateConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.prompts.gym import extract_answer
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
+from deepgrpo.records import Score
+from deepgrpo.rewards.base import build_reward
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,22 @@ class TestChainSum:
         score = task.verify(prompts[0], "I do not know")
         assert (score.value, score.parsed) == (0.0, False)
 
+    def test_the_vote_is_over_the_answer_that_is_scored(self, prompts):
+        task = build_task(self.DATA)
+        assert task.ballot(prompts[0], "4 - 1 = 3, not 5\n#### 3") == "3"
+        assert task.ballot(prompts[0], "I do not know") is None
+
+    def test_the_reward_checks_in_another_process(self, prompts):
+        reward = build_reward(TaskReward(timeout_s=20), build_task(self.DATA))
+        try:
+            right = f"#### {prompts[1].answer}"
+            assert reward.score([prompts[0], prompts[1], prompts[0]], ["#### 3", right, "no idea"], [()] * 3) == [
+                Score(1.0), Score(1.0), Score(0.0, parsed=False)
+            ]  # fmt: skip
+            assert reward.score(prompts[:1], ["#### 4"], [()]) == [Score(0.0)]  # 0.01 for a number, below the threshold
+        finally:
+            reward.close()
+
     def test_limit(self):
         data = self.DATA.model_copy(update={"limit": 3})
         assert len(build_source(data, words(), seed=0, context=256)) == 3
@@ -95,12 +113,27 @@ class TestChainSum:
         ({"task": "chain_sum", "params": {"terms": 3}}, r"data.params = {'terms': 3} .* unexpected keyword .*'terms'"),
         ({"task": "chain_sum", "params": {"min_terms": 9, "max_terms": 2}}, "max_terms must be >= min_terms"),
         ({"task": "chain_sum", "params": {"seed": 3}}, "'seed' = 3; set data.seed instead"),
+        ({"task": "composite", "params": {"datasets": [{"weight": 2}]}}, "does not suit .*'composite': .*'name'"),
+        ({"task": "composite", "params": {"datasets": [{"name": "chain_sums"}]}}, "'chain_sums' not registered"),
     ],
 )
 def test_bad_recipes(fields: dict, message: str):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ConfigError, match=message):
         build_task(ReasoningGymData(**fields))
+
+
+def test_a_composite_of_tasks():
+    pytest.importorskip("reasoning_gym")
+    datasets = [{"name": "chain_sum", "weight": 2, "config": {"min_terms": 2}}, {"name": "leg_counting"}]
+    data = ReasoningGymData(task="composite", params={"datasets": datasets}, size=12, template=TemplateConfig(chat=False))
+    prompts = build_source(data, words(), seed=0, context=256).head(12)
+    assert {p.columns["metadata"]["source_dataset"] for p in prompts} == {"chain_sum", "leg_counting"}
+    reward = build_reward(TaskReward(timeout_s=20), build_task(data))
+    try:
+        assert {s.value for s in reward.score(prompts, [f"#### {p.answer}" for p in prompts], [()] * 12)} == {1.0}
+    finally:
+        reward.close()
 
 
 def test_extraction_takes_linear_time():

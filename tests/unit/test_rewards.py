@@ -13,8 +13,8 @@ import pytest
 from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import build_reward, judge, references
-from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer, last_boxed
+from deepgrpo.rewards.base import Voting, build_reward, judge, references
+from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -113,35 +113,17 @@ class TestTask:
         scores = ask(build_reward(TaskReward(threshold=0.0), self.Half()), [("1", "raise"), ("1", "x")])
         assert scores == [Score(0.0, problem="raised"), Score(0.5)]
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_value_that_is_not_finite_is_a_problem(self, value):
+        class Odd:
+            def verify(self, prompt, completion):
+                return Score(value)
+
+        assert ask(build_reward(TaskReward(), Odd()), [("1", "x")]) == [Score(0.0, problem="not finite")]
+
     def test_no_task(self):
         with pytest.raises(ConfigError, match=r'reward.type is "task", but the data brings no verifier'):
             build_reward(TaskReward())
-
-
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        ("\\boxed{1}", "1"),
-        ("\\boxed{1} \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
-        ("\\boxed{1} \\boxed{2", "1"),
-        ("\\boxed{\\boxed{3}}", "3"),
-        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
-        ("\\boxed{\\left\\{1\\right.}", "\\left\\{1\\right."),
-        ("} \\boxed{}", ""),
-        ("x \\\\boxed{4}", "4"),  # a doubled backslash
-        ("boxed{1}", None),
-        ("", None),
-    ],
-)
-def test_last_boxed(text, content):
-    assert last_boxed(text) == content
-
-
-def test_last_boxed_takes_linear_time():
-    started = time.perf_counter()
-    assert last_boxed("\\boxed{" * 50_000) is None
-    assert last_boxed("\\boxed{1" + "{}" * 50_000 + "}") is not None
-    assert time.perf_counter() - started < 2
 
 
 def test_find_answer():
@@ -208,7 +190,7 @@ class TestMath:
     )
     def test_other_formats(self, boxed, answer_format, completion, score):
         reward = MathAnswerReward(MathReward(answer_format=answer_format, timeout_s=20))
-        reward._pool = boxed._healthy_pool()  # one pool for all of these: a start takes half a second
+        reward._workers = boxed._workers  # one pool for all of these: a start takes half a second
         assert ask(reward, [("1000", completion)]) == [score]
 
     def test_empty(self, boxed):
@@ -313,12 +295,104 @@ class TestIllBehavedChecks:
     def test_close_stops_the_workers(self, check, tmp_path):
         reward = MathAnswerReward(MathReward(), check)
         ask(reward, [(str(tmp_path / "log"), "0")])
-        workers = list(reward._pool._pool_manager.worker_manager.workers.values())
+        workers = list(reward._workers._pool._pool_manager.worker_manager.workers.values())
         assert workers
         assert all(worker.is_alive() for worker in workers)
         reward.close()
         reward.close()
         assert not any(worker.is_alive() for worker in workers)
+
+
+class TestTaskInWorkers:
+    """A verifier that brings its checks as functions has them run in processes that can be killed."""
+
+    @pytest.fixture
+    def task(self, tmp_path, monkeypatch):
+        (tmp_path / "remote_task.py").write_text(REMOTE)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "remote_task", raising=False)
+        import remote_task
+
+        yield remote_task.Task()
+        sys.modules.pop("remote_task", None)
+
+    def test_each_costs_its_own_sample(self, task):
+        reward = build_reward(TaskReward(threshold=0.25, timeout_s=0.5), task)
+        try:
+            texts = ["0.5", "hang", "raise", "nan", "", "0.1", "1"]
+            scores = ask(reward, [("1", text) for text in texts])
+            assert scores == [
+                Score(0.5), Score(0.0, problem="timeout"), Score(0.0, problem="raised"),
+                Score(0.0, problem="not finite"), Score(0.0, parsed=False), Score(0.0), Score(1.0),
+            ]  # fmt: skip
+            assert ask(reward, [("1", "1")]) == [Score(1.0)]  # the reward goes on
+        finally:
+            reward.close()
+            reward.close()
+
+
+REMOTE = """
+import time
+from dataclasses import dataclass
+from functools import partial
+
+ready = False
+
+def prepare():
+    global ready
+    ready = True
+
+def check(text):
+    assert ready
+    if text == "hang":
+        time.sleep(1000)
+    return float(text), True
+
+class Task:
+    def verify(self, prompt, completion):
+        raise AssertionError("not in this process")
+
+    def preparation(self):
+        return prepare
+
+    def check(self, prompt, completion):
+        return partial(check, completion) if completion else None
+"""
+
+
+class TestBallots:
+    """maj@k votes over what the reward reads."""
+
+    def ballots(self, reward, *texts, answer="7"):
+        assert isinstance(reward, Voting)
+        return [reward.ballot(prompt(answer), text) for text in texts]
+
+    def test_math(self):
+        boxed = MathAnswerReward(MathReward(answer_format="boxed"))
+        texts = ("\\boxed{1,200} \\boxed{3", "#### 7", "\\boxed{5}\n#### 7")
+        assert self.ballots(boxed, *texts) == ["1200", None, "5"]
+        gsm8k = MathAnswerReward(MathReward(answer_format="gsm8k"))
+        assert self.ballots(gsm8k, "\\boxed{5}\n#### 7\nbecause", "7") == ["7", None]
+        anywhere = MathAnswerReward(MathReward())
+        assert self.ballots(anywhere, "so 7.", "#### 8", "no idea") == ["7", "8", None]
+
+    def test_exact(self):
+        reward = build_reward(ExactReward(marker="Answer:"))
+        assert self.ballots(reward, "\\boxed{1} Answer: 4  2 \nbye", "42") == ["4 2", None]
+
+    def test_task(self):
+        class Spelled:
+            def verify(self, prompt, completion):
+                return Score(1.0)
+
+            def ballot(self, prompt, completion):
+                return completion[::-1]
+
+        assert self.ballots(build_reward(TaskReward(), Spelled()), "abc") == ["cba"]
+        assert self.ballots(build_reward(TaskReward(), TestTask.Half()), "so 7") == ["7"]  # a task that does not say
+
+    def test_a_users_function_does_not_say(self):
+        assert not isinstance(build_reward(UserReward(function="statistics:mean")), Voting)
 
 
 class TestUser:
@@ -391,6 +465,34 @@ class TestUser:
             tmp_path, "import numpy as np\ndef reward(completions):\n    return [np.float32(0.5), np.int64(1)]"
         )
         assert ask(reward, [("1", "x")] * 2) == [Score(0.5), Score(1.0)]
+
+    def test_messages(self, tmp_path):
+        reward = self.make(
+            tmp_path,
+            """
+            def reward(prompts, completions, answer, **columns):
+                reward.seen = prompts, completions, answer
+                return [1.0 for _ in completions]
+            """,
+            format="messages",
+        )
+        assert ask(reward, [("1", "x")]) == [Score(1.0)]
+        assert reward._function.seen == (
+            [[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "x"}]], ["1"],
+        )  # fmt: skip
+
+    def test_trls_own_functions(self):
+        pytest.importorskip("trl")
+        completions = ["<think>1/2?</think> \\boxed{\\frac{1}{2}}", "<think>1/2?</think> \\boxed{2}", "\\boxed{0.5}"]
+        rows = [prompt("x", solution="$\\frac{1}{2}$")] * 3
+
+        def scores(name):
+            reward = build_reward(UserReward(function=f"trl.rewards:{name}", format="messages"))
+            return [score.value for score in reward.score(rows, completions, [(1,)] * 3)]
+
+        assert scores("think_format_reward") == [1.0, 1.0, 0.0]
+        assert scores("accuracy_reward") == [1.0, 0.0, 1.0]
+        assert scores("reasoning_accuracy_reward") == [1.0, 0.0, 0.0]
 
     @pytest.mark.parametrize(
         ("result", "message"),

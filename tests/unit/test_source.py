@@ -42,13 +42,13 @@ class TestJsonl:
         assert prompt.columns == {"id": "a", "question": "1+2:", "answer": "3", "note": [1, None]}
 
     def test_answers_of_several_kinds(self, tmp_path):
-        answers = [72, 142.0, 0.5, ["1/2", 0.5], None, [], "025"]
+        answers = [72, 142.0, 0.5, ["1/2", 0.5], "025"]
         path = write(tmp_path / "d.jsonl", *({"question": f"{i}:", "answer": a} for i, a in enumerate(answers)))
         prompts = source_of(jsonl(path)).head(9)
-        assert [p.answer for p in prompts] == ["72", "142", "0.5", "1/2", None, None, "025"]
+        assert [p.answer for p in prompts] == ["72", "142", "0.5", "1/2", "025"]
         assert prompts[3].columns["accepted_answers"] == ["1/2", "0.5"]
         assert "accepted_answers" not in prompts[0].columns
-        assert [p.id for p in prompts] == ["1", "2", "3", "4", "5", "6", "7"]  # no id column: the line
+        assert [p.id for p in prompts] == ["1", "2", "3", "4", "5"]  # no id column: the line
 
     def test_rows_that_cannot_be_used_are_counted(self, tmp_path):
         path = write(
@@ -66,6 +66,25 @@ class TestJsonl:
         assert source.skipped == {"bad encoding": 2, "empty question": 2, "too long": 1}
         assert [p.id for p in source.head(9)] == ["1", "8"]
         assert len(source) == source.size == 2
+
+    def test_a_row_without_its_answer_is_counted(self, tmp_path):
+        answers = [None, [], " ", "3"]
+        path = write(tmp_path / "d.jsonl", *({"question": f"{i}:", "answer": a} for i, a in enumerate(answers)))
+        source = source_of(jsonl(path))
+        assert ([p.id for p in source.head(9)], source.skipped) == (["4"], {"no answer": 3})
+        # a reward that needs none says so, and nothing is skipped
+        assert len(source_of(jsonl(path, columns=ColumnMap(answer=None)))) == 4
+
+    def test_a_solution_without_an_answer_behind_its_marker_is_counted(self, tmp_path):
+        path = write(tmp_path / "d.jsonl", {"question": "1:", "answer": "#### "}, {"question": "2:", "answer": "#### 4"})
+        source = source_of(jsonl(path, columns=ColumnMap(answer_after="####")))
+        assert ([p.answer for p in source.head(9)], source.skipped) == (["4"], {"no answer": 1})
+
+    @pytest.mark.parametrize("wanted", [63, 64, 1000])
+    def test_a_prompt_always_leaves_room_for_a_response(self, tmp_path, wanted):
+        path = write(tmp_path / "d.jsonl", *({"question": "1" * n, "answer": "1"} for n in (62, 63, 64, 65)))
+        source = source_of(jsonl(path, max_prompt_tokens=wanted), context=64)
+        assert ([len(p.tokens) for p in source.head(9)], source.skipped) == ([62, 63], {"too long": 2})
 
     def test_half_the_context_is_the_default_limit(self, tmp_path):
         path = write(tmp_path / "d.jsonl", *({"question": "1" * n, "answer": "1"} for n in (31, 32, 33)))
@@ -118,6 +137,10 @@ class TestJsonl:
             (
                 [{"question": "1" * 200, "answer": 1}, {"question": "1" * 300, "answer": 1}],
                 r"\(too long: 2\); the shortest prompt has 200 tokens and max_prompt_tokens is 128",
+            ),
+            (
+                [{"question": "1:", "answer": None}, {"question": "2:", "answer": None}],
+                r"no usable row is left .* \(no answer: 2\); .* data.columns.answer .* \"none\"",
             ),
         ],
     )

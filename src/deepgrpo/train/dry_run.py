@@ -55,12 +55,15 @@ class MemoryEstimate:
     optimizer: int
     reference: int
     cache: int
+    kept: int
+    """Rollouts that branches come back to, at most; 0 where nothing branches."""
     activations: int
 
     @property
     def total(self) -> int:
-        # sampling and learning take turns: the cache and the activations are not there at the same time
-        return self.weights + self.gradients + self.optimizer + self.reference + max(self.cache, self.activations)
+        # sampling and learning take turns: what the engine holds and the activations are not there at the same time
+        engine = self.cache + self.kept
+        return self.weights + self.gradients + self.optimizer + self.reference + max(engine, self.activations)
 
 
 def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryEstimate:
@@ -76,12 +79,17 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
     kept = 2 if config.learner.gradient_checkpointing else 12 + 4 * intermediate // hidden
     tokens = config.learner.token_budget
     adapters = trained < every
+    per_token = layers * 2 * heads * width * value
+    rollouts = config.run.prompts_per_step * config.explore.num_rollouts
+    keeps = config.explore.most_branches > 0 and policy.plain_head
     return MemoryEstimate(
         weights=4 * every,
         gradients=4 * trained,
         optimizer=8 * trained,
         reference=4 * every if config.loss.beta > 0 and not adapters else 0,
-        cache=config.engine.max_rows * slot_length * layers * 2 * heads * width * value,
+        cache=config.engine.max_rows * slot_length * per_token,
+        # keys, values and last hidden states, up to engine.keep_mb
+        kept=min(config.engine.keep_mb * 2**20, rollouts * slot_length * (per_token + hidden * value)) if keeps else 0,
         activations=tokens * layers * hidden * kept * value + 3 * config.learner.logprob_chunk * shape.vocab_size * 4,
     )
 
@@ -117,8 +125,9 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
-    for name in ("weights", "gradients", "optimizer", "reference", "cache", "activations", "total"):
-        table.add_row(f"memory, {name}", f"{getattr(memory, name) / GIB:,.2f} GiB")
+    for name in ("weights", "gradients", "optimizer", "reference", "cache", "kept", "activations", "total"):
+        label = "kept rollouts, at most" if name == "kept" else name
+        table.add_row(f"memory, {label}", f"{getattr(memory, name) / GIB:,.2f} GiB")
     out.print(table)
     out.print("dry run: nothing was trained")
 

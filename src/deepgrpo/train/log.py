@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,17 @@ from deepgrpo.config import LogConfig
 from deepgrpo.errors import CheckpointError
 from deepgrpo.records import StepReport
 from deepgrpo.train.sinks import Sink, open_sinks
+
+
+class _Console(Console):
+    """Standard output; a run goes on without its reader, as log.txt has it all.
+
+    `deepgrpo train | tee` ends `tee` with the same Ctrl-C: the run must still save its step.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunLog:
@@ -62,7 +74,7 @@ class RunLog:
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.console = console or Console(highlight=False)
+        self.console = console or _Console(highlight=False)
         self.total_steps, self.done_steps = total_steps, done_steps
         self.sinks: list[Sink] = open_sinks(
             config or LogConfig(), directory, name=name, recipe=recipe, first_step=done_steps + 1
@@ -157,8 +169,8 @@ def step_line(report: StepReport, total_steps: int) -> str:
 def truncate(path: Path, step: int) -> int:
     """Drop the lines of a metrics.jsonl that come after `step`, and any half-written one; returns how many went.
 
-    A resumed run goes on from its checkpoint; lines of the steps it is going to repeat would stand there twice. The new
-    file is written aside and renamed, so a kill leaves the old one or the new one. A missing file is fine.
+    A resumed run goes on from its checkpoint; lines of the steps it is going to repeat would stand there twice. A missing
+    file is fine.
 
     Raises CheckpointError if the file cannot be rewritten.
     """
@@ -173,18 +185,30 @@ def truncate(path: Path, step: int) -> int:
                 dropped += 1
     if not dropped:
         return 0
-    aside = path.with_name(path.name + ".tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        replace_file(path, "".join(kept))
     except OSError as error:
         raise CheckpointError(
             f"{path} could not be cut back to step {step}: {error}; free some space or fix the permissions"
         ) from error
     return dropped
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file aside, flush it to disk and rename it: a kill or a full disk leaves the old one or the new one.
+
+    Raises OSError; nothing is left aside then.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _step_of(line: str) -> float:
@@ -250,7 +274,9 @@ def _figures(metrics: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     figures = []
     for name in names:
         value = metrics.get(name)
-        if value is not None:
+        if name == "grad_norm" and value is not None and math.isnan(value):
+            figures.append("no signal")  # no row had an advantage; a gradient that is broken ends the run instead
+        elif value is not None:
             label, form = _LABELS[name]
             # a metric that is there but not a number is worth seeing
             figures.append(label.format(form(float(value)) if math.isfinite(value) else "nan"))

@@ -29,7 +29,8 @@ def open_sinks(
 
     Args:
         config: the recipe's `[log]`.
-        directory: the run directory; every sink keeps its files under it.
+        directory: the run directory; TensorBoard and wandb keep their files under it. trackio keeps all runs in a database
+            of its own, which `trackio show` reads (the environment variable TRACKIO_DIR moves it).
         name: name of the run in wandb and trackio.
         recipe: the resolved config, shown beside the run.
         first_step: the step that comes next; later ones of an interrupted run are discarded where possible.
@@ -121,7 +122,7 @@ class WandbSink:
 
 
 class TrackioSink:
-    """A run in trackio's local database; scalars only."""
+    """A run in trackio's local database, outside of the run directory; scalars only."""
 
     def __init__(self, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import trackio

@@ -3,6 +3,7 @@
     deepgrpo train RECIPE [--section.key VALUE ...]   train a model by a recipe
     deepgrpo eval MODEL --data SOURCE                  accuracy and pass@k of a model
     deepgrpo recipes [NAME]                            the recipes that come along
+    deepgrpo doctor MODEL                              what can be done with a model
     deepgrpo bench PART --workload S                   times of a step's parts, side by side
 
 Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
@@ -25,7 +26,7 @@ from deepgrpo.config import Config, load_recipe
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.keys import describe_keys, section_names
-from deepgrpo.lab.options import BenchOptions
+from deepgrpo.lab.options import BenchOptions, DoctorOptions
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -100,7 +101,7 @@ def _run(arguments: list[str]) -> int:
         )
         return _train(options, overrides)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "eval": EvalOptions, "recipes": Recipes, "bench": BenchOptions},
+        {"train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions, "bench": BenchOptions},
         prog="deepgrpo",
         description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
         args=arguments or ["--help"],
@@ -108,6 +109,10 @@ def _run(arguments: list[str]) -> int:
     )
     if isinstance(command, Recipes):
         return _recipes(command)
+    if isinstance(command, DoctorOptions):
+        from deepgrpo.lab.doctor import run_doctor
+
+        return run_doctor(command)
     if isinstance(command, BenchOptions):
         from deepgrpo.lab.bench import run_bench
 

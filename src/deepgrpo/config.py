@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
@@ -279,6 +281,10 @@ class TaskReward(_RewardBase):
     type: Literal["task"] = "task"
     threshold: Probability = 1.0
     """Scores below this count as 0, others stay (reasoning-gym gives partial credit for format)."""
+    timeout_s: PositiveFloat = 5.0
+    """For reasoning_gym: seconds for one check; then its worker process is killed and the sample scores 0."""
+    workers: PositiveInt = 1
+    """For reasoning_gym: worker processes."""
 
 
 class UserReward(_RewardBase):
@@ -287,6 +293,9 @@ class UserReward(_RewardBase):
     type: Literal["user"] = "user"
     function: str
     """Where it is: "package.module:name" or "path/to/file.py:name"."""
+    format: Literal["text", "messages"] = "text"
+    """What prompts and completions are. text: strings. messages: lists of {"role", "content"}, which is what the functions
+    in trl.rewards expect."""
     timeout_s: PositiveFloat = 300.0
     """Seconds for one call (all completions of a round); a call that takes longer ends the run with an error."""
 
@@ -561,7 +570,7 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Name, length and seed of the run."""
 
-    name: Annotated[str, Field(min_length=1)] = "run"
+    name: str = "run"
     """Directory of the run inside `dir`; "sweep/a" is one inside another."""
     dir: str = "runs"
     """Directory that holds the runs."""
@@ -584,8 +593,8 @@ class RunConfig(Section):
         path = PurePath(name)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ValueError(
-                f"run.name is {name!r}; it names a directory inside run.dir, so it cannot be absolute, lead upwards or "
-                "be that directory itself; choose a plain name, and the place with run.dir"
+                f"run.name is {name!r}; it names a directory inside run.dir, so it cannot be empty, absolute or lead "
+                "upwards; choose a plain name, and the place with run.dir"
             )
         return name
 
@@ -611,6 +620,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        adapters = isinstance(self.model, PretrainedModel) and self.model.lora is not None
+        if adapters and self.warmstart and self.loss.beta > 0:
+            raise ValueError(
+                f"loss.beta is {self.loss.beta} with model.lora and a warm start: the KL would be measured from the model "
+                "without adapters, not from the warm-started one; set loss.beta = 0, or leave out one of the other two"
+            )
         if isinstance(self.model, ScratchModel) and not isinstance(self.data, SyntheticData):
             raise ValueError(
                 f'model.type is "scratch", but data.type is "{self.data.type}": a model from scratch knows only the '
@@ -711,10 +726,31 @@ def _write_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
     nested = {k: v for k, v in table.items() if isinstance(v, dict)}
     if name and (plain or not nested):
         lines += ["", f"[{name}]"]
-    # JSON scalars, strings and arrays are TOML too; a float must keep its point (1e-06 is fine)
-    lines += [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plain.items()]
+    prefix = f"{name}." if name else ""
+    lines += [f"{_key(k)} = {_value(v, prefix + _key(k))}" for k, v in plain.items()]
     for key, value in nested.items():
-        _write_table(lines, f"{name}.{key}" if name else key, value)
+        _write_table(lines, prefix + _key(key), value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name, name)
+
+
+def _value(value: Any, key: str) -> str:
+    """A value on one line; a table inside an array becomes an inline table. Raises ConfigError for a null."""
+    if value is None:
+        raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(k)} = {_value(v, f'{key}.{_key(k)}')}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item, key) for item in value)}]"
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf, nan
+    # JSON scalars and strings are TOML too (1e-06 is fine), but for one control character that JSON leaves as it is
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepgrpo import cli
-from deepgrpo.train import loop
+from deepgrpo.errors import MissingExtraError
+from deepgrpo.train import log, loop
 from tiny import save_model, write_jsonl
 
 RECIPE = """
@@ -278,6 +279,22 @@ def test_a_disk_that_is_full_when_a_run_is_resumed(deepgrpo: Any, place: Path) -
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert deepgrpo("--resume", "runs/tiny", "--run.steps", "4").code == 0
     assert [line["step"] for line in metrics(place)] == [1, 2, 3, 4]
+
+
+def test_a_log_that_cannot_be_opened_leaves_the_recipe(
+    deepgrpo: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--log.wandb true` without wandb: the run does not ask for it from then on."""
+    assert deepgrpo("tiny.toml").code == 0
+    before = (place / "runs" / "tiny" / "config.toml").read_bytes()
+
+    def refuse(*arguments: Any, **kwargs: Any) -> Any:
+        raise MissingExtraError("wandb", "wandb", "log.wandb = true")
+
+    monkeypatch.setattr(log, "open_sinks", refuse)
+    done = deepgrpo("--resume", "runs/tiny", "--run.steps", "3", "--log.wandb", "true")
+    assert done.code == 2 and "log.wandb = true needs the package" in done.err
+    assert (place / "runs" / "tiny" / "config.toml").read_bytes() == before
 
 
 def test_a_run_directory_that_cannot_be_made(deepgrpo: Any, place: Path) -> None:

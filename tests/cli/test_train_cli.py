@@ -263,7 +263,10 @@ def test_ctrl_c_during_the_warm_start(tmp_path: Path) -> None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # it would go on for long
     assert (process.returncode, err) == (130, "interrupted\n")
     assert "finishing this step; Ctrl-C again stops at once\n" in out
     assert re.search(r"^stopped after step \d+ of the warm start, which was not finished: nothing was saved", out, re.MULTILINE)

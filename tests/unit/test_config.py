@@ -85,7 +85,6 @@ def test_an_unknown_key_is_answered_with_the_nearest_match(raw: dict[str, Any], 
         (with_(sampling={"top_p": 1.5}), "sampling.top_p is 1.5"),
         (with_(optim={"betas": [0.9]}), "optim.betas"),
         (with_(optim={"betas": [0.9, 1.0]}), "optim.betas.1 is 1.0; it should be less than 1"),
-        (with_(run={"name": ""}), "run.name is ''; it should be"),
         (with_(data={"type": "synthetic", "modulus": 11}), "data.modulus is 11"),
         (with_(explore={"type": "depe"}), "(did you mean 'deep'?)"),
         (with_(explore={"gamma": 1}), "explore.type is missing"),
@@ -129,7 +128,7 @@ def test_an_impossible_combination_names_the_remedy(raw: dict[str, Any], says: s
     assert says in refuse(raw)
 
 
-@pytest.mark.parametrize("name", ["..", "../other", "a/../../b", "/tmp/run", ".", "./", "a\0b"])
+@pytest.mark.parametrize("name", ["", "..", "../other", "a/../../b", "/tmp/run", ".", "./", "a\0b"])
 def test_a_run_stays_inside_its_directory(name: str) -> None:
     assert f"run.name is {name!r}; it names a directory inside run.dir" in refuse(with_(run={"name": name}))
 
@@ -343,3 +342,13 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_match() -> None:
         find_recipe("dmo")
     with pytest.raises(ConfigError, match="the recipes that come along are: demo, "):
         find_recipe("zzzzzz")
+
+
+def test_adapters_with_a_warm_start_have_no_reference() -> None:
+    raw = {
+        "model": {"type": "pretrained", "path": "x", "lora": {}}, "warmstart": {}, "data": {"type": "synthetic"},
+        "reward": {"type": "task"}, "loss": {"beta": 0.1},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"loss\.beta is 0\.1 with model\.lora and a warm start"):
+        parse_config(raw)
+    assert parse_config({**raw, "loss": {"beta": 0.0}}).warmstart is not None

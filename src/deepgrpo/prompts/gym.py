@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
+from deepgrpo.boxed import last_boxed
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.prompts.rows import Row
@@ -27,7 +30,7 @@ def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
 
     1. what stands between <answer> and </answer>;
     2. what follows '####';
-    3. what stands in \boxed{};
+    3. what stands in \boxed{} (see `last_boxed`);
     4. the whole response.
 
     White space around it is cut off. If the reference is a number and the text found is not one, the last number in
@@ -42,7 +45,7 @@ def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
     elif "####" in completion:
         text = completion.rpartition("####")[2]
     else:
-        boxed = _last_boxed(completion)
+        boxed = last_boxed(completion)
         text = completion if boxed is None else boxed
     text = text.strip()
     if reference is None or not _NUMBER.fullmatch(reference.strip()) or _NUMBER.fullmatch(text):
@@ -56,8 +59,7 @@ class GymTask:
     """A reasoning-gym data set and its verifier."""
 
     dataset: Any
-    name: str
-    seed: int
+    data: ReasoningGymData
 
     def rows(self, limit: int | None = None) -> list[Row]:
         """All questions, or the first `limit`. They are made here and now, which takes seconds for the slow tasks."""
@@ -67,18 +69,32 @@ class GymTask:
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """`score_answer` of the extracted answer: 1 if right; some tasks give part of it. 0 if none was found.
 
-        It runs in this process and without a time limit; what it raises is passed on.
+        It runs in this process and without a time limit; what it raises is passed on. The reward uses `check`.
         """
         answer, found = extract_answer(completion, prompt.answer)
         if not found:
             return Score(0.0, parsed=False)
         return Score(float(self.dataset.score_answer(answer=answer, entry=dict(prompt.columns))))
 
+    def preparation(self) -> Callable[[], None]:
+        """What a worker process does before its first check: make the data set once more, from the recipe."""
+        return partial(_prepare, pickle.dumps(self.data))
+
+    def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
+        """`verify` for a worker process, or None if there is no answer to score."""
+        answer, found = extract_answer(completion, prompt.answer)
+        return partial(_score, pickle.dumps(self.data), answer, dict(prompt.columns)) if found else None
+
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        """The answer that is scored."""
+        answer, found = extract_answer(completion, prompt.answer)
+        return answer if found else None
+
     def _row(self, index: int) -> Row:
         entry: Mapping[str, Any] = self.dataset[index]
         answer = entry["answer"]
         # the whole entry travels in `columns`: it is what score_answer wants back
-        name = f"{self.name}-{self.seed}-{index}"
+        name = f"{self.data.task}-{self.data.seed}-{index}"
         return Row(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
 
 
@@ -100,26 +116,35 @@ def build_gym(data: ReasoningGymData) -> GymTask:
         if name in data.params:
             raise ConfigError(f"data.params has {name!r} = {data.params[name]!r}; set data.{name} instead")
     try:
-        dataset = reasoning_gym.create_dataset(data.task, size=data.size, seed=data.seed, **data.params)
+        params = _with_specs(data.params) if data.task == "composite" else data.params
+        dataset = reasoning_gym.create_dataset(data.task, size=data.size, seed=data.seed, **params)
     except Exception as error:  # its configs check themselves with bare asserts
         raise ConfigError(
             f"data.params = {data.params!r} does not suit the reasoning-gym task {data.task!r}: "
             f"{str(error) or type(error).__name__}; correct the parameters"
         ) from error
-    return GymTask(dataset, data.task, data.seed)
+    return GymTask(dataset, data)
 
 
-def _last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} whose braces close, else None; only the last 16 boxes are tried."""
-    end = len(text)
-    for _ in range(16):  # each try reads to the end: a response full of unclosed boxes must not take quadratic time
-        start = text.rfind("\\boxed{", 0, end)
-        if start < 0:
-            break
-        depth = 0
-        for index in range(start + 6, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                return text[start + 7 : index]
-        end = start
-    return None
+def _with_specs(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of `data.params.datasets` as what the task "composite" wants; weight 1 and no settings by default."""
+    from reasoning_gym.composite import DatasetSpec
+
+    specs = [DatasetSpec(**{"weight": 1.0, "config": {}, **each}) for each in params.get("datasets", ())]
+    return {**params, "datasets": specs}
+
+
+# ---------------------------------------------------------------- in a worker process
+
+
+@lru_cache(maxsize=4)
+def _dataset(data: bytes) -> Any:
+    return build_gym(pickle.loads(data)).dataset
+
+
+def _prepare(data: bytes) -> None:
+    _dataset(data)
+
+
+def _score(data: bytes, answer: str, entry: dict[str, Any]) -> tuple[float, bool]:
+    return float(_dataset(data).score_answer(answer=answer, entry=entry)), True

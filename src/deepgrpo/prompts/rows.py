@@ -18,6 +18,7 @@ from deepgrpo.errors import DataError
 EMPTY_QUESTION = "empty question"
 BAD_ENCODING = "bad encoding"
 TOO_LONG = "too long"
+NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class RawRow:
 
 def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[Row]:
     """Take id, question and answer out of raw rows.
+
+    A row without an answer (null, [], or blank) is left out, unless `columns.answer` is None: then no reward asks for one.
 
     Args:
         raw_rows: the rows of one file, in order.
@@ -74,6 +77,9 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
         if not encodable(question):
             skipped[BAD_ENCODING] += 1
             continue
+        if columns.answer is not None and not _says_something(answer):
+            skipped[NO_ANSWER] += 1
+            continue
         given = raw.values.get(columns.id) if columns.id else None
         name = str(raw.number) if given is None else str(given)
         if name in seen:
@@ -86,6 +92,10 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
     if count == 0:
         raise DataError(f"{source} is empty; it needs at least one row with a column {columns.question!r}")
     return rows
+
+
+def _says_something(answer: str | list[str] | None) -> bool:
+    return any(text.strip() for text in ([answer] if isinstance(answer, str) else answer or []))
 
 
 def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str] | None:

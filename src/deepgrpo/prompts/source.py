@@ -20,7 +20,7 @@ from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
 from deepgrpo.prompts.gym import build_gym
 from deepgrpo.prompts.readers import read_hub, read_jsonl, read_parquet
-from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, TOO_LONG, Row, pick
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row, pick
 from deepgrpo.records import Prompt
 
 ACCEPTED = "accepted_answers"
@@ -124,7 +124,8 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
         tokenizer: a transformers tokenizer. One without chat template is fine for the synthetic task, whose
             questions then stand as plain text even if `template.chat` is on.
         seed: of the shuffling (the seed of generated data is its own).
-        context: longest sequence of the model; prompts may take half of it unless `max_prompt_tokens` says otherwise.
+        context: longest prompt plus response. Prompts may take half of it unless `max_prompt_tokens` says otherwise, and
+            always leave room for one token.
         shuffle: reshuffle every epoch. An endless source is random by itself.
 
     Raises DataError (see `prompts.rows` and `prompts.readers`; or no row is left), ConfigError, ModelError,
@@ -132,7 +133,7 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
     """
     is_synthetic = isinstance(data, SyntheticData)
     renderer = build_renderer(data.template, tokenizer, plain_if_no_template=is_synthetic)
-    longest = data.max_prompt_tokens or max(context // 2, 1)
+    longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)
     skipped: Counter[str] = Counter()
     if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
         # all questions have the same number of characters, so a few speak for all
@@ -172,12 +173,16 @@ def _drop_long(
         del skipped[reason]
     if not kept:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
-        hint = (
-            f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
-            "model's context); raise data.max_prompt_tokens or use a model with more context"
-            if shortest is not None
-            else f"repair the data, or check data.columns.question (skipped as {BAD_ENCODING!r}: not UTF-8)"
-        )
+        if shortest is not None:
+            hint = (
+                f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
+                "context, at most all of it but one token); raise data.max_prompt_tokens or sampling.max_total_tokens, or "
+                "use a model with more context"
+            )
+        elif skipped[NO_ANSWER]:
+            hint = 'set data.columns.answer to the column with the answers, or to "none" if the reward needs none'
+        else:
+            hint = f"repair the data, or check data.columns.question (skipped as {BAD_ENCODING!r}: not UTF-8)"
         raise DataError(f"no usable row is left in the data of type {data.type!r} ({reasons}); {hint}")
     return kept
 

@@ -154,6 +154,10 @@ class SyntheticTask:
     def verify(self, prompt: Prompt, completion: str) -> Score:
         return verify(prompt.question, completion, self.config.modulus)
 
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        """What `verify` compares: the text after the last '#'."""
+        return completion.rpartition("#")[2].strip() or None if "#" in completion else None
+
     def first_error(self, prompt: Prompt, completion: str) -> int | None:
         return first_error(prompt.question, completion, self.config.modulus)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from deepgrpo.config import ExactReward, MathReward, RewardConfig, TaskReward
 from deepgrpo.errors import ConfigError, RewardError
@@ -34,6 +34,28 @@ class Verifier(Protocol):
     """Anything that can judge one completion, such as `prompts.tasks.Task`."""
 
     def verify(self, prompt: Prompt, completion: str) -> Score: ...
+
+
+@runtime_checkable
+class RemoteVerifier(Verifier, Protocol):
+    """A verifier whose checks may hang: they run in worker processes that can be killed. All functions are picklable."""
+
+    def preparation(self) -> Callable[[], None]:
+        """What a worker does once, before its first check."""
+        ...
+
+    def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
+        """The check of one completion, giving (value, found); None if there is no answer to check."""
+        ...
+
+
+@runtime_checkable
+class Voting(Protocol):
+    """A reward, or a verifier, that says which answer of a response it reads: maj@k votes over these."""
+
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        """The answer as a short text, equal for responses that agree; None if there is none."""
+        ...
 
 
 def judge(

@@ -26,15 +26,23 @@ class ExactMatchReward:
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        """The text that is compared."""
+        return self._answer(completion) or None
+
     def close(self) -> None:
         pass
 
     def _one(self, prompt: Prompt, completion: str) -> Score:
         accepted = {" ".join(text.split()) for text in references(prompt, 'reward.type = "exact"')}
+        answer = self._answer(completion)
+        return Score(0.0, parsed=False) if answer is None else Score(float(answer in accepted))
+
+    def _answer(self, completion: str) -> str | None:
         text = completion
         if self._marker:
             _, found, text = completion.rpartition(self._marker)
             if not found:
-                return Score(0.0, parsed=False)
+                return None
             text = text.split("\n", 1)[0]
-        return Score(float(" ".join(text.split()) in accepted))
+        return " ".join(text.split())

@@ -6,13 +6,13 @@ keeps the time and kills the worker.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from functools import lru_cache
 from typing import Any
 
-_MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise ask for all there is before its time is up
+from deepgrpo.rewards.workers import limit_memory
+
 _DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed")
 
 
@@ -20,12 +20,7 @@ def warm_up() -> None:
     """Initializer of a worker: import what is slow to import, as a check's time limit must not pay for it."""
     # the libraries warn once per process that their own limits are off, which is what we want
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = _MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(_MEMORY_LIMIT, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    limit_memory()
     check_answer("\\boxed{\\frac{1}{2}}", ("0.5",))
 
 
@@ -49,15 +44,6 @@ def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
     if not answer:
         return False, False
     return any(bool(verify(_gold(reference), answer, timeout_seconds=None)) for reference in references), True
-
-
-def guarded(check: Any, text: str, references: tuple[str, ...]) -> tuple[bool, bool] | str:
-    """Run a check; what it raises comes back as a text, as not every exception survives the way between processes."""
-    try:
-        correct, found = check(text, references)
-        return bool(correct), bool(found)
-    except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"[:200]
 
 
 @lru_cache(maxsize=4096)  # the rollouts of one prompt share its reference

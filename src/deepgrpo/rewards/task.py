@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from deepgrpo.config import TaskReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import Verifier
+from deepgrpo.rewards.ballot import loose_answer
+from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting
 
 _log = logging.getLogger(__name__)
 
@@ -16,21 +18,48 @@ _log = logging.getLogger(__name__)
 class TaskVerifierReward:
     """Asks the task. Scores below `threshold` count as 0, others stay as they are.
 
+    The synthetic task is asked in this process. The verifiers of reasoning-gym, programs by many hands, run in worker
+    processes (`rewards.workers`) and have `timeout_s` for each response.
+
     Example: with threshold 1.0, reasoning-gym's partial credit of 0.1 becomes 0; with 0.05 it stays 0.1.
     """
 
     def __init__(self, config: TaskReward, task: Verifier) -> None:
         self._threshold = config.threshold
         self._task = task
+        self._remote: RemoteVerifier | None = None
+        if isinstance(task, RemoteVerifier):
+            from deepgrpo.rewards.workers import Workers  # pebble is met only where it is needed
+
+            self._remote = task
+            self._workers = Workers(
+                'reward.type = "task"', task.preparation(), "reasoning_gym",
+                count=config.workers, timeout_s=config.timeout_s,
+            )  # fmt: skip
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """A verifier that raises costs that sample a zero with the problem "raised", and a line in the log."""
-        return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        """A verifier that raises, hangs or gives no finite number costs that sample a zero with a problem.
+
+        Raises RewardError if workers are needed and none can be started.
+        """
+        pairs = list(zip(prompts, completions, strict=True))
+        if self._remote is None:
+            scores = [self._one(prompt, text) for prompt, text in pairs]
+        else:
+            checks = [self._remote.check(prompt, text) for prompt, text in pairs]
+            found = iter(self._workers.run([check for check in checks if check is not None]))
+            scores = [Score(0.0, parsed=False) if check is None else next(found) for check in checks]
+        return [score if score.value >= self._threshold else replace(score, value=0.0) for score in scores]
+
+    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+        """The answer that the task reads, if it says so."""
+        return self._task.ballot(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
 
     def close(self) -> None:
-        pass
+        if self._remote is not None:
+            self._workers.close()
 
     def _one(self, prompt: Prompt, completion: str) -> Score:
         try:
@@ -38,4 +67,4 @@ class TaskVerifierReward:
         except Exception as error:
             _log.warning("the verifier raised on prompt %r: %r", prompt.id, error)
             return Score(0.0, problem="raised")
-        return score if score.value >= self._threshold else replace(score, value=0.0)
+        return score if math.isfinite(score.value) else Score(0.0, problem="not finite")

@@ -2,8 +2,11 @@
 
     def reward(prompts, completions, completion_ids, answer, **columns) -> list[float | None]
 
-Everything is a list with one entry per response. `prompts` are the texts that the model read: plain strings, also
-where a chat template was used (TRL hands over lists of messages then). `completions` are plain strings.
+Everything is a list with one entry per response. `prompts` are the texts that the model read, `completions` those that
+it wrote: plain strings, also where a chat template was used. With `reward.format = "messages"` both are lists of messages,
+as TRL hands them over for conversational data and as its own functions (`trl.rewards:accuracy_reward`) want them: a prompt
+is [{"role": "user", "content": the question}], without the template's wording and system turn, a completion
+[{"role": "assistant", "content": text}].
 `answer` is the reference as a string, or a list of strings for a row with several. `columns` are the other columns
 of the data; a row that lacks one has None there. Of TRL's extras `trainer_state`, `log_extra` and `log_metric`
 nothing is passed. A function without `**kwargs` gets only what its parameters name.
@@ -43,6 +46,7 @@ class UserFunctionReward:
         """Raises ConfigError if the function cannot be found."""
         self._name = config.function
         self._timeout = config.timeout_s
+        self._messages = config.format == "messages"
         self._function = load_function(config.function)
 
     def score(
@@ -95,8 +99,8 @@ class UserFunctionReward:
         }
         accepted = columns.pop("accepted_answers", [None] * len(prompts))
         given = {
-            "prompts": [prompt.text for prompt in prompts],
-            "completions": list(completions),
+            "prompts": [_message("user", p.question) if self._messages else p.text for p in prompts],
+            "completions": [_message("assistant", text) if self._messages else text for text in completions],
             "completion_ids": [list(ids) for ids in completion_ids],
             "answer": [several or prompt.answer for several, prompt in zip(accepted, prompts, strict=True)],
             **columns,
@@ -215,6 +219,10 @@ def _load_module(place: str, name: str) -> Any:
         raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
     except Exception as error:
         raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
+
+
+def _message(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
 
 
 async def _wait(awaitable: Any) -> Any:

@@ -66,7 +66,7 @@ class RunLog:
             total_steps: length of the run, for the bar.
             name: name of the run in wandb and trackio.
             recipe: the resolved config, shown by wandb and trackio.
-            done_steps: steps behind the checkpoint that is resumed. Call `truncate` first.
+            done_steps: steps behind the checkpoint that is resumed. Call `truncate` before entering.
             console: where to show; default: standard output.
 
         Raises:

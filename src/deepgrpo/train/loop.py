@@ -12,21 +12,23 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from safetensors import SafetensorError
 
+from deepgrpo import rng
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
 from deepgrpo.errors import CheckpointError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.grow import grow
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import SyntheticTask
-from deepgrpo.records import Ledger, StepReport
+from deepgrpo.records import Ledger, SampleRequest, StepReport
+from deepgrpo.rewards.base import judge
 from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
@@ -38,7 +40,8 @@ from deepgrpo.train.warmstart import Example, warm_start
 def train(config: Config, *, resume: Path | None = None) -> Path:
     """Run a recipe to its end, or on from the newest checkpoint of a run directory.
 
-    Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once.
+    Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once. In a warm start they end it after
+    its step with KeyboardInterrupt: half of one is no model to go on from, so there is nothing to save.
 
     Returns:
         the run directory.
@@ -48,11 +51,12 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
     """
     run = open_run(config, resume)
     try:
-        with run.log as log, _graceful_stop() as stop:
+        resumed = run.restore() if resume else None
+        with run.open_log(resumed) as log, _graceful_stop(log.note) as stop:
             log.note(run.describe())
-            state = run.restore() if resume else _start(run)
+            state = resumed or _start(run, stop)
             # a run that is stopped before its first step is saved too: its warm start need not be done again
-            saved = state.step if resume else None
+            saved = resumed.step if resumed else None
             while not _done(run, state) and not stop.requested:
                 state, report = train_step(run, state)
                 log.step(report)
@@ -123,10 +127,10 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     return replace(state, health=health.as_dict()), StepReport(step, metrics, state.ledger, warnings)
 
 
-def _start(run: Run) -> TrainState:
+def _start(run: Run, stop: _Stop) -> TrainState:
     """The state before the first step: warm start if the recipe asks for one, reference, first evaluation."""
     if run.config.warmstart:
-        _warm_start(run)
+        _warm_start(run, stop)
     run.freeze_reference()
     state = TrainState(
         cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict()
@@ -137,8 +141,11 @@ def _start(run: Run) -> TrainState:
     return state
 
 
-def _warm_start(run: Run) -> None:
-    """Imitate the task's written solutions, on questions of the training split."""
+def _warm_start(run: Run, stop: _Stop) -> None:
+    """Imitate the task's written solutions, on questions of the training split.
+
+    Raises KeyboardInterrupt if it was stopped before its end.
+    """
     config, data = run.config, run.config.data
     assert config.warmstart is not None and isinstance(data, SyntheticData)
     task, tokenizer = SyntheticTask(data), run.policy.tokenizer
@@ -154,24 +161,41 @@ def _warm_start(run: Run) -> None:
             for p in prompts
         ]
 
-    def check() -> float:
-        result = evaluate(
-            run.engine, run.eval_reward, run.eval_prompts, tokenizer, sampling=_sampling(run), samples=1,
-            truncated_value=0.0, seed=config.run.seed,
-        )  # fmt: skip
-        return result.metrics["eval/sampled"]
-
     def progress(step: int, loss: float, accuracy: float | None) -> None:
         assert config.warmstart is not None
         if accuracy is not None or step % config.warmstart.check_every == 0:
             measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
             run.log.note(f"warm start {step}/{config.warmstart.steps}  loss {loss:.3f}{measured}")
 
-    warm_start(
+    imitated = warm_start(
         run.policy, config.warmstart, examples, token_budget=config.learner.token_budget,
-        check=check if run.eval_prompts else None, progress=progress,
+        check=lambda: _sampled_accuracy(run), progress=progress, stop=lambda: stop.requested,
     )  # fmt: skip
+    if imitated.stopped:
+        run.log.note(
+            f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start the "
+            "run anew with the same command"
+        )
+        raise KeyboardInterrupt
     save_start(run)
+
+
+def _sampled_accuracy(run: Run) -> float:
+    """Mean reward of one sampled response per held-out question: `eval/sampled` with one sample, and no greedy pass."""
+    prompts, limits, seed = run.eval_prompts, run.limits, run.config.run.seed
+    requests = [
+        SampleRequest(
+            p.tokens, (rng.key(seed, "eval", p.id, 0),), min(limits.max_new_tokens, limits.max_total_tokens - len(p.tokens))
+        )
+        for p in prompts
+    ]  # fmt: skip
+    completions, _ = run.engine.sample(requests, run.sampling_params)
+    done = [only for (only,) in completions]
+    scores = judge(
+        run.eval_reward, 0.0, prompts, [run.decode(each.tokens) for each in done], [each.tokens for each in done],
+        [each.finish for each in done],
+    )  # fmt: skip
+    return sum(score.value for score in scores) / len(scores)
 
 
 def _wrapped(start: int, size: int) -> Cursor:
@@ -186,6 +210,7 @@ def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer, sampling=_sampling(run),
         samples=config.eval.samples, k=config.eval.k, seed=config.run.seed, step=state.step,
         truncated_value=(config.eval.reward or config.reward).truncated_value,
+        success_threshold=config.explore.success_threshold,
     )  # fmt: skip
     path = run.directory / "eval" / f"step-{state.step:06d}.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -253,7 +278,7 @@ class _Stop:
 
 
 @contextmanager
-def _graceful_stop() -> Iterator[_Stop]:
+def _graceful_stop(say: Callable[[str], None]) -> Iterator[_Stop]:
     """Inside, the first Ctrl-C or SIGTERM asks for an end after the step; the second Ctrl-C is the usual one."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -261,8 +286,12 @@ def _graceful_stop() -> Iterator[_Stop]:
         return
 
     def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
+        again, stop.requested = stop.requested, True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Python refuses to write into a file in the middle of another write; the step matters more than the word
+        with suppress(RuntimeError, OSError):
+            if not again:
+                say("finishing this step; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Strategy
 from deepgrpo.explore.grow import Judge
+from deepgrpo.model.device import resolve_device
 from deepgrpo.model.policy import Policy, Reference, load_policy, scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
@@ -27,7 +28,7 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
 from deepgrpo.train.health import HealthMonitor
-from deepgrpo.train.log import RunLog, truncate
+from deepgrpo.train.log import RunLog, replace_file, truncate
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.step import Learner
 
@@ -50,9 +51,10 @@ class Run:
     eval_prompts: Sequence[Prompt]
     learner: Learner
     checkpoints: Checkpoints
-    log: RunLog
     monitor: HealthMonitor
     limits: Limits
+    log: RunLog = field(init=False)
+    """From `open_log` on."""
 
     @property
     def judge(self) -> Judge:
@@ -87,6 +89,36 @@ class Run:
         self.learner.optimizer_steps = state.optimizer_steps
         return state
 
+    def open_log(self, resumed: TrainState | None) -> RunLog:
+        """Open the log in the run directory and write the recipe there; the first thing that a run writes.
+
+        On resume it comes after `restore`, and the recipe after the log's sinks: what cannot go on is left as it was. Then
+        the metrics are cut back to the checkpoint. A new run takes nothing over from a try that failed before its first
+        step.
+
+        Raises ConfigError or CheckpointError if the directory cannot be written.
+        """
+        directory, config = self.directory, self.config
+        done = resumed.step if resumed else 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not resumed:
+                shutil.rmtree(directory / START, ignore_errors=True)
+            self.log = RunLog(
+                directory, config.log, total_steps=config.run.steps, name=config.run.name,
+                recipe=config.model_dump(mode="json"), done_steps=done,
+            )  # fmt: skip
+            replace_file(directory / "config.toml", to_toml(config))
+        except OSError as error:
+            if resumed:
+                raise CheckpointError(
+                    f"{directory / 'config.toml'} could not be written: {error}; the run is as it was: free some space or "
+                    f"fix the permissions, and continue with: deepgrpo train --resume {directory}"
+                ) from error
+            raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
+        truncate(directory / "metrics.jsonl", done)
+        return self.log
+
     def describe(self) -> str:
         """What is about to be trained, in a line."""
         count = sum(p.numel() for p in self.policy.trainable().values())
@@ -100,8 +132,17 @@ class Run:
         verdict = self.policy.verdict
         if self.config.learner.tree_packing == "auto" and not verdict.packs:
             parts.append(f"one row per path ({verdict.reason}): every shared prefix is forwarded again for each branch")
+        lines = [" · ".join(parts)]
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
-        return " · ".join(parts) + (f"\nrows skipped: {skipped}" if skipped else "")
+        if skipped:
+            lines.append(f"rows skipped: {skipped}")
+        batch = self.config.run.prompts_per_step
+        if size is not None and size < batch:
+            lines.append(
+                f"the data has {size} prompts and a step takes run.prompts_per_step = {batch}: "
+                "some stand in a batch more than once"
+            )
+        return "\n".join(lines)
 
     def close(self) -> None:
         self.reward.close()
@@ -110,14 +151,15 @@ class Run:
 
 
 def open_run(config: Config, resume: Path | None) -> Run:
-    """Build all parts. On resume the metrics are cut back to the newest checkpoint.
+    """Build all parts; nothing is written yet.
 
     Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
     """
     directory = resume or Path(config.run.dir) / config.run.name
     checkpoints = open_checkpoints(config, directory)
-    done = _newest(directory, checkpoints) if resume else 0
-    if not resume:
+    if resume:
+        _require_checkpoint(directory, checkpoints)
+    else:
         refuse_used(directory, checkpoints)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -136,20 +178,10 @@ def open_run(config: Config, resume: Path | None) -> Run:
         policy, None, build_optimizer(policy, config.optim), config,
         exact_sampler=engine.exact and config.sampling.top_p == 1.0,
     )  # fmt: skip
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
-    truncate(directory / "metrics.jsonl", done)
-    log = RunLog(
-        directory, config.log, total_steps=config.run.steps, name=config.run.name, recipe=config.model_dump(mode="json"),
-        done_steps=done,
-    )  # fmt: skip
     return Run(
         config, directory, policy, source,
         build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer),
-        engine, reward, eval_reward, eval_prompts, learner, checkpoints, log, HealthMonitor.from_config(config), limits,
+        engine, reward, eval_reward, eval_prompts, learner, checkpoints, HealthMonitor.from_config(config), limits,
     )  # fmt: skip
 
 
@@ -159,7 +191,11 @@ def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
     if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(
             f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME"
-            + (f", or continue it with: deepgrpo train --resume {directory}" if checkpoints.steps() else "")
+            + (
+                f", or continue it with: deepgrpo train --resume {directory}"
+                if checkpoints.steps()
+                else "; or delete it, as it has no checkpoint to go on from"
+            )
         )
 
 
@@ -190,19 +226,6 @@ def build_policy(config: Config) -> Policy:
     return policy
 
 
-def resolve_device(wanted: str) -> str:
-    """The torch device for `run.device`. Raises ConfigError if it is not there."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ConfigError(f"run.device is {wanted!r}; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"run.device is {wanted!r}, but torch sees no CUDA device; set run.device = \"cpu\" or \"auto\"")
-    return wanted
-
-
 def response_limits(config: Config, policy: Policy) -> Limits:
     """How long responses may get: the recipe's wish within the model's context."""
     sampling = config.sampling
@@ -214,14 +237,12 @@ def response_limits(config: Config, policy: Policy) -> Limits:
     return Limits(sampling.max_new_tokens, total)
 
 
-def _newest(directory: Path, checkpoints: Checkpoints) -> int:
-    steps = checkpoints.steps()
-    if not steps:
+def _require_checkpoint(directory: Path, checkpoints: Checkpoints) -> None:
+    if not checkpoints.steps():
         raise CheckpointError(
             f"{directory} holds no checkpoint to resume from; start the run anew: delete the directory, or choose "
             "another --run.name"
         )
-    return steps[-1]
 
 
 def held_out(config: Config, policy: Policy, limits: Limits, reward: Reward) -> tuple[Sequence[Prompt], Reward]:
@@ -243,4 +264,5 @@ def save_start(run: Run) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     run.policy.save(aside)
+    shutil.rmtree(run.directory / START, ignore_errors=True)  # a rename does not replace a directory
     aside.rename(run.directory / START)

@@ -1,0 +1,63 @@
+"""What this package can do with a model: asked of the model itself, before any training."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from deepgrpo.config import PretrainedModel
+from deepgrpo.engines.base import SamplingParams
+from deepgrpo.engines.embedded.engine import EmbeddedEngine
+from deepgrpo.errors import DeepGRPOError
+from deepgrpo.lab.options import DoctorOptions
+from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.records import SampleRequest
+
+
+def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
+    """Load a model and print the verdicts. Returns 0 if it can be trained and sampled from, else 1."""
+    out = console or Console(highlight=False)
+    policy = load_policy(
+        PretrainedModel(path=options.model, trust_remote_code=options.trust_remote_code), dtype=options.dtype
+    )
+    packing = policy.try_tree_packing()
+    sampling, problem = _sampling(policy)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    size = sum(p.numel() for p in policy.model.parameters())
+    table.add_row("model", f"{policy.causal.config.model_type}, {size / 1e6:,.1f}M parameters, context {policy.context:,}")
+    table.add_row("ends a text", ", ".join(repr(policy.tokenizer.decode([i])) for i in policy.eos_ids))
+    chats = bool(getattr(policy.tokenizer, "chat_template", None))
+    table.add_row("chat template", "yes" if chats else "no: set template.chat = false")
+    chunks = "in chunks, without full logits"
+    table.add_row("log-probs", chunks if policy.plain_head else "from full logits: its output is no plain layer")
+    where = "" if packing.window is None else f", for paths of at most {packing.window} tokens"
+    table.add_row(
+        "tree packing",
+        f"yes ({packing.backend}): {packing.reason}{where}" if packing.packs
+        else f"no: {packing.reason}; every shared prefix is forwarded again for each branch",
+    )  # fmt: skip
+    table.add_row("embedded sampling", f"yes: {sampling}" if not problem else f"no: {sampling}")
+    out.print(table)
+    return int(problem)
+
+
+@torch.no_grad()
+def _sampling(policy: Policy) -> tuple[str, bool]:
+    """Decode a few tokens greedily by the engine and by whole forward passes; (sentence, whether something is wrong)."""
+    vocabulary = policy.causal.config.get_text_config().vocab_size
+    prompts = [tuple((7 * i + j) % min(vocabulary, 1000) for j in range(4 + 3 * i)) for i in range(3)]
+    try:
+        engine = EmbeddedEngine(policy, max_rows=2)
+        groups, _ = engine.sample([SampleRequest(p, (1,), 6) for p in prompts], SamplingParams(greedy=True))
+    except (DeepGRPOError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        return str(error).splitlines()[0][:200], True
+    worst = 0.0
+    for prompt, (completion,) in zip(prompts, groups, strict=True):
+        rows = torch.arange(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens), device=policy.device)
+        ids = torch.tensor([prompt + completion.tokens], device=policy.device)
+        target = torch.tensor(completion.tokens, device=policy.device)
+        logprobs, _ = policy.logprobs(ids, rows, target, temperature=1.0)
+        worst = max(worst, float((logprobs.cpu() - torch.tensor(completion.logprobs)).abs().max()))
+    limit = 1e-2 if policy.dtype == torch.float32 else 0.5
+    return f"its log-probs and the learner's agree within {worst:.0e}", not worst < limit

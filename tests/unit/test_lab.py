@@ -1,0 +1,85 @@
+"""Benchmarks and doctor: that they compute what they say, on a workload of a few tokens."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deepgrpo.errors import ConfigError, ModelError
+from deepgrpo.lab import bench
+from deepgrpo.lab.doctor import run_doctor
+from deepgrpo.lab.options import BenchOptions, DoctorOptions
+from deepgrpo.lab.workloads import WORKLOADS, Workload, build_trees
+from deepgrpo.prompts import synthetic
+
+SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def test_workload_s_is_what_it_says() -> None:
+    """Prompt 128; 8 × 256; 5 × 8 branches of 64 from 75%: on paths 8·384 + 40·384 = 18,432, unique 4,736 tokens."""
+    (tree,) = build_trees(WORKLOADS["S"])
+    assert sum(len(tree.path(i)) for i in range(len(tree.nodes))) == 18_432
+    assert len(tree.prompt.tokens) + sum(len(node.tokens) for node in tree.nodes) == 4_736
+    assert {(p.parent, p.offset, p.num_branches) for p in tree.pivots[1:]} == {(i, 192, 8) for i in range(5)}
+
+
+@pytest.mark.parametrize("part", ["learner", "sampling", "step", "logprobs"])
+def test_a_benchmark_reports_arms_and_ratios(part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(WORKLOADS, "S", SMALL)
+    monkeypatch.setattr(bench, "SPREAD", (8, 4, 2.0))
+    path = tmp_path / "out" / "figures.json"
+    assert bench.run_bench(BenchOptions(part, "S", repeats=2, threads=1, json=path), console()) == 0
+    result = json.loads(path.read_text())
+    names = [arm["name"] for arm in result["arms"]]
+    baseline = result["baseline"]
+    assert baseline in names and result["ratios"][baseline] == 1.0
+    assert set(result["ratios"]) == set(names)
+    for arm in result["arms"]:
+        assert 0 < arm["min_s"] <= arm["median_s"] <= arm["max_s"]
+        assert arm["tokens"] > 0
+    if part == "learner":
+        tokens = {arm["name"]: arm["tokens"] for arm in result["arms"]}
+        # paths: 2 trees of 3 · 12 + 4 · 12; unique: 2 trees of 4 + 3 · 8 + 4 · 2
+        assert tokens["per_path"] == 168 and tokens["tree"] == 72
+        assert result["cost_model"]["unique_tokens"] == 72
+
+
+def test_an_unknown_arm_is_named() -> None:
+    with pytest.raises(ConfigError, match="'treee' is not one of full_logits, chunked"):
+        bench.run_bench(BenchOptions("logprobs", "S", arms=("treee",)), console())
+
+
+def test_doctor_tells_what_a_model_can(policy: Any, tmp_path: Path) -> None:
+    policy.save(tmp_path / "model")
+    out = console()
+    assert run_doctor(DoctorOptions(str(tmp_path / "model")), out) == 0
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("tree packing", "yes (cascade)", "in chunks", "no: set template.chat", "embedded sampling"):
+        assert words in text
+
+
+def test_doctor_says_why_a_model_cannot_be_sampled_from(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4))
+    model.save_pretrained(tmp_path / "mamba")
+    synthetic.tokenizer().save_pretrained(tmp_path / "mamba")
+    out = console()
+    assert run_doctor(DoctorOptions(str(tmp_path / "mamba")), out) == 1
+    text = " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "its family does not take attention functions" in text
+    assert "cannot be shared between siblings" in text
+
+
+def test_doctor_needs_a_model() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        run_doctor(DoctorOptions("nowhere/at-all/here"), console())

@@ -1,4 +1,4 @@
-"""Models that ask for something special: code of their own, GGUF weights inside a Python package."""
+"""Models that ask for something special: code of their own, GGUF weights, experts, adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 
 from deepgrpo.config import PretrainedModel
 from deepgrpo.errors import ModelError
-from deepgrpo.model.policy import load_policy
+from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.prompts import synthetic
 from tiny import save_model
 
 CODE = """
@@ -73,3 +74,38 @@ def test_gguf_weights_inside_a_package() -> None:
             ids = torch.cat([ids, policy.causal(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     answer = tokenizer.decode(ids[0, start:])
     assert ids.shape[1] == start + 5 and "capital" in answer, answer
+
+
+def test_weights_that_are_stored_otherwise_than_kept_come_back(tmp_path: Path) -> None:
+    """Mixtures of experts keep their experts fused in memory and apart in the file."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    tokenizer = synthetic.tokenizer()
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, moe_intermediate_size=8, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+    policy = Policy(model, tokenizer, 64)
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    policy.save(tmp_path)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.zero_()
+    policy.load_weights(tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
+
+
+def test_other_adapters_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    path = save_model(tmp_path / "base")
+
+    def adapted(*modules: str) -> Policy:
+        return load_policy(PretrainedModel.model_validate({"path": path, "lora": {"rank": 2, "target_modules": modules}}))
+
+    adapted("q_proj", "v_proj").save(tmp_path / "adapters")
+    adapted("q_proj", "v_proj").load_weights(tmp_path / "adapters")
+    with pytest.raises(ModelError, match=r"adapters are in one of the two only.*k_proj"):
+        adapted("q_proj", "k_proj").load_weights(tmp_path / "adapters")

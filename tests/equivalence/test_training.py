@@ -299,6 +299,22 @@ def test_deep_without_pivots_is_grpo(short: Any) -> None:
     assert sum(line["main/sequences"] for line in trace(root)) > 10
 
 
+def test_packed_or_not_the_trace_is_the_same(short: Any) -> None:
+    """Up to rounding: fewer tokens are forwarded, and nothing else changes."""
+    packed = trace(train(short("packed", learner={"tree_packing": "on"})))
+    rows = trace(train(short("rows", learner={"tree_packing": "off"})))
+    compared = 0
+    for a, b in zip(packed, rows, strict=True):
+        assert a["ledger/sampled_tokens"] == b["ledger/sampled_tokens"]
+        for key in ("main/loss", "branch/loss", "main/entropy", "grad_norm"):
+            if a.get(key) is not None:
+                assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5)
+                compared += 1
+    assert compared > 5
+    assert packed[-1]["ledger/learner_tokens"] < 0.8 * rows[-1]["ledger/learner_tokens"]
+    assert packed[-1]["ledger/learner_tokens_unique"] == rows[-1]["ledger/learner_tokens_unique"]
+
+
 def test_lambda_zero_is_the_update_of_grpo(short: Any) -> None:
     """The same main rollouts and, up to the rounding of other packs, the same weights; a lambda of 1 moves them apart.
 

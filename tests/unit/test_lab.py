@@ -36,6 +36,8 @@ def test_workload_s_is_what_it_says() -> None:
 def test_a_benchmark_reports_arms_and_ratios(part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(WORKLOADS, "S", SMALL)
     monkeypatch.setattr(bench, "SPREAD", (8, 4, 2.0))
+    # a child would not know of the small workload: its part is tested below
+    monkeypatch.setattr(bench, "_peak_in_child", lambda options, arm: None)
     path = tmp_path / "out" / "figures.json"
     assert bench.run_bench(BenchOptions(part, "S", repeats=2, threads=1, json=path), console()) == 0
     result = json.loads(path.read_text())
@@ -51,6 +53,17 @@ def test_a_benchmark_reports_arms_and_ratios(part: Any, monkeypatch: pytest.Monk
         # paths: 2 trees of 3 · 12 + 4 · 12; unique: 2 trees of 4 + 3 · 8 + 4 · 2
         assert tokens["per_path"] == 168 and tokens["tree"] == 72
         assert result["cost_model"]["unique_tokens"] == 72
+
+
+def test_the_peak_of_memory_is_that_of_one_arm() -> None:
+    import torch
+
+    kept = []
+    big = bench.Arm("big", lambda: len(kept) or kept.append(torch.ones(16, 2**20)) or 1)
+    peak = bench.peak_of(big)
+    if peak is None:
+        pytest.skip("this system does not tell")
+    assert 60 < peak < 100  # 16 · 2^20 floats are 64 MiB
 
 
 def test_an_unknown_arm_is_named() -> None:

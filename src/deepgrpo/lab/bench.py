@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +30,7 @@ from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.options import BenchOptions
-from deepgrpo.lab.workloads import WORKLOADS, Workload, build_policy, build_trees
+from deepgrpo.lab.workloads import WORKLOADS, Workload, WorkloadName, build_policy, build_trees
 from deepgrpo.model.logprobs import chunked_logprobs
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import Verdict
@@ -76,6 +78,8 @@ class Measured:
 def run_bench(options: BenchOptions, console: Console | None = None) -> int:
     """Run one benchmark, print its table, and write JSON if asked. Returns the exit code."""
     out = console or Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(file=out.file, highlight=False, width=160)  # a table in a file should not be folded
     torch.set_num_threads(options.threads)
     workload = WORKLOADS[options.workload]
     arms, extra = _arms(options.part, workload, options.budget)
@@ -85,6 +89,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
             raise ConfigError(f"--arms {sorted(unknown)[0]!r} is not one of {', '.join(arm.name for arm in arms)}")
         arms = [arm for arm in arms if arm.name in options.arms]
     measured = measure(arms, options.repeats)
+    for each in measured:
+        each.peak_mb = _peak_in_child(options, each.name)
     result = report(options, measured, extra)
     _show(out, options, result)
     if options.json:
@@ -94,21 +100,35 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
 
 
 def measure(arms: Sequence[Arm], repeats: int) -> list[Measured]:
-    """Time the arms in turn; a first round warms up and finds the peaks of memory."""
+    """Time the arms in turn, after a first round that warms up."""
     found = {arm.name: Measured(arm.name, note=arm.note) for arm in arms}
     for arm in arms:
-        before = _resident("VmRSS")
-        known = _reset_peak()
         found[arm.name].tokens = arm.run()
-        peak = _resident("VmHWM")
-        if known and before is not None and peak is not None:
-            found[arm.name].peak_mb = round(peak - before, 1)
     for _ in range(repeats):
         for arm in arms:
             began = time.perf_counter()
             arm.run()
             found[arm.name].seconds.append(time.perf_counter() - began)
     return list(found.values())
+
+
+def peak_of(arm: Arm) -> float | None:
+    """Highest resident memory while an arm runs for the first time in this process, above that before, in MiB."""
+    before, known = _resident("VmRSS"), _reset_peak()
+    arm.run()
+    peak = _resident("VmHWM")
+    return round(peak - before, 1) if known and before is not None and peak is not None else None
+
+
+def _peak_in_child(options: BenchOptions, arm: str) -> float | None:
+    """The same in a process of its own: memory that another arm has used before would be taken from the allocator."""
+    command = [
+        sys.executable, "-m", "deepgrpo.lab.bench", options.part, options.workload, str(options.threads),
+        str(options.budget), arm,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = done.stdout.strip().rpartition("\n")[2]
+    return float(last) if done.returncode == 0 and last not in ("", "None") else None
 
 
 def report(options: BenchOptions, measured: Sequence[Measured], extra: dict[str, Any]) -> dict[str, Any]:
@@ -403,6 +423,13 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def _main(part: Part, workload: WorkloadName, threads: str, budget: str, name: str) -> None:
+    """What a child does for `_peak_in_child`: run one arm once and print its peak."""
+    torch.set_num_threads(int(threads))
+    arms, _ = _arms(part, WORKLOADS[workload], int(budget))
+    print(peak_of(next(arm for arm in arms if arm.name == name)))
+
+
 def _show(out: Console, options: BenchOptions, result: dict[str, Any]) -> None:
     table = Table(title=f"{options.part}, workload {options.workload}, {result['threads']} threads", title_justify="left")
     for column in ("arm", "median s", "range", f"× {result['baseline']}", "peak MB", "tokens", ""):
@@ -422,3 +449,7 @@ def _show(out: Console, options: BenchOptions, result: dict[str, Any]) -> None:
             f"(ratio {model['token_ratio']:.2f}), {model['terms']:,} trained: expect {model['predicted_ratio']:.2f}"
         )
     out.print(f"{result['machine']['processor']}, load {result['machine']['load']:.1f}, torch {result['versions']['torch']}")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -331,8 +331,6 @@ def spread_arms(workload: Workload, policy: Policy) -> list[Arm]:
 
 def step_arms(workload: Workload, budget: int) -> list[Arm]:
     """A whole step, sampling and update: as the reference does it, and ours."""
-    from deepgrpo.explore.base import Limits
-
     policy = build_policy(workload)
     policy = Policy(policy.model, policy.tokenizer, policy.context, torch.bfloat16, verdict=policy.verdict)
     trees = build_trees(workload)
@@ -340,8 +338,6 @@ def step_arms(workload: Workload, budget: int) -> list[Arm]:
     config = _config(workload, budget)
     learner = Learner(policy, None, build_optimizer(policy, config.optim), config, exact_sampler=False)
     verdict = policy.verdict
-    limits = Limits(workload.response, policy.context)
-    assert limits.max_new_tokens
 
     def sample(keep: int, separate: bool) -> int:
         engine = EmbeddedEngine(policy, max_rows=64, keep_bytes=keep)

@@ -35,7 +35,7 @@ from deepgrpo.model.logprobs import chunked_logprobs
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import Verdict
 from deepgrpo.pack.layout import lay_out
-from deepgrpo.records import SampleRequest
+from deepgrpo.records import Completion, SampleRequest, Tree
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.step import Learner
 
@@ -251,19 +251,7 @@ def sampling_arms(workload: Workload) -> list[Arm]:
     policy = build_policy(workload)
     rough = Policy(policy.model, policy.tokenizer, policy.context, torch.bfloat16)
     params = SamplingParams()
-    mains = [
-        SampleRequest(tree.prompt.tokens, tuple(rng.key(i, s) for s in range(workload.rollouts)), workload.response)
-        for i, tree in enumerate(trees)
-    ]
-
-    def branches_of(groups: Sequence[Sequence[Any]]) -> list[SampleRequest]:
-        return [
-            SampleRequest(
-                tree.prompt.tokens + group[s].tokens[: workload.pivot],
-                tuple(rng.key("b", i, s, k) for k in range(workload.branches)), workload.branch,
-            )
-            for i, (tree, group) in enumerate(zip(trees, groups, strict=True)) for s in range(workload.failed)
-        ]  # fmt: skip
+    mains = _main_requests(workload, trees)
 
     def engine_arm(name: str, chosen: Policy, keep: int, note: str) -> Arm:
         engine = EmbeddedEngine(chosen, max_rows=64, keep_bytes=keep)
@@ -271,7 +259,7 @@ def sampling_arms(workload: Workload) -> list[Arm]:
         def run() -> int:
             groups, stats = engine.sample(mains, params, keep=keep > 0)
             if workload.failed:
-                _, more = engine.sample(branches_of(groups), params)
+                _, more = engine.sample(_branch_requests(workload, trees, groups), params)
                 stats += more
             engine.forget()
             return stats.sampled_tokens
@@ -341,19 +329,11 @@ def step_arms(workload: Workload, budget: int) -> list[Arm]:
 
     def sample(keep: int, separate: bool) -> int:
         engine = EmbeddedEngine(policy, max_rows=64, keep_bytes=keep)
-        requests = [
-            SampleRequest(tree.prompt.tokens, tuple(rng.key(i, s) for s in range(workload.rollouts)), workload.response)
-            for i, tree in enumerate(trees)
-        ]
+        requests = _main_requests(workload, trees)
         groups, stats = engine.sample(_separate(requests) if separate else requests, SamplingParams(), keep=keep > 0)
         flat = [c for group in groups for c in group]
-        branches = [
-            SampleRequest(
-                tree.prompt.tokens + flat[i * workload.rollouts + s].tokens[: workload.pivot],
-                tuple(rng.key("b", i, s, k) for k in range(workload.branches)), workload.branch,
-            )
-            for i, tree in enumerate(trees) for s in range(workload.failed)
-        ]  # fmt: skip
+        whole = [flat[i : i + workload.rollouts] for i in range(0, len(flat), workload.rollouts)]
+        branches = _branch_requests(workload, trees, whole)
         _, more = engine.sample(_separate(branches) if separate else branches, SamplingParams())
         return stats.sampled_tokens + more.sampled_tokens
 
@@ -373,6 +353,26 @@ def step_arms(workload: Workload, budget: int) -> list[Arm]:
         Arm("per_path", per_path, "branches as separate prompts, a row per path: the reference's way, in our code"),
         Arm("tree", ours, "prefixes shared in sampling and in learning"),
     ]
+
+
+def _main_requests(workload: Workload, trees: Sequence[Tree]) -> list[SampleRequest]:
+    return [
+        SampleRequest(tree.prompt.tokens, tuple(rng.key(i, s) for s in range(workload.rollouts)), workload.response)
+        for i, tree in enumerate(trees)
+    ]
+
+
+def _branch_requests(
+    workload: Workload, trees: Sequence[Tree], groups: Sequence[Sequence[Completion]]
+) -> list[SampleRequest]:
+    """Branches of each tree's failed rollouts, from what was sampled for it."""
+    return [
+        SampleRequest(
+            tree.prompt.tokens + group[s].tokens[: workload.pivot],
+            tuple(rng.key("b", i, s, k) for k in range(workload.branches)), workload.branch,
+        )
+        for i, (tree, group) in enumerate(zip(trees, groups, strict=True)) for s in range(workload.failed)
+    ]  # fmt: skip
 
 
 def _separate(requests: Sequence[SampleRequest]) -> list[SampleRequest]:

@@ -17,9 +17,6 @@ from trees import make_tree
 from deepgrpo.config import Config, ScratchModel, parse_config
 from deepgrpo.records import Tree
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-"""Real data sets beside the checkout, where there are any; tests that want them skip otherwise."""
-
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
 
 

@@ -13,6 +13,10 @@ CHAT = (
 )
 
 
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Real data sets beside the checkout, where there are any; tests that want them skip otherwise."""
+
+
 def byte_tokenizer() -> Any:
     """One token per byte, `<pad>` and `<eos>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,7 @@ from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Voting, build_reward, judge, references
 from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+from tiny import SHARED_DATA
 
 
 def prompt(answer=None, name="p", **columns) -> Prompt:
@@ -199,10 +197,10 @@ class TestMath:
         with pytest.raises(RewardError, match="no reference answer"):
             ask(boxed, [(None, "\\boxed{1}")])
 
-    @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+    @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not here")
     @pytest.mark.parametrize("name", ["aime24", "amc", "math500", "minerva"])
     def test_every_reference_accepts_itself(self, boxed, name):
-        rows = [json.loads(line) for line in (SHARED / f"{name}.jsonl").open(encoding="utf-8")]
+        rows = [json.loads(line) for line in (SHARED_DATA / f"{name}.jsonl").open(encoding="utf-8")]
         scores = ask(boxed, [(row["answer"], f"\\boxed{{{row['answer']}}}") for row in rows])
         assert [row["answer"] for row, score in zip(rows, scores, strict=True) if score != Score(1.0)] == []
 

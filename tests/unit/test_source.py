@@ -13,8 +13,8 @@ from deepgrpo.config import ColumnMap, HubData, JsonlData, ParquetData, Reasonin
 from deepgrpo.errors import DataError, MissingExtraError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
+from tiny import SHARED_DATA
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TOKENIZER = synthetic.tokenizer()
 PLAIN = TemplateConfig(chat=False)
 
@@ -270,12 +270,12 @@ def words():
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not here")
 class TestSharedData:
     def test_gsm8k_loads_in_seconds(self):
         tokenizer = words()
         started = time.perf_counter()
-        data = jsonl(str(SHARED / "gsm8k_train.jsonl"))
+        data = jsonl(str(SHARED_DATA / "gsm8k_train.jsonl"))
         source = build_source(data, tokenizer, seed=0, context=2048)
         assert time.perf_counter() - started < 3
         assert (len(source), source.skipped) == (7473, {})
@@ -287,7 +287,7 @@ class TestSharedData:
         ("name", "count"), [("aime24", 30), ("amc", 83), ("math500", 500), ("minerva", 272), ("olympiad_bench", 675)]
     )
     def test_evaluation_sets_load_whole(self, name, count):
-        source = build_source(jsonl(str(SHARED / f"{name}.jsonl")), words(), seed=0, context=8192)
+        source = build_source(jsonl(str(SHARED_DATA / f"{name}.jsonl")), words(), seed=0, context=8192)
         assert (len(source), source.skipped) == (count, {})
 
 

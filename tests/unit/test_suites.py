@@ -36,8 +36,8 @@ from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.synthetic import tokenizer
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
+from tiny import SHARED_DATA
 
-SETS = Path(__file__).parents[2].parent / "shared" / "data"
 ROWS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "amc": 83, "minerva": 272, "olympiad_bench": 675}
 
 
@@ -152,9 +152,9 @@ class Plain:
 
 
 def prompts_of(name: str, limit: int | None = None) -> tuple[Prompt, ...]:
-    if not SETS.is_dir():
-        pytest.skip(f"the data sets are not at {SETS}")
-    one = resolve(name, data_dir=SETS, limit=limit)
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the data sets are not at {SHARED_DATA}")
+    one = resolve(name, data_dir=SHARED_DATA, limit=limit)
     data = one.data.model_copy(update={"template": one.data.template.model_copy(update={"chat": False})})
     source = build_source(data, Plain(), seed=0, context=1_000_000, shuffle=False)
     return source.head(len(source))

@@ -489,6 +489,14 @@ def test_a_nucleus_is_answered_with_importance_weights(short: Any) -> None:
     assert line["mismatch/weight"] == 1.0 and 0 <= line["mismatch/kl"] < 1e-6
 
 
+def test_sampling_in_bfloat16_is_answered_with_importance_weights(short: Any) -> None:
+    """The engine has its own weights, which follow the learner's; the mismatch stays what rounding explains."""
+    run = train(short("rough", run={"steps": 3}, engine={"dtype": "bfloat16"}))
+    for line in trace(run):
+        assert 1e-4 < line["mismatch/max"] < 0.3 and line["mismatch/weight"] != 1.0
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+
+
 def test_a_budget_of_tokens_ends_the_run_with_an_evaluation(short: Any) -> None:
     config = short(
         "budget", run={"steps": 50, "max_sampled_tokens": 600}, eval={"every": 40, "limit": 4, "data": HELD_OUT}

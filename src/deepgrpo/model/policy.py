@@ -66,7 +66,7 @@ class Policy:
         return tuple(sorted({*ids, self.tokenizer.eos_token_id}))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
+        if next(self.model.parameters()).dtype == self.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

@@ -5,7 +5,8 @@ segment, one causal block (the segment with itself) and one dense rectangle (all
 keys); what a query gets from the segments on its path is merged by log-sum-exp. Nothing is masked, and no key is copied.
 
 The functions are registered with transformers under the name `deepgrpo`. A forward pass with a `tree_plan` goes through
-tree attention, any other one through transformers' own SDPA function, so one model serves sampling and learning.
+tree attention, one with a `decode_plan` through `decode_attention`, any other one through transformers' own SDPA function,
+so one model serves sampling and learning.
 
     cascade   the blocks by the flash kernels of the CPU, merged with their log-sum-exp; backward by the same kernels
     gather    public API only: for each segment its path's keys are gathered and SDPA is called (any device)
@@ -25,6 +26,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from deepgrpo.model.decode_attention import DecodePlan, decode_attention
 
 NAME = "deepgrpo"
 """The name under which transformers knows these functions."""
@@ -160,9 +163,15 @@ _BACKENDS = {"cascade": cascade_attention, "gather": gather_attention, "dense": 
 
 def attention_forward(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, tree_plan: TreePlan | None = None, **kwargs: Any,
+    scaling: float | None = None, dropout: float = 0.0, tree_plan: TreePlan | None = None,
+    decode_plan: DecodePlan | None = None, **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """What transformers' attention layers call. Without a plan it is their own SDPA function."""
+    if decode_plan is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        layer: Any = module.layer_idx
+        shared = decode_attention(query, key, value, attention_mask, decode_plan, layer, scale)
+        return shared.transpose(1, 2).contiguous(), None
     if tree_plan is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

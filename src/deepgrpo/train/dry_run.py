@@ -54,6 +54,8 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     reference: int
+    engine: int
+    """The engine's copy of the weights, if it samples in bfloat16."""
     cache: int
     kept: int
     """Rollouts that branches come back to, at most; 0 where nothing branches."""
@@ -62,8 +64,9 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         # sampling and learning take turns: what the engine holds and the activations are not there at the same time
-        engine = self.cache + self.kept
-        return self.weights + self.gradients + self.optimizer + self.reference + max(engine, self.activations)
+        sampling = self.cache + self.kept
+        held = self.weights + self.gradients + self.optimizer + self.reference + self.engine
+        return held + max(sampling, self.activations)
 
 
 def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryEstimate:
@@ -75,11 +78,12 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     value = 2 if config.learner.dtype == "bfloat16" else 4
+    stored = 2 if config.engine_dtype == "bfloat16" else 4
     intermediate = getattr(shape, "intermediate_size", None) or 4 * hidden
     kept = 2 if config.learner.gradient_checkpointing else 12 + 4 * intermediate // hidden
     tokens = config.learner.token_budget
     adapters = trained < every
-    per_token = layers * 2 * heads * width * value
+    per_token = layers * 2 * heads * width * stored
     rollouts = config.run.prompts_per_step * config.explore.num_rollouts
     keeps = config.explore.most_branches > 0 and policy.plain_head
     return MemoryEstimate(
@@ -87,9 +91,10 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
         gradients=4 * trained,
         optimizer=8 * trained,
         reference=4 * every if config.loss.beta > 0 and not adapters else 0,
+        engine=2 * every if stored == 2 else 0,
         cache=config.engine.max_rows * slot_length * per_token,
         # keys, values and last hidden states, up to engine.keep_mb
-        kept=min(config.engine.keep_mb * 2**20, rollouts * slot_length * (per_token + hidden * value)) if keeps else 0,
+        kept=min(config.engine.keep_mb * 2**20, rollouts * slot_length * (per_token + hidden * stored)) if keeps else 0,
         activations=tokens * layers * hidden * kept * value + 3 * config.learner.logprob_chunk * shape.vocab_size * 4,
     )
 
@@ -125,8 +130,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
-    for name in ("weights", "gradients", "optimizer", "reference", "cache", "kept", "activations", "total"):
-        label = "kept rollouts, at most" if name == "kept" else name
+    for name in ("weights", "gradients", "optimizer", "reference", "engine", "cache", "kept", "activations", "total"):
+        label = {"kept": "kept rollouts, at most", "engine": "weights of the engine"}.get(name, name)
         table.add_row(f"memory, {label}", f"{getattr(memory, name) / GIB:,.2f} GiB")
     out.print(table)
     out.print("dry run: nothing was trained")

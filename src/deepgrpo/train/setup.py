@@ -173,7 +173,10 @@ def open_run(config: Config, resume: Path | None) -> Run:
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     reward = build_reward(config.reward, build_task(config.data))
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
-    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20)
+    engine = EmbeddedEngine(
+        policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20,
+        dtype=getattr(torch, config.engine_dtype),
+    )  # fmt: skip
     learner = Learner(
         policy, None, build_optimizer(policy, config.optim), config,
         exact_sampler=engine.exact and config.sampling.top_p == 1.0,

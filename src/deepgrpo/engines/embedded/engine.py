@@ -1,8 +1,11 @@
-"""Batched decoding with the very model that is being trained: no second copy of the weights.
+"""Batched decoding with the very model that is being trained (or a copy of its weights in bfloat16).
 
 One loop: admit waiting rows into free slots (their prefix is encoded once for all siblings), run one step for all
 active rows, draw, take out the rows that ended, put the last rows into their slots. A row's draw depends on its prefix,
 its key and the weights; neighbours change nothing but the rounding.
+
+A row has a copy of its prefix in its slot. Where many siblings share a long prefix that copy is left out, and all of them
+read the one that was encoded (`model/decode_attention.py`): more arithmetic per byte, and memory for one prefix.
 
 What a textbook engine has and this one leaves out: paged blocks (slots are as long as the longest request needs),
 preemption (a row that is admitted runs to its end), speculative decoding.
@@ -25,13 +28,19 @@ from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.engines.embedded.kept import KeptRollouts
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
+from deepgrpo.engines.embedded.weights import EngineWeights
 from deepgrpo.errors import EngineError
+from deepgrpo.model import tree_attention
+from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.rng import uniforms
 
 PREFILL_TOKENS = 16_384
 """Most tokens (padding included) in one prefill pass."""
+
+SHARED_TOKENS, SHARED_ROWS = 512, 4
+"""From this length of a prefix and this many siblings on, the prefix is read where it is."""
 
 
 class EmbeddedEngine:
@@ -41,14 +50,19 @@ class EmbeddedEngine:
         policy: the policy; its current weights are used at every call.
         max_rows: sequences decoded at once. More rows make better use of the weights that each step reads.
         keep_bytes: memory for the keys and values of rollouts that branches may come back to.
+        dtype: of weights, keys and values while sampling; None: as the policy computes. Other than the policy's float32
+            it takes a copy of the weights.
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int = 64, keep_bytes: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, *, max_rows: int = 64, keep_bytes: int = 0, dtype: torch.dtype | None = None
+    ) -> None:
         self.policy = policy
+        self.weights = EngineWeights(policy, dtype or policy.dtype)
         self.max_rows = max_rows
         self.kept = KeptRollouts(keep_bytes)
         # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
-        self.exact = policy.dtype == torch.float32
+        self.exact = policy.dtype == self.weights.dtype == torch.float32
         _refuse_recurrent(policy)
 
     @torch.no_grad()
@@ -62,9 +76,8 @@ class EmbeddedEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            with self.policy.autocast():
-                call = _Call(self.policy, requests, params, self.max_rows, self.kept, keep)
-                call.run()
+            call = _Call(self.weights.current(), requests, params, self.max_rows, self.kept, keep)
+            call.run()
         finally:
             self.policy.model.train(training)
         stats = SampleStats(
@@ -99,6 +112,7 @@ class _Row:
     request: int
     sibling: int
     limit: int
+    prefix: Prefix
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -119,20 +133,28 @@ class _Call:
         self.results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
         self.encoded_tokens = 0
         device = policy.device
-        slot_length = max((len(r.prefix) + r.max_new_tokens for r in requests), default=1)
+        self.windows = _windows(policy)
+        sharing = _can_share(policy) and set(self.windows.values()) == {None}
+        # by the request alone, so that a row computes the same whatever else is sampled
+        self.shares = [sharing and len(r.prefix) >= SHARED_TOKENS and len(r.keys) >= SHARED_ROWS for r in requests]
+        slot_length = max(
+            (r.max_new_tokens + (0 if shares else len(r.prefix)) for r, shares in zip(requests, self.shares, strict=True)),
+            default=1,
+        )
         self.cache = SlotCache(
             policy.causal.config.num_hidden_layers, self.max_rows, slot_length, device, policy.dtype
         )
+        self.plan: DecodePlan | None = None
+        """Who shares a prefix among the active rows."""
         self.last = torch.zeros(self.max_rows, dtype=torch.long, device=device)
         self.keys = np.zeros(self.max_rows, dtype=np.uint64)
         self.counts = np.zeros(self.max_rows, dtype=np.int64)
         self.eos = np.array(policy.eos_ids)
-        self.windows = _windows(policy)
         self.kept = kept
         # logits instead of hidden states would take too much memory to keep
         self.keep = keep and kept.budget > 0 and policy.plain_head
         self.hidden: Tensor | None = None
-        """`[rows, 1 + new tokens, H]` last hidden states from the end of the prefix on, if rollouts are kept."""
+        """`[rows, new tokens, H]` last hidden states from the end of the prefix on, if rollouts are kept."""
 
     @property
     def completions(self) -> list[list[Completion]]:
@@ -156,13 +178,15 @@ class _Call:
                 slot = len(self.rows)
                 slots_of.setdefault(r, []).append(slot)
                 self.keys[slot], self.counts[slot] = self.requests[r].keys[s], 0
-                self.rows.append(_Row(r, s, self.requests[r].max_new_tokens))
+                self.rows.append(_Row(r, s, self.requests[r].max_new_tokens, self.prefixes[r]))
                 output.append(self.prefixes[r].last)
             for r, slots in slots_of.items():
-                self.cache.fill(torch.tensor(slots, device=self.last.device), self.prefixes[r])
+                place = self.cache.attach if self.shares[r] else self.cache.fill
+                place(torch.tensor(slots, device=self.last.device), self.prefixes[r])
                 self.left[r] -= len(slots)
                 if not self.left[r]:
-                    del self.prefixes[r]  # every sibling has its copy
+                    del self.prefixes[r]  # from here on only its rows need it
+            self._plan()
             self._advance(first, self._remember(first, torch.stack(output)))
 
     def _encode(self, wanted: list[int]) -> None:
@@ -191,7 +215,11 @@ class _Call:
                 ends.to(self.last.device), input_ids=ids_PT.to(self.last.device), past_key_values=cache, use_cache=True
             )
             for i, prefix in enumerate(part):
-                layers = [(layer.keys[i, :, : len(prefix)], layer.values[i, :, : len(prefix)]) for layer in cache.layers]
+                # contiguous, so that a prefix can be read and kept without the padding of its batch
+                layers = [
+                    (layer.keys[i, :, : len(prefix)].contiguous(), layer.values[i, :, : len(prefix)].contiguous())
+                    for layer in cache.layers
+                ]
                 for r in same[prefix]:
                     self.prefixes[r] = Prefix(layers, output[i])
                 self.encoded_tokens += len(prefix)
@@ -203,14 +231,26 @@ class _Call:
         output = self.policy.run(
             self.cache.rows,
             input_ids=self.last[:active, None],
-            position_ids=self.cache.active_lengths[:, None],
+            position_ids=self.cache.positions[:, None],
             attention_mask=self._mask(),
             past_key_values=self.cache,
             use_cache=True,
+            **({"decode_plan": self.plan} if self.plan else {}),
         )
         logits_BV = self._remember(0, output)
         self.cache.end_step()
         return logits_BV
+
+    def _plan(self) -> None:
+        """Note which active rows share a prefix that is read where it is."""
+        groups: dict[int, list[int]] = {}
+        for slot, row in enumerate(self.rows):
+            if self.shares[row.request]:
+                groups.setdefault(id(row.prefix), []).append(slot)
+        device = self.last.device
+        self.plan = DecodePlan(
+            tuple(SharedPrefix(torch.tensor(s, device=device), self.rows[s[0]].prefix.layers) for s in groups.values())
+        ) if groups else None
 
     def _remember(self, first: int, output: Tensor) -> Tensor:
         """Logits of what the last token of rows first.. says; its hidden state is noted if rollouts are kept."""
@@ -276,11 +316,11 @@ class _Call:
 
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
         if self.keep and self.hidden is not None and len(row.tokens) > 1:
-            prefix, fed = self.requests[row.request].prefix, len(row.tokens) - 1  # the last token was never fed
-            length = len(prefix) + fed
+            fed = len(row.tokens) - 1  # the last token was never fed
             self.kept.put(
-                prefix, tuple(row.tokens[:-1]), self.cache.views(slot, length), self.hidden[slot, : fed + 1]
-            )
+                self.requests[row.request].prefix, row.prefix, tuple(row.tokens[:-1]), self.cache.last_tokens(slot, fed),
+                self.hidden[slot, : fed + 1],
+            )  # fmt: skip
         completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
         self.results[row.request][row.sibling] = completion
 
@@ -301,6 +341,7 @@ class _Call:
             for hole, mover in zip(holes, movers, strict=True):
                 self.rows[hole] = self.rows[mover]
         del self.rows[survivors:]
+        self._plan()
 
 
 def _windows(policy: Policy) -> dict[str, int | None]:
@@ -313,6 +354,11 @@ def _windows(policy: Policy) -> dict[str, int | None]:
     if set(kinds) == {"full_attention"}:
         return {"full_attention": None}
     return {kind: window if kind != "full_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def _can_share(policy: Policy) -> bool:
+    """Whether the model's layers are known to attend through our function."""
+    return policy.verdict.packs and policy.causal.config._attn_implementation == tree_attention.NAME
 
 
 def _refuse_recurrent(policy: Policy) -> None:

@@ -1,13 +1,17 @@
 """Rollouts whose keys and values are kept, so that their branches need not encode a prefix again.
 
 Within a memory budget, first come first kept; a rollout that no longer fits is simply not kept, and a prefix that is not
-found is encoded like any other (and billed). Shapes: h key/value heads, n tokens, d head dimension, H hidden size.
+found is encoded like any other (and billed). The prompt's keys are kept once for all its rollouts.
+
+Shapes: h key/value heads, n tokens, d head dimension, H hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from deepgrpo.engines.embedded.slots import Prefix
@@ -16,12 +20,17 @@ from deepgrpo.engines.embedded.slots import Prefix
 @dataclass(frozen=True, slots=True)
 class _Rollout:
     tokens: tuple[int, ...]
-    """Prefix and sampled tokens that have keys: all but the last."""
+    """Sampled tokens that have keys: all but the last."""
     layers: list[tuple[Tensor, Tensor]]
-    """`[h, n, d]` keys and values of each layer."""
+    """`[h, n, d]` keys and values of these tokens."""
     hidden: Tensor
-    """`[m, H]` last hidden states of the tokens from `first` on: what the output layer needs for the next token."""
-    first: int
+    """`[1 + n, H]` last hidden states from the end of the prefix on: what the output layer needs for the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    prefix: Prefix
+    rollouts: list[_Rollout] = field(default_factory=list)
 
 
 class KeptRollouts:
@@ -38,33 +47,53 @@ class KeptRollouts:
     def clear(self) -> None:
         """Forget everything: the weights have changed, or nobody will come back."""
         self.used = 0
-        self._rollouts: dict[tuple[int, ...], list[_Rollout]] = {}
+        self._groups: dict[tuple[int, ...], _Group] = {}
 
     def put(
-        self, prefix: tuple[int, ...], tokens: tuple[int, ...], layers: list[tuple[Tensor, Tensor]], hidden: Tensor
-    ) -> None:
+        self, prefix_tokens: tuple[int, ...], prefix: Prefix, tokens: tuple[int, ...],
+        layers: list[tuple[Tensor, Tensor]], hidden: Tensor,
+    ) -> None:  # fmt: skip
         """Keep a rollout, if there is room.
 
         Args:
-            prefix: what it was sampled from.
-            tokens: the sampled tokens that were fed back, so all but the last one.
-            layers: views into the slots, `[h, n, d]` for the n tokens of prefix and `tokens`; copied.
-            hidden: `[1 + len(tokens), H]` from the last token of the prefix on; copied.
+            prefix_tokens, prefix: what it was sampled from; referred to, not copied.
+            tokens: the n sampled tokens that were fed back, so all but the last one.
+            layers: views into the slots, `[h, n, d]`; copied.
+            hidden: `[1 + n, H]` from the last token of the prefix on; copied.
         """
-        size = sum(x.numel() * x.element_size() for pair in layers for x in pair) + hidden.numel() * hidden.element_size()
+        group = self._groups.get(prefix_tokens)
+        size = _size(layers) + hidden.numel() * hidden.element_size() + (0 if group else _size(prefix.layers))
         if self.used + size > self.budget:
             return
         self.used += size
+        if group is None:
+            group = self._groups[prefix_tokens] = _Group(prefix)
         copies = [(keys.clone(), values.clone()) for keys, values in layers]
-        rollout = _Rollout(prefix + tokens, copies, hidden.clone(), len(prefix) - 1)
-        self._rollouts.setdefault(prefix, []).append(rollout)
+        group.rollouts.append(_Rollout(tokens, copies, hidden.clone()))
 
     def find(self, wanted: tuple[int, ...]) -> Prefix | None:
-        """The encoded prefix if some rollout begins with it, as views; else None."""
-        length = len(wanted)
-        for start in {len(prefix) for prefix in self._rollouts}:
-            for rollout in self._rollouts.get(wanted[:start], ()):
-                if start <= length <= len(rollout.tokens) and rollout.tokens[:length] == wanted:
-                    layers = [(keys[:, :length], values[:, :length]) for keys, values in rollout.layers]
-                    return Prefix(layers, rollout.hidden[length - 1 - rollout.first])
+        """The encoded prefix if some rollout begins with it; else None."""
+        for start in {len(prefix) for prefix in self._groups}:
+            group = self._groups.get(wanted[:start])
+            if group is None:
+                continue
+            rest = wanted[start:]
+            count = len(rest)
+            for rollout in group.rollouts:
+                if rollout.tokens[:count] == rest:
+                    return Prefix(_joined(group.prefix.layers, rollout.layers, count), rollout.hidden[count])
         return None
+
+
+def _joined(
+    prefix: Sequence[tuple[Tensor, Tensor]], own: Sequence[tuple[Tensor, Tensor]], count: int
+) -> list[tuple[Tensor, Tensor]]:
+    """A prefix and the first `count` tokens behind it, one run of memory per layer."""
+    return [
+        (torch.cat([keys, more_keys[:, :count]], 1), torch.cat([values, more_values[:, :count]], 1))
+        for (keys, values), (more_keys, more_values) in zip(prefix, own, strict=True)
+    ]
+
+
+def _size(layers: Sequence[tuple[Tensor, Tensor]]) -> int:
+    return sum(x.numel() * x.element_size() for pair in layers for x in pair)

@@ -2,17 +2,22 @@
 
 Inverse CDF: the drawn token is the first whose cumulative probability exceeds u. It needs one uniform per token, so a
 row's draw is a function of its own logits and its own counter; and it is far cheaper than `torch.multinomial` for a
-large vocabulary (0.8 against 9 ms for 40 rows of 8k, 19 against 163 ms at 152k).
+large vocabulary. The running sum is taken over blocks first and then inside one block, as a running sum over a whole
+vocabulary cannot be vectorised and would cost more than the softmax.
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, V vocabulary, N blocks of C tokens.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deepgrpo.engines.base import SamplingParams
+
+BLOCK = 128
+"""Tokens whose probabilities are summed before the first search."""
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -36,14 +41,32 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple
     probability_BV = torch.softmax(logits_BV, -1)
     if params.top_p < 1.0:
         probability_BV = probability_BV * nucleus(probability_BV, params.top_p)
-    cumulative_BV = probability_BV.cumsum(-1)
-    total_B = cumulative_BV[:, -1]
-    # u < 1, but u * total may round up to total, and then no token would exceed it
-    aim_B = torch.minimum(uniforms_B.to(total_B) * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    tokens_B = torch.searchsorted(cumulative_BV, aim_B[:, None], right=True).squeeze(1)
+    tokens_B, total_B = _invert(probability_BV, uniforms_B)
     # logits that are NaN leave no token to find; the log-prob is then NaN, and the engine says so
     tokens_B = tokens_B.clamp_(max=logits_BV.shape[1] - 1)
-    return tokens_B, torch.log(_pick(probability_BV, tokens_B) / probability_BV.sum(-1))
+    return tokens_B, torch.log(_pick(probability_BV, tokens_B) / total_B)
+
+
+def _invert(probability_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The first token of each row whose cumulative probability exceeds u · total, and the totals."""
+    vocabulary = probability_BV.shape[1]
+    padding = -vocabulary % BLOCK
+    padded_BV = F.pad(probability_BV, (0, padding)) if padding else probability_BV
+    blocks_BNC = padded_BV.view(len(padded_BV), -1, BLOCK)
+    cumulative_BN = blocks_BNC.sum(-1).double().cumsum(-1)
+    total_B = cumulative_BN[:, -1]
+    # u < 1, but u * total may round up to total, and then no token would exceed it
+    aim_B = torch.minimum(uniforms_B.to(total_B) * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    block_B = torch.searchsorted(cumulative_BN, aim_B[:, None], right=True).squeeze(1).clamp_(max=cumulative_BN.shape[1] - 1)
+    rows_B = torch.arange(len(block_B), device=block_B.device)
+    before_B = torch.where(block_B > 0, cumulative_BN[rows_B, (block_B - 1).clamp_(min=0)], 0.0)
+    inside_BC = blocks_BNC[rows_B, block_B].double()
+    cumulative_BC = inside_BC.cumsum(-1)
+    # the block's sum was rounded: inside it, what is aimed at may lie at or beyond its last token of any probability
+    end_B = cumulative_BC[:, -1]
+    rest_B = torch.minimum(aim_B - before_B, torch.nextafter(end_B, torch.zeros_like(end_B)))
+    inside_B = torch.searchsorted(cumulative_BC, rest_B[:, None], right=True).squeeze(1)
+    return block_B * BLOCK + inside_B, total_B.to(probability_BV.dtype)
 
 
 def nucleus(probability_BV: Tensor, top_p: float) -> Tensor:

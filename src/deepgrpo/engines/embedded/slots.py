@@ -1,10 +1,11 @@
 """Key/value slots: one preallocated row per sequence, each with its own length.
 
 `SlotCache` is a transformers cache, so the model's own modules read and write it. In a decoding step row i writes its
-new key at position `lengths[i]` and attends to positions 0..lengths[i]; an additive mask hides the rest. Rows 0..B-1
-are always the active ones: when a row ends, the last one takes its slot.
+new key at position `lengths[i]` of its slot and attends to positions 0..lengths[i]; an additive mask hides the rest.
+Rows 0..B-1 are always the active ones: when a row ends, the last one takes its slot. A row either has a copy of its
+prefix in its slot (`fill`), or the slot holds its own tokens alone and the prefix is read where it is (`attach`).
 
-Shapes: B active rows, S slot length, h key/value heads, d head dimension.
+Shapes: B active rows, S slot length, h key/value heads, n tokens of a prefix, d head dimension.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, length = self.owner.max_rows, self.owner.slot_length
-        # under autocast the rotated keys come as float32 and the values as bfloat16: attention casts both, and so do we
         dtype = self.owner.dtype
         self.keys = key_states.new_zeros(rows, key_states.shape[1], length, key_states.shape[3], dtype=dtype)
         # K and V may differ in their head dimension (multi-head latent attention)
@@ -59,6 +59,9 @@ class SlotCache(Cache):
     ) -> None:
         self.max_rows, self.slot_length, self.dtype = max_rows, slot_length, dtype
         self.lengths = torch.zeros(max_rows, dtype=torch.long, device=device)
+        """Tokens in each slot."""
+        self.before = torch.zeros(max_rows, dtype=torch.long, device=device)
+        """Tokens of a prefix that is attached: they come before those in the slot."""
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
         self.begin_step(0)
 
@@ -67,6 +70,11 @@ class SlotCache(Cache):
         self.rows = torch.arange(active, device=self.lengths.device)
         self.active_lengths = self.lengths[:active].clone()
         self.extent = int(self.active_lengths.max()) + 1 if active else 0
+
+    @property
+    def positions(self) -> Tensor:
+        """`[B]` position of the token that each active row is fed."""
+        return self.active_lengths + self.before[: len(self.rows)]
 
     def end_step(self) -> None:
         self.lengths[: len(self.rows)] += 1
@@ -79,23 +87,29 @@ class SlotCache(Cache):
             assert layer.keys is not None and layer.values is not None
             layer.keys[slots, :, : prefix.length] = keys.to(layer.keys.dtype)
             layer.values[slots, :, : prefix.length] = values.to(layer.values.dtype)
-        self.lengths[slots] = prefix.length
+        self.lengths[slots], self.before[slots] = prefix.length, 0
+
+    def attach(self, slots: Tensor, prefix: Prefix) -> None:
+        """Begin several empty slots behind a prefix that stays where it is."""
+        self.lengths[slots], self.before[slots] = 0, prefix.length
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy whole slots; `target` are rows that ended."""
         extent = int(self.lengths[source].max())
         for layer in self.layers:
-            assert layer.keys is not None and layer.values is not None
+            if layer.keys is None or layer.values is None:
+                continue  # nothing was fed yet
             layer.keys[target, :, :extent] = layer.keys[source, :, :extent]
             layer.values[target, :, :extent] = layer.values[source, :, :extent]
-        self.lengths[target] = self.lengths[source]
+        self.lengths[target], self.before[target] = self.lengths[source], self.before[source]
 
-    def views(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `[h, length, d]` of one slot, layer by layer."""
+    def last_tokens(self, slot: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values `[h, count, d]` of the newest tokens in a slot, layer by layer, as views."""
+        end = int(self.lengths[slot])
         found: list[tuple[Tensor, Tensor]] = []
         for layer in self.layers:
             assert layer.keys is not None and layer.values is not None
-            found.append((layer.keys[slot, :, :length], layer.values[slot, :, :length]))
+            found.append((layer.keys[slot, :, end - count : end], layer.values[slot, :, end - count : end]))
         return found
 
 

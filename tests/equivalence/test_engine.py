@@ -173,12 +173,30 @@ def test_what_cannot_be_served_is_refused() -> None:
         engine.sample([SampleRequest((), (1,), 5)], SamplingParams())
 
 
-def test_a_recurrent_model_is_refused_by_name() -> None:
+def test_a_recurrent_model_is_sampled_by_its_own_generate() -> None:
+    """Same keys, any batch: the same draws; a remark says what it costs."""
     from transformers import MambaConfig, MambaForCausalLM
 
-    model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(EngineError, match="mamba"):
-        EmbeddedEngine(Policy(model, synthetic.tokenizer(), 128))
+    tokenizer = synthetic.tokenizer()
+    torch.manual_seed(0)
+    model = MambaForCausalLM(
+        MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=1)
+    )
+    policy = Policy(model.eval(), tokenizer, 128)
+    engine = EmbeddedEngine(policy, max_rows=64, keep_bytes=2**20)
+    assert engine.remark is not None and "mamba has layers of type" in engine.remark
+    requests = _requests(policy, count=3)
+    groups, stats = engine.sample(requests, SamplingParams(), keep=True)
+    assert stats.prefix_tokens_encoded == stats.prefix_tokens
+    few, _ = EmbeddedEngine(policy, max_rows=2).sample(requests, SamplingParams())
+    assert [[c.tokens for c in g] for g in few] == [[c.tokens for c in g] for g in groups]
+    for request, group in zip(requests, groups, strict=True):
+        for completion in group:
+            ids, first = torch.tensor([request.prefix + completion.tokens]), len(request.prefix)
+            rows = torch.arange(first - 1, first - 1 + len(completion.tokens))
+            expected, _ = policy.logprobs(ids, rows, torch.tensor(completion.tokens), temperature=1.0)
+            assert completion.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
+    assert EmbeddedEngine(_policy()).remark is None
 
 
 def test_sampling_leaves_the_training_mode_as_it_was() -> None:

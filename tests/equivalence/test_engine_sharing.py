@@ -153,6 +153,29 @@ def test_a_model_that_was_not_proved_gets_copies(monkeypatch: pytest.MonkeyPatch
     assert calls[0] == 0
 
 
+@pytest.mark.parametrize("family", ["diffllama", "jetmoe", "deepseek_v2"])
+def test_a_family_that_shares_wrongly_is_found_out(family: str) -> None:
+    """Packed it is right, with copies of the prefix too; only reading a prefix where it is would be wrong."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    shapes: dict[str, dict[str, Any]] = {
+        "diffllama": {"num_key_value_heads": 2},
+        "jetmoe": {"num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "deepseek_v2": {
+            "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1,
+            "topk_method": "greedy", "n_group": 1, "topk_group": 1, "num_key_value_heads": 4,
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**{**SHAPE, "vocab_size": 64, **shapes[family]})
+    policy = Policy(AutoModelForCausalLM.from_config(config).eval(), synthetic.tokenizer(), 128)
+    policy.try_tree_packing()
+    engine = EmbeddedEngine(policy)
+    assert engine.no_slots is None and not engine.shares
+    assert EmbeddedEngine(_policy()).shares
+
+
 @pytest.mark.usefixtures("always_shared")
 def test_a_window_forbids_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model passes the proof (its window holds the proof's paths), but rows leave their prefix behind as they grow."""
@@ -173,9 +196,10 @@ def test_a_window_forbids_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shared_prefix_takes_no_room_in_the_slots() -> None:
     policy = _policy()
     requests = _requests(policy, (40, 50))
-    call = engine_module._Call(policy, requests, SamplingParams(), 64, EmbeddedEngine(policy).kept, False)
+    kept = EmbeddedEngine(policy).kept
+    call = engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, True)
     assert call.cache.slot_length == 20
-    call = engine_module._Call(policy, _requests(policy, (5, 50)), SamplingParams(), 64, EmbeddedEngine(policy).kept, False)
+    call = engine_module._Call(policy, _requests(policy, (5, 50)), SamplingParams(), 64, kept, False, True)
     assert call.cache.slot_length == 25  # the short one has a copy
 
 

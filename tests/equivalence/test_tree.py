@@ -259,3 +259,68 @@ def test_what_cannot_be_packed_is_refused_with_a_reason(kind: str, changes: dict
     verdict = judge_model(model)
     assert not verdict.packs and reason in verdict.reason
     assert model.config._attn_implementation == before
+
+
+def spoilt_backward(which: str) -> Any:
+    """Right forward; backward one of query, key and value gets nothing, or the first of them NaN."""
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: TreePlan, scale: float) -> Any:
+        inputs = {"query": query, "key": key, "value": value}
+        if which in inputs:
+            inputs[which] = inputs[which].detach()
+        elif which == "nan" and query.requires_grad:
+            inputs["query"] = query * 1.0
+            inputs["query"].register_hook(lambda grad: grad * torch.nan)
+        return tree_attention.gather_attention(**inputs, plan=plan, scale=scale)
+
+    return attention
+
+
+@pytest.mark.parametrize("which", ["nothing", "query", "key", "value", "nan"])
+def test_a_back_end_that_is_wrong_backward_only_is_refused(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tree_attention._BACKENDS, "gather", spoilt_backward(which))
+    verdict = judge_model(tiny("Qwen2"), backend="gather")
+    if which == "nothing":
+        assert verdict.packs and "gradients within" in verdict.reason
+    else:
+        assert not verdict.packs and "packed gradients differ from those of single paths" in verdict.reason
+
+
+def test_a_back_end_without_a_backward_is_passed_over_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention on the CPU is such a one; on CUDA it comes first and gather second."""
+    assert tree_attention.backends(torch.device("cuda")) == ("flex", "gather")
+    monkeypatch.setattr(tree_attention, "backends", lambda device: ("flex", "gather"))
+    verdict = judge_model(tiny("Llama", max_position_embeddings=512))
+    assert verdict.packs and verdict.backend == "gather"
+    assert "packed log-probs agree" in verdict.reason
+    assert "flex is not used: the probe raised NotImplementedError: FlexAttention does not support backward" in verdict.reason
+
+
+def test_a_model_that_no_back_end_serves_is_told_why_by_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_attention, "backends", lambda device: ("flex", "gather"))
+    monkeypatch.setitem(tree_attention._BACKENDS, "gather", spoilt_backward("value"))
+    model = tiny("Llama", max_position_embeddings=512)
+    verdict = judge_model(model)
+    assert not verdict.packs
+    assert verdict.reason.startswith("flex: the probe raised") and "; gather: packed gradients differ" in verdict.reason
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_heads_of_two_sizes_are_packed_by_gather() -> None:
+    """DeepSeek's heads: 24 wide in queries and keys, 16 in values; the CPU's flash kernels take one width only."""
+    model = tiny(
+        "DeepseekV3", num_key_value_heads=4, head_dim=8, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16,
+        qk_rope_head_dim=8, v_head_dim=16, n_group=1, topk_group=1, n_routed_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    )  # fmt: skip
+    verdict = judge_model(model)
+    assert verdict.packs and verdict.backend == "gather"
+    assert "cascade is not used" in verdict.reason
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gate_leaves_no_gradient_and_nothing_thawed(frozen: bool) -> None:
+    model = tiny("Qwen2").requires_grad_(not frozen)
+    verdict = judge_model(model, torch.bfloat16)
+    assert verdict.packs and verdict.reason.endswith("in bfloat16")
+    assert all(p.grad is None and p.requires_grad != frozen for p in model.parameters())

@@ -49,6 +49,11 @@ class Engine(Protocol):
     exact: bool
     """Whether the log-probs of sampled tokens are the learner's own up to rounding (same weights, same dtype)."""
 
+    @property
+    def remark(self) -> str | None:
+        """What a user should know of how this model is sampled, as one line; None if there is nothing."""
+        ...
+
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
     ) -> tuple[list[list[Completion]], SampleStats]:

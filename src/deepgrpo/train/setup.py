@@ -133,6 +133,8 @@ class Run:
         if self.config.learner.tree_packing == "auto" and not verdict.packs:
             parts.append(f"one row per path ({verdict.reason}): every shared prefix is forwarded again for each branch")
         lines = [" · ".join(parts)]
+        if self.engine.remark:
+            lines.append(self.engine.remark)
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
         if skipped:
             lines.append(f"rows skipped: {skipped}")

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +24,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.engines.embedded.generate import GenerateWay, generate_way, sample_with_generate
 from deepgrpo.engines.embedded.kept import KeptRollouts
-from deepgrpo.engines.embedded.sampler import draw
+from deepgrpo.engines.embedded.sampler import NOT_FINITE, draw
+from deepgrpo.engines.embedded.slot_gate import decoding_mask, may_share, why_no_slots, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
+from deepgrpo.engines.embedded.stops import completes_stop
 from deepgrpo.engines.embedded.weights import EngineWeights
 from deepgrpo.errors import EngineError
-from deepgrpo.model import tree_attention
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
@@ -63,7 +64,10 @@ class EmbeddedEngine:
         self.kept = KeptRollouts(keep_bytes)
         # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
         self.exact = policy.dtype == self.weights.dtype == torch.float32
-        _refuse_recurrent(policy)
+        self.no_slots = why_no_slots(policy)
+        """Why the model's rows go through its own `generate`; None if they are decoded from slots."""
+        self.way = generate_way(policy) if self.no_slots else GenerateWay()
+        self.shares = self.no_slots is None and may_share(policy)
 
     @torch.no_grad()
     def sample(
@@ -76,17 +80,36 @@ class EmbeddedEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            call = _Call(self.weights.current(), requests, params, self.max_rows, self.kept, keep)
-            call.run()
+            completions, encoded = self._sample(requests, params, keep)
         finally:
             self.policy.model.train(training)
         stats = SampleStats(
-            sampled_tokens=sum(len(c.tokens) for group in call.completions for c in group),
+            sampled_tokens=sum(len(c.tokens) for group in completions for c in group),
             prefix_tokens=sum(len(r.prefix) * len(r.keys) for r in requests),
-            prefix_tokens_encoded=call.encoded_tokens,
+            prefix_tokens_encoded=encoded,
             seconds=time.perf_counter() - began,
         )
-        return call.completions, stats
+        return completions, stats
+
+    def _sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, keep: bool
+    ) -> tuple[list[list[Completion]], int]:
+        policy = self.weights.current()
+        if self.no_slots:
+            return sample_with_generate(policy, requests, params, self.max_rows, way=self.way)
+        call = _Call(policy, requests, params, self.max_rows, self.kept, keep, self.shares)
+        call.run()
+        return call.completions, call.encoded_tokens
+
+    @property
+    def remark(self) -> str | None:
+        """See `engines.base.Engine.remark`."""
+        if self.no_slots is None:
+            return None
+        cost = "every branch encodes its prefix" if self.way.use_cache else "without a cache, every token encodes its prefix"
+        alone = "" if self.way.together else ", one row at a time"
+        family = self.policy.causal.config.model_type
+        return f"sampled by the model's own generate{alone}: {family} {self.no_slots}; {cost}"
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`."""
@@ -122,7 +145,7 @@ class _Call:
 
     def __init__(
         self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int,
-        kept: KeptRollouts, keep: bool,
+        kept: KeptRollouts, keep: bool, sharing: bool,
     ) -> None:  # fmt: skip
         self.policy, self.requests, self.params = policy, requests, params
         self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))
@@ -133,8 +156,7 @@ class _Call:
         self.results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
         self.encoded_tokens = 0
         device = policy.device
-        self.windows = _windows(policy)
-        sharing = _can_share(policy) and set(self.windows.values()) == {None}
+        self.windows = windows_of(policy)
         # by the request alone, so that a row computes the same whatever else is sampled
         self.shares = [sharing and len(r.prefix) >= SHARED_TOKENS and len(r.keys) >= SHARED_ROWS for r in requests]
         slot_length = max(
@@ -232,7 +254,9 @@ class _Call:
             self.cache.rows,
             input_ids=self.last[:active, None],
             position_ids=self.cache.positions[:, None],
-            attention_mask=self._mask(),
+            attention_mask=decoding_mask(
+                self.windows, self.cache.active_lengths, self.cache.extent, self.policy.dtype
+            ),
             past_key_values=self.cache,
             use_cache=True,
             **({"decode_plan": self.plan} if self.plan else {}),
@@ -264,20 +288,6 @@ class _Call:
             self.hidden[rows, drawn] = output.to(self.hidden.dtype)
         return self.policy.logits(output)
 
-    def _mask(self) -> Any:
-        """Additive `[B, 1, 1, extent]` mask that hides what lies beyond a row's own length (or before its window)."""
-        positions = torch.arange(self.cache.extent, device=self.last.device)[None]
-        lengths = self.cache.active_lengths[:, None]
-        dtype = self.policy.dtype
-
-        def additive(visible: Tensor) -> Tensor:
-            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
-
-        past = positions <= lengths
-        masks = {kind: additive(past & (positions > lengths - w) if w else past) for kind, w in self.windows.items()}
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
     def _advance(self, first: int, logits_BV: Tensor) -> None:
         """Draw a token for rows first.., record it, and take out the rows that ended."""
         part = slice(first, first + len(logits_BV))
@@ -287,10 +297,7 @@ class _Call:
         self.counts[part] += 1
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
         if not np.isfinite(logprobs).all():
-            raise EngineError(
-                "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
-                "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
-            )
+            raise EngineError(NOT_FINITE)
         is_eos = np.isin(tokens, self.eos)
         ended: list[int] = []
         for i, row in enumerate(self.rows[part]):
@@ -305,14 +312,9 @@ class _Call:
 
     def _hit_stop(self, row: _Row) -> bool:
         """Whether the newest token completes a stop string; it may have begun in the response before a pivot."""
-        # a token can bring several characters and a stop string several tokens: look at a tail that surely holds it
-        length = max(map(len, self.params.stop)) + 8
         request = self.requests[row.request]
         before = request.prefix[request.response_start :] if request.response_start is not None else ()
-        tail = [*before[max(0, len(before) + len(row.tokens) - length) :], *row.tokens[-length:]]
-        decode = self.policy.tokenizer.decode  # special tokens included: "<|im_end|>" is a fair stop string
-        text, without = decode(tail), decode(tail[:-1])
-        return any(text.count(stop) > without.count(stop) for stop in self.params.stop)
+        return completes_stop(self.policy.tokenizer, self.params.stop, before, row.tokens)
 
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
         if self.keep and self.hidden is not None and len(row.tokens) > 1:
@@ -342,30 +344,3 @@ class _Call:
                 self.rows[hole] = self.rows[mover]
         del self.rows[survivors:]
         self._plan()
-
-
-def _windows(policy: Policy) -> dict[str, int | None]:
-    """Layer type → sliding window (None: full attention), as the model's masks are keyed."""
-    config = policy.causal.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
-    if set(kinds) == {"full_attention"}:
-        return {"full_attention": None}
-    return {kind: window if kind != "full_attention" else None for kind in dict.fromkeys(kinds)}
-
-
-def _can_share(policy: Policy) -> bool:
-    """Whether the model's layers are known to attend through our function."""
-    return policy.verdict.packs and policy.causal.config._attn_implementation == tree_attention.NAME
-
-
-def _refuse_recurrent(policy: Policy) -> None:
-    config = policy.causal.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"} or not hasattr(config, "num_attention_heads"):
-        raise EngineError(
-            f"the model family {config.model_type!r} has layers {sorted(kinds) or 'without attention heads'}, whose state "
-            "cannot be shared between siblings by the embedded engine; use a model with full or sliding attention"
-        )

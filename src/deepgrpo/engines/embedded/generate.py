@@ -1,0 +1,231 @@
+"""The way for any other family: rows sampled by the model's own `generate`.
+
+The slots of `slots.py` hold keys and values, one per token. A model that carries a recurrent state, or keeps its cache
+otherwise, cannot be served from them. Its rows go through the public `generate` of transformers, which knows the cache of
+every family; only the choice of the token is ours. So a row draws what it would draw from slots: a function of its
+prefix, its key and the weights. What it costs: every row encodes its prefix itself, only prefixes of equal length share
+a batch (a recurrent state cannot skip padding), and a batch runs until its last row has ended.
+
+Shapes: B rows, P rows of a trial, T tokens, N sampled tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from deepgrpo.engines.base import SamplingParams
+from deepgrpo.engines.embedded.sampler import NOT_FINITE, draw
+from deepgrpo.engines.embedded.slot_gate import in_short, trial_lengths, trial_tokens, uncached_logits
+from deepgrpo.engines.embedded.stops import completes_stop
+from deepgrpo.errors import EngineError
+from deepgrpo.model.policy import Policy
+from deepgrpo.model.tree_gate import TOLERANCE
+from deepgrpo.records import Completion, FinishReason, SampleRequest
+from deepgrpo.rng import uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateWay:
+    """How the `generate` of a model has to be called to be right."""
+
+    use_cache: bool = True
+    """False: the whole row is encoded again for every token."""
+    together: bool = True
+    """False: one row at a time."""
+
+
+def sample_with_generate(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    params: SamplingParams,
+    max_rows: int,
+    *,
+    way: GenerateWay = GenerateWay(),
+) -> tuple[list[list[Completion]], int]:
+    """Continue every request once per key through the `generate` of the model.
+
+    Args:
+        policy: the policy, in evaluation mode; the caller opens its autocast.
+        requests: as in `engines.base.Engine.sample`, already checked.
+        params: the distribution that tokens are drawn from.
+        max_rows: most rows in one call of `generate`.
+        way: what `generate_way` found out about the model.
+
+    Returns:
+        the completions, one list per request in order, and how many prefix tokens were encoded: every row's own.
+        Raises EngineError if the logits are not finite, or if the model has no `generate`.
+    """
+    rows = [
+        _Row(r, request.prefix, key, request.max_new_tokens, _response(request))
+        for r, request in enumerate(requests)
+        for key in request.keys
+    ]
+    # rows of one limit together, as a batch runs as long as its longest row; siblings keep their order
+    rows.sort(key=lambda row: (len(row.prefix), row.limit))
+    size = max_rows if way.together else 1
+    for _, equal in groupby(rows, key=lambda row: len(row.prefix)):
+        group = list(equal)
+        for start in range(0, len(group), size):
+            _generate(policy, group[start : start + size], params, way.use_cache)
+    results: list[list[Completion]] = [[] for _ in requests]
+    for row in rows:
+        assert row.finish is not None
+        results[row.request].append(Completion(tuple(row.tokens), tuple(row.logprobs), row.finish))
+    return results, sum(len(row.prefix) for row in rows)
+
+
+def generate_way(policy: Policy) -> GenerateWay:
+    """Find the quickest way of `generate` whose log-probs are those of a forward pass over the whole row.
+
+    A cache may be ignored (the model then continues a text it never saw), be too short for its layers, or mix the rows
+    of a batch (RWKV in transformers 5.23). So each way is tried on a few short rows, in float32, as the learner would
+    read them. The policy must have float32 weights.
+
+    Raises EngineError if no way is right, most likely because the model is not causal.
+    """
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        ways = (GenerateWay(), GenerateWay(together=False), GenerateWay(use_cache=False))
+        for way in (*ways, GenerateWay(use_cache=False, together=False)):
+            objection = _objection(policy, way)
+            if objection is None:
+                return way
+    finally:
+        policy.model.train(training)
+    raise EngineError(
+        f"a model of the family {policy.causal.config.model_type!r} cannot be sampled: even one row at a time and without a "
+        f"cache, {objection}. Use a causal language model; a family that can be both needs is_decoder = true in its "
+        "config.json"
+    )
+
+
+def _objection(policy: Policy, way: GenerateWay) -> str | None:
+    """What goes wrong with `generate` this way, as a clause; None if nothing does."""
+    lengths = trial_lengths(policy)
+    # two rows of each length, as a batch has to keep them apart
+    ids_PT = trial_tokens(policy, 2 * len(lengths), max(lengths))
+    requests = [
+        SampleRequest(tuple(ids_T[:n].tolist()), (i,), 4)
+        for i, (ids_T, n) in enumerate(zip(ids_PT, (*lengths, *lengths), strict=True))
+    ]
+    try:
+        groups, _ = sample_with_generate(policy, requests, SamplingParams(), 2, way=way)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever a model's own code raises: this is not its way
+        return f"it raised {in_short(error)}"
+    for request, (completion,) in zip(requests, groups, strict=True):
+        ids_T = torch.tensor(request.prefix + completion.tokens, device=policy.device)
+        logprobs_NV = torch.log_softmax(uncached_logits(policy, ids_T[:-1], len(completion.tokens)).float(), -1)
+        logprobs_N = logprobs_NV.gather(1, ids_T[len(request.prefix) :, None]).squeeze(1)
+        if not np.allclose(completion.logprobs, logprobs_N.cpu(), rtol=0.0, atol=TOLERANCE):
+            return "its log-probs differ from those of a forward pass over the whole row"
+    return None
+
+
+@dataclass
+class _Row:
+    """A continuation that is being sampled."""
+
+    request: int
+    prefix: tuple[int, ...]
+    key: int
+    limit: int
+    before: tuple[int, ...]
+    """Tokens of the response that the prefix ends with."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+
+def _response(request: SampleRequest) -> tuple[int, ...]:
+    return request.prefix[request.response_start :] if request.response_start is not None else ()
+
+
+@torch.no_grad()
+def _generate(policy: Policy, rows: Sequence[_Row], params: SamplingParams, use_cache: bool) -> None:
+    """Sample rows of equal prefix length; the rows take the result."""
+    causal = policy.causal
+    if not hasattr(causal, "generate"):
+        raise EngineError(
+            f"the model family {causal.config.model_type!r} can be sampled neither from slots nor by a `generate` of its "
+            "own; use a causal language model of transformers"
+        )
+    ids_BT = torch.tensor([row.prefix for row in rows], device=policy.device)
+    choose = _Choose(policy, rows, params)
+    plain = GenerationConfig(
+        max_new_tokens=max(row.limit for row in rows), do_sample=False, use_cache=use_cache, disable_compile=True
+    )
+    # whatever our config leaves open, generate takes from the model's own: its penalties, its forced tokens, its EOS
+    own, causal.generation_config = causal.generation_config, plain
+    try:
+        causal.generate(
+            ids_BT,
+            # no token of a prefix is padding, even if it has the id of the padding token
+            attention_mask=torch.ones_like(ids_BT),
+            generation_config=plain,
+            logits_processor=LogitsProcessorList([choose]),
+            stopping_criteria=StoppingCriteriaList([_Ended(choose)]),
+        )
+    finally:
+        causal.generation_config = own
+
+
+class _Choose(LogitsProcessor):
+    """Draws the next token of every row, notes it, and leaves generate's argmax no other choice."""
+
+    def __init__(self, policy: Policy, rows: Sequence[_Row], params: SamplingParams) -> None:
+        self.rows, self.params, self.tokenizer = rows, params, policy.tokenizer
+        self.keys = np.array([row.key for row in rows], dtype=np.uint64)
+        self.eos = frozenset(policy.eos_ids)
+        self.steps = 0
+        self.ended_B = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        draws_B = torch.from_numpy(uniforms(self.keys, np.full(len(self.keys), self.steps))).to(scores.device)
+        tokens_B, logprobs_B = draw(scores, draws_B, self.params)
+        self.steps += 1
+        tokens, logprobs = tokens_B.tolist(), logprobs_B.tolist()
+        for row, token, logprob in zip(self.rows, tokens, logprobs, strict=True):
+            if row.finish is None:  # generate goes on feeding rows that ended: nobody looks
+                self._note(row, token, logprob)
+        self.ended_B = torch.tensor([row.finish is not None for row in self.rows], device=scores.device)
+        only: Any = torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
+        return only  # type: ignore[no-any-return]
+
+    def _note(self, row: _Row, token: int, logprob: float) -> None:
+        if not np.isfinite(logprob):
+            raise EngineError(NOT_FINITE)
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        if token in self.eos or completes_stop(self.tokenizer, self.params.stop, row.before, row.tokens):
+            row.finish = "stop"
+        elif len(row.tokens) >= row.limit:
+            row.finish = "length"
+
+
+class _Ended(StoppingCriteria):
+    """Tells generate which rows have ended."""
+
+    def __init__(self, choose: _Choose) -> None:
+        self.choose = choose
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+        ended: Any = self.choose.ended_B
+        return ended  # type: ignore[no-any-return]
+
+

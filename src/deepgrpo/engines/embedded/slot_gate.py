@@ -1,0 +1,181 @@
+"""May a model be decoded from slots, and may its rows share a prefix there? Asked of the model itself.
+
+A config does not tell: some families keep a state besides their keys, share keys between layers, change keys between
+cache and attention, number their positions by the shape of the batch, or ignore the cache that they are handed. So the
+model decodes a few rows of unequal length, in float32, as the engine would, and has to say what it says without a cache.
+
+Shapes: P rows of the trial, B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from deepgrpo.engines.embedded.slots import Prefix, SlotCache
+from deepgrpo.model import tree_attention
+from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
+from deepgrpo.model.policy import Policy
+from deepgrpo.model.tree_gate import TOLERANCE
+
+_STEPS = 2
+"""Decoding steps of the trial."""
+
+_LONGEST_WINDOW = {"cpu": 1024}
+"""Longest window that the trial reaches beyond; elsewhere 4,096. A longer one is believed as the config states it."""
+
+
+def windows_of(policy: Policy) -> dict[str, int | None]:
+    """Layer type → sliding window (None: full attention), as the model's masks are keyed."""
+    config = policy.causal.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
+    if set(kinds) == {"full_attention"}:
+        return {"full_attention": None}
+    return {kind: window if kind != "full_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def decoding_mask(windows: dict[str, int | None], lengths_B: Tensor, extent: int, dtype: torch.dtype) -> Any:
+    """Additive `[B, 1, 1, extent]` mask that hides what lies beyond a row's own length (or before its window).
+
+    One tensor, or one per layer type where they differ, as the model's forward takes them.
+    """
+    positions = torch.arange(extent, device=lengths_B.device)[None]
+    lengths = lengths_B[:, None]
+
+    def additive(visible: Tensor) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
+
+    past = positions <= lengths
+    masks = {kind: additive(past & (positions > lengths - w) if w else past) for kind, w in windows.items()}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def why_no_slots(policy: Policy) -> str | None:
+    """Why the policy's model cannot be decoded from slots, as a clause after its name; None if it can.
+
+    The policy must have float32 weights.
+    """
+    config = policy.causal.config
+    if getattr(config, "is_encoder_decoder", False):
+        return "is an encoder-decoder"
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"has layers of type {', '.join(sorted(kinds))}"
+    return _tried(policy, shared=False)
+
+
+def may_share(policy: Policy) -> bool:
+    """Whether rows may read a prefix where it is, by `decode_attention`, instead of a copy in their slots.
+
+    Only where all layers are known to attend through our function, and see everything before them. The policy must have
+    float32 weights.
+    """
+    ours = policy.verdict.packs and policy.causal.config._attn_implementation == tree_attention.NAME
+    if not ours or set(windows_of(policy).values()) != {None}:
+        return False
+    return _tried(policy, shared=True) is None
+
+
+def _tried(policy: Policy, *, shared: bool) -> str | None:
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        return _trial(policy, trial_lengths(policy), shared)
+    except Exception as error:  # whatever a model's own code raises: it cannot be decoded this way
+        return f"raised an error when it was tried ({in_short(error)})"
+    finally:
+        policy.model.train(training)
+
+
+def trial_lengths(policy: Policy) -> tuple[int, ...]:
+    """Prefix lengths of the trial's rows: short ones, and two that reach beyond the sliding window if there is one."""
+    config = policy.causal.config.get_text_config()
+    longest = min(_LONGEST_WINDOW.get(policy.device.type, 4096), policy.context - _STEPS - 7)
+    # by any name: a family that applies its window itself does not read our mask for it
+    found = [value for name, value in config.to_dict().items() if "window" in name and type(value) is int]
+    windows = [w for w in found if 1 < w <= longest]
+    return (5, 9, *((max(windows) + 2, max(windows) + 7) if windows else ()))
+
+
+def trial_tokens(policy: Policy, rows: int, length: int) -> Tensor:
+    """`[rows, length]` tokens, always the same."""
+    vocabulary = min(policy.causal.config.get_text_config().vocab_size, 1000)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def _trial(policy: Policy, lengths: Sequence[int], shared: bool) -> str | None:
+    """Decode rows of these prefix lengths and compare with forward passes that have no cache.
+
+    With `shared` the slots hold what is decoded alone, and every second row reads its prefix where it is.
+    """
+    device, layers = policy.device, policy.causal.config.get_text_config().num_hidden_layers
+    rows, width = len(lengths), max(lengths)
+    ids_PT = trial_tokens(policy, rows, width + _STEPS).to(device)
+    expected = torch.stack(
+        [uncached_logits(policy, ids_T[: n + _STEPS], 1 + _STEPS) for ids_T, n in zip(ids_PT, lengths, strict=True)]
+    )
+
+    filled = DynamicCache()
+    ends = torch.tensor([i * width + n - 1 for i, n in enumerate(lengths)], device=device)
+    output = policy.run(ends, input_ids=ids_PT[:, :width], past_key_values=filled, use_cache=True)
+    if len(filled.layers) != layers:
+        return f"fills {len(filled.layers)} of its {layers} layers when it is handed an empty cache"
+    for index, layer in enumerate(filled.layers):
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            shape = tuple(states.shape) if isinstance(states, Tensor) else None
+            if shape is None or len(shape) != 4 or (shape[0], shape[2]) != (rows, width):
+                return f"does not keep one key and value per token in layer {index}"
+    got = [policy.logits(output)]
+
+    cache = SlotCache(layers, rows, width + _STEPS, device, torch.float32)
+    groups: list[SharedPrefix] = []
+    for i, n in enumerate(lengths):
+        views = [(layer.keys[i, :, :n], layer.values[i, :, :n]) for layer in filled.layers]
+        slot = torch.tensor([i], device=device)
+        if shared and i % 2:
+            cache.attach(slot, Prefix(views, output[i]))
+            groups.append(SharedPrefix(slot, views))
+        else:
+            cache.fill(slot, Prefix(views, output[i]))
+    plan = {"decode_plan": DecodePlan(tuple(groups))} if shared else {}
+    windows = windows_of(policy)
+    for _ in range(_STEPS):
+        cache.begin_step(rows)
+        output = policy.run(
+            cache.rows,
+            input_ids=ids_PT.gather(1, cache.positions[:, None]),
+            position_ids=cache.positions[:, None],
+            attention_mask=decoding_mask(windows, cache.active_lengths, cache.extent, torch.float32),
+            past_key_values=cache,
+            use_cache=True,
+            **plan,
+        )
+        got.append(policy.logits(output))
+        cache.end_step()
+    difference = torch.log_softmax(torch.stack(got, 1).float(), -1) - torch.log_softmax(expected.float(), -1)
+    worst = float(difference.abs().max())
+    if worst < TOLERANCE:  # a NaN is no agreement
+        return None
+    return f"says something else when it decodes from slots: log-probs differ by {worst:.1e}"
+
+
+@torch.no_grad()
+def uncached_logits(policy: Policy, ids_T: Tensor, count: int) -> Tensor:
+    """Logits `[count, V]` of the last tokens of one row."""
+    last = torch.arange(len(ids_T) - count, len(ids_T), device=ids_T.device)
+    return policy.logits(policy.run(last, input_ids=ids_T[None], use_cache=False))
+
+
+def in_short(error: Exception) -> str:
+    """Type and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

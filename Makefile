@@ -3,17 +3,20 @@
 #   make demo    train a tiny model on this machine's CPU, a few minutes
 #   make test    what a change must pass: check, then the tests with their coverage
 #   make check   lint, types and import contracts alone
+#   make bench   the figures of docs/results/bench that are not there yet, about an hour and a half on two cores
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv and all caches (runs/ stays)
 #
-# Variables: PYTHON (python3), TORCH_INDEX (see scripts/setup.sh), ARGS (more arguments for pytest or the demo).
+# Variables: PYTHON (python3), TORCH_INDEX (see scripts/setup.sh), ARGS (more arguments for pytest or the demo),
+# BENCH_ARGS (more arguments for every benchmark).
 
 PYTHON ?= python3
 ARGS ?=
+BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check bench clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -38,6 +41,24 @@ check: setup
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+# A file per benchmark, written when it is done: an interrupted `make bench` goes on with the first that is missing, and
+# one that is deleted is measured again. Close everything else meanwhile.
+BENCH := docs/results/bench
+BENCH_learner-S := --repeats 5
+BENCH_learner-L := --repeats 3
+BENCH_logprobs-V := --repeats 5
+BENCH_sampling-S := --repeats 3
+BENCH_sampling-D := --repeats 2
+# a round takes some twenty minutes: beside that, what only a first round does is nothing
+BENCH_step-D := --repeats 2 --warmup 0 --no-memory
+BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D
+
+bench: $(BENCHMARKS:%=$(BENCH)/%.json)
+
+# the environment only has to be there: a newer one makes no figure wrong
+$(BENCH)/%.json: | .venv/.stamp-dev
+	$(BIN)/deepgrpo bench $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -5,6 +5,7 @@
     deepgrpo recipes [NAME]                            the recipes that come along
     deepgrpo doctor MODEL                              what can be done with a model
     deepgrpo bench PART --workload S                   times of a step's parts, side by side
+    deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
 
 Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
 With DEEPGRPO_DEBUG=1 in the environment an error shows its traceback.
@@ -26,7 +27,7 @@ from deepgrpo.config import Config, load_recipe
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.keys import describe_keys, section_names
-from deepgrpo.lab.options import BenchOptions, DoctorOptions
+from deepgrpo.lab.options import BenchOptions, DoctorOptions, ProfileOptions
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -100,8 +101,14 @@ def _run(arguments: list[str]) -> int:
             config=_STYLE,
         )
         return _train(options, overrides)
+    overrides = []
+    if arguments[:1] == ["profile"]:
+        arguments, overrides = split_overrides(arguments)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions, "bench": BenchOptions},
+        {
+            "train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions, "bench": BenchOptions,
+            "profile": ProfileOptions,
+        },
         prog="deepgrpo",
         description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
         args=arguments or ["--help"],
@@ -117,6 +124,10 @@ def _run(arguments: list[str]) -> int:
         from deepgrpo.lab.bench import run_bench
 
         return run_bench(command)
+    if isinstance(command, ProfileOptions):
+        from deepgrpo.lab.profile import run_profile
+
+        return run_profile(command, overrides)
     from deepgrpo.eval.command import evaluate_model
 
     return evaluate_model(command)

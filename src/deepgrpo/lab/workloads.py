@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from deepgrpo import rng
 from deepgrpo.config import PretrainedModel
 from deepgrpo.model.policy import Policy, load_policy
-from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
 
 WorkloadName = Literal["S", "L", "V", "D"]
 
@@ -115,3 +116,24 @@ def build_trees(workload: Workload, seed: int = 1) -> list[Tree]:
             tree = tree.add([Pivot(parent, workload.pivot, workload.branches, ratio=workload.depth)], kids)
         trees.append(tree)
     return trees
+
+
+def main_requests(workload: Workload, trees: Sequence[Tree]) -> list[SampleRequest]:
+    """The rollouts of a step, one request per prompt."""
+    return [
+        SampleRequest(tree.prompt.tokens, tuple(rng.key(i, s) for s in range(workload.rollouts)), workload.response)
+        for i, tree in enumerate(trees)
+    ]
+
+
+def branch_requests(
+    workload: Workload, trees: Sequence[Tree], groups: Sequence[Sequence[Completion]]
+) -> list[SampleRequest]:
+    """Branches of each tree's failed rollouts, from what was sampled for it."""
+    return [
+        SampleRequest(
+            tree.prompt.tokens + group[s].tokens[: workload.pivot],
+            tuple(rng.key("b", i, s, k) for k in range(workload.branches)), workload.branch,
+        )
+        for i, (tree, group) in enumerate(zip(trees, groups, strict=True)) for s in range(workload.failed)
+    ]  # fmt: skip

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError
 from deepgrpo.model import tree_attention
+from deepgrpo.model.head import Head, find_head
 from deepgrpo.model.logprobs import chunked_logprobs
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import Verdict, judge_model
@@ -43,11 +44,18 @@ class Policy:
     version: int = 0
     verdict: Verdict = field(default_factory=lambda: Verdict(False, "learner.tree_packing is off"))
     """Whether the learner may pack trees; see `try_tree_packing`."""
-    plain_head: bool = field(init=False)
-    """Whether logits are just the output layer of the last hidden state; if not, full logits are computed."""
+    head: Head | None = field(init=False)
+    """How logits come from the last hidden state; None if they do in no way we know, and full logits are computed."""
+    head_reason: str = field(init=False)
+    """Why there is no `head`; empty if there is one."""
 
     def __post_init__(self) -> None:
-        self.plain_head = self._head_is_plain()
+        self.head, self.head_reason = find_head(self.causal)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether `run` gives hidden states, of which log-probs are made chunk by chunk, and not full logits."""
+        return self.head is not None
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +81,7 @@ class Policy:
     def run(self, rows: Tensor, **inputs: Any) -> Tensor:
         """Run the model and return what it says at `rows` `[N]`, which index the flattened `[B * T]` positions.
 
-        That is the last hidden state `[N, H]`, or the logits `[N, V]` if the head is not plain; `logits` takes both.
+        That is the last hidden state `[N, H]`, or the logits `[N, V]` if there is no `head`; `logits` takes both.
         """
         output = self.causal.base_model(**inputs).last_hidden_state if self.plain_head else self.causal(**inputs).logits
         selected: Tensor = output.flatten(0, 1)[rows]
@@ -81,10 +89,10 @@ class Policy:
 
     def logits(self, output: Tensor) -> Tensor:
         """Logits `[N, V]` of what `run` returned."""
-        if not self.plain_head:
+        if self.head is None:
             return output
-        head = self.causal.get_output_embeddings()
-        return F.linear(output, head.weight, head.bias)
+        layer = self.causal.get_output_embeddings()
+        return self.head.finish(F.linear(output, layer.weight, layer.bias))
 
     def logprobs(
         self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor, *, temperature: float, with_entropy: bool = False,
@@ -104,7 +112,7 @@ class Policy:
             inputs |= {"position_ids": positions_BT, "tree_plan": TreePlan(tuple(segments), self.verdict.backend)}
             maskless = tree_attention.without_mask()
         with self.autocast(), maskless:
-            if not self.plain_head:
+            if self.head is None:
                 logits_NV = self.run(rows_N, **inputs).float() / temperature
                 log_p_NV = torch.log_softmax(logits_NV, -1)
                 logprob_N = log_p_NV.gather(1, target_N[:, None]).squeeze(1)
@@ -112,9 +120,9 @@ class Policy:
                     entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if with_entropy else torch.zeros_like(logprob_N)
                 return logprob_N, entropy_N
             hidden_NH = self.run(rows_N, **inputs)
-        head = self.causal.get_output_embeddings()
+        layer = self.causal.get_output_embeddings()
         return chunked_logprobs(
-            hidden_NH, head.weight, head.bias, target_N,
+            hidden_NH, layer.weight, layer.bias, target_N, scale=self.head.scale, softcap=self.head.softcap,
             temperature=temperature, chunk=self.logprob_chunk, with_entropy=with_entropy,
         )  # fmt: skip
 
@@ -167,25 +175,6 @@ class Policy:
             set_peft_model_state_dict(self.model, stored)
         except RuntimeError as error:
             raise _does_not_fit(directory, _first_line(error)) from error
-
-    def _head_is_plain(self) -> bool:
-        """Try on a few tokens whether logits equal the output layer applied to the last hidden state.
-
-        Some families scale or soft-cap their logits, some have no separate backbone: for them a plain product would be
-        silently wrong, so the question is put to the model and not to a list of names.
-        """
-        causal = self.causal
-        head = causal.get_output_embeddings()
-        if type(head) is not nn.Linear or causal.base_model is causal:
-            return False
-        ids = torch.arange(4, device=self.device)[None] % head.weight.shape[0]
-        training = causal.training
-        with torch.no_grad():
-            causal.eval()
-            expected = causal(input_ids=ids, use_cache=False).logits
-            got = F.linear(causal.base_model(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
-            causal.train(training)
-        return bool(torch.allclose(expected.float(), got.float(), rtol=1e-4, atol=1e-4))
 
 
 def _does_not_fit(directory: Path, why: str) -> ModelError:

@@ -9,6 +9,7 @@ tree attention, one with a `decode_plan` through `decode_attention`, any other o
 so one model serves sampling and learning.
 
     cascade   the blocks by the flash kernels of the CPU, merged with their log-sum-exp; backward by the same kernels
+    flex      one fused kernel over the blocks in which somebody sees somebody; backward on CUDA only (flex_attention.py)
     gather    public API only: for each segment its path's keys are gathered and SDPA is called (any device)
     dense     one SDPA call with a mask of all tokens by all tokens: the oracle of the tests
 
@@ -26,13 +27,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
+from deepgrpo.model import flex_attention as flex
 from deepgrpo.model.decode_attention import DecodePlan, decode_attention
 
 NAME = "deepgrpo"
 """The name under which transformers knows these functions."""
 
-Backend = Literal["cascade", "gather", "dense"]
+Backend = Literal["cascade", "flex", "gather", "dense"]
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -48,8 +51,10 @@ class TreePlan:
     segments: tuple[tuple[int, int, int, int], ...]
     """(start, end, until, parent) of each segment, parents first."""
     backend: Backend = "cascade"
-    seen: list[tuple[int, int | None]] | None = field(default=None, compare=False)
-    """If it is a list, each layer that attends appends (its id, its window): the proof that all of them came through."""
+    seen: list[tuple[torch.nn.Module, int | None]] | None = field(default=None, compare=False)
+    """If it is a list, each layer that attends appends (itself, its window): the proof that all of them came through."""
+    masks: dict[torch.device, BlockMask] = field(default_factory=dict, compare=False, repr=False)
+    """What `flex_attention` made of the segments: made by the first layer, used by all, gone with the plan."""
 
 
 def cascade_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
@@ -141,6 +146,14 @@ def gather_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, 
     return torch.cat(outputs, 2)
 
 
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
+    """Tree attention by torch's flex attention, `[1, H, S, d]`: forward anywhere, backward on CUDA."""
+    mask = plan.masks.get(query.device)
+    if mask is None:
+        mask = plan.masks[query.device] = flex.block_mask(plan.segments, query.shape[2], query.device)
+    return flex.attend(query, key, value, mask, scale)
+
+
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
     """Tree attention by one call with a mask `[S, S]`: slow and obvious, `[1, H, S, d]`."""
     groups = query.shape[1] // key.shape[1]
@@ -158,7 +171,7 @@ def visibility(plan: TreePlan, length: int) -> Tensor:
     return (index[None, :] <= index[:, None]) & (index[:, None] < until[None, :])
 
 
-_BACKENDS = {"cascade": cascade_attention, "gather": gather_attention, "dense": dense_attention}
+_BACKENDS = {"cascade": cascade_attention, "flex": flex_attention, "gather": gather_attention, "dense": dense_attention}
 
 
 def attention_forward(
@@ -185,7 +198,7 @@ def attention_forward(
     if attention_mask is not None or dropout:
         raise NotImplementedError("tree attention takes neither a mask nor dropout")
     if tree_plan.seen is not None:
-        tree_plan.seen.append((id(module), kwargs.get("sliding_window")))
+        tree_plan.seen.append((module, kwargs.get("sliding_window")))
     if torch.is_autocast_enabled(query.device.type):
         # rotary embeddings promote to float32; operators that are called directly are not cast by autocast
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -234,9 +247,11 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask_function)
 
 
-def default_backend(device: torch.device) -> Backend:
-    """The quickest back-end that runs there."""
-    return "cascade" if device.type == "cpu" else "gather"
+def backends(device: torch.device) -> tuple[Backend, ...]:
+    """The back-ends that are worth a try there, the quickest first; the gate takes the first that proves itself."""
+    # cascade knows heads of one size only, flex not every size; gather takes whatever SDPA takes
+    quickest: dict[str, tuple[Backend, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
+    return (*quickest.get(device.type, ()), "gather")
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:

@@ -83,6 +83,8 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
     kept = 2 if config.learner.gradient_checkpointing else 12 + 4 * intermediate // hidden
     tokens = config.learner.token_budget
     adapters = trained < every
+    # logits, their softmax and its gradient; all rows of a pass at once where the head is not known
+    rows = config.learner.logprob_chunk if policy.plain_head else tokens
     per_token = layers * 2 * heads * width * stored
     rollouts = config.run.prompts_per_step * config.explore.num_rollouts
     keeps = config.explore.most_branches > 0 and policy.plain_head
@@ -95,7 +97,7 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
         cache=config.engine.max_rows * slot_length * per_token,
         # keys, values and last hidden states, up to engine.keep_mb
         kept=min(config.engine.keep_mb * 2**20, rollouts * slot_length * (per_token + hidden * stored)) if keeps else 0,
-        activations=tokens * layers * hidden * kept * value + 3 * config.learner.logprob_chunk * shape.vocab_size * 4,
+        activations=tokens * layers * hidden * kept * value + 3 * rows * shape.vocab_size * 4,
     )
 
 

@@ -132,6 +132,8 @@ class Run:
         verdict = self.policy.verdict
         if self.config.learner.tree_packing == "auto" and not verdict.packs:
             parts.append(f"one row per path ({verdict.reason}): every shared prefix is forwarded again for each branch")
+        if not self.policy.plain_head:
+            parts.append(f"log-probs from full logits ({self.policy.head_reason}): [tokens, vocabulary] is held at once")
         lines = [" · ".join(parts)]
         if self.engine.remark:
             lines.append(self.engine.remark)

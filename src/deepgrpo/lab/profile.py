@@ -1,0 +1,254 @@
+"""Where the seconds of a training step go, and what bounds them.
+
+A few steps are timed as they are; one more is taken under torch's profiler, which tells the kinds of operators within
+sampling and learning. What no operator accounts for is Python and dispatch. Matrix products are set against the speed
+that this machine reaches on a large square product and on a copy: the nearer of the two is their bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from deepgrpo import shipped
+from deepgrpo.config import Config, load_recipe
+from deepgrpo.lab.machine import machine_and_versions
+from deepgrpo.lab.options import ProfileOptions
+from deepgrpo.prompts.source import Cursor
+from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.train.health import HealthState
+from deepgrpo.train.loop import train_step
+from deepgrpo.train.setup import Run, open_run
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_")
+KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("matrix products", (*PRODUCTS, "mkldnn", "aten::_mkldnn")),
+    ("attention", ("aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_attention")),
+    ("softmax and draw", ("aten::_softmax", "aten::_log_softmax", "aten::cumsum", "aten::searchsorted", "aten::logsumexp",
+                          "aten::argmax", "aten::sort")),
+    ("optimizer", ("aten::_fused_adam", "aten::_foreach", "Optimizer.step")),
+    ("copies and indexing", ("aten::copy_", "aten::cat", "aten::index", "aten::_index_put", "aten::gather", "aten::fill_",
+                             "aten::zero_", "aten::scatter", "aten::embedding")),
+)  # fmt: skip
+OTHER, PYTHON = "other operators", "Python and dispatch"
+
+
+@dataclass(slots=True)
+class PhaseProfile:
+    """One phase of the profiled step."""
+
+    wall_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds by kind of operator."""
+    operations: float = 0.0
+    """Floating point operations of the matrix products."""
+    bytes: float = 0.0
+    """What they read and write, if nothing stays in a cache between them."""
+
+    def shares(self) -> dict[str, float]:
+        """Kind → share of the phase, Python included; sums to 1."""
+        known = sum(self.seconds.values())
+        whole = max(self.wall_s, known)
+        return {kind: s / whole for kind, s in self.seconds.items()} | {PYTHON: max(0.0, whole - known) / whole}
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """What this machine reaches on work of one kind."""
+
+    operations_per_s: float
+    bytes_per_s: float
+
+
+def run_profile(
+    options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None
+) -> int:
+    """Profile a recipe, or a run from its newest checkpoint on; nothing is written there. Returns the exit code."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
+    out = console or Console(highlight=False)
+    config, resume = _config_of(options.what, overrides)
+    run = open_run(config, resume)
+    try:
+        state = run.restore() if resume else _fresh(run)
+        result = profile_steps(run, state, options.steps)
+    finally:
+        run.close()
+    result |= {"what": config.run.name, **machine_and_versions()}
+    _show(out, result)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Path | None]:
+    """The recipe without what is no part of a step: evaluations and logs of trees."""
+    stored = Path(what) / "config.toml"
+    resume = Path(what) if stored.is_file() else None
+    config = load_recipe(stored if resume else shipped.find_recipe(what), overrides)
+    quiet = {
+        "eval": config.eval.model_copy(update={"every": None}), "log": config.log.model_copy(update={"trees_every": None})
+    }  # fmt: skip
+    if resume is None:
+        # a name that no run has, as nothing is written
+        quiet["run"] = config.run.model_copy(update={"name": f"{config.run.name}-profile"})
+    return config.model_copy(update=quiet), resume
+
+
+def _fresh(run: Run) -> TrainState:
+    run.freeze_reference()
+    return TrainState(cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict())
+
+
+def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:
+    """Take `steps` + 2 training steps: one to warm up, `steps` that are timed, one under the profiler."""
+    state, _ = train_step(run, state)
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(steps):
+        began = time.perf_counter()
+        state, report = train_step(run, state)
+        whole = time.perf_counter() - began
+        figures: Any = report.metrics
+        for phase in ("sample", "reward", "learn"):
+            times[phase].append(figures[f"time/{phase}"])
+        times["other"].append(whole - sum(times[phase][-1] for phase in ("sample", "reward", "learn")))
+        times["step"].append(whole)
+        times["sampled_tokens"].append(figures["sampled_tokens"])
+    phases = {"sample": PhaseProfile(), "learn": PhaseProfile()}
+    watched_sample, watched_update = run.engine.sample, run.learner.update
+    run.engine.sample = _watched(watched_sample, phases["sample"], run.config.engine_dtype)  # type: ignore[method-assign]
+    run.learner.update = _watched(watched_update, phases["learn"], run.config.learner.dtype)  # type: ignore[method-assign]
+    try:
+        train_step(run, state)
+    finally:
+        run.engine.sample, run.learner.update = watched_sample, watched_update  # type: ignore[method-assign]
+    dtypes = {"sample": run.config.engine_dtype, "learn": run.config.learner.dtype}
+    peaks = {dtype: measure_peak(dtype) for dtype in set(dtypes.values())}
+    return {
+        "seconds": {phase: statistics.median(values) for phase, values in times.items() if phase != "sampled_tokens"},
+        "sampled_tokens": statistics.median(times["sampled_tokens"]),
+        "threads": torch.get_num_threads(),
+        "phases": {name: _phase(each, peaks[dtypes[name]], dtypes[name]) for name, each in phases.items()},
+    }
+
+
+def _watched(function: Callable[..., Any], into: PhaseProfile, dtype: str) -> Callable[..., Any]:
+    width = 2 if dtype == "bfloat16" else 4
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+            began = time.perf_counter()
+            result = function(*args, **kwargs)
+            into.wall_s += time.perf_counter() - began
+        _add(into, recorded.key_averages(group_by_input_shape=True), width)
+        return result
+
+    return watched
+
+
+def _add(into: PhaseProfile, averages: Iterable[Any], width: int) -> None:
+    for each in averages:
+        into.seconds[kind_of(each.key)] += each.self_cpu_time_total / 1e6
+        if each.key in PRODUCTS:
+            operations, numbers = product_cost([s for s in each.input_shapes if s])
+            into.operations += operations * each.count
+            into.bytes += numbers * width * each.count
+
+
+def kind_of(operator: str) -> str:
+    """The kind of an operator, by its name."""
+    for kind, beginnings in KINDS:
+        if operator.startswith(beginnings):
+            return kind
+    return OTHER
+
+
+def product_cost(shapes: list[list[int]]) -> tuple[float, float]:
+    """Operations and numbers touched of one matrix product, from the shapes of its inputs (the last two are factors).
+
+    `[M, K] @ [K, N]`: 2·M·K·N operations; M·K + K·N + M·N numbers.
+
+    >>> product_cost([[2, 3], [3, 5]])
+    (60.0, 31.0)
+    """
+    left, right = [s for s in shapes if len(s) in (2, 3)][-2:]
+    batch = left[0] if len(left) == 3 else 1
+    m, k, n = left[-2], left[-1], right[-1]
+    return float(batch * 2 * m * k * n), float(batch * (m * k + k * n + m * n))
+
+
+def measure_peak(dtype: str, size: int = 1536, copied_mb: int = 256) -> Peak:
+    """The best of a few large products, and of a few copies of a large block."""
+    kind = getattr(torch, dtype)
+    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
+    block = torch.zeros(copied_mb * 2**18)
+    target = torch.empty_like(block)
+
+    def best(work: Callable[[], object]) -> float:
+        work()
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    product, copied = best(lambda: a @ b), best(lambda: target.copy_(block))
+    return Peak(2 * size**3 / product, 2 * copied_mb * 2**20 / copied)  # a copy reads and writes
+
+
+def _phase(each: PhaseProfile, peak: Peak, dtype: str) -> dict[str, Any]:
+    products = each.seconds.get("matrix products", 0.0)
+    rates = (each.operations / products, each.bytes / products) if products else (0.0, 0.0)
+    return {
+        "dtype": dtype,
+        "shares": each.shares(),
+        "products": {
+            "gflop_per_s": rates[0] / 1e9, "share_of_peak": rates[0] / peak.operations_per_s,
+            "gb_per_s": rates[1] / 1e9, "share_of_bandwidth": rates[1] / peak.bytes_per_s,
+        },
+    }  # fmt: skip
+
+
+def _show(out: Console, result: dict[str, Any]) -> None:
+    seconds = result["seconds"]
+    out.print(f"{result['what']}: a step, {result['threads']} threads")
+    table = Table()
+    for column in ("phase", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in ("sample", "reward", "learn", "other", "step"):
+        table.add_row(phase, f"{seconds[phase]:.2f}", f"{seconds[phase] / seconds['step']:.0%}")
+    out.print(table)
+    out.print(f"{result['sampled_tokens']:,.0f} tokens sampled, {result['sampled_tokens'] / seconds['sample']:,.0f} a second")
+    out.print("within a phase, under the profiler")
+    table = Table()
+    table.add_column("kind of work")
+    for name, phase in result["phases"].items():
+        table.add_column(f"{name} ({phase['dtype']})", justify="right")
+    kinds = [kind for kind, _ in KINDS] + [OTHER, PYTHON]
+    for kind in kinds:
+        table.add_row(kind, *(f"{phase['shares'].get(kind, 0.0):.0%}" for phase in result["phases"].values()))
+    out.print(table)
+    for name, phase in result["phases"].items():
+        rate = phase["products"]
+        if not rate["gflop_per_s"]:
+            out.print(f"{name}: no matrix product in the profiled step (no group had both rewards?)")
+            continue
+        near = "arithmetic" if rate["share_of_peak"] >= rate["share_of_bandwidth"] else "reading weights"
+        out.print(
+            f"{name}: matrix products at {rate['gflop_per_s']:,.0f} GFLOP/s ({rate['share_of_peak']:.0%} of a large square "
+            f"one) and {rate['gb_per_s']:.1f} GB/s ({rate['share_of_bandwidth']:.0%} of a copy): bound by {near}",
+            soft_wrap=True,
+        )

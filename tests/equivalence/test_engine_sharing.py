@@ -57,6 +57,7 @@ def _requests(policy: Policy, lengths: tuple[int, ...] = (4, 17, 30), siblings: 
 
 @pytest.fixture
 def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "SHARED_COPIES", 1)
     monkeypatch.setattr(engine_module, "SHARED_TOKENS", 10)  # so the request of 4 tokens gets copies: both kinds at once
 
 
@@ -142,6 +143,17 @@ def _count_plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(engine_module, "DecodePlan", counted)
     return calls
+
+
+def test_short_prefixes_and_few_siblings_get_copies() -> None:
+    """Reading a prefix where it is pays from 256 tokens, and 2,048 tokens of copies, on."""
+    policy, kept = _policy(), EmbeddedEngine(_policy()).kept
+    policy.context = 1024
+    cases = {(255, 64): False, (256, 7): False, (256, 8): True, (1000, 2): False, (1000, 3): True}
+    requests = [SampleRequest((3,) * length, tuple(range(count)), 1) for length, count in cases]
+    call = engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, True)
+    assert call.shares == list(cases.values())
+    assert not any(engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, False).shares)
 
 
 @pytest.mark.usefixtures("always_shared")

@@ -508,8 +508,11 @@ class LearnerConfig(Section):
     """Forward every shared prefix once. auto: if the model proves that it can; on: else an error; off: a row per path."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    logprob_chunk: PositiveInt = 512
+    logprob_chunk: PositiveInt = 256
     """Rows of logits that exist at a time."""
+    logprob_keep_mb: Annotated[int, Field(ge=0)] = 256
+    """Memory for logits that the backward pass need not compute again, in MiB; more saves up to a quarter of the output
+    layer's work."""
 
 
 # ---------------------------------------------------------------- run

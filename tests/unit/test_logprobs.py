@@ -45,13 +45,15 @@ def test_values_and_gradients_are_those_of_autograd(
     apart, upstream = make(7, 5).requires_grad_(), make(7)
     ids, target = torch.randint(0, 11, (7,)), torch.randint(0, 11, (7,))
     leaves = [weight, mix, *([bias] if bias is not None else []), *([] if tied else [apart])]
-    for temperature, with_entropy in itertools.product((1.0, 0.7), (False, True)):
+    # nothing kept, one of three chunks kept (a chunk of 3 rows has 264 bytes), all kept
+    for temperature, with_entropy, keep in itertools.product((1.0, 0.7), (False, True), (0, 300, 2**20)):
         hidden = (weight[ids] if tied else apart) @ mix
         expected, entropy = naive(hidden, weight, bias, target, scale, softcap, temperature)
         slow = torch.autograd.grad((expected * upstream).sum(), leaves, retain_graph=True)
         got, got_entropy = chunked_logprobs(
             hidden, weight, bias, target,
             scale=scale, softcap=softcap, temperature=temperature, chunk=3, with_entropy=with_entropy,
+            keep_bytes=keep,
         )  # fmt: skip
         quick = torch.autograd.grad((got * upstream).sum(), leaves)
         assert torch.allclose(got, expected, **EXACT)
@@ -150,3 +152,25 @@ def test_how_many_chunks_of_logits_are_held(
     with Held(8 * 97) as held:
         logprobs.sum().backward()
     assert held.most == backward
+
+
+def test_no_more_is_kept_than_was_allowed_and_nothing_without_gradient() -> None:
+    hidden, weight = torch.randn(40, 6, requires_grad=True), torch.randn(97, 6, requires_grad=True)
+    target = torch.randint(0, 97, (40,))
+    size = 8 * 97 * 4
+    with Held(8 * 97) as held:
+        chunked_logprobs(hidden, weight, None, target, chunk=8, keep_bytes=2 * size + 5)
+    assert held.most == 3  # two that are kept, and the one at work
+    with torch.no_grad(), Held(8 * 97) as held:
+        chunked_logprobs(hidden, weight, None, target, chunk=8, keep_bytes=2 * size + 5)
+    assert held.most == 1
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 6, requires_grad=True), torch.randn(17, 6, requires_grad=True)
+    logprobs, _ = chunked_logprobs(hidden, weight, None, torch.randint(0, 17, (9,)), chunk=4, keep_bytes=2**20)
+    first = torch.autograd.grad(logprobs.sum(), [hidden, weight], retain_graph=True)
+    again = torch.autograd.grad(logprobs.sum(), [hidden, weight])
+    for a, b in zip(first, again, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)

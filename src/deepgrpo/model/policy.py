@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -40,7 +39,10 @@ class Policy:
     context: int
     """Longest prompt plus response, in tokens."""
     dtype: torch.dtype = torch.float32
-    logprob_chunk: int = 512
+    logprob_chunk: int = 256
+    """Rows of logits that exist at a time."""
+    logprob_keep: int = 2**28
+    """Bytes of logits that are kept from the forward to the backward pass."""
     version: int = 0
     verdict: Verdict = field(default_factory=lambda: Verdict(False, "learner.tree_packing is off"))
     """Whether the learner may pack trees; see `try_tree_packing`."""
@@ -91,8 +93,7 @@ class Policy:
         """Logits `[N, V]` of what `run` returned."""
         if self.head is None:
             return output
-        layer = self.causal.get_output_embeddings()
-        return self.head.finish(F.linear(output, layer.weight, layer.bias))
+        return self.head.finish(self.causal.get_output_embeddings()(output))
 
     def logprobs(
         self, input_ids_BT: Tensor, rows_N: Tensor, target_N: Tensor, *, temperature: float, with_entropy: bool = False,
@@ -123,7 +124,7 @@ class Policy:
         layer = self.causal.get_output_embeddings()
         return chunked_logprobs(
             hidden_NH, layer.weight, layer.bias, target_N, scale=self.head.scale, softcap=self.head.softcap,
-            temperature=temperature, chunk=self.logprob_chunk, with_entropy=with_entropy,
+            temperature=temperature, chunk=self.logprob_chunk, with_entropy=with_entropy, keep_bytes=self.logprob_keep,
         )  # fmt: skip
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -211,7 +212,7 @@ class Reference:
 
 
 def load_policy(
-    config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 512
+    config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 256
 ) -> Policy:
     """Load a pretrained model and its tokenizer. New adapters are drawn from torch's global random stream.
 
@@ -281,7 +282,7 @@ def load_policy(
 
 def scratch_policy(
     config: ScratchModel, tokenizer: Any, *, seed: int, device: str = "cpu", dtype: str = "float32",
-    logprob_chunk: int = 512,
+    logprob_chunk: int = 256,
 ) -> Policy:  # fmt: skip
     """A Llama-shaped model with random weights for a given tokenizer; the same weights for the same seed."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -224,6 +224,7 @@ def build_policy(config: Config) -> Policy:
     else:
         assert isinstance(config.model, PretrainedModel)
         policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    policy.logprob_keep = learner.logprob_keep_mb * 2**20
     if learner.tree_packing != "off":
         verdict = policy.try_tree_packing()
         if not verdict.packs and learner.tree_packing == "on":

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from deepgrpo.engines.embedded.packed import PackedLinear, packs
 from deepgrpo.model.policy import Policy
 
 
@@ -41,21 +42,60 @@ class EngineWeights:
             return plain
         if self._copy is None:
             self._copy = copy.copy(self.policy)
-            self._copy.model, self._copy.dtype = _converted(self.policy.model, self.dtype), self.dtype
-        # at every call and unasked: reading all weights once costs less than a single decoding step, and nobody has to
+            self._copy.model, self._copy.dtype = _converted(self.policy, self.dtype), self.dtype
+            return self._copy
+        # at every call and unasked: reading all weights once costs less than a few decoding steps, and nobody has to
         # tell the engine who moved them (an optimizer, a checkpoint, a warm start)
-        for own, source in zip(self._copy.model.parameters(), self.policy.model.parameters(), strict=True):
-            own.copy_(source)
+        sources = dict(self.policy.model.named_parameters())
+        for name, own in self._copy.model.named_parameters():
+            own.copy_(sources[name])
+        for module in self._copy.model.modules():
+            if isinstance(module, PackedLinear):
+                module.refresh()
         return self._copy
 
 
-def _converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy whose parameters have another dtype.
+def _converted(policy: Policy, dtype: torch.dtype) -> nn.Module:
+    """A frozen copy whose parameters have another dtype, its linear layers packed where that works.
 
     Buffers stay as they are: the frequencies of rotary embeddings lose their positions in bfloat16.
     """
     # parameters are handed to deepcopy ready-made, so that no second float32 copy exists on the way
-    ready = {
-        id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()
-    }
-    return copy.deepcopy(model, dict(ready)).eval()
+    ready = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in policy.model.parameters()}
+    plain = copy.deepcopy(policy.model, dict(ready)).eval()
+    if packs(policy.device, dtype):
+        packed = _packed(plain, policy.model, dtype)
+        if _agree(policy, plain, packed):
+            return packed
+    return plain
+
+
+def _packed(plain: nn.Module, source: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`plain` with its linear layers replaced; what is not replaced is shared with it."""
+    layers = dict(source.named_modules())
+    memo: dict[int, object] = {id(p): p for p in plain.parameters()}
+    for name, module in plain.named_modules():
+        # adapters are asked for their weights by peft, and are too small to be worth it
+        if type(module) is nn.Linear and "lora_" not in name:
+            layer = layers[name]
+            assert isinstance(layer, nn.Linear)
+            memo[id(module)] = PackedLinear(layer, dtype)
+    return copy.deepcopy(plain, memo)
+
+
+@torch.no_grad()
+def _agree(policy: Policy, plain: nn.Module, packed: nn.Module) -> bool:
+    """Whether both say the same of a few tokens: some families look at a layer's weight beside calling it."""
+    vocabulary = policy.causal.config.get_text_config().vocab_size
+    ids = torch.arange(6, device=policy.device)[None] % vocabulary
+    said = []
+    for model in (plain, packed):
+        trial = copy.copy(policy)
+        trial.model = model
+        rows = torch.arange(6, device=policy.device)
+        try:
+            said.append(torch.log_softmax(trial.logits(trial.run(rows, input_ids=ids, use_cache=False)).float(), -1))
+        except Exception:  # whatever a model's own code raises: it is left as it was
+            return False
+    # both round to bfloat16, in another order: they differ by what it rounds, and not by units
+    return bool((said[0] - said[1]).abs().max() < 0.02 * said[0].abs().max())

@@ -9,6 +9,8 @@ from deepgrpo.model.logprobs import chunked_logprobs
 
 WIDTH = 512
 """Hidden size."""
+CHUNK, KEEP = 256, 2**28
+"""The learner's defaults: rows at a time, and bytes that are kept for the backward pass."""
 
 
 def logprobs_suite(setting: Setting) -> Suite:
@@ -30,13 +32,13 @@ def logprobs_suite(setting: Setting) -> Suite:
 
     def chunked() -> int:
         clear()
-        chunked_logprobs(hidden, weight, None, target, chunk=256)[0].mean().backward()
+        chunked_logprobs(hidden, weight, None, target, chunk=CHUNK, keep_bytes=KEEP)[0].mean().backward()
         return rows
 
     return Suite(
         baseline="full_logits",
         offers=[
             Offer("full_logits", lambda: Arm("full_logits", full, "log_softmax of all logits of the selected rows")),
-            Offer("chunked", lambda: Arm("chunked", chunked, "256 rows of logits at a time, own backward")),
+            Offer("chunked", lambda: Arm("chunked", chunked, "256 rows of logits at a time, 256 MiB kept, own backward")),
         ],
     )

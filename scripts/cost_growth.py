@@ -25,7 +25,7 @@ from deepgrpo.lab.parts.learner import learner_suite
 from deepgrpo.lab.workloads import WORKLOADS, Workload, build_policy, build_trees
 from deepgrpo.records import ROOT, Tree
 
-POINTS: dict[str, tuple[int, ...]] = {"branches": (1, 2, 4, 8, 16, 32), "response": (128, 256, 512, 1024, 2048)}
+POINTS: dict[str, tuple[int, ...]] = {"branches": (2, 4, 8, 16, 32), "response": (128, 256, 512, 1024, 2048)}
 BUDGET = 4096
 
 

@@ -266,3 +266,12 @@ def test_a_stop_string_may_begin_before_the_pivot_and_may_be_a_special_token() -
     (group,), _ = engine.sample([SampleRequest(prompt, keys, 20)], SamplingParams(stop=(special,)))
     stopped = [c for c in group if tokenizer.pad_token_id in c.tokens]
     assert stopped and all(c.tokens[-1] == tokenizer.pad_token_id and c.finish == "stop" for c in stopped)
+
+
+def test_without_sharing_every_request_encodes_its_prefix_and_draws_the_same() -> None:
+    policy = _policy()
+    apart = [SampleRequest(r.prefix, (k,), 10) for r in _requests(policy, count=3, siblings=4) for k in r.keys]
+    merged, once = EmbeddedEngine(policy).sample(apart, SamplingParams())
+    separate, each = EmbeddedEngine(policy, share_prefixes=False).sample(apart, SamplingParams())
+    assert [[c.tokens for c in g] for g in merged] == [[c.tokens for c in g] for g in separate]
+    assert each.prefix_tokens_encoded == each.prefix_tokens == 4 * once.prefix_tokens_encoded

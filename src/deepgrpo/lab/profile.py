@@ -8,6 +8,7 @@ that this machine reaches on a large square product and on a copy: the nearer of
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -33,14 +34,16 @@ from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_")
+PACKED = "mkldnn::_linear_pointwise"
+"""A product with a weight in blocks; its second input has the shape of a linear layer's weight."""
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("matrix products", (*PRODUCTS, "mkldnn", "aten::_mkldnn")),
+    ("matrix products", (*PRODUCTS, PACKED)),
     ("attention", ("aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_attention")),
     ("softmax and draw", ("aten::_softmax", "aten::_log_softmax", "aten::cumsum", "aten::searchsorted", "aten::logsumexp",
                           "aten::argmax", "aten::sort")),
     ("optimizer", ("aten::_fused_adam", "aten::_foreach", "Optimizer.step")),
     ("copies and indexing", ("aten::copy_", "aten::cat", "aten::index", "aten::_index_put", "aten::gather", "aten::fill_",
-                             "aten::zero_", "aten::scatter", "aten::embedding")),
+                             "aten::zero_", "aten::scatter", "aten::embedding", "mkldnn::_reorder")),
 )  # fmt: skip
 OTHER, PYTHON = "other operators", "Python and dispatch"
 
@@ -163,6 +166,11 @@ def _add(into: PhaseProfile, averages: Iterable[Any], width: int) -> None:
         into.seconds[kind_of(each.key)] += each.self_cpu_time_total / 1e6
         if each.key in PRODUCTS:
             operations, numbers = product_cost([s for s in each.input_shapes if s])
+            into.operations += operations * each.count
+            into.bytes += numbers * width * each.count
+        elif each.key == PACKED:
+            given, (columns, inner) = each.input_shapes[:2]
+            operations, numbers = product_cost([[math.prod(given[:-1]), inner], [inner, columns]])
             into.operations += operations * each.count
             into.bytes += numbers * width * each.count
 

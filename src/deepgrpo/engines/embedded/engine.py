@@ -54,14 +54,16 @@ class EmbeddedEngine:
         keep_bytes: memory for the keys and values of rollouts that branches may come back to.
         dtype: of weights, keys and values while sampling; None: as the policy computes. Other than the policy's float32
             it takes a copy of the weights.
+        share_prefixes: False makes every request encode its prefix, as if no other had the same: for comparisons only.
     """
 
     def __init__(
-        self, policy: Policy, *, max_rows: int = 64, keep_bytes: int = 0, dtype: torch.dtype | None = None
-    ) -> None:
+        self, policy: Policy, *, max_rows: int = 64, keep_bytes: int = 0, dtype: torch.dtype | None = None,
+        share_prefixes: bool = True,
+    ) -> None:  # fmt: skip
         self.policy = policy
         self.weights = EngineWeights(policy, dtype or policy.dtype)
-        self.max_rows = max_rows
+        self.max_rows, self.share_prefixes = max_rows, share_prefixes
         self.kept = KeptRollouts(keep_bytes)
         # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
         self.exact = policy.dtype == self.weights.dtype == torch.float32
@@ -98,7 +100,7 @@ class EmbeddedEngine:
         policy = self.weights.current()
         if self.no_slots:
             return sample_with_generate(policy, requests, params, self.max_rows, way=self.way)
-        call = _Call(policy, requests, params, self.max_rows, self.kept, keep, self.shares)
+        call = _Call(policy, requests, params, self.max_rows, self.kept, keep, self.shares, self.share_prefixes)
         call.run()
         return call.completions, call.encoded_tokens
 
@@ -146,9 +148,9 @@ class _Call:
 
     def __init__(
         self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int,
-        kept: KeptRollouts, keep: bool, sharing: bool,
+        kept: KeptRollouts, keep: bool, sharing: bool, merge: bool = True,
     ) -> None:  # fmt: skip
-        self.policy, self.requests, self.params = policy, requests, params
+        self.policy, self.requests, self.params, self.merge = policy, requests, params, merge
         self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))
         self.rows: list[_Row] = []
         self.max_rows = min(max_rows, max(1, len(self.waiting)))
@@ -216,36 +218,37 @@ class _Call:
 
     def _encode(self, wanted: list[int]) -> None:
         """Encode each distinct prefix once, in right-padded batches of similar length; not at all if it was kept."""
-        same: dict[tuple[int, ...], list[int]] = {}
+        same: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for r in wanted:
-            known = self.kept.find(self.requests[r].prefix)
+            prefix = self.requests[r].prefix
+            known = self.kept.find(prefix)
             if known is not None:
                 self.prefixes[r] = known
             else:
-                same.setdefault(self.requests[r].prefix, []).append(r)
-        ordered = sorted(same, key=len)
+                same.setdefault((prefix, 0 if self.merge else r), []).append(r)
+        ordered = sorted(same, key=lambda each: len(each[0]))
         while ordered:
             count = 1
-            while count < len(ordered) and (count + 1) * len(ordered[count]) <= PREFILL_TOKENS:
+            while count < len(ordered) and (count + 1) * len(ordered[count][0]) <= PREFILL_TOKENS:
                 count += 1
             part, ordered = ordered[:count], ordered[count:]
-            width = len(part[-1])
+            width = len(part[-1][0])
             ids_PT = torch.zeros(len(part), width, dtype=torch.long)
-            for i, prefix in enumerate(part):
+            for i, (prefix, _) in enumerate(part):
                 ids_PT[i, : len(prefix)] = torch.tensor(prefix)
             # without a config the cache keeps all positions of sliding-window layers too, as branches may need them
             cache = DynamicCache()
-            ends = torch.tensor([i * width + len(prefix) - 1 for i, prefix in enumerate(part)])
+            ends = torch.tensor([i * width + len(prefix) - 1 for i, (prefix, _) in enumerate(part)])
             output = self.policy.run(
                 ends.to(self.last.device), input_ids=ids_PT.to(self.last.device), past_key_values=cache, use_cache=True
             )
-            for i, prefix in enumerate(part):
+            for i, (prefix, own) in enumerate(part):
                 # contiguous, so that a prefix can be read and kept without the padding of its batch
                 layers = [
                     (layer.keys[i, :, : len(prefix)].contiguous(), layer.values[i, :, : len(prefix)].contiguous())
                     for layer in cache.layers
                 ]
-                for r in same[prefix]:
+                for r in same[prefix, own]:
                     self.prefixes[r] = Prefix(layers, output[i])
                 self.encoded_tokens += len(prefix)
 

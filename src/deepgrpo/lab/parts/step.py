@@ -32,10 +32,15 @@ def step_suite(setting: Setting) -> Suite:
     def trl(name: str, dtype: torch.dtype, continuous: bool = False) -> Arm:
         return trl_arm(setting, name, arms.policy, arms.plain, dtype, continuous)
 
+    reference = "the reference's way in our code, float32: branches as separate prompts"
     return Suite(
         baseline="per_path",
         offers=[
-            Offer("per_path", arms.per_path),
+            Offer("per_path", lambda: arms.per_path("per_path", False, f"{reference}, each encoded; a row per path")),
+            Offer(
+                "per_path_merged",
+                lambda: arms.per_path("per_path_merged", True, f"{reference}, equal ones encoded once; a row per path"),
+            ),
             Offer("tree", lambda: arms.tree("tree", "float32", "prefixes shared in sampling and in learning")),
             Offer("tree_bf16", lambda: arms.tree("tree_bf16", "bfloat16", "the same, engine in bfloat16")),
             Offer("grpo", lambda: arms.grpo("grpo", "float32")),
@@ -46,7 +51,7 @@ def step_suite(setting: Setting) -> Suite:
             Offer("trl_grpo_bf16", lambda: trl("trl_grpo_bf16", torch.bfloat16)),
         ],
         pairs=[
-            ("tree_bf16", "tree"), ("grpo", "trl_grpo"), ("grpo", "trl_grpo_continuous"), ("grpo_bf16", "trl_grpo_bf16")
+            ("tree_bf16", "tree"), ("tree", "per_path_merged"), ("grpo", "trl_grpo"), ("grpo", "trl_grpo_continuous"), ("grpo_bf16", "trl_grpo_bf16")
         ],
     )
 
@@ -82,18 +87,16 @@ class _Arms:
         """The same rollouts without branches."""
         return replace(self.workload, failed=0, branches=0)
 
-    def per_path(self) -> Arm:
+    def per_path(self, name: str, merge: bool, note: str) -> Arm:
         work, learner = _Work.of(self.workload), self._learner("float32", exact=True)
-        engine = EmbeddedEngine(self.policy, max_rows=ROWS, dtype=torch.float32)
+        engine = EmbeddedEngine(self.policy, max_rows=ROWS, dtype=torch.float32, share_prefixes=merge)
 
         def run() -> int:
             tokens = _sample(engine, work, keep=False, separate=True)
             _update(learner, work, PER_PATH)
             return tokens
 
-        return Arm(
-            "per_path", run, "branches as separate prompts, a row per path: the reference's way, in our code, float32"
-        )
+        return Arm(name, run, note)
 
     def tree(self, name: str, sampler: Dtype, note: str) -> Arm:
         verdict = self.policy.verdict
@@ -148,5 +151,5 @@ def _update(learner: Learner, work: _Work, verdict: Verdict) -> None:
 
 
 def _separate(requests: Sequence[SampleRequest]) -> list[SampleRequest]:
-    """Each continuation as a request of its own. The engine still encodes equal prefixes of a call once."""
+    """Each continuation as a request of its own."""
     return [SampleRequest(r.prefix, (k,), r.max_new_tokens) for r in requests for k in r.keys]

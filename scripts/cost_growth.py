@@ -115,7 +115,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     labels = {"branches": "branches per pivot (rollouts of 256)", "response": "tokens of a rollout (8 branches per pivot)"}
@@ -132,6 +132,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             side.set_major_formatter(ScalarFormatter())
             side.set_minor_formatter(NullFormatter())
         axis.set_xticks(x)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -71,8 +71,10 @@ def test_a_benchmark_reports_arms_and_ratios(part: Any, monkeypatch: pytest.Monk
         assert f"expect {model['predicted_ratio']:.2f}; tree has {model['fraction']:.0%} of that" in text
     if part == "step":
         # rollouts: 2 trees of 3 · 8, branches: 2 trees of 4 · 2
-        assert tokens == {"per_path": 64, "tree": 64, "tree_bf16": 64, "grpo": 48, "grpo_bf16": 48}
-        assert set(result["pairs"]) == {"tree_bf16/tree"}
+        assert tokens == {
+            "per_path": 64, "per_path_merged": 64, "tree": 64, "tree_bf16": 64, "grpo": 48, "grpo_bf16": 48
+        }  # fmt: skip
+        assert set(result["pairs"]) == {"tree/per_path_merged", "tree_bf16/tree"}
     if part == "sampling":
         spread = {name for name in names if name.startswith("spread")}
         assert spread == {"spread_static_bf16", "spread_engine_bf16"}

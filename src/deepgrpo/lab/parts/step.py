@@ -51,7 +51,8 @@ def step_suite(setting: Setting) -> Suite:
             Offer("trl_grpo_bf16", lambda: trl("trl_grpo_bf16", torch.bfloat16)),
         ],
         pairs=[
-            ("tree_bf16", "tree"), ("tree", "per_path_merged"), ("grpo", "trl_grpo"), ("grpo", "trl_grpo_continuous"), ("grpo_bf16", "trl_grpo_bf16")
+            ("tree", "per_path_merged"), ("tree_bf16", "tree"), ("grpo", "trl_grpo"), ("grpo", "trl_grpo_continuous"),
+            ("grpo_bf16", "trl_grpo_bf16"),
         ],
     )
 

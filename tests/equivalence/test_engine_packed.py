@@ -55,6 +55,13 @@ def test_a_packed_layer_gives_what_the_layer_gives(bias: bool, shape: tuple[int,
     assert not list(packed.parameters()) and not list(packed.children())
 
 
+def test_the_trial_leaves_the_random_stream_of_the_run_alone() -> None:
+    """It is made at the first sampling of a process: a resumed run would go on with other random numbers."""
+    before = torch.get_rng_state()
+    assert packs(CPU, torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_engine_with_packed_layers_says_what_one_without_says(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = _policy(tied)

@@ -6,6 +6,10 @@
     deepgrpo doctor MODEL                              what can be done with a model
     deepgrpo bench PART --workload S                   times of a step's parts, side by side
     deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
+    deepgrpo compare EXPERIMENT.toml                   arms × seeds at equal sampled tokens
+    deepgrpo probe MODEL --data SOURCE                 whether pivots would help, before any training
+    deepgrpo report RUN ...                            one HTML page about runs, with every saved tree
+    deepgrpo inspect RUN --step N --prompt ID          a tree in the terminal
 
 Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
 With DEEPGRPO_DEBUG=1 in the environment an error shows its traceback.
@@ -27,7 +31,8 @@ from deepgrpo.config import Config, load_recipe
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.keys import describe_keys, section_names
-from deepgrpo.lab.options import BenchOptions, DoctorOptions, ProfileOptions
+from deepgrpo.lab.options import BenchOptions, CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
+from deepgrpo.report.options import InspectOptions, ReportOptions
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -104,10 +109,14 @@ def _run(arguments: list[str]) -> int:
     overrides = []
     if arguments[:1] == ["profile"]:
         arguments, overrides = split_overrides(arguments)
+    if arguments[:1] == ["probe"]:
+        # its --data is an option of its own, and no section of a recipe
+        arguments, overrides = split_overrides(arguments, sections=False)
     command = tyro.extras.subcommand_cli_from_dict(
         {
             "train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions, "bench": BenchOptions,
-            "profile": ProfileOptions,
+            "profile": ProfileOptions, "compare": CompareOptions, "probe": ProbeOptions, "report": ReportOptions,
+            "inspect": InspectOptions,
         },
         prog="deepgrpo",
         description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
@@ -124,10 +133,26 @@ def _run(arguments: list[str]) -> int:
         from deepgrpo.lab.bench import run_bench
 
         return run_bench(command)
+    if isinstance(command, CompareOptions):
+        from deepgrpo.lab.compare import run_compare
+
+        return run_compare(command)
     if isinstance(command, ProfileOptions):
         from deepgrpo.lab.profile import run_profile
 
         return run_profile(command, overrides)
+    if isinstance(command, ProbeOptions):
+        from deepgrpo.lab.probe import run_probe
+
+        return run_probe(command, overrides)
+    if isinstance(command, ReportOptions):
+        from deepgrpo.report.command import run_report
+
+        return run_report(command)
+    if isinstance(command, InspectOptions):
+        from deepgrpo.report.inspect import run_inspect
+
+        return run_inspect(command)
     from deepgrpo.eval.command import evaluate_model
 
     return evaluate_model(command)
@@ -184,11 +209,12 @@ def _recipes(command: Recipes) -> int:
     return 0
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], Overrides]:
+def split_overrides(arguments: Sequence[str], *, sections: bool = True) -> tuple[list[str], Overrides]:
     """Take the `--section.key VALUE` and `--section.key=VALUE` pairs out of the arguments.
 
     An override is an option with a dot in its name, or one that is named like a section of the recipe; all
     others are left to the parser, so a misspelt option is an error and never an override.
+    With `sections` off, the dot is what makes an override.
 
     >>> split_overrides(["demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
     (['demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
@@ -201,7 +227,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], Overrides]:
     while waiting:
         argument = waiting.pop(0)
         key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not ("." in key or key in section_names()):
+        if not argument.startswith("--") or not ("." in key or (sections and key in section_names())):
             rest.append(argument)
             continue
         if not equals:

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -53,6 +53,9 @@ class Section(BaseModel):
             for name in (field, info.alias)
         }
         return {key: None if value == "none" and key in optional else value for key, value in raw.items()}
+
+
+Parsed = TypeVar("Parsed", bound=Section)
 
 
 # ---------------------------------------------------------------- model
@@ -110,6 +113,9 @@ ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="typ
 class WarmstartConfig(Section):
     """Supervised training on a synthetic task's written solutions, before any reinforcement."""
 
+    from_: str | None = Field(default=None, alias="from")
+    """Take the weights from this directory in place of the training: the `start` of another run, or any checkpoint's
+    `model` of the same shape."""
     steps: PositiveInt = 400
     """Most optimizer steps."""
     batch_size: PositiveInt = 64
@@ -120,6 +126,22 @@ class WarmstartConfig(Section):
     """Stop as soon as the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
     check_every: PositiveInt = 25
     """Steps between two checks of `target_accuracy`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
+        populate_by_name=True, serialize_by_alias=True,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _either_or(self) -> WarmstartConfig:
+        if self.from_ is not None:
+            for key in sorted(self.model_fields_set - {"from_"}):
+                if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"warmstart.{key} is {value}, but warmstart.from is {self.from_!r}: weights that are taken over are "
+                        "not trained again; remove one of the two"
+                    )
+        return self
 
 
 # ---------------------------------------------------------------- data and reward
@@ -250,9 +272,22 @@ DataConfig = Annotated[
 ]
 
 
+class OverlongConfig(Section):
+    """Soft penalty for responses near the length limit (DAPO): nothing up to `cache` tokens before it, then a straight line
+    down to -`penalty` at the limit. Added to the reward of the training, not to that of an evaluation.
+    """
+
+    cache: PositiveInt
+    """Tokens before the limit over which the penalty grows."""
+    penalty: PositiveFloat = 1.0
+    """What a response as long as the limit loses."""
+
+
 class _RewardBase(Section):
     truncated_value: float | None = 0.0
     """Reward of a response that was cut off at the length limit; absent ("none"): it is scored like any other."""
+    overlong: OverlongConfig | None = None
+    """Penalty on length, for any reward; absent: none."""
 
 
 class MathReward(_RewardBase):
@@ -319,6 +354,11 @@ class SamplingConfig(Section):
     """Longest prompt plus response, in tokens; default: the model's context."""
     stop: tuple[str, ...] = ()
     """Strings that end a response (kept in it)."""
+    dynamic: bool = False
+    """Replace prompts whose tree carries no signal by further prompts, within the step, until `run.prompts_per_step` trees
+    carry some (DAPO). All that was sampled is billed."""
+    max_rounds: PositiveInt = 10
+    """With `dynamic`: rounds of prompts in a step, the first one counted; what is missing then stays missing."""
 
 
 class EmbeddedEngine(Section):
@@ -421,7 +461,195 @@ class DeepExplore(Section):
         return self
 
 
-ExploreConfig = Annotated[RootExplore | DeepExplore, Field(discriminator="type")]
+class RandomExplore(Section):
+    """The control of `deep`: the same candidates, one drawn uniformly in every failed rollout."""
+
+    type: Literal["random"] = "random"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Main rollouts per prompt, G."""
+    num_pivots: Annotated[int, Field(ge=0)] = 1
+    """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
+    branches_per_pivot: PositiveInt = 8
+    """Continuations sampled at a pivot (b = K)."""
+    expand: Literal["failed", "all"] = "failed"
+    """Which rollouts get pivots."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    root_pivot: bool = True
+    """Whether the prompt itself may be drawn as a pivot."""
+    segments: SegmentConfig = SegmentConfig()
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return self.num_pivots * self.branches_per_pivot
+
+    @model_validator(mode="after")
+    def _siblings(self) -> RandomExplore:
+        if self.num_pivots and self.branches_per_pivot < 2:
+            raise ValueError(
+                "explore.branches_per_pivot is 1, but a local baseline needs at least 2; set it to 2 or more, "
+                'or choose explore.type = "root"'
+            )
+        return self
+
+
+class TreeRLExplore(Section):
+    """TreeRL: every rollout is the trunk of a tree that branches before its most surprising tokens (EPTree)."""
+
+    type: Literal["treerl"] = "treerl"
+    num_rollouts: Annotated[int, Field(ge=2)] = 6
+    """Rollouts per prompt (M), each the trunk of a tree of its own."""
+    num_pivots: PositiveInt = 2
+    """Tokens of a tree before which it branches, per round (N)."""
+    num_rounds: PositiveInt = 1
+    """Rounds of branching (L)."""
+    branches_per_pivot: PositiveInt = 2
+    """Continuations sampled before such a token (T)."""
+    mask_after: tuple[str, ...] = ("answer", "conclusion")
+    """Never branch behind a token whose text contains one of these, in either case."""
+    skip_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Never branch in this share of a response's tokens at its beginning (a later port: 0.05)."""
+    skip_last: Annotated[int, Field(ge=0)] = 0
+    """Never branch before one of this many tokens at a response's end (a later port: 10)."""
+    keep_leaves: PositiveInt | None = None
+    """Train the paths to this many responses only, drawn at random with at least one success if there is any (the released
+    code: 16 of 30); absent: to all."""
+    leaf_values: Literal["reward", "leave_one_out"] = "reward"
+    """What a response counts in V. leave_one_out: its reward minus the mean of all others' (the released code)."""
+    token_mean: Literal["keep", "remove"] = "keep"
+    """remove: values are shifted so that their mean over the tokens of all responses is zero (the released code)."""
+    node_values: Literal["mean", "sum"] = "mean"
+    """mean: V is a mean, and the advantage is divided by sqrt(responses below). sum: a sum divided by that root, before any
+    difference is taken (the released code); needs values that are centred by one of the two keys above."""
+    zero_local: Literal["keep", "copy"] = "keep"
+    """copy: where V is that of the parent, its own change of value is taken in place of the zero (the released code)."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return self.num_rounds * self.num_pivots * self.branches_per_pivot
+
+    @model_validator(mode="after")
+    def _sums_are_of_centred_values(self) -> TreeRLExplore:
+        if self.node_values == "sum" and self.leaf_values == "reward" and self.token_mean == "keep":
+            raise ValueError(
+                'explore.node_values is "sum", but explore.leaf_values is "reward" and explore.token_mean is "keep": a sum of '
+                "values that are not centred grows with the number of responses, so a prefix would seem better than its parts; "
+                'set explore.leaf_values = "leave_one_out" or explore.token_mean = "remove", or explore.node_values = "mean"'
+            )
+        return self
+
+
+class FR3EExplore(Section):
+    """FR3E: fresh rollouts from the prompt and from the least likely tokens of a rollout that succeeded and one that failed."""
+
+    type: Literal["fr3e"] = "fr3e"
+    num_bases: PositiveInt = 4
+    """Base rollouts per prompt. They are looked at and billed, not trained."""
+    num_anchors: PositiveInt = 4
+    """Tokens of a base, those of lowest probability, before which rollouts start anew."""
+    rollouts_per_state: Annotated[int, Field(ge=2)] = 16
+    """Rollouts from the prompt and from each anchor of a base, n."""
+    values: Literal["success", "positive_advantage"] = "success"
+    """V of a state: the share of its rollouts that succeed, or that have a positive advantage (the released code); these
+    differ where all succeed."""
+    sharpen: bool = False
+    """Take sign(ΔV) · |ΔV|^1.5 / Σ |ΔV|^1.5 in place of ΔV, the sum over the states of a base (a switch of the released
+    code)."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def most_bases(self) -> int:
+        """Bases that are expanded, at most: one that succeeded and one that failed."""
+        return min(2, self.num_bases)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts from the prompt, at most: the bases, and those of each expanded base."""
+        return self.num_bases + self.most_bases * self.rollouts_per_state
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout from the prompt, at most, rounded up: they are shared out among all of these."""
+        return math.ceil(self.most_bases * self.num_anchors * self.rollouts_per_state / self.num_rollouts)
+
+
+class SPOTreeExplore(Section):
+    """SPO-tree: a uniform tree of short segments, each credited with the change of value along it."""
+
+    type: Literal["spo_tree"] = "spo_tree"
+    branching: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (6, 6, 6)
+    """Continuations per state, one number per level; those of the last level run to their end."""
+    segment_tokens: PositiveInt = 100
+    """Tokens of a segment (M), on every level but the last."""
+    advantage: Literal["parent", "siblings"] = "parent"
+    """parent: V(child) - V(parent), V the mean reward of the responses below. siblings: V(child) minus the mean of its
+    siblings', V bottom up as the mean of the children (TreeRPO)."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def num_rollouts(self) -> int:
+        """Responses per prompt, at most."""
+        return math.prod(self.branching)
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most: all is one stream."""
+        return 0
+
+
+class AttnRLExplore(Section):
+    """AttnRL: branch at the earliest steps that the rest of a rollout keeps looking back to."""
+
+    type: Literal["attnrl"] = "attnrl"
+    num_rollouts: Annotated[int, Field(ge=2)] = 6
+    """Rollouts per prompt, M; the higher the share of successes, the fewer of them are expanded."""
+    num_pivots: PositiveInt = 2
+    """Pivots per expanded rollout, N."""
+    branches_per_pivot: PositiveInt = 2
+    """Continuations sampled at a pivot, T."""
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of a rollout's steps, by influence, among which the earliest become pivots."""
+    lag: PositiveInt = 4
+    """The influence of a step counts the attention of the steps from this many after it on."""
+    spacing: Annotated[int, Field(ge=0)] = 0
+    """Fewest tokens between two pivots of a rollout, and between the prompt and the first (the released code: 512)."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    segments: SegmentConfig = SegmentConfig(type="step")
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return self.num_pivots * self.branches_per_pivot
+
+
+class OracleExplore(Section):
+    """The pivot just before the first error of every failed rollout, an upper bound for choosing it (synthetic data only)."""
+
+    type: Literal["oracle"] = "oracle"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Main rollouts per prompt, G."""
+    branches_per_pivot: Annotated[int, Field(ge=2)] = 8
+    """Continuations sampled at a pivot, K."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def most_branches(self) -> int:
+        """Branches of a rollout, at most."""
+        return self.branches_per_pivot
+
+
+ExploreConfig = Annotated[
+    RootExplore | DeepExplore | RandomExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore,
+    Field(discriminator="type"),
+]
 
 
 # ---------------------------------------------------------------- learning
@@ -443,10 +671,17 @@ class LossConfig(Section):
     """Weight of the branch stream."""
     beta: NonNegative = 1e-4
     """Weight of the KL divergence (k3) to the frozen start model; 0 loads no reference model."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is compared with the old policy, and clipped. token: each token. sequence: each rollout or branch as a whole, by
+    the geometric mean of its tokens' ratios (GSPO)."""
     clip_low: PositiveFloat = 0.2
-    """The ratio is clipped from below at 1 - clip_low."""
+    """A token's ratio is clipped from below at 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
-    """The ratio is clipped from above at 1 + clip_high."""
+    """A token's ratio is clipped from above at 1 + clip_high."""
+    sequence_clip_low: PositiveFloat = 3e-4
+    """The same for ratio = "sequence", in place of clip_low; a mean moves far less than a token."""
+    sequence_clip_high: PositiveFloat = 4e-4
+    """The same for ratio = "sequence", in place of clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
     """For negative advantages the surrogate is bounded by this times the advantage; absent: no bound."""
     reduction: Literal["token", "sequence", "constant"] = "token"
@@ -471,6 +706,25 @@ class LossConfig(Section):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
         populate_by_name=True, serialize_by_alias=True,
     )  # fmt: skip
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """How far below and above 1 the ratio may be."""
+        whole = self.ratio == "sequence"
+        return (self.sequence_clip_low, self.sequence_clip_high) if whole else (self.clip_low, self.clip_high)
+
+    @model_validator(mode="after")
+    def _clips_what_it_compares(self) -> LossConfig:
+        used, unused = ("sequence_clip", "clip") if self.ratio == "sequence" else ("clip", "sequence_clip")
+        for side in ("low", "high"):
+            key = f"{unused}_{side}"
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default:
+                raise ValueError(
+                    f'loss.{key} is {value}, but loss.ratio is "{self.ratio}", which is clipped by loss.{used}_low and '
+                    f"loss.{used}_high; set loss.{used}_{side} and remove loss.{key}, or choose another loss.ratio"
+                )
+        return self
 
 
 class OptimConfig(Section):
@@ -583,8 +837,8 @@ class RunConfig(Section):
     """Directory that holds the runs."""
     seed: int = 0
     """The same seed draws the same prompts, rollouts and pivots."""
-    steps: PositiveInt = 100
-    """Training steps (batches of prompts)."""
+    steps: Annotated[int, Field(ge=0)] = 100
+    """Training steps (batches of prompts); 0: the warm start and the first evaluation alone."""
     max_sampled_tokens: PositiveInt | None = None
     """Stop before a step once this many tokens have been sampled in all."""
     prompts_per_step: PositiveInt = 64
@@ -643,7 +897,7 @@ class Config(Section):
                 f'model.type is "scratch", but data.type is "{self.data.type}": a model from scratch knows only the '
                 'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
             )
-        if self.warmstart and not isinstance(self.data, SyntheticData):
+        if self.warmstart and self.warmstart.from_ is None and not isinstance(self.data, SyntheticData):
             raise ValueError(
                 f'warmstart is set, but data.type is "{self.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'
@@ -658,6 +912,38 @@ class Config(Section):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{self.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'
+            )
+        overlong, longest = self.reward.overlong, self.sampling.max_new_tokens
+        if overlong is not None and overlong.cache > longest:
+            raise ValueError(
+                f"reward.overlong.cache is {overlong.cache}, but a response has at most sampling.max_new_tokens = {longest} "
+                "tokens, so every one of them would be penalised; lower the one or raise the other"
+            )
+        if self.eval.reward is not None and self.eval.reward.overlong is not None:
+            raise ValueError(
+                f"eval.reward.overlong is set (cache {self.eval.reward.overlong.cache}), but an evaluation measures the "
+                "answer alone; remove it there"
+            )
+        explore = self.explore
+        if isinstance(explore, OracleExplore) and not isinstance(self.data, SyntheticData):
+            raise ValueError(
+                f'explore.type is "oracle", but data.type is "{self.data.type}": only the synthetic task can tell where the '
+                'first error of a rollout is; set data.type = "synthetic" or choose explore.type = "deep"'
+            )
+        if isinstance(explore, SPOTreeExplore):
+            before_last = (len(explore.branching) - 1) * explore.segment_tokens
+            if before_last >= self.sampling.max_new_tokens:
+                raise ValueError(
+                    f"explore.branching has {len(explore.branching)} levels with explore.segment_tokens = "
+                    f"{explore.segment_tokens}, but a response has at most sampling.max_new_tokens = "
+                    f"{self.sampling.max_new_tokens} tokens, so the last level would begin at or behind its end; take "
+                    "shorter segments or fewer levels, or raise sampling.max_new_tokens"
+                )
+        valued = isinstance(explore, AttnRLExplore | TreeRLExplore)
+        if (valued or (isinstance(explore, SPOTreeExplore) and explore.advantage == "parent")) and self.credit.scale == "std":
+            raise ValueError(
+                f'credit.scale is "std", but explore.type = "{explore.type}" takes differences of values along a tree and has '
+                'no group to scale by; set credit.scale = "none"'
             )
         if self.optim.minibatches > self.run.prompts_per_step:
             raise ValueError(
@@ -705,10 +991,15 @@ def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
 
 def parse_config(raw: Mapping[str, Any], source: str = "the recipe") -> Config:
     """Validate a nested dict. Raises ConfigError that lists every problem, one per line."""
+    return parse_section(Config, raw, source)
+
+
+def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> Parsed:
+    """Validate a nested dict as any other file of ours, with the same errors as for a recipe."""
     try:
-        return Config.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, model) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys([f"{source}: {line}" for line in lines]))) from None
 
 
@@ -782,15 +1073,15 @@ def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
         table[key] = value  # a bare word is a string
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel] = Config) -> str:
     """One pydantic problem as a sentence with key, value and remedy."""
     # a discriminated union puts its tag into the location; drop it, users do not write it
     location = [str(part) for part in problem["loc"]]
-    names = _strip_tags(location)
+    names = _strip_tags(location, root)
     key = ".".join(names)
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(location[:-1], root)
         close = difflib.get_close_matches(names[-1], known, n=1)
         hint = f"did you mean {'.'.join([*names[:-1], close[0]])!r}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r} (value {value!r}); {hint}"
@@ -815,9 +1106,9 @@ _SHAPES = {"model_type": "a table", "model_attributes_type": "a table", "dict_ty
 """What TOML calls the shapes for which pydantic has Python's words."""
 
 
-def _strip_tags(location: Sequence[str]) -> list[str]:
+def _strip_tags(location: Sequence[str], root: type[BaseModel] = Config) -> list[str]:
     names: list[str] = []
-    model: Any = Config
+    model: Any = root
     for part in location:
         members = tables_of(model)
         tags = {m.model_fields["type"].default for m in members if "type" in m.model_fields} if len(members) > 1 else set()
@@ -829,8 +1120,8 @@ def _strip_tags(location: Sequence[str]) -> list[str]:
     return names
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
-    model: Any = Config
+def _fields_at(location: Sequence[str], root: type[BaseModel] = Config) -> list[str]:
+    model: Any = root
     for part in location:
         members = tables_of(model)
         tagged = [m for m in members if "type" in m.model_fields and m.model_fields["type"].default == part]

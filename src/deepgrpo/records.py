@@ -23,8 +23,9 @@ from typing import Any, Literal
 ROOT = -1
 """The parent of a main rollout: the prompt itself."""
 
-FinishReason = Literal["stop", "length"]
-"""`stop`: the model ended the text (EOS or a stop condition); `length`: it was cut off, a truncation."""
+FinishReason = Literal["stop", "length", "segment"]
+"""`stop`: the model ended the text (EOS or a stop condition); `length`: it was cut off, a truncation; `segment`: it was cut on
+purpose, to be continued (`Pivot.max_tokens`). A segment is no response: nobody judges it, and metrics leave it out."""
 
 Stream = Literal["main", "branch"]
 
@@ -108,10 +109,17 @@ class Node:
     """Index in `Tree.pivots` of the pivot that this node was sampled from."""
     version: int = 0
     """Number of optimizer steps behind the policy that sampled it."""
+    signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    """What a strategy asked the policy about these tokens: name → one number per token."""
 
     @property
     def reward(self) -> float:
         return self.score.value
+
+    @property
+    def complete(self) -> bool:
+        """Whether a response ends here, or was cut off here; False for a segment, which was cut to be continued."""
+        return self.finish != "segment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,8 @@ class Pivot:
     """Offsets that could have been chosen, in the order of the chain (for inspection)."""
     q: tuple[float, ...] = ()
     """The probability of each candidate at the draw (for inspection)."""
+    max_tokens: int | None = None
+    """Longest continuation; one that reaches it before the response's limit is a segment. None: up to that limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,14 @@ class Tree:
 
     def add(self, pivots: Sequence[Pivot], nodes: Sequence[Node]) -> Tree:
         return replace(self, pivots=self.pivots + tuple(pivots), nodes=self.nodes + tuple(nodes))
+
+    def with_signal(self, index: int, name: str, values: tuple[float, ...]) -> Tree:
+        """The same tree in which a node knows one signal more."""
+        node = self.nodes[index]
+        assert len(values) == len(node.tokens), f"{len(values)} values of {name} for {len(node.tokens)} tokens"
+        nodes = list(self.nodes)
+        nodes[index] = replace(node, signals={**node.signals, name: values})
+        return replace(self, nodes=tuple(nodes))
 
     def spans(self, index: int, upto: int | None = None) -> list[tuple[int, int, int]]:
         """The path to a node as (node, start, end) spans of own tokens, root side first.
@@ -221,6 +239,8 @@ class Ledger:
     """Prefix tokens that continuations needed: what an engine without any prefix sharing encodes."""
     prefix_tokens_encoded: int = 0
     """Prefix tokens that the engine really encoded."""
+    signal_tokens: int = 0
+    """Tokens forwarded by the policy only to tell a strategy about them (`Node.signals`)."""
     learner_tokens: int = 0
     """Tokens forwarded by the learner for the update, as laid out (padding left out)."""
     learner_tokens_unique: int = 0
@@ -230,6 +250,7 @@ class Ledger:
     verifier_calls: int = 0
     optimizer_steps: int = 0
     seconds_sample: float = 0.0
+    seconds_signals: float = 0.0
     seconds_reward: float = 0.0
     seconds_learn: float = 0.0
     seconds_eval: float = 0.0

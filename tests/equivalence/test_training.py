@@ -508,3 +508,88 @@ def test_a_budget_of_tokens_ends_the_run_with_an_evaluation(short: Any) -> None:
     assert last["step"] < 50 and "eval/greedy" in last and "eval/greedy" not in lines[-2]
     assert checkpoint(run).name == f"step-{last['step']:06d}"
     assert "continue with" not in (run / "log.txt").read_text()
+
+
+# ---------------------------------------------------------------- dynamic sampling, penalty on length
+
+DYNAMIC = {"data": {**SHORT, "size": 6}, "sampling": {"dynamic": True, "max_rounds": 3}, "log": {"trees_every": 1}}
+"""6 questions, 4 a step and up to three rounds of them: some come twice in a step."""
+
+
+def trees_of(run: Path, step: int) -> list[Any]:
+    return list(load_trees(run / "trees" / f"step-{step:06d}.jsonl.gz"))
+
+
+def test_dynamic_sampling_is_resumed(short: Any, stop_after: Any) -> None:
+    """As if it had never stopped, bit by bit; and the prompts, the tokens and the reasons add up."""
+    sections = {**DYNAMIC, "loss": {"beta": 0.01}, "optim": {"lr": 1e-3, "minibatches": 2}}
+    whole = train(short("whole", run={"steps": 4}, **sections))
+    lines = trace(whole)
+    assert max(line["dynamic/rounds"] for line in lines) >= 2
+    assert sum(line["dynamic/dropped_solved"] + line["dynamic/dropped_failed"] for line in lines) > 0
+    taken, tokens, pivots = 0, 0, 0.0
+    for line in lines:
+        trees = trees_of(whole, line["step"])
+        assert len(trees) == line["dynamic/prompts"] and line["dynamic/kept"] + line["dynamic/missing"] == 4
+        dropped = sum(line[f"dynamic/dropped_{reason}"] for reason in ("solved", "failed", "other"))
+        assert line["dynamic/kept"] + dropped == len(trees)
+        taken += len(trees)
+        tokens += sum(len(node.tokens) for tree in trees for node in tree.nodes)
+        assert line["ledger/sampled_tokens"] == tokens
+        pivots += line["pivots/count"]
+        assert line["recoverability/items"] == min(20, pivots)  # those of dropped trees too
+        # a question that came twice in a step has other rollouts
+        rollouts = [(tree.prompt.id, tuple(node.tokens for node in tree.nodes)) for tree in trees]
+        assert len(set(rollouts)) == len(rollouts)
+    assert len({tree.prompt.id for line in lines for tree in trees_of(whole, line["step"])}) < taken
+    cursor = state_of(whole)["cursor"]
+    assert 6 * cursor["epoch"] + cursor["position"] == taken
+    for k in (1, 3):
+        stop_after(k)
+        run = train(short(f"stopped-{k}", run={"steps": 4}, **sections))
+        stop_after(0)
+        train(load_recipe(run / "config.toml"), resume=run)
+        assert_same_run(whole, run)
+
+
+def test_one_round_of_dynamic_sampling_only_counts(short: Any) -> None:
+    """Rows without an advantage leave the update anyway."""
+    plain = train(short("plain"))
+    one = train(short("one", sampling={"dynamic": True, "max_rounds": 1}))
+    counted = [{key: value for key, value in line.items() if not key.startswith("dynamic/")} for line in trace(one)]
+    kept = ("loss/dropped_zero_advantage",)  # the rows of a tree without any advantage are not counted again
+
+    def without(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in line.items() if key not in kept} for line in lines]
+
+    assert without(counted) == without(trace(plain))
+    assert same(weights(plain), weights(one))
+    assert sum(line["dynamic/missing"] for line in trace(one)) > 0
+
+
+def test_data_without_any_signal_ends_the_rounds(short: Any) -> None:
+    """A model that has learned nothing: three rounds of four prompts, nothing to train on, and the run goes on."""
+    sampling = {"dynamic": True, "max_rounds": 3}
+    run = train(short("run", run={"steps": 2}, warmstart={}, sampling=sampling, explore={"type": "root"}))
+    for line in trace(run):
+        assert (line["dynamic/rounds"], line["dynamic/prompts"], line["dynamic/kept"]) == (3, 12, 0)
+        assert line["dynamic/dropped_failed"] == 12 and line["grad_norm"] is None
+    assert state_of(run)["cursor"]["position"] == 24
+
+
+def test_long_responses_lose_reward_in_training_only(short: Any) -> None:
+    """Limit 12, cache 6: what a node has lost is the distance of its reward from the answer's 0 or 1."""
+    evaluated = {"every": 1, "limit": 8, "data": HELD_OUT}
+    overlong = {"cache": 6, "penalty": 0.5}
+    run = train(short("run", run={"steps": 2}, reward={"overlong": overlong}, log={"trees_every": 1}, eval=evaluated))
+    lost: list[float] = []
+    for tree in trees_of(run, 1):
+        for index, node in enumerate(tree.nodes):
+            length = len(tree.response(index))
+            lost.append(0.5 * max(0, length - 6) / 6)
+            assert node.reward + lost[-1] == pytest.approx(0.0, abs=1e-9) or node.reward + lost[-1] == pytest.approx(1.0)
+    assert len(set(lost)) > 2 and max(lost) == 0.5
+    start, first, _ = trace(run)
+    assert -0.5 <= first["main/overlong"] < 0 and 0 <= first["main/reward"] - first["main/overlong"] <= 1
+    rows = [json.loads(line) for line in (run / "eval" / "step-000001.jsonl").read_text().splitlines()]
+    assert start["eval/greedy"] >= 0 and {row["greedy_reward"] for row in rows} <= {0.0, 1.0}

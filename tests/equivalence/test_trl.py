@@ -9,6 +9,8 @@ steps are TRL's own code. Our side is `sibling_credit` and `Learner.update`.
     dr_grpo     constant, reduction_length = max_completion_length  token sum / (rollouts · length)
     dapo        token                                               token sum / tokens
 
+    importance_sampling_level = "sequence" (GSPO) is our loss.ratio = "sequence", with any of them.
+
 Where the two are not the same, a test says so: rows without advantage (we may drop them), TRL's default KL (another
 gradient, even on-policy) and a `delta` below 1 + epsilon_high (which TRL advises against). Both sides compute in
 float32, as TRL's output layer knows nothing else; a match leaves about 1e-6 of rounding.
@@ -61,6 +63,8 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"reduction": "constant", "reduction_length": LONGEST},
     "dapo": {"reduction": "token"},
 }
+WHOLE: dict[str, Any] = {"importance_sampling_level": "sequence"}
+"""GSPO on TRL's side."""
 PLAIN: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": "none", "drop_zero_advantage": False}
 
 
@@ -288,6 +292,38 @@ def test_loss_and_gradient(
         assert metrics["main/clip_fraction"] == pytest.approx(seen["clip_ratio/region_mean"], rel=ROUNDING)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("loss_type", REDUCTIONS)
+@pytest.mark.parametrize("delta", [None, 1.06])
+def test_ratios_of_whole_sequences(
+    policy: Policy, config: Any, off_policy: Any, loss_type: str, beta: float, delta: float | None
+) -> None:
+    batch = off_policy(MIXED, loss_type=loss_type, beta=beta, epsilon=0.1, epsilon_high=0.05, delta=delta, **WHOLE)
+    expected = their_step(batch.trainer, batch.inputs)
+    clip = {"sequence_clip_low": 0.1, "sequence_clip_high": 0.05, "dual_clip": delta or "none"}
+    settings = config({"beta": beta, **REDUCTIONS[loss_type], "ratio": "sequence", **clip})
+    steps, metrics = our_steps(policy, settings, MIXED, batch.reference if beta else None, batch.old_N)
+    assert steps[0].loss == pytest.approx(expected.loss, rel=ROUNDING)
+    assert distance(steps[0].gradient, expected.gradient) < ROUNDING
+    # of the eight rollouts, some are clipped from either side, and some of either sign are not
+    lengths = [len(node.tokens) for tree in MIXED for node in tree.nodes]
+    ratio = torch.stack([part.log().mean().exp() for part in batch.ratio_N.split(lengths)])
+    up = torch.stack([part[0] > 0 for part in batch.advantage_N.split(lengths)])
+    cut = torch.where(up, ratio > 1.05, ratio < 0.9)
+    assert cut[up].any() and cut[~up].any() and not cut[up].all() and not cut[~up].all()
+    if delta:
+        assert (ratio[~up] > delta).any()
+    else:  # ours counts the tokens of the sequences, TRL the sequences
+        tokens = float(cut.long() @ torch.tensor(lengths)) / sum(lengths)
+        assert metrics["main/clip_fraction"] == pytest.approx(tokens)
+        seen = {name: values[-1] for name, values in batch.trainer._metrics["train"].items()}
+        assert seen["clip_ratio/region_mean"] == pytest.approx(float(cut.float().mean()))
+    # the control: with a ratio for each token, both sides compute something else
+    alone = config({"beta": beta, **REDUCTIONS[loss_type], "clip_low": 0.1, "clip_high": 0.05, "dual_clip": delta or "none"})
+    steps, _ = our_steps(policy, alone, MIXED, batch.reference if beta else None, batch.old_N)
+    assert distance(steps[0].gradient, expected.gradient) > 0.01
+
+
 @pytest.mark.parametrize("loss_type", REDUCTIONS)
 def test_a_unanimous_group_counts_in_the_denominators_unless_it_is_dropped(
     policy: Policy, config: Any, off_policy: Any, loss_type: str
@@ -315,17 +351,18 @@ def test_a_unanimous_group_counts_in_the_denominators_unless_it_is_dropped(
 # ---------------------------------------------------------------- several optimizer steps
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", REDUCTIONS)
-def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss_type: str) -> None:
+def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss_type: str, level: str) -> None:
     """`GRPOTrainer.train` beside `Learner.update`, each with its own old log-probs, gradient clipping and AdamW.
 
     TRL goes through the batch in two micro-batches of four rollouts, we in packs of at most 60 tokens.
     """
     adam = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-5, "weight_decay": 0.1}
     theirs = trainer(
-        MIXED, adam, learning_rate=adam["lr"], max_grad_norm=0.2, max_steps=3, num_iterations=3,
+        MIXED, adam, learning_rate=adam["lr"], max_grad_norm=0.05, max_steps=3, num_iterations=3,
         per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        loss_type=loss_type, beta=0.3, epsilon=0.1, epsilon_high=0.2, delta=1.5,
+        loss_type=loss_type, beta=0.3, epsilon=0.1, epsilon_high=0.2, delta=1.5, importance_sampling_level=level,
     )  # fmt: skip
     losses: list[float] = []
     gradients: list[dict[str, Tensor]] = []
@@ -340,9 +377,10 @@ def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss
     theirs.optimizer.register_step_pre_hook(lambda *_: gradients.append(gradient_of(theirs.model)))
     theirs.train()
 
+    clip = "sequence_clip" if level == "sequence" else "clip"
     settings = config(
-        {"beta": 0.3, **REDUCTIONS[loss_type], "clip_low": 0.1, "clip_high": 0.2, "dual_clip": 1.5},
-        optim={**adam, "max_grad_norm": 0.2, "epochs": 3},
+        {"beta": 0.3, **REDUCTIONS[loss_type], "ratio": level, f"{clip}_low": 0.1, f"{clip}_high": 0.2, "dual_clip": 1.5},
+        optim={**adam, "max_grad_norm": 0.05, "epochs": 3},
     )
     ours, metrics = our_steps(policy, settings, MIXED, Reference.of(policy))
     assert len(ours) == len(gradients) == 3 and len(losses) == 6
@@ -352,7 +390,7 @@ def test_three_steps_of_training(policy: Policy, config: Any, trainer: Any, loss
         assert our.loss == pytest.approx(losses[2 * i] + losses[2 * i + 1], rel=allowed, abs=1e-6)
         assert distance(our.gradient, gradient) < allowed
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
-        assert norm == pytest.approx(0.2, rel=1e-4)  # every gradient was clipped
+        assert norm == pytest.approx(0.05, rel=1e-4)  # every gradient was clipped
     assert metrics["main/clip_fraction"] > 0.2 and metrics["main/kl"] > 0.01
     assert distance(policy.model.state_dict(), theirs.model.state_dict()) < DRIFT
 

@@ -13,7 +13,8 @@ from trees import make_tree
 
 from deepgrpo.config import DeepExplore, RecoverabilityConfig, SegmentConfig
 from deepgrpo.explore.base import Limits
-from deepgrpo.explore.deep import DeepStrategy, candidates, draw_without_replacement, log_weights
+from deepgrpo.explore.deep import DeepStrategy, log_weights
+from deepgrpo.explore.pivots import candidates, draw_without_replacement
 from deepgrpo.explore.recoverability import Recoverability, fit_logistic
 from deepgrpo.explore.segments import build_segmenter, count_ends, sentence_ends, step_ends
 

@@ -19,6 +19,7 @@ FINE = {
     "reward/problems": 0.0,
     "branch/sequences": 16.0,
     "branch/rollouts": 16.0,
+    "branch/groups": 4.0,
     "pivots/count": 4.0,
     "mismatch/kl": 1e-6,
 }
@@ -114,6 +115,14 @@ def test_empty_branch_stream_tells_why() -> None:
     agree = {"branch/sequences": 0.0, "pivots/count": 5.0}
     assert "loss.min_branch_sequences" in run(monitor(), agree, agree, agree)[2][0]
     assert run(monitor(branching=False), *[none] * 5) == [()] * 5
+
+
+def test_branches_that_are_trained_in_the_main_stream_leave_no_empty_stream() -> None:
+    elsewhere = {"branch/sequences": 0.0, "pivots/count": 5.0, "branch/groups": None}
+    assert run(monitor(), *[elsewhere] * 9) == [()] * 9
+    # but without pivots nothing is explored, whatever the stream
+    heard = run(monitor(), *[{**elsewhere, "pivots/count": 0.0}] * 3)
+    assert "no pivot could be chosen" in heard[-1][0]
 
 
 def test_the_state_survives_json() -> None:

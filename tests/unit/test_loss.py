@@ -11,8 +11,9 @@ from trees import make_tree
 
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.loss.kl import k3
+from deepgrpo.loss.ratio import importance_weight, log_ratio
 from deepgrpo.loss.streams import select, term_weights
-from deepgrpo.loss.surrogate import importance_weight, surrogate
+from deepgrpo.loss.surrogate import surrogate
 
 MAIN2_BRANCH4 = np.array([0, 0, 1, 1, 1, 1])
 
@@ -20,7 +21,7 @@ MAIN2_BRANCH4 = np.array([0, 0, 1, 1, 1, 1])
 def _surrogate(ratio: float, advantage: float, dual_clip: float | None = 3.0) -> tuple[float, bool, float]:
     logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     loss, clipped = surrogate(
-        logprob, torch.zeros(1, dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64),
+        log_ratio(logprob, torch.zeros(1, dtype=torch.float64)), torch.tensor([advantage], dtype=torch.float64),
         clip_low=0.2, clip_high=0.3, dual_clip=dual_clip,
     )  # fmt: skip
     (grad,) = torch.autograd.grad(loss.sum(), logprob)

@@ -6,16 +6,20 @@ name; a new method is a new file with these methods, and an entry in `explore/__
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from deepgrpo.explore.segments import Segmenter
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
 State = Mapping[str, Any]
 """What a strategy remembers between steps: plain JSON, so that a checkpoint can hold it."""
+
+ATTENTION = "attention"
+"""How much of the later steps' attention goes to a token's step (model/signals.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,32 @@ class Limits:
         return min(self.max_new_tokens, self.max_total_tokens - len(tree.prompt.tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Something that the policy has to be asked about sampled tokens, beyond their log-probs.
+
+    Example: Signal(ATTENTION, segment=step_ends, lag=4): how much the steps from the fourth after it on attend to a step.
+    """
+
+    name: str
+    """Which signal; the key in `Node.signals`."""
+    segment: Segmenter
+    """How the tokens of a response are cut into the steps that the signal is about."""
+    lag: int = 0
+    """Steps nearer than this do not count."""
+
+
+Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray], int]]
+"""(signal, (tree, node) pairs) → for each pair `[n]` floats, one per own token of the node; and the tokens forwarded."""
+
+
 class Strategy(Protocol):
     """Where to explore. Frozen: what changes is the state, a value that is passed in and handed back."""
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What `plan` wants to find in `Node.signals`, of all nodes of a round that `returns`; empty: nothing."""
+        ...
 
     def initial_state(self) -> State: ...
 

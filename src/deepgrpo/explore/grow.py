@@ -9,16 +9,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import EngineError
-from deepgrpo.explore.base import Limits, State, Strategy
-from deepgrpo.records import Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.explore.base import Limits, Signals, State, Strategy
+from deepgrpo.records import Completion, FinishReason, Node, Pivot, Prompt, SampleRequest, Score, Tree
 
-Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[str]], list[Score]]
+Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""
+
+UNJUDGED = Score(0.0, parsed=False, checked=False)
+"""Of a segment: it is no response, and nobody asks what it is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +32,30 @@ class Growth:
     stats: SampleStats
     verifier_calls: int
     seconds_reward: float
+    signal_tokens: int = 0
+    """Tokens forwarded for the signals that the strategy wanted."""
+    seconds_signals: float = 0.0
 
 
 def grow(
     prompts: Sequence[Prompt], strategy: Strategy, state: State, engine: Engine, judge: Judge, *,
     decode: Callable[[Sequence[int]], str], params: SamplingParams, limits: Limits, seed: int, step: int,
-    version: int = 0,
+    version: int = 0, signals: Signals | None = None,
 ) -> Growth:  # fmt: skip
     """Sample one tree per prompt until the strategy plans nothing more.
 
     Every draw has an address (seed, step, place in the batch, prompt, node), so trees do not depend on batching, on the
     number of workers, or on each other.
+
+    Args:
+        signals: measures what the strategy wants to know of new nodes; needed if `strategy.signals` is not empty. It is
+            asked after a round that the strategy returns to, before the next plan.
     """
+    assert signals is not None or not strategy.signals, f"nobody measures {sorted(s.name for s in strategy.signals)}"
     try:
         trees = [Tree(prompt) for prompt in prompts]
         stats, calls, seconds = SampleStats(), 0, 0.0
+        signal_tokens, seconds_signals = 0, 0.0
         grown: set[int] = set()
         level = 0
         while len(grown) < len(trees):
@@ -63,15 +75,21 @@ def grow(
             completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
             stats += cost
             began = time.perf_counter()
-            nodes_of = _score(trees, plans, completions, judge, decode, version)
+            nodes_of = _score(trees, plans, completions, judge, decode, limits, version)
             seconds += time.perf_counter() - began
+            began = time.perf_counter()
+            new: list[tuple[int, int]] = []
             for (index, pivots), nodes in zip(plans, nodes_of, strict=True):
                 calls += sum(node.score.checked for node in nodes)
+                new += [(index, len(trees[index].nodes) + i) for i in range(len(nodes))]
                 trees[index] = trees[index].add(pivots, nodes)
+            if signals is not None and strategy.returns(level):
+                signal_tokens += _measure(trees, new, strategy, signals)
+                seconds_signals += time.perf_counter() - began
             level += 1
     finally:
         engine.forget()
-    return Growth(tuple(trees), stats, calls, seconds)
+    return Growth(tuple(trees), stats, calls, seconds, signal_tokens, seconds_signals)
 
 
 def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tuple[int, int, int]) -> list[SampleRequest]:
@@ -79,23 +97,28 @@ def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tupl
     node = len(tree.nodes)
     for pivot in pivots:
         prefix = tree.path(pivot.parent, pivot.offset)
-        room = limits.response(tree) - (len(prefix) - len(tree.prompt.tokens))
+        room = _room(tree, pivot, limits)
         if room < 1:
             raise EngineError(
                 f"prompt {tree.prompt.id!r} has {len(tree.prompt.tokens)} tokens and leaves no room for a response within "
                 f"{limits.max_total_tokens} tokens; lower data.max_prompt_tokens or raise sampling.max_total_tokens"
             )
         keys = tuple(rng.key(*address, tree.prompt.id, node + i) for i in range(pivot.num_branches))
-        requests.append(SampleRequest(prefix, keys, room, len(tree.prompt.tokens)))
+        requests.append(SampleRequest(prefix, keys, min(room, pivot.max_tokens or room), len(tree.prompt.tokens)))
         node += pivot.num_branches
     return requests
 
 
+def _room(tree: Tree, pivot: Pivot, limits: Limits) -> int:
+    """Tokens that a continuation at this pivot may have before the response is as long as it may get."""
+    return limits.response(tree) - len(tree.response(pivot.parent, pivot.offset))
+
+
 def _score(
     trees: Sequence[Tree], plans: Sequence[tuple[int, list[Pivot]]], completions: Sequence[Sequence[Completion]],
-    judge: Judge, decode: Callable[[Sequence[int]], str], version: int,
+    judge: Judge, decode: Callable[[Sequence[int]], str], limits: Limits, version: int,
 ) -> list[list[Node]]:  # fmt: skip
-    """Nodes of each planned tree; one call of the reward for all of them."""
+    """Nodes of each planned tree; one call of the reward for all of them that are responses."""
     remaining = iter(completions)
     drafts: list[tuple[Tree, int, Pivot, Completion, tuple[int, ...]]] = []
     sizes: list[int] = []
@@ -104,13 +127,23 @@ def _score(
         before = len(drafts)
         for number, pivot in enumerate(pivots, start=len(tree.pivots)):
             prefix = tree.response(pivot.parent, pivot.offset)
-            drafts += [(tree, number, pivot, c, prefix + c.tokens) for c in next(remaining)]
+            # what runs into the pivot's own limit, and not into the response's, goes on in a later round
+            goes_on = pivot.max_tokens is not None and pivot.max_tokens < _room(tree, pivot, limits)
+            for completion in next(remaining):
+                if goes_on and completion.finish == "length":
+                    completion = replace(completion, finish="segment")
+                drafts.append((tree, number, pivot, completion, prefix + completion.tokens))
         sizes.append(len(drafts) - before)
     texts = [decode(response) for *_, response in drafts]
-    scores = judge(
-        [tree.prompt for tree, *_ in drafts], texts, [response for *_, response in drafts],
-        [completion.finish for *_, completion, _ in drafts],
-    )  # fmt: skip
+    asked = [i for i, (*_, completion, _) in enumerate(drafts) if completion.finish != "segment"]
+    scores = [UNJUDGED] * len(drafts)
+    if asked:
+        found = judge(
+            [drafts[i][0].prompt for i in asked], [texts[i] for i in asked], [drafts[i][4] for i in asked],
+            [drafts[i][3].finish for i in asked],
+        )  # fmt: skip
+        for i, score in zip(asked, found, strict=True):
+            scores[i] = score
     nodes = [
         Node(pivot.parent, pivot.offset, c.tokens, c.logprobs, c.finish, text, score, pivot.stream, number, version)
         for (_, number, pivot, c, _), text, score in zip(drafts, texts, scores, strict=True)
@@ -118,3 +151,13 @@ def _score(
     cut = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     return [nodes[a:b] for a, b in itertools.pairwise(cut)]
 
+
+def _measure(trees: list[Tree], new: Sequence[tuple[int, int]], strategy: Strategy, signals: Signals) -> int:
+    """Put the signals that the strategy wants into new nodes, given as (tree, node); returns the tokens forwarded."""
+    forwarded = 0
+    for signal in sorted(strategy.signals, key=lambda signal: signal.name):
+        values, cost = signals(signal, [(trees[index], node) for index, node in new])
+        forwarded += cost
+        for (index, node), value in zip(new, values, strict=True):
+            trees[index] = trees[index].with_signal(node, signal.name, tuple(map(float, value)))
+    return forwarded

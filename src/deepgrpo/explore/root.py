@@ -10,7 +10,7 @@ import numpy as np
 
 from deepgrpo.config import RootExplore
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Limits, State, main_pivot
+from deepgrpo.explore.base import Limits, Signal, State, main_pivot
 from deepgrpo.records import Credit, Pivot, Tree
 
 
@@ -18,6 +18,7 @@ from deepgrpo.records import Credit, Pivot, Tree
 class RootStrategy:
     config: RootExplore
     scale: Literal["none", "std"] = "none"
+    signals: frozenset[Signal] = frozenset()
 
     @classmethod
     def build(cls, config: RootExplore, scale: Literal["none", "std"], tokenizer: Any) -> RootStrategy:

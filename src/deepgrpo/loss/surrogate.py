@@ -7,22 +7,21 @@ from torch import Tensor
 
 
 def surrogate(
-    logprob_N: Tensor, old_logprob_N: Tensor, advantage_N: Tensor,
+    log_ratio_N: Tensor, advantage_N: Tensor,
     *, clip_low: float, clip_high: float, dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Clipped surrogate loss per token, PPO (arXiv:1707.06347) with a dual clip (arXiv:1912.09729).
 
-    `ℓ = -min(ρ A, clip(ρ, 1 - low, 1 + high) A)` with `ρ = exp(logprob - old)`; for A < 0 also `ℓ ≤ -c A`, c = dual_clip.
+    `ℓ = -min(ρ A, clip(ρ, 1 - low, 1 + high) A)`; for A < 0 also `ℓ ≤ -c A`, c = dual_clip.
 
     Args:
-        logprob_N: of the current policy, differentiable.
-        old_logprob_N: of the policy at the start of the batch.
+        log_ratio_N: log ρ of current and old policy (loss/ratio.py), differentiable.
         advantage_N: one per token.
 
     Returns:
         `[N]` losses, and `[N]` booleans: the clipped branch was taken, so the token has no gradient.
     """
-    ratio_N = torch.exp(logprob_N - old_logprob_N)
+    ratio_N = torch.exp(log_ratio_N)
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     loss_N = torch.maximum(-ratio_N * advantage_N, -clipped_N * advantage_N)
     if dual_clip is not None:
@@ -32,12 +31,3 @@ def surrogate(
         if dual_clip is not None:
             outside_N |= (ratio_N > dual_clip) & (advantage_N < 0)
     return loss_N, outside_N
-
-
-def importance_weight(learner_logprob_N: Tensor, sampler_logprob_N: Tensor, cap: float) -> Tensor:
-    """Truncated importance weight `min(π_learner / μ_sampler, cap)` per token, without gradient, TIS.
-
-    It corrects for tokens that were drawn from a slightly different distribution than the learner computes (another
-    dtype, another engine, a nucleus); the cap bounds its variance.
-    """
-    return torch.exp(learner_logprob_N.detach() - sampler_logprob_N).clamp(max=cap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from deepgrpo.config import ExactReward, MathReward, RewardConfig, TaskReward
@@ -65,11 +66,15 @@ def judge(
     completions: Sequence[str],
     completion_ids: Sequence[tuple[int, ...]],
     finishes: Sequence[FinishReason],
+    *,
+    penalty: Callable[[Prompt, int], float] | None = None,
 ) -> list[Score]:
     """Score responses; those that were cut off get `truncated_value`, and the reward never sees them.
 
     With `truncated_value` None they are scored like any other. A truncated response keeps `parsed` True: nobody
     looked for its answer. Order is kept.
+
+    `penalty` of the prompt and the response's length in tokens, 0 or less, is added to every value, whatever that came from.
     """
     asked = [i for i, finish in enumerate(finishes) if truncated_value is None or finish != "length"]
     scores = [Score(0.0 if truncated_value is None else truncated_value, checked=False)] * len(finishes)
@@ -79,7 +84,12 @@ def judge(
         )
         for i, score in zip(asked, found, strict=True):
             scores[i] = score
-    return scores
+    if penalty is None:
+        return scores
+    return [
+        replace(score, value=score.value + penalty(prompt, len(ids)))
+        for score, prompt, ids in zip(scores, prompts, completion_ids, strict=True)
+    ]
 
 
 def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepgrpo.config import Config, to_toml
+from deepgrpo.config import Config, SPOTreeExplore, to_toml
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -87,7 +87,9 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
     rows = config.learner.logprob_chunk if policy.plain_head else tokens
     per_token = layers * 2 * heads * width * stored
     rollouts = config.run.prompts_per_step * config.explore.num_rollouts
-    keeps = config.explore.most_branches > 0 and policy.plain_head
+    explore = config.explore
+    levels = len(explore.branching) if isinstance(explore, SPOTreeExplore) else 1
+    keeps = (explore.most_branches > 0 or levels > 1) and policy.plain_head
     return MemoryEstimate(
         weights=4 * every,
         gradients=4 * trained,

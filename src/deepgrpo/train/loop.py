@@ -12,7 +12,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +24,16 @@ from deepgrpo import rng
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
 from deepgrpo.errors import CheckpointError
 from deepgrpo.eval.evaluate import evaluate
-from deepgrpo.explore.grow import grow
+from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import SyntheticTask
-from deepgrpo.records import Ledger, SampleRequest, StepReport
+from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
 from deepgrpo.rewards.base import judge
 from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.train.dynamic import dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
-from deepgrpo.train.setup import Run, open_run, save_start
+from deepgrpo.train.setup import Run, open_run, save_start, take_start
 from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import Example, warm_start
 
@@ -81,16 +82,24 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     """One turn of the algorithm: everything between two policies."""
     config, step = run.config, state.step + 1
     began = time.perf_counter()
-    prompts, cursor = run.source.take(Cursor.from_dict(state.cursor), config.run.prompts_per_step)
-    growth = grow(
-        prompts, run.strategy, state.strategy, run.engine, run.judge,
-        decode=run.decode, params=run.sampling_params, limits=run.limits,
-        seed=config.run.seed, step=step, version=state.optimizer_steps,
+
+    def grown(prompts: Sequence[Prompt], number: int) -> Growth:
+        return grow(
+            prompts, run.strategy, state.strategy, run.engine, run.judge,
+            decode=run.decode, params=run.sampling_params, limits=run.limits,
+            seed=round_seed(config.run.seed, number), step=step, version=state.optimizer_steps, signals=run.signals,
+        )  # fmt: skip
+
+    wanted, sampling = config.run.prompts_per_step, config.sampling
+    batch = gather(
+        run.source, Cursor.from_dict(state.cursor), wanted, grown, run.strategy.credit,
+        dynamic=sampling.dynamic, max_rounds=sampling.max_rounds,
     )  # fmt: skip
-    credits = [run.strategy.credit(tree) for tree in growth.trees]
+    growth, credits = batch.growth, batch.credits
     learning = time.perf_counter()
-    update = run.learner.update(growth.trees, credits)
+    update = run.learner.update(*batch.trained)
     seconds_learn = time.perf_counter() - learning
+    # dropped trees are evidence too: without them the fit would miss the pivots that no branch recovered from
     strategy_state = run.strategy.observe(state.strategy, growth.trees)
 
     spent = update.ledger + Ledger(
@@ -98,23 +107,28 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         sampled_sequences=sum(len(tree.nodes) for tree in growth.trees),
         prefix_tokens=growth.stats.prefix_tokens,
         prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
+        signal_tokens=growth.signal_tokens,
         verifier_calls=growth.verifier_calls,
         seconds_sample=growth.stats.seconds,
+        seconds_signals=growth.seconds_signals,
         seconds_reward=growth.seconds_reward,
         seconds_learn=seconds_learn,
     )
     state = replace(
-        state, step=step, optimizer_steps=run.learner.optimizer_steps, cursor=cursor.to_dict(),
+        state, step=step, optimizer_steps=run.learner.optimizer_steps, cursor=batch.cursor.to_dict(),
         strategy=strategy_state, ledger=state.ledger + spent,
     )  # fmt: skip
     metrics: Metrics = {
         **tree_metrics(growth.trees, credits),
+        **(run.overlong.metrics(growth.trees) if run.overlong else {}),
+        **(dynamic_metrics(batch, wanted, config.explore.success_threshold) if sampling.dynamic else {}),
         **update.metrics,
         **run.strategy.report(strategy_state),
         "tokens_per_s": growth.stats.sampled_tokens / max(growth.stats.seconds, 1e-9),
         "sampled_tokens": float(growth.stats.sampled_tokens),
         "time/sample": growth.stats.seconds,
         "time/reward": growth.seconds_reward,
+        **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
         "time/learn": seconds_learn,
     }
     if config.log.trees_every and step % config.log.trees_every == 0:
@@ -142,10 +156,13 @@ def _start(run: Run, stop: _Stop) -> TrainState:
 
 
 def _warm_start(run: Run, stop: _Stop) -> None:
-    """Imitate the task's written solutions, on questions of the training split.
+    """Imitate the task's written solutions, on questions of the training split; or take over what another run has made.
 
     Raises KeyboardInterrupt if it was stopped before its end.
     """
+    if run.config.warmstart and run.config.warmstart.from_ is not None:
+        take_start(run, Path(run.config.warmstart.from_))
+        return
     config, data = run.config, run.config.data
     assert config.warmstart is not None and isinstance(data, SyntheticData)
     task, tokenizer = SyntheticTask(data), run.policy.tokenizer

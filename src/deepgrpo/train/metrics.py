@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.records import Credit, Node, Pivot, Stream, Tree
+from deepgrpo.records import Credit, Pivot, Stream, Tree
 
 DEPTH_BINS = 10
 """Bins of the depth ratio r in (0, 1]; bin i holds i / 10 < r ≤ (i + 1) / 10."""
@@ -16,13 +16,23 @@ Metrics = dict[str, Any]
 
 
 def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
-    """Rewards, groups, lengths and pivots of a step."""
+    """Rewards, groups, lengths and pivots of a step. A segment is no response: only its log-probs count."""
     metrics: Metrics = {}
     for stream in ("main", "branch"):
         nodes = [node for tree in trees for _, node in tree.stream(stream)]
-        metrics[f"{stream}/rollouts"] = float(len(nodes))
+        responses = [(tree, i) for tree in trees for i, node in tree.stream(stream) if node.complete]
+        metrics[f"{stream}/rollouts"] = float(len(responses))
+        if len(nodes) > len(responses):
+            metrics[f"{stream}/segments"] = float(len(nodes) - len(responses))
         if nodes:
-            metrics |= _stream_metrics(stream, nodes, credits)
+            metrics[f"{stream}/surprisal"] = float(-np.concatenate([node.logprobs for node in nodes]).mean())
+        if responses:
+            metrics |= _stream_metrics(stream, responses)
+        groups = [group for credit in credits for group in credit.groups if group.stream == stream]
+        if groups:
+            metrics[f"{stream}/groups"] = float(len(groups))
+            metrics[f"{stream}/mixed"] = float(np.mean([group.mixed for group in groups]))
+            metrics[f"{stream}/zero_variance"] = 1.0 - metrics[f"{stream}/mixed"]
     everything = [node for tree in trees for node in tree.nodes]
     metrics["reward/problems"] = float(sum(node.score.problem is not None for node in everything))
     for problem in sorted({node.score.problem for node in everything if node.score.problem}):
@@ -32,22 +42,18 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
     return metrics | pivot_metrics(trees)
 
 
-def _stream_metrics(stream: Stream, nodes: Sequence[Node], credits: Sequence[Credit]) -> Metrics:
-    groups = [group for credit in credits for group in credit.groups if group.stream == stream]
+def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Metrics:
+    nodes = [tree.nodes[i] for tree, i in responses]
+    # a main response may consist of several segments; a branch is what was sampled at its pivot
+    lengths = [len(tree.response(i)) if stream == "main" else len(tree.nodes[i].tokens) for tree, i in responses]
     whole = [node for node in nodes if node.finish == "stop"]
-    metrics = {
+    return {
         f"{stream}/reward": float(np.mean([node.reward for node in nodes])),
         f"{stream}/truncated": float(np.mean([node.finish == "length" for node in nodes])),
-        f"{stream}/length": float(np.mean([len(node.tokens) for node in nodes])),
+        f"{stream}/length": float(np.mean(lengths)),
         # a response that was cut off could not give its answer: it is no sign of a wrong format
         f"{stream}/unparsed": float(np.mean([not node.score.parsed for node in whole])) if whole else 0.0,
-        f"{stream}/surprisal": float(-np.concatenate([node.logprobs for node in nodes]).mean()),
     }
-    if groups:
-        metrics[f"{stream}/groups"] = float(len(groups))
-        metrics[f"{stream}/mixed"] = float(np.mean([group.mixed for group in groups]))
-        metrics[f"{stream}/zero_variance"] = 1.0 - metrics[f"{stream}/mixed"]
-    return metrics
 
 
 def pivot_metrics(trees: Sequence[Tree]) -> Metrics:

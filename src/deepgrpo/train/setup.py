@@ -17,7 +17,7 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits, Strategy
+from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
 from deepgrpo.model.policy import Policy, Reference, load_policy, scratch_policy
@@ -26,10 +26,12 @@ from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
+from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
 from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
 from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.signals import build_signals
 from deepgrpo.train.step import Learner
 
 START = "start"
@@ -53,12 +55,20 @@ class Run:
     checkpoints: Checkpoints
     monitor: HealthMonitor
     limits: Limits
+    signals: Signals | None = None
+    """Measures what the strategy wants to know of sampled tokens; None if that is nothing."""
     log: RunLog = field(init=False)
     """From `open_log` on."""
 
     @property
     def judge(self) -> Judge:
-        return functools.partial(judge, self.reward, self.config.reward.truncated_value)
+        return functools.partial(judge, self.reward, self.config.reward.truncated_value, penalty=self.overlong)
+
+    @property
+    def overlong(self) -> OverlongPenalty | None:
+        """The penalty on length, if the recipe has one; an evaluation has none."""
+        wanted, limits = self.config.reward.overlong, self.limits
+        return None if wanted is None else OverlongPenalty(wanted, limits.max_new_tokens, limits.max_total_tokens)
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str]:
@@ -175,8 +185,10 @@ def open_run(config: Config, resume: Path | None) -> Run:
         policy.checkpoint_activations()
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
-    reward = build_reward(config.reward, build_task(config.data))
+    task = build_task(config.data)
+    reward = build_reward(config.reward, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
+    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
     engine = EmbeddedEngine(
         policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20,
         dtype=getattr(torch, config.engine_dtype),
@@ -186,9 +198,8 @@ def open_run(config: Config, resume: Path | None) -> Run:
         exact_sampler=engine.exact and config.sampling.top_p == 1.0,
     )  # fmt: skip
     return Run(
-        config, directory, policy, source,
-        build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer),
-        engine, reward, eval_reward, eval_prompts, learner, checkpoints, HealthMonitor.from_config(config), limits,
+        config, directory, policy, source, strategy, engine, reward, eval_reward, eval_prompts, learner, checkpoints,
+        HealthMonitor.from_config(config), limits, build_signals(policy, strategy),
     )  # fmt: skip
 
 
@@ -274,3 +285,20 @@ def save_start(run: Run) -> None:
     run.policy.save(aside)
     shutil.rmtree(run.directory / START, ignore_errors=True)  # a rename does not replace a directory
     aside.rename(run.directory / START)
+
+
+def take_start(run: Run, directory: Path) -> None:
+    """Begin from weights that another run has saved, and keep them as this run's own start.
+
+    Raises ConfigError if there are none, ModelError if they do not fit the model.
+    """
+    remedy = "name the directory `start` of a run with a warm start, or a checkpoint's `model`"
+    if not directory.is_dir():  # as a name on the hub it is not meant
+        raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
+    try:
+        run.policy.load_weights(directory)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"warmstart.from is {str(directory)!r}, but no weights can be read there ({str(error).splitlines()[0]}); {remedy}"
+        ) from error
+    save_start(run)

@@ -21,8 +21,9 @@ from deepgrpo.config import Config
 from deepgrpo.credit.whiten import whiten
 from deepgrpo.errors import TrainingError
 from deepgrpo.loss.kl import k3
+from deepgrpo.loss.ratio import importance_weight, log_ratio
 from deepgrpo.loss.streams import BRANCH, MAIN, select, term_weights
-from deepgrpo.loss.surrogate import importance_weight, surrogate
+from deepgrpo.loss.surrogate import surrogate
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack, pack_rows
 from deepgrpo.pack.layout import Layout, Terms, lay_out
@@ -132,8 +133,14 @@ class Learner:
         budget, verdict = self.config.learner.token_budget, self.policy.verdict
         longest = max((len(row.input_ids) for row in layout.rows), default=0)
         if verdict.packs and (verdict.window is None or longest <= verdict.window):
-            return pack_trees(trees, layout, budget)
-        return pack_rows(layout.rows, budget)
+            packs = pack_trees(trees, layout, budget)
+        else:
+            packs = pack_rows(layout.rows, budget)
+        # a prefix may be forwarded in several packs, the terms of a node never are: its sequence ratio depends on it
+        sequence_N = layout.terms.sequence_N
+        parts = sum(len(np.unique(sequence_N[pack.terms_n])) for pack in packs)
+        assert parts == len(np.unique(sequence_N)), "the terms of a node are in more than one pack"
+        return packs
 
     def _optimizer_step(
         self, terms: Terms, packs: Sequence[Pack], old_N: Tensor | None, lr: float
@@ -170,6 +177,7 @@ class Learner:
     def _loss_function(self, terms: Terms, observed: Observed) -> Callable[[Pack, Tensor | None], Tensor]:
         """The loss of a pack as a function; the sum over packs is the loss of the optimizer step."""
         config, device = self.config.loss, self.policy.device
+        clip_low, clip_high = config.clip_range
         weights = term_weights(
             terms.stream_N, terms.sequence_N, lambda_=config.lambda_, beta=config.beta, reduction=config.reduction,
             reduction_length=config.reduction_length or self.config.sampling.max_new_tokens,
@@ -181,12 +189,14 @@ class Learner:
             logprob_n, entropy_n = self._logprobs(self.policy, terms, pack, with_entropy=True)
             old_n = logprob_n.detach() if old_N is None else old_N[here].to(device)
             advantage_n = _tensor(terms.advantage_N[pack.terms_n], device)
+            # no sequence is in two packs, so its ratio can be computed here
+            sequence_n = _tensor(terms.sequence_N[pack.terms_n], device) if config.ratio == "sequence" else None
             loss_n, clipped_n = surrogate(
-                logprob_n, old_n, advantage_n,
-                clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip,
+                log_ratio(logprob_n, old_n, sequence_n), advantage_n,
+                clip_low=clip_low, clip_high=clip_high, dual_clip=config.dual_clip,
             )  # fmt: skip
             sampler_n = _tensor(terms.sampler_logprob_N[pack.terms_n], device)
-            weight_n = importance_weight(old_n, sampler_n, config.importance_cap)
+            weight_n = importance_weight(old_n, sampler_n, config.importance_cap, sequence_n)
             if self.weigh:
                 loss_n = loss_n * weight_n
             total = (_tensor(weights.policy_N[pack.terms_n], device) * loss_n).sum()

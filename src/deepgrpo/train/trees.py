@@ -37,6 +37,8 @@ def _tree(raw: dict[str, Any]) -> Tree:
                 "tokens": tuple(node["tokens"]),
                 "logprobs": tuple(node["logprobs"]),
                 "score": Score(**node["score"]),
+                # trees that were saved before there were signals have none
+                "signals": {name: tuple(values) for name, values in node.get("signals", {}).items()},
             }
         )
         for node in raw["nodes"]

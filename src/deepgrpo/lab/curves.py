@@ -1,0 +1,77 @@
+"""What a learning curve says: its area, where it crosses a target, its end. Pure arithmetic, no torch.
+
+A curve is a list of evaluations (x, y), x ascending, where x counts what was spent (sampled tokens, or optimizer steps) and
+y is an accuracy. Between two evaluations it is a straight line.
+
+Worked example: evaluations at 0, 100 and 300 tokens with accuracies .2, .4 and .8.
+    area up to 300    (100 · .3 + 200 · .6) / 300 = .5      up to 200    (100 · .3 + 100 · .5) / 200 = .4
+    reaches .6        at 200, half way between the last two
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Points = Sequence[tuple[float, float]]
+"""(x, y), x not descending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Mean of the last evaluations. Example: Ending(mean=0.64, count=10)."""
+
+    mean: float
+    count: int
+    """Evaluations in the mean; less than was asked for where the curve has no more."""
+
+
+def area(points: Points, end: float) -> float | None:
+    """Mean height of the curve from 0 to `end`: trapezoids, divided by `end`.
+
+    None where the curve does not begin at 0 or does not reach `end`: a guess beyond its ends would look like a measurement.
+    """
+    if not points or end <= 0 or points[0][0] > 0 or points[-1][0] < end:
+        return None
+    total = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 >= end:
+            break
+        stop = min(x1, end)
+        y_stop = y1 if x1 == stop else y0 + (y1 - y0) * (stop - x0) / (x1 - x0)
+        total += (stop - x0) * (y0 + y_stop) / 2.0
+    return total / end
+
+
+def reach(points: Points, target: float) -> float | None:
+    """The x at which the curve first is at `target`, on the line between two evaluations; None if it never is.
+
+    It is the first crossing of a noisy curve, so it is early rather than late, for every arm alike.
+    """
+    before: tuple[float, float] | None = None
+    for x, y in points:
+        if y >= target:
+            if before is None:
+                return x
+            x0, y0 = before
+            return x0 + (x - x0) * (target - y0) / (y - y0)
+        before = (x, y)
+    return None
+
+
+def ending(points: Points, *, last: int | None, share: float | None, end: float) -> Ending | None:
+    """Mean of the last evaluations of a curve, the one before training left out.
+
+    Args:
+        last: of so many evaluations; or
+        share: of those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
+        end: how far the curve counts. Evaluations behind it were made by a last step that went beyond: they belong to a
+            caller who does not cut the curve before.
+
+    None if there is no evaluation to average.
+    """
+    assert (last is None) != (share is None)
+    after = [(x, y) for x, y in points if x > 0]
+    chosen = after[-last:] if last is not None else [(x, y) for x, y in after if x >= (1.0 - (share or 0.0)) * end]
+    return Ending(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None

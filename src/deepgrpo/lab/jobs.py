@@ -1,0 +1,170 @@
+"""Run commands side by side, each in a process of its own, in an order that respects what needs what.
+
+A job that crashes takes down no other: its dependents are skipped, the rest goes on. The first Ctrl-C or SIGTERM asks the
+running jobs to end after their step (they save it) and starts no more; a second Ctrl-C does not wait for that.
+
+The jobs stay in the process group of the caller, so what a terminal sends reaches them as well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+State = Literal["waiting", "running", "done", "failed", "skipped"]
+
+POLL_S = 0.2
+"""Seconds between two looks at the running jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command of our own: `python -m MODULE ARGUMENT ...`.
+
+    Example: Job("deep-seed-1", ("deepgrpo.cli", "train", "jobs/deep-seed-1.toml"), Path("jobs/deep-seed-1.log"),
+    after=("_warmstart-seed-1",), finished=lambda: ...).
+    """
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    """What it prints is appended here."""
+    finished: Callable[[], bool]
+    """Whether its result is there: asked before (then it is not run at all) and after."""
+    after: tuple[str, ...] = ()
+    """Names of jobs that must be done first."""
+
+
+class Jobs:
+    """The states of some jobs, and what runs them."""
+
+    def __init__(self, jobs: Sequence[Job], *, workers: int, keep_open: Sequence[int] = ()) -> None:
+        """Prepare.
+
+        Args:
+            jobs: in the order in which they should run where they may.
+            workers: how many run at once.
+            keep_open: file descriptors that the jobs hold as long as they live (a lock).
+        """
+        self.jobs, self.workers, self.keep_open = list(jobs), workers, tuple(keep_open)
+        self.state: dict[str, State] = {job.name: "waiting" for job in jobs}
+        self.stopping = False
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        for job in self.jobs:
+            if job.finished():
+                self.state[job.name] = "done"
+        self._skip()
+
+    def run(
+        self, changed: Callable[[Job, State], None] = lambda job, state: None, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run everything that can be run.
+
+        Args:
+            changed: told of each job that starts or ends.
+            tick: called at every look.
+
+        Raises KeyboardInterrupt if it was stopped; no job of ours is running any more then.
+        """
+        with self._signals():
+            try:
+                while True:
+                    self._reap(changed)
+                    if not self.stopping:
+                        self._start(changed)
+                    tick()
+                    if not self._running:
+                        break
+                    time.sleep(POLL_S)
+            except BaseException:
+                self._signal(signal.SIGTERM)
+                for process in self._running.values():
+                    process.wait()
+                raise
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def _start(self, changed: Callable[[Job, State], None]) -> None:
+        for job in self.jobs:
+            if len(self._running) >= self.workers:
+                return
+            if self.state[job.name] == "waiting" and all(self.state[name] == "done" for name in job.after):
+                self._running[job.name] = self._launch(job)
+                self.state[job.name] = "running"
+                changed(job, "running")
+
+    def _launch(self, job: Job) -> subprocess.Popen[bytes]:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment(), pass_fds=self.keep_open,
+            )  # fmt: skip
+
+    def _reap(self, changed: Callable[[Job, State], None]) -> None:
+        for job in self.jobs:
+            process = self._running.get(job.name)
+            if process is None or process.poll() is None:
+                continue
+            del self._running[job.name]
+            if process.returncode == 0 and job.finished():
+                self.state[job.name] = "done"
+            else:
+                # one that was asked to stop has not failed: it goes on another time
+                self.state[job.name] = "waiting" if self.stopping else "failed"
+            if self.state[job.name] != "waiting":
+                changed(job, self.state[job.name])
+            self._skip()
+
+    def _skip(self) -> None:
+        """What waits for a job that failed is not going to run."""
+        for _ in self.jobs:
+            for job in self.jobs:
+                if self.state[job.name] == "waiting" and any(self.state[n] in ("failed", "skipped") for n in job.after):
+                    self.state[job.name] = "skipped"
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            process.send_signal(number)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals can be caught in the main thread only
+            return
+
+        def request(number: int, frame: FrameType | None) -> None:
+            # after the first signal a job takes SIGINT for "at once" and SIGTERM for what it has heard already
+            again, self.stopping = self.stopping and number == signal.SIGINT, True
+            self._signal(signal.SIGINT if again else signal.SIGTERM)
+
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def environment() -> dict[str, str]:
+    """Of a job. Many small runs side by side: more threads for each would only stand in each other's way."""
+    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something, or "" where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

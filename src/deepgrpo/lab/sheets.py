@@ -1,0 +1,183 @@
+"""The tables of a comparison: the same cells for the terminal and for markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Form = Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One table. Example: Sheet("What was spent", ("arm", "steps"), (("grpo", "120"),))."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sheets(result: Mapping[str, Any]) -> list[Sheet]:
+    """All tables of a comparison, from what `comparison.compare` returns."""
+    arms, baseline = result["arms"], result["baseline"]
+    budget, steps = short(result["budget"]), f"{result['optimizer_steps_compared']:.0f}"
+    k = [f"pass@{each}" for each in result["final"]["k"]]
+    target = result["experiment"]["curve"]["target"]
+    found = [
+        _means(
+            f"Untouched questions after {budget} sampled tokens, %", arms,
+            [
+                ("greedy", "final/greedy", percent), ("sampled", "final/sampled", percent),
+                *((each, f"final/{each}", percent) for each in k),
+            ],
+        ),
+        Sheet(
+            f"Difference to {baseline} in points, paired by seed [95% interval] (seeds above/below)",
+            ("arm", *(label for label, _ in _differences(k, steps))),
+            tuple(
+                (arm, *(_difference(each["differences"].get(metric)) for _, metric in _differences(k, steps)))
+                for arm, each in arms.items() if "differences" in each
+            ),
+        ),
+        _means(
+            f"Watched questions: at {budget} sampled tokens, and at {steps} optimizer steps, %", arms,
+            [
+                ("start", "start/greedy", percent), ("greedy", "watched/greedy", percent),
+                ("sampled", "watched/sampled", percent), ("area over tokens", "watched/area", percent),
+                (f"greedy, {steps} steps", "steps/greedy", percent),
+                (f"sampled, {steps} steps", "steps/sampled", percent),
+                (f"area over {steps} steps", "steps/area", percent),
+                (f"tokens for {steps} steps", "steps/sampled_tokens", short),
+            ],
+        ),
+        _means(
+            "What a run spent", arms,
+            [
+                ("sampled tokens", "spent/sampled_tokens", short), ("optimizer steps", "spent/optimizer_steps", whole),
+                ("trained tokens", "spent/trained_tokens", short), ("forwarded tokens", "spent/learner_tokens", short),
+                ("verifier calls", "spent/verifier_calls", short), ("minutes", "spent/minutes", one),
+            ],
+        ),
+        _means(
+            "How the training went", arms,
+            [
+                ("gradient norm", "train/grad_norm", three), ("entropy at the end", "train/entropy", three),
+                ("length at the end", "train/length", one), ("mixed groups, %", "train/mixed", percent),
+                ("mixed groups per 1k tokens", "train/mixed_per_1k", three),
+            ],
+        ),
+    ]  # fmt: skip
+    if target is not None:
+        rows = tuple((arm, *_to_target(each["tokens_to_target"], budget)) for arm, each in arms.items())
+        found.insert(3, Sheet(f"Sampled tokens to reach {target:.0%} greedy (watched)", ("arm", "median", "runs"), rows))
+    return found
+
+
+def as_table(sheet: Sheet) -> Table:
+    """For the terminal."""
+    table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(sheet.columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table
+
+
+def show(table: Table, out: Console) -> None:
+    """Print a table whole: a file has no right edge at which rich would have to cut."""
+    if not out.is_terminal:
+        out.width = max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum)
+    out.print(table)
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """The whole comparison as a page."""
+    seeds = result["experiment"]["seeds"]
+    lines = [
+        f"# {result['name']}", "",
+        f"{len(result['arms'])} arms, {len(seeds)} seeds ({', '.join(map(str, seeds))}), {result['budget']:,} sampled tokens "
+        f"per run, baseline {result['baseline']}.",
+        "", *(f"- {note}" for note in result["notes"]),
+    ]  # fmt: skip
+    for sheet in sheets(result):
+        lines += ["", f"## {sheet.title}", "", "| " + " | ".join(sheet.columns) + " |"]
+        lines.append("|---" + "|--:" * (len(sheet.columns) - 1) + "|")
+        lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in sheet.rows]
+    return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------- cells
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:.1f}"
+
+
+def one(x: float) -> str:
+    return f"{x:.1f}"
+
+
+def whole(x: float) -> str:
+    return f"{x:,.0f}"
+
+
+def three(x: float) -> str:
+    return f"{x:.3g}"
+
+
+def short(x: float) -> str:
+    """950, 12k, 1.25M."""
+    if x < 1000:
+        return f"{x:.0f}"
+    return f"{x / 1e3:.0f}k" if x < 999_500 else f"{x / 1e6:.2f}M"
+
+
+def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str, Form]]) -> Sheet:
+    rows = []
+    for arm, each in arms.items():
+        cells = []
+        for _, metric, form in columns:
+            mean, sd = each["mean"].get(metric), each["sd"].get(metric)
+            spread = f" ±{form(sd)}" if sd is not None and form is percent and len(each["runs"]) > 1 else ""
+            cells.append("–" if mean is None else form(mean) + spread)
+        rows.append((arm, str(len(each["runs"])), *cells))
+    return _without_empty(Sheet(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
+
+
+def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
+    return [
+        ("greedy", "final/greedy"), ("sampled", "final/sampled"), *([(max(k, key=_of), "final/pass")] if k else []),
+        ("watched", "watched/greedy"), ("area, tokens", "watched/area"), (f"watched, {steps} steps", "steps/greedy"),
+        (f"area, {steps} steps", "steps/area"),
+    ]  # fmt: skip
+
+
+def _of(name: str) -> int:
+    return int(name.partition("@")[2])
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']})"
+
+
+def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:
+    median = f"> {budget}" if found["median"] is None else short(found["median"])
+    return median, f"{found['reached']} of {found['runs']}"
+
+
+def _without_empty(sheet: Sheet) -> Sheet:
+    """Leave out columns in which no arm has a figure."""
+    kept = [
+        i for i in range(len(sheet.columns)) if i == 0 or not sheet.rows or any(row[i] != "–" for row in sheet.rows)
+    ]
+    return Sheet(
+        sheet.title, tuple(sheet.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in sheet.rows)
+    )

@@ -1,0 +1,81 @@
+// ---- the learning curves
+
+const AXES = [
+  ["tokens", "sampled tokens", count],
+  ["updates", "optimizer steps", count],
+  ["step", "training steps", count],
+  ["seconds", "seconds of training", time],
+];
+// [title, what it says, format, lowest, highest, [[metric, name, spread]]]
+const CHARTS = [
+  ["Accuracy", "On held-out questions: most likely responses, and sampled ones. Shade: one standard error.", percent, 0, 1, [["eval/greedy", "greedy", "eval/greedy_se"], ["eval/sampled", "sampled", "eval/sampled_se"]]],
+  ["Reward", "Mean over the step's rollouts, and over its branches, which continue failures.", number, null, null, [["main/reward", "rollouts"], ["branch/reward", "branches"]]],
+  ["Entropy", "Nats per trained token. Towards 0: collapse.", number, 0, null, [["main/entropy", "rollouts"], ["branch/entropy", "branches"]]],
+  ["Response length", "Tokens; of a branch without its prefix.", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
+  ["Mixed groups", "Groups with unequal rewards: the share of the sampling that carries signal.", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
+  ["Truncated", "Responses cut off at the length limit.", percent, 0, 1, [["main/truncated", "rollouts"], ["branch/truncated", "branches"]]],
+  ["Rescue rate", "Pivots with a branch better than the rollout they are in.", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
+  ["Gradient norm", "Before clipping. Spikes: single strange batches.", number, 0, null, [["grad_norm", "norm"]]],
+];
+
+const colourOf = (run) => `var(--r${run % 8})`;
+
+// A curve of a run with the points that it has: [{x, y, step, spread}]
+function pointsOf(run, metric, spreadMetric, axis) {
+  const ys = run.curves[metric];
+  if (!ys) return [];
+  const spread = spreadMetric ? run.curves[spreadMetric] : null;
+  const points = [];
+  ys.forEach((y, i) => {
+    if (y !== null) points.push({ x: run.axes[axis][i], y, step: run.axes.step[i], spread: spread ? spread[i] : 0 });
+  });
+  return points;
+}
+
+// Mean over a window of points that is centred, and shorter at the ends.
+function smoothed(points, width) {
+  if (width < 2) return points;
+  const half = Math.floor(width / 2);
+  return points.map((p, i) => {
+    const near = points.slice(Math.max(0, i - half), i + half + 1);
+    return { ...p, y: near.reduce((sum, each) => sum + each.y, 0) / near.length };
+  });
+}
+
+function drawCurves(state) {
+  const [axis, xLabel, xFormat] = AXES.find(([key]) => key === state.axis);
+  const chart = ([title, about, format, low, high, metrics]) => {
+    const used = metrics.filter(([metric]) => state.runs.some((run) => run.curves[metric]));
+    const lines = state.runs.flatMap((run, r) => (state.hidden.has(r) ? [] : used.map(([metric, name, spread], m) => {
+      const raw = pointsOf(run, metric, spread, axis);
+      const smooth = metric.startsWith("eval/") ? raw : smoothed(raw, state.smooth);
+      const label = state.runs.length > 1 ? (used.length > 1 ? `${run.name} · ${name}` : run.name) : name;
+      return { name: label, colour: state.runs.length > 1 ? colourOf(r) : colourOf(m), dash: state.runs.length > 1 ? DASHES[m % 3] : "", points: smooth, raw: smooth === raw ? null : raw };
+    })));
+    return lineChart({ title, about, format, low, high, xLabel, xFormat, lines });
+  };
+  for (const host of [byId("charts"), byId("other")]) forget(host);
+  byId("charts").replaceChildren(...CHARTS.filter(([, , , , , metrics]) => state.runs.some((run) => metrics.some(([metric]) => run.curves[metric]))).map(chart));
+  const metric = byId("metric").value;
+  byId("other").replaceChildren(...(metric ? [chart([metric, null, number, null, null, [[metric, metric]]])] : []));
+}
+
+function initCurves(state) {
+  byId("axis").append(...AXES.map(([key, label]) =>
+    el("label", null, el("input", { type: "radio", name: "axis", value: key, checked: key === state.axis, on: { change: () => { state.axis = key; drawCurves(state); } } }), label)));
+  const longest = Math.max(...state.runs.map((run) => run.axes.step.length));
+  state.smooth = longest > 400 ? 20 : longest > 120 ? 5 : 1;
+  choose(byId("smooth"), [[1, "off"], [5, "5 steps"], [20, "20 steps"], [50, "50 steps"]], state.smooth);
+  byId("smooth").addEventListener("change", (event) => {
+    state.smooth = Number(event.target.value);
+    drawCurves(state);
+  });
+  if (state.runs.length > 1) {
+    byId("shown-runs").append(...state.runs.map((run, r) =>
+      el("label", null, el("input", { type: "checkbox", checked: true, on: { change: (event) => { if (event.target.checked) state.hidden.delete(r); else state.hidden.add(r); drawCurves(state); } } }), el("span", null, el("span", { class: "swatch", css: { background: colourOf(r) } }), run.name))));
+  } else byId("shown-runs").remove();
+  const metrics = [...new Set(state.runs.flatMap((run) => Object.keys(run.curves)))].sort();
+  choose(byId("metric"), [["", "choose"], ...metrics.map((key) => [key, key])], "");
+  byId("metric").addEventListener("change", () => drawCurves(state));
+  drawCurves(state);
+}

@@ -1,0 +1,78 @@
+// ---- data: what is there at once, and blocks of trees that are opened when they are looked at
+
+const DATA = JSON.parse(byId("data").textContent);
+const FLAGS = ["rescued", "unrecoverable", "truncated", "mixed", "solved", "failed"];
+const FLAG_WORDS = {
+  rescued: "a branch is better than the rollout it is in",
+  unrecoverable: "a pivot without such a branch",
+  truncated: "a response was cut off at the length limit",
+  mixed: "the rollouts have unequal rewards",
+  solved: "every rollout succeeds",
+  failed: "no rollout succeeds",
+};
+
+async function unpack(text) {
+  if (typeof DecompressionStream === "undefined") throw new Error("This browser cannot open compressed data: it has no DecompressionStream. Firefox 113, Chrome 80, Safari 16.4 and later have it.");
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+const KEPT = 4;
+const opened = new Map();
+
+// The trees of a block; the last few blocks stay open.
+function openBlock(run, block) {
+  const name = `block-${run}-${block}`;
+  const found = opened.get(name) || unpack(byId(name).textContent);
+  opened.delete(name);
+  opened.set(name, found);
+  while (opened.size > KEPT) opened.delete(opened.keys().next().value);
+  return found;
+}
+
+const indices = new Map();
+
+// The index of a run's trees, in columns, with the place of each tree inside its block; null without trees.
+function openIndex(run) {
+  if (!indices.has(run)) {
+    const text = DATA.runs[run].trees.index;
+    indices.set(run, text === null ? Promise.resolve(null) : unpack(text).then((index) => {
+      index.place = index.block.map((block, i) => (i && index.block[i - 1] === block ? 1 : 0));
+      for (let i = 1; i < index.place.length; i++) if (index.place[i]) index.place[i] += index.place[i - 1];
+      index.words = index.id.map((id, i) => `${id}\n${index.question[i]}`.toLowerCase());
+      return index;
+    }));
+  }
+  return indices.get(run);
+}
+
+const ownText = (node) => (node.k ? node.k.join("") : node.x);
+
+// All that can be read in a tree, in small letters.
+const fullText = (tree) => [tree.id, tree.question, tree.answer || "", ...tree.nodes.map(ownText)].join("\n").toLowerCase();
+
+// Entries of the index that fit. With `deep`, blocks are read one after the other; `progress` returns false to stop.
+async function findTrees(run, index, { step, flags, query, deep }, progress) {
+  const words = query.toLowerCase();
+  const wanted = flags.reduce((bits, flag) => bits | (1 << FLAGS.indexOf(flag)), 0);
+  const near = [];
+  for (let i = 0; i < index.id.length; i++) {
+    if ((step === null || index.step[i] === step) && (index.flags[i] & wanted) === wanted) near.push(i);
+  }
+  if (!words) return near;
+  if (!deep) return near.filter((i) => index.words[i].includes(words));
+  const found = [];
+  let block = -1, texts = [];
+  for (const i of near) {
+    if (index.block[i] !== block) {
+      block = index.block[i];
+      if (!progress(block)) return null;
+      texts = (await unpack(byId(`block-${run}-${block}`).textContent)).map(fullText);
+    }
+    if (texts[index.place[i]].includes(words)) found.push(i);
+  }
+  return found;
+}

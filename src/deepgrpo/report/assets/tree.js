@@ -1,0 +1,327 @@
+// ---- one tree: rollouts as lanes, pivots with Q along the chain, branches below, every text readable
+
+const LANE = { q: 30, bar: 14, branch: 8, gap: 4 };
+const LONG = 2500;
+
+class TreeView {
+  constructor(host) {
+    this.host = host;
+    host.addEventListener("pointerover", (event) => this.hover(event));
+    host.addEventListener("pointerout", () => tip.hide());
+    host.addEventListener("click", (event) => this.click(event));
+    host.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  say(text) {
+    forget(this.host);
+    this.host.replaceChildren(el("p", { class: "empty" }, text));
+  }
+
+  show(tree, run, query, turn) {
+    forget(this.host);
+    this.tree = tree;
+    this.run = run;
+    this.query = query;
+    this.children = tree.pivots.map((_, p) => tree.nodes.flatMap((node, i) => (node.v === p ? [i] : [])));
+    this.pivotsIn = new Map();
+    tree.pivots.forEach((pivot, p) => this.pivotsIn.set(pivot.p, [...(this.pivotsIn.get(pivot.p) || []), p]));
+    this.start = [];
+    tree.nodes.forEach((node, i) => (this.start[i] = node.p < 0 ? 0 : this.start[node.p] + node.o));
+    this.longest = Math.max(1, ...tree.nodes.map((node, i) => this.start[i] + node.n));
+    this.most = Math.max(1e-9, ...tree.nodes.flatMap((node) => node.a.map((span) => Math.abs(span[2]))));
+    this.light = tree.nodes.reduce((sum, node) => sum + node.n, 0) < 6000;
+    const roots = tree.nodes.flatMap((node, i) => (node.p < 0 ? [i] : []));
+    this.host.replaceChildren(...this.head(turn), ...this.ask(), ...roots.map((i, n) => this.lane(i, n)));
+  }
+
+  head(turn) {
+    const { tree } = this;
+    const real = tree.pivots.map((pivot, p) => p).filter((p) => tree.pivots[p].s === "branch");
+    const rescued = real.filter((p) => this.rescued(p)).length;
+    const main = tree.nodes.filter((node) => node.s === "main" && node.f !== "segment");
+    return [
+      el("div", { class: "head" }, el("h3", null, "Prompt ", visible(tree.id), ` at step ${tree.step}`),
+        el("span", { class: "turn" },
+          el("button", { type: "button", disabled: !turn.back, on: { click: turn.back || (() => {}) } }, "← previous"),
+          el("button", { type: "button", disabled: !turn.on, on: { click: turn.on || (() => {}) } }, "next →"))),
+      el("p", { class: "facts" }, `${main.filter((node) => this.good(node)).length} of ${plural(main.length, "rollout")} succeed`,
+        real.length ? `, ${rescued} of ${plural(real.length, "pivot")} rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + n.n, 0), "sampled token")}. `,
+        el("span", { class: "scale" }, "token advantage ", signed(-this.most), el("i", { "aria-hidden": "true" }), signed(this.most))),
+    ];
+  }
+
+  ask() {
+    const { tree } = this;
+    const rows = [["question", tree.question], ["answer", tree.answer], ["as the model reads it", tree.prompt]].filter(([, text]) => text !== null && text !== undefined);
+    return [el("dl", { class: "ask" }, rows.map(([name, text]) => [el("dt", null, name), el("dd", null, this.marked(text))]))];
+  }
+
+  good(node) {
+    return node.r > this.run.threshold;
+  }
+
+  rescued(p) {
+    const parent = this.tree.pivots[p].p, floor = parent < 0 ? 0 : this.tree.nodes[parent].r;
+    return this.children[p].some((i) => this.tree.nodes[i].r > floor);
+  }
+
+  colour(node) {
+    return node.f === "segment" ? "var(--soft)" : this.good(node) ? "var(--good)" : "var(--bad)";
+  }
+
+  reward(node) {
+    if (node.f === "segment") return el("span", { class: "mark" }, "segment");
+    return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${number(node.r)}`);
+  }
+
+  advantage(node) {
+    if (!node.a.length) return "not trained";
+    const values = [...new Set(node.a.map((span) => span[2]))];
+    return values.length === 1 ? `advantage ${signed(values[0])}` : `advantages ${values.map(signed).join(", ")}`;
+  }
+
+  facts(node) {
+    const notes = [this.advantage(node), plural(node.n, "token")];
+    if (node.f === "length") notes.push("cut off at the length limit");
+    if (node.w) notes.push(node.w);
+    return notes.join(" · ");
+  }
+
+  // ---- a lane
+
+  lane(i, n) {
+    const node = this.tree.nodes[i];
+    const picture = el("div", { class: "picture" });
+    requestAnimationFrame(() => drawWide(picture, (width) => picture.replaceChildren(this.picture(i, width))));
+    return el("section", { class: "lane", "data-root": i, "aria-label": `rollout ${n + 1}` },
+      el("h4", null, `Rollout ${n + 1} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
+  }
+
+  // All nodes below one, depth first, each with the pivot it hangs off.
+  descendants(i, found = []) {
+    for (const p of this.pivotsIn.get(i) || []) {
+      for (const child of this.children[p]) {
+        found.push(child);
+        this.descendants(child, found);
+      }
+    }
+    return found;
+  }
+
+  picture(i, width) {
+    const { tree } = this, node = tree.nodes[i];
+    const x = (token) => 1 + ((width - 2) * token) / this.longest;
+    const pivots = this.pivotsIn.get(i) || [];
+    const chain = pivots.map((p) => tree.pivots[p]).find((pivot) => pivot.q.length > 1);
+    const top = chain ? LANE.q : 2;
+    const under = this.descendants(i);
+    const height = top + LANE.bar + (under.length ? 6 + under.length * (LANE.branch + LANE.gap) : 4);
+    const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `rollout with ${plural(node.n, "token")}, ${plural(pivots.length, "pivot")}, ${plural(under.length, "branch", "branches")}` });
+    const row = new Map([[i, top]]);
+    under.forEach((child, k) => row.set(child, top + LANE.bar + 6 + k * (LANE.branch + LANE.gap)));
+    for (const each of [i, ...under]) {
+      const h = each === i ? LANE.bar : LANE.branch;
+      for (const p of this.pivotsIn.get(each) || []) {
+        const kids = this.children[p], from = x(this.start[each] + tree.pivots[p].o);
+        if (kids.length) root.append(svg("path", { d: `M${from},${row.get(each) + h}V${row.get(kids[kids.length - 1]) + LANE.branch}`, fill: "none", "stroke-width": 1.5, css: { stroke: "var(--pivot)" } }));
+      }
+      root.append(this.bar(each, x, row.get(each), h));
+    }
+    if (chain) root.append(...this.chain(chain, pivots, x, top));
+    for (const p of pivots) {
+      const at = x(tree.pivots[p].o);
+      root.append(svg("path", { d: `M${at - 6},${top - 1}h12l-6,${LANE.bar + 4}z`, "data-pivot": p, css: { fill: "var(--pivot)" } }));
+    }
+    return root;
+  }
+
+  bar(i, x, y, h) {
+    const node = this.tree.nodes[i], from = x(this.start[i]), to = x(this.start[i] + node.n);
+    const solid = this.good(node) || node.f === "segment";
+    const group = svg("g", { "data-node": i });
+    group.append(svg("rect", { x: from, y, width: Math.max(2, to - from), height: h, rx: 2, "stroke-width": 1.5, "fill-opacity": solid ? 0.85 : 0.16, css: { fill: this.colour(node), stroke: this.colour(node) } }));
+    for (const end of node.e) group.append(svg("line", { x1: x(this.start[i] + end), x2: x(this.start[i] + end), y1: y, y2: y + h, "stroke-width": 2, css: { stroke: "var(--panel)" } }));
+    if (node.f === "length") group.append(svg("text", { x: to + 3, y: y + h - 2 }, "…"));
+    return group;
+  }
+
+  chain(chain, pivots, x, top) {
+    const most = Math.max(...chain.q), chosen = new Set(pivots.map((p) => this.tree.pivots[p].o));
+    return chain.c.map((offset, k) => {
+      const h = Math.max(1.5, ((top - 6) * chain.q[k]) / most);
+      return svg("g", { "data-q": k, "data-of": pivots.find((p) => this.tree.pivots[p] === chain) },
+        svg("rect", { x: x(offset) - 6, y: 0, width: 12, height: top, "fill-opacity": 0 }),
+        svg("rect", { x: x(offset) - 3.5, y: top - 3 - h, width: 7, height: h, rx: 1, "fill-opacity": chosen.has(offset) ? 1 : 0.45, css: { fill: "var(--pivot)" } }));
+    });
+  }
+
+  // ---- texts
+
+  text(i) {
+    const node = this.tree.nodes[i];
+    const box = el("div", { class: `text${ownText(node).length > LONG ? " long" : ""}`, "data-text": i });
+    if (!node.k) {
+      box.append(this.before(i), ...this.marked(node.x));
+      return box;
+    }
+    fill(box, { tabindex: "0", role: "group", "aria-label": `text of ${plural(node.n, "token")}; arrow keys walk through them` }, []);
+    const marks = new Map();
+    for (const p of this.pivotsIn.get(i) || []) marks.set(this.tree.pivots[p].o, p);
+    const ends = new Set(node.e), hits = this.hits(node);
+    box.append(this.before(i));
+    node.k.forEach((piece, t) => {
+      box.append(this.cut(marks.get(t), ends.has(t)));
+      const special = this.run.trees.specials.includes(piece);
+      const span = el("span", { class: special ? "t sp" : "t", "data-t": t, css: { background: this.tint(node, t) } }, special ? piece : visible(piece));
+      box.append(hits.has(t) ? el("mark", null, span) : span);
+    });
+    box.append(this.cut(marks.get(node.n), false));
+    return box;
+  }
+
+  cut(pivot, end) {
+    if (pivot !== undefined) return el("span", { class: "cut pv", "data-pivot": pivot }, "◆");
+    return end ? el("span", { class: "cut", "aria-hidden": "true" }, "│") : "";
+  }
+
+  // The last characters before a branch, so that it can be read.
+  before(i) {
+    const node = this.tree.nodes[i];
+    if (node.p < 0 || !node.k) return "";
+    let text = "", at = i;
+    while (this.tree.nodes[at].p >= 0 && text.length < 28) {
+      const parent = this.tree.nodes[this.tree.nodes[at].p];
+      text = parent.k.slice(0, this.tree.nodes[at].o).join("") + text;
+      at = this.tree.nodes[at].p;
+    }
+    return el("span", { class: "before" }, text.length > 28 ? "…" : "", visible(text.slice(-28).replaceAll("\n", " ")), "◆");
+  }
+
+  span(node, t) {
+    return node.a.filter(([start, end]) => start <= t && t < end);
+  }
+
+  tint(node, t) {
+    const sum = this.span(node, t).reduce((total, span) => total + span[2], 0);
+    const share = Math.min(1, Math.abs(sum) / this.most);
+    return sum === 0 ? "transparent" : `rgb(var(--${sum > 0 ? "good" : "bad"}-rgb) / ${(0.08 + 0.4 * share).toFixed(3)})`;
+  }
+
+  // Tokens that the words searched for are in.
+  hits(node) {
+    const found = new Set();
+    if (!this.query) return found;
+    const text = ownText(node).toLowerCase();
+    const places = [];
+    for (let at = text.indexOf(this.query); at >= 0; at = text.indexOf(this.query, at + 1)) places.push(at);
+    if (!places.length) return found;
+    let from = 0;
+    node.k.forEach((piece, t) => {
+      const to = from + piece.length;
+      if (places.some((at) => at < to && from < at + this.query.length)) found.add(t);
+      from = to;
+    });
+    return found;
+  }
+
+  marked(text) {
+    const parts = [];
+    let rest = text;
+    for (let at; this.query && (at = rest.toLowerCase().indexOf(this.query)) >= 0; rest = rest.slice(at + this.query.length)) {
+      parts.push(...visible(rest.slice(0, at)), el("mark", null, visible(rest.slice(at, at + this.query.length))));
+    }
+    return [...parts, ...visible(rest)];
+  }
+
+  // ---- branches
+
+  below(i) {
+    return (this.pivotsIn.get(i) || []).map((p) => {
+      const kids = this.children[p], details = el("details", { "data-of": p, open: this.light });
+      const body = el("ul", { class: "branches" });
+      const draw = () => {
+        if (!body.childElementCount) body.append(...kids.map((k) => this.branch(k)));
+      };
+      details.append(el("summary", null, this.pivotWords(p)), body);
+      details.addEventListener("toggle", () => details.open && draw());
+      if (this.light) draw();
+      return details;
+    });
+  }
+
+  pivotWords(p) {
+    const pivot = this.tree.pivots[p], kids = this.children[p];
+    const floor = pivot.p < 0 ? 0 : this.tree.nodes[pivot.p].r;
+    const better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
+    const q = pivot.q[pivot.c.indexOf(pivot.o)];
+    const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
+    if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];
+    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: ${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: better ? "good" : "bad" }, better ? "rescued" : "unrecoverable")];
+  }
+
+  branch(i) {
+    const node = this.tree.nodes[i];
+    return el("li", { "data-branch": i }, el("div", null, this.reward(node), " ", el("small", null, node.a.length ? signed(node.a[0][2]) : "not trained")),
+      el("div", null, this.text(i), node.f === "length" || node.w ? el("small", null, this.facts(node)) : "", this.below(i)));
+  }
+
+  // ---- what the pointer and the keys do
+
+  hover(event) {
+    const { tree } = this, x = event.clientX, y = event.clientY;
+    const token = event.target.closest("[data-t]");
+    if (token) return this.tokenTip(token, x, y);
+    const cut = event.target.closest("[data-pivot]");
+    if (cut) return tip.show(x, y, this.pivotWords(Number(cut.dataset.pivot)).map((part) => part.textContent ?? part));
+    const q = event.target.closest("[data-q]");
+    if (q) {
+      const pivot = tree.pivots[Number(q.dataset.of)], k = Number(q.dataset.q);
+      const first = pivot.c[0] === 0 ? 0 : 1, length = Math.max(1, Math.round((pivot.c.indexOf(pivot.o) + first + 1) / pivot.r));
+      return tip.show(x, y, `state ${k + 1} of ${pivot.c.length}: ${pivot.c[k] ? `after token ${pivot.c[k]}` : "the prompt"}\nr = ${number((k + first + 1) / length)}, Q = ${number(pivot.q[k])}${pivot.c[k] === pivot.o ? ", drawn" : ""}`);
+    }
+    const bar = event.target.closest("[data-node]");
+    if (bar) {
+      const node = tree.nodes[Number(bar.dataset.node)];
+      tip.show(x, y, `${node.p < 0 ? "rollout" : "branch"}: ${node.f === "segment" ? "segment" : `reward ${number(node.r)}`}\n${this.facts(node)}`);
+    }
+  }
+
+  tokenTip(token, x, y) {
+    const i = Number(token.closest("[data-text]").dataset.text), t = Number(token.dataset.t), node = this.tree.nodes[i];
+    const spans = this.span(node, t);
+    tip.show(x, y, `token ${this.start[i] + t + 1}  `, el("b", null, node.k[t] ? visible(node.k[t]) : "(part of the character before)"),
+      `\n${spans.length ? spans.map((span) => `advantage ${signed(span[2])} in the ${span[3]} stream`).join("\n") : "not trained"}`,
+      `\nprobability ${percent(Math.exp(node.l[t] / 100))} (${trim(-node.l[t] / 100)} nats)`);
+  }
+
+  click(event) {
+    const bar = event.target.closest("[data-node]");
+    if (!bar) return;
+    const i = Number(bar.dataset.node);
+    for (let at = i; this.tree.nodes[at].p >= 0; at = this.tree.nodes[at].p) {
+      const details = this.host.querySelector(`details[data-of="${this.tree.nodes[at].v}"]`);
+      if (details && !details.open) details.open = true;
+    }
+    setTimeout(() => {
+      const row = this.host.querySelector(`[data-branch="${i}"]`) || this.host.querySelector(`[data-text="${i}"]`);
+      if (!row) return;
+      this.host.querySelectorAll(".flash").forEach((each) => each.classList.remove("flash"));
+      row.classList.add("flash");
+      row.scrollIntoView({ block: "nearest" });
+    });
+  }
+
+  key(event) {
+    const box = event.target.closest("[data-text]"), move = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (!box || !move) return;
+    event.preventDefault();
+    const tokens = [...box.querySelectorAll("[data-t]")], now = tokens.findIndex((token) => token.classList.contains("at"));
+    if (now >= 0) tokens[now].classList.remove("at");
+    const token = tokens[Math.max(0, Math.min(tokens.length - 1, now + move))];
+    token.classList.add("at");
+    token.scrollIntoView({ block: "nearest" });
+    const place = token.getBoundingClientRect();
+    this.tokenTip(token, place.left, place.bottom);
+    tip.speak();
+  }
+}

@@ -1,0 +1,164 @@
+"""Trees inside a page: a small index of all of them, and compressed blocks that are opened one at a time.
+
+    index    one entry per tree: step, prompt, question, flags, rewards; opened with the page
+    blocks   up to 64 trees of one step each; opened when one of them is looked at
+
+Both are JSON, gzipped, in base64: an alphabet that cannot end a script element, whatever a model has written.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepgrpo.records import Node
+from deepgrpo.report.saved import SavedTree
+from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
+from deepgrpo.report.verdict import FLAGS, judge_tree
+
+BLOCK_TREES = 64
+"""Trees in a block: opening one tree costs its block."""
+_QUESTION = 160
+"""Characters of a question in the index."""
+_LEVEL = 6
+_OFF = 0.01
+"""Log-probs are kept in hundredths of a nat."""
+
+
+@dataclass
+class TreeIndex:
+    """What the list of trees shows and filters by, in columns."""
+
+    step: list[int] = field(default_factory=list)
+    number: list[int] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)
+    id: list[str] = field(default_factory=list)
+    question: list[str] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+    """Bit i is FLAGS[i]."""
+    successes: list[int] = field(default_factory=list)
+    rollouts: list[int] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    pivots: list[int] = field(default_factory=list)
+    rescued: list[int] = field(default_factory=list)
+
+    def add(self, saved: SavedTree, block: int, threshold: float) -> None:
+        verdict = judge_tree(saved.tree, threshold)
+        prompt = saved.tree.prompt
+        self.step.append(saved.step)
+        self.number.append(saved.number)
+        self.block.append(block)
+        self.id.append(prompt.id)
+        self.question.append(prompt.question if len(prompt.question) <= _QUESTION else prompt.question[:_QUESTION] + "…")
+        self.flags.append(sum(1 << i for i, flag in enumerate(FLAGS) if flag in verdict.flags))
+        self.successes.append(verdict.successes)
+        self.rollouts.append(verdict.rollouts)
+        self.reward.append(short(verdict.reward))
+        self.pivots.append(verdict.pivots)
+        self.rescued.append(verdict.rescued)
+
+    def packed(self) -> str:
+        return pack(vars(self))
+
+
+def tree_blocks(trees: Iterator[SavedTree], index: TreeIndex, texts: TokenTexts | None, threshold: float) -> Iterator[str]:
+    """Write trees into blocks, and what is in them into the index. The trees must come step by step."""
+    block: list[dict[str, Any]] = []
+    count, step = 0, None
+    for saved in trees:
+        if block and (saved.step != step or len(block) == BLOCK_TREES):
+            yield pack(block)
+            block = []
+            count += 1
+        step = saved.step
+        index.add(saved, count, threshold)
+        block.append(tree_json(saved, texts))
+    if block:
+        yield pack(block)
+
+
+def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
+    """A tree as the page draws it. Short keys: they stand in every node.
+
+    Node: p parent, o offset, v pivot, n tokens, r reward, f finish, s stream, a advantages, e ends of segments, and k pieces
+    of text with l log-probs in hundredths of a nat; or, without a tokenizer, x the text. w: why a check gave no answer.
+    """
+    tree, prompt = saved.tree, saved.tree.prompt
+    return {
+        "step": saved.step, "number": saved.number, "id": str(prompt.id), "question": str(prompt.question),
+        "answer": None if prompt.answer is None else str(prompt.answer),
+        "prompt": prompt.text if prompt.text != prompt.question else None,
+        "nodes": [
+            {
+                "p": node.parent, "o": node.offset, "v": node.pivot, "n": len(node.tokens), "r": short(node.reward),
+                "f": node.finish, "s": node.stream,
+                "a": [[s.start, s.end, short(s.advantage), s.stream] for s in saved.advantages(i)],
+                "e": segment_ends(tree, i, texts), **_why(node),
+                **(
+                    {"k": texts.pieces(node.tokens), "l": [round(short(lp) / _OFF) for lp in node.logprobs]}
+                    if texts
+                    else {"x": own_text(tree, i)}
+                ),
+            }
+            for i, node in enumerate(tree.nodes)
+        ],
+        "pivots": [
+            {
+                "p": pivot.parent, "o": pivot.offset, "r": round(pivot.ratio, 4), "s": pivot.stream,
+                "c": list(pivot.candidates), "q": [round(q, 4) for q in pivot.q],
+            }
+            for pivot in tree.pivots
+        ],
+    }  # fmt: skip
+
+
+def _why(node: Node) -> Mapping[str, str]:
+    """What the reward could not do, if anything."""
+    if node.score.problem:
+        return {"w": f"the check failed: {node.score.problem}"}
+    if not node.complete:
+        return {"w": "a segment, cut to be continued"}
+    if not node.score.checked:
+        return {"w": "cut off, so nobody looked for an answer"}
+    return {} if node.score.parsed else {"w": "no answer found"}
+
+
+def choose_steps(counts: Mapping[int, int], limit: int) -> list[int]:
+    """Steps whose trees fit into `limit` together: whole steps, evenly spread, the first and the last among them.
+
+    With room for less than two steps: the last one, if it fits, else none.
+
+    Args:
+        counts: step → trees, ascending.
+        limit: most trees.
+    """
+    steps = list(counts)
+    for many in range(len(steps), 0, -1):
+        if many == 1:
+            chosen = steps[-1:]
+        else:
+            chosen = [steps[round(i * (len(steps) - 1) / (many - 1))] for i in range(many)]
+        if sum(counts[step] for step in chosen) <= limit:
+            return chosen
+    return []
+
+
+def pack(value: Any) -> str:
+    """JSON, gzipped, in base64; the same value gives the same text."""
+    raw = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(raw.encode("ascii"), _LEVEL, mtime=0)).decode("ascii")
+
+
+def unpack(text: str) -> Any:
+    """The value that `pack` was given."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def short(value: float) -> float:
+    """Four significant digits; what is no number becomes 0, as JSON has none."""
+    return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else 0.0
+

@@ -1,0 +1,161 @@
+"""`deepgrpo inspect`: saved trees in the terminal. Which one is chosen here; how it is drawn is in `lanes.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.report.lanes import draw_tree, plain
+from deepgrpo.report.options import InspectOptions
+from deepgrpo.report.saved import SavedRun, SavedTree, nearest
+from deepgrpo.report.tokens import read_tokens
+from deepgrpo.report.verdict import Verdict, judge_tree
+
+_SHOWN = 60
+"""Trees in a list; --only makes it shorter."""
+
+
+def run_inspect(options: InspectOptions) -> int:
+    """Show the steps of a run, the trees of a step, or one tree.
+
+    Raises:
+        DataError: no run directory, no trees, no such step or prompt; the message names what there is.
+        ConfigError: --width is too small.
+    """
+    if options.width is not None and options.width < 40:
+        raise ConfigError(f"--width is {options.width}; a tree needs at least 40 columns")
+    run = SavedRun(options.run)
+    if not run.tree_files:
+        raise DataError(run.why_no_trees())
+    # a response may hold characters that this terminal does not have
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(width=options.width, highlight=False)
+    if options.prompt is not None:
+        _show_tree(console, run, _find(run, options), options)
+    elif options.step is not None:
+        _list_trees(console, run, _step(run, options.step), options)
+    else:
+        _list_steps(console, run, options)
+    return 0
+
+
+def _step(run: SavedRun, step: int) -> int:
+    steps = list(run.tree_files)
+    if step not in run.tree_files:
+        every = run.section("log").get("trees_every")
+        raise DataError(
+            f"--step {step}: {run.directory} has no trees of that step; the nearest that it has are "
+            f"{', '.join(map(str, nearest(step, steps)))}" + (f" (log.trees_every is {every})" if every else "")
+        )
+    return step
+
+
+def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
+    """The tree of a prompt: in the step that was named, else in the newest that has it."""
+    wanted = options.prompt
+    assert wanted is not None
+    steps = [_step(run, options.step)] if options.step is not None else list(run.tree_files)[::-1]
+    refused: Verdict | None = None
+    known: list[str] = []
+    for step in steps:
+        trees = list(run.trees(step))
+        found = [each for each in trees if each.tree.prompt.id == wanted]
+        if not found and options.step is not None and wanted.isdecimal():
+            found = [each for each in trees if each.number == int(wanted)]
+        known = known or [each.tree.prompt.id for each in trees]
+        for each in found:
+            verdict = judge_tree(each.tree, run.success_threshold)
+            if options.only is None or options.only in verdict.flags:
+                return each
+            refused = verdict
+    where = f"step {options.step}" if options.step is not None else f"any of the {len(steps)} saved steps"
+    if refused is not None:
+        raise DataError(
+            f"--prompt {wanted!r} is in {where}, but not {options.only}: it is {', '.join(sorted(refused.flags)) or 'none'}; "
+            "drop --only"
+        )
+    raise DataError(
+        f"--prompt {wanted!r} is not in {where}; step {steps[0]} has {len(known)} prompts, such as "
+        f"{', '.join(repr(name) for name in _like(wanted, known))}; `deepgrpo inspect {run.directory} --step {steps[0]}` "
+        "lists them"
+    )
+
+
+def _like(wanted: str, known: Sequence[str], count: int = 3) -> list[str]:
+    """Known ids that look like the wanted one, filled up with the first ones."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(wanted, known, count)
+    return (close + [name for name in known if name not in close])[:count]
+
+
+def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("step", "trees", "successes", "mixed", "pivots", "rescued", "truncated"):
+        table.add_column(heading, justify="right")
+    if options.only:
+        table.add_column(f"only {options.only}", justify="right")
+    for step in run.tree_files:
+        verdicts = [judge_tree(each.tree, run.success_threshold) for each in run.trees(step)]
+        rollouts, pivots = sum(v.rollouts for v in verdicts), sum(v.pivots for v in verdicts)
+        row = [
+            str(step), str(len(verdicts)), _share(sum(v.successes for v in verdicts), rollouts),
+            _count(verdicts, "mixed"), str(pivots), _share(sum(v.rescued for v in verdicts), pivots),
+            _count(verdicts, "truncated"),
+        ]  # fmt: skip
+        table.add_row(*row, *([_count(verdicts, options.only)] if options.only else []))
+    console.print(table)
+    newest = list(run.tree_files)[-1]
+    console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
+
+
+def _count(verdicts: Sequence[Verdict], flag: str) -> str:
+    return str(sum(flag in verdict.flags for verdict in verdicts))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
+
+
+def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOptions) -> None:
+    trees = [(each, judge_tree(each.tree, run.success_threshold)) for each in run.trees(step)]
+    chosen = [(each, verdict) for each, verdict in trees if options.only is None or options.only in verdict.flags]
+    if not chosen:
+        counts = ", ".join(f"{flag} {_count([v for _, v in trees], flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
+        console.print(Text(f"none of the {len(trees)} trees of step {step} is {options.only} ({counts}); drop --only"))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("prompt", overflow="fold")
+    for heading in ("right", "pivots", "rescued"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)
+    for each, verdict in chosen[:_SHOWN]:
+        table.add_row(
+            str(each.number), Text(plain(each.tree.prompt.id)), f"{verdict.successes}/{verdict.rollouts}",
+            str(verdict.pivots), str(verdict.rescued),
+            Text(" ".join(f for f in ("rescued", "unrecoverable", "truncated", "mixed") if f in verdict.flags)),
+            Text(plain(each.tree.prompt.question)),
+        )  # fmt: skip
+    console.print(table)
+    if len(chosen) > _SHOWN:
+        console.print(Text(f"... and {len(chosen) - _SHOWN} more"))
+    what = f" that are {options.only}" if options.only else ""
+    console.print(
+        Text(
+            f"\n{len(chosen)} of {len(trees)} trees{what}; one of them: deepgrpo inspect {run.directory} --step {step} "
+            f"--prompt {chosen[0][0].number}"
+        ),
+        soft_wrap=True,  # a command that is copied must stand in one line
+    )
+
+
+def _show_tree(console: Console, run: SavedRun, saved: SavedTree, options: InspectOptions) -> None:
+    draw_tree(console, saved, read_tokens(run), run.success_threshold, only=options.only)

@@ -1,0 +1,236 @@
+"""A tree as lines of text: a lane per rollout, its pivots with Q along the chain, and the branches below them.
+
+    rollout 2  ✗ 0  advantage -0.375  39 tokens
+    ━━━━━━┿━━━━━━◆━━━━━━┿━━━━━━┿━━━━━━
+      3+4=7;│7*2=5;◆5-5=0;│#0⏎
+      ◆ after token 12, r = .60, Q = .41   Q along the chain  .2 ▁  .4 ▃  .6 █  .8 ▅     rescued: 3 of 8 better
+                 ━━━━━━━━━━━━━━  ✓ 1  +0.625  4-5=9;#9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from deepgrpo.records import ROOT, Node
+from deepgrpo.report.pivots import candidate_ratios
+from deepgrpo.report.saved import SavedTree
+from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
+from deepgrpo.report.verdict import is_rescued, judge_tree
+
+_BARS = "▁▂▃▄▅▆▇█"
+_GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
+_LANE = 72
+"""Most columns of a lane."""
+
+
+def draw_tree(
+    console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, *, only: str | None = None
+) -> None:
+    """Print a tree.
+
+    Args:
+        console: where to.
+        saved: the tree with its credit.
+        texts: cuts tokens; None: texts are printed whole.
+        threshold: rewards above it are successes.
+        only: "rescued" or "unrecoverable" leaves out rollouts without such a pivot, "truncated" those without a response
+            that was cut off.
+    """
+    _Drawing(console, saved, texts, threshold, only).draw()
+
+
+class _Drawing:
+    def __init__(
+        self, console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, only: str | None
+    ) -> None:
+        self.console, self.saved, self.tree = console, saved, saved.tree
+        self.texts, self.threshold, self.only = texts, threshold, only
+        self.starts = [len(self.tree.response(node.parent, node.offset)) for node in self.tree.nodes]
+        longest = max((s + len(n.tokens) for s, n in zip(self.starts, self.tree.nodes, strict=True)), default=1)
+        self.scale = min(1.0, min(_LANE, console.width - 8) / max(1, longest))
+
+    def draw(self) -> None:
+        prompt = self.tree.prompt
+        verdict = judge_tree(self.tree, self.threshold)
+        flags = ", ".join(sorted(verdict.flags - {"solved", "failed"})) or "no signal"
+        self._say(f"step {self.saved.step} · prompt {prompt.id} · {flags}", style="bold")
+        self._say(f"question  {prompt.question}")
+        if prompt.answer is not None:
+            self._say(f"answer    {prompt.answer}")
+        self._say(
+            f"{verdict.successes} of {verdict.rollouts} rollouts succeed, {verdict.rescued} of {verdict.pivots} pivots are "
+            f"rescued, {verdict.tokens} sampled tokens"
+        )
+        roots = [i for i, node in enumerate(self.tree.nodes) if node.parent == ROOT]
+        shown = [i for i in roots if self._wanted(i)]
+        for number, index in enumerate(roots, 1):
+            if index in shown:
+                self.console.print()
+                self._rollout(index, number)
+        if len(shown) < len(roots):
+            self._say(f"\n{len(roots) - len(shown)} rollouts left out by --only {self.only}", style="dim")
+
+    def _wanted(self, root: int) -> bool:
+        if self.only not in ("rescued", "unrecoverable", "truncated"):
+            return True
+        below = set(self._below(root))
+        if self.only == "truncated":
+            return any(self.tree.nodes[i].finish == "length" for i in below)
+        return any(
+            pivot.parent in below and pivot.stream == "branch" and is_rescued(self.tree, i) == (self.only == "rescued")
+            for i, pivot in enumerate(self.tree.pivots)
+        )
+
+    def _below(self, root: int) -> Iterator[int]:
+        """A node and everything that hangs off it."""
+        yield root
+        for index, node in enumerate(self.tree.nodes):
+            if node.parent == root:
+                yield from self._below(index)
+
+    def _rollout(self, index: int, number: int) -> None:
+        node = self.tree.nodes[index]
+        line = Text(f"rollout {number}  ", style="bold")
+        line.append_text(self._reward(node))
+        line.append(f"  {self._advantage(index)}  {len(node.tokens)} tokens{self._remark(node)}")
+        self.console.print(line)
+        self.console.print(self._bar(index))
+        self._text(index, "  ")
+        self._pivots(index, "  ")
+
+    def _pivots(self, index: int, indent: str) -> None:
+        for number, pivot in enumerate(self.tree.pivots):
+            if pivot.parent != index:
+                continue
+            children = self.tree.children(number)
+            line = Text(indent)
+            line.append("◆", style=_PIVOT)
+            line.append(f" after token {pivot.offset}")
+            if pivot.ratio:
+                line.append(f", r = {_short(pivot.ratio)}")
+            if pivot.offset in pivot.candidates and pivot.q:
+                line.append(f", Q = {_short(pivot.q[pivot.candidates.index(pivot.offset)])}")
+            if pivot.stream == "branch":
+                floor = self.tree.nodes[index].reward
+                better = sum(self.tree.nodes[child].reward > floor for child in children)
+                line.append(f": {better} of {len(children)} branches better, ")
+                rescued = is_rescued(self.tree, number)
+                line.append("rescued" if rescued else "unrecoverable", style=_GOOD if rescued else _BAD)
+            self.console.print(line)
+            if len(pivot.q) > 1:
+                self._chain(number, indent)
+            for child in children:
+                self._branch(child, indent)
+
+    def _chain(self, number: int, indent: str) -> None:
+        """Q at every state of the chain."""
+        pivot = self.tree.pivots[number]
+        ratios = candidate_ratios(pivot) or [0.0] * len(pivot.q)
+        top = max(pivot.q)
+        line = Text(indent + "  Q along the chain ", style="dim")
+        for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True):
+            bar = _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top))] if top > 0 else _BARS[0]
+            line.append(f" {_short(ratio)}")
+            line.append(bar, style=_PIVOT if offset == pivot.offset else "cyan")
+        self.console.print(line)
+
+    def _branch(self, index: int, indent: str) -> None:
+        node = self.tree.nodes[index]
+        line = self._bar(index)
+        line.append("  ")
+        line.append_text(self._reward(node))
+        line.append(f"  {self._advantage(index)}{self._remark(node)}")
+        self.console.print(line)
+        self._text(index, indent + "    ")
+        self._pivots(index, indent + "    ")
+
+    def _bar(self, index: int) -> Text:
+        """Where a node lies along its path, cut where its segments end and where pivots are."""
+        node = self.tree.nodes[index]
+        start = round(self.starts[index] * self.scale)
+        length = max(1, round((self.starts[index] + len(node.tokens)) * self.scale) - start)
+        cells = ["━" if node.finish != "length" else "╍"] * length
+        for end in segment_ends(self.tree, index, self.texts):
+            cells[self._cell(index, end, start, length)] = "┿"
+        for pivot in self.tree.pivots:
+            if pivot.parent == index:
+                cells[self._cell(index, pivot.offset, start, length)] = "◆"
+        bar = Text(" " * (start + 2))
+        for cell in cells:
+            bar.append(cell, style=_PIVOT if cell == "◆" else self._colour(node))
+        return bar
+
+    def _cell(self, index: int, offset: int, start: int, length: int) -> int:
+        return min(length - 1, max(0, round((self.starts[index] + offset) * self.scale) - start))
+
+    def _text(self, index: int, indent: str) -> None:
+        node = self.tree.nodes[index]
+        text = Text(indent)
+        marks = {pivot.offset for pivot in self.tree.pivots if pivot.parent == index}
+        ends = set(segment_ends(self.tree, index, self.texts))
+        if self.texts is None:
+            text.append(plain(own_text(self.tree, index)))
+        else:
+            for place, piece in enumerate([*self.texts.pieces(node.tokens), ""]):
+                if place in marks:
+                    text.append("◆", style=_PIVOT)
+                elif place in ends:
+                    text.append("│", style="dim")
+                text.append(plain(piece), style="dim" if piece in self.texts.specials else "")
+        self.console.print(text, soft_wrap=False, overflow="fold")
+
+    def _reward(self, node: Node) -> Text:
+        if not node.complete:
+            return Text("segment", style="dim")
+        good = node.reward > self.threshold
+        return Text(f"{'✓' if good else '✗'} {node.reward:g}", style=_GOOD if good else _BAD)
+
+    def _colour(self, node: Node) -> str:
+        return "dim" if not node.complete else _GOOD if node.reward > self.threshold else _BAD
+
+    def _advantage(self, index: int) -> str:
+        spans = self.saved.advantages(index)
+        if not spans:
+            return "not trained"
+        values = {round(span.advantage, 4) for span in spans}
+        if len(values) == 1:
+            return f"advantage {values.pop():+.3f}"
+        return "advantages " + ", ".join(f"{s.advantage:+.3f} on tokens {s.start + 1}–{s.end}" for s in spans)
+
+    def _remark(self, node: Node) -> str:
+        notes = []
+        if node.finish == "length":
+            notes.append("cut off at the length limit")
+        if node.complete and node.score.checked and not node.score.parsed:
+            notes.append("no answer found")
+        if node.score.problem:
+            notes.append(f"check failed: {node.score.problem}")
+        return "".join(f", {note}" for note in notes)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(plain(text, keep="\n"), style=style), overflow="fold")
+
+
+def plain(text: str, keep: str = "") -> str:
+    r"""Text that cannot steer a terminal: control characters and direction marks become visible, line breaks a sign.
+
+    >>> plain("a\nb\x1b[2J")
+    'a⏎b\\x1b[2J'
+    """
+    return "".join(c if c in keep or c.isprintable() else "⏎" if c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if character.isspace() and code > 0x20:
+        return " "  # blanks of all widths
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _short(value: float) -> str:
+    """`.41`, `1.00`."""
+    return f"{value:.2f}".removeprefix("0")
+

@@ -1,0 +1,40 @@
+"""Who answers when a strategy asks about sampled tokens: the policy, by a forward pass of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepgrpo.explore.base import ATTENTION, Signal, Signals, Strategy
+from deepgrpo.model.policy import Policy
+from deepgrpo.model.signals import Steps, attention_influence, forwarded_tokens
+from deepgrpo.records import Tree
+
+
+def build_signals(policy: Policy, strategy: Strategy) -> Signals | None:
+    """What measures the signals that a strategy wants; None if it wants none.
+
+    Raises ModelError if the model cannot tell one of them: now, and not after the first round of sampling.
+    """
+    wanted = strategy.signals
+    if not wanted:
+        return None
+    assert all(signal.name == ATTENTION for signal in wanted), sorted(signal.name for signal in wanted)
+    token = policy.eos_ids[0]
+    attention_influence(policy, [Steps((token,) * 3, (1, 2, 3))], 1)
+
+    def measure(signal: Signal, nodes: Sequence[tuple[Tree, int]]) -> tuple[list[np.ndarray], int]:
+        paths: list[Steps] = []
+        for tree, node in nodes:
+            start = len(tree.prompt.tokens)
+            ends = signal.segment(tree.response(node))
+            paths.append(Steps(tree.path(node), (start, *(start + end for end in ends))))
+        found = attention_influence(policy, paths, signal.lag)
+        values: list[np.ndarray] = []
+        for (tree, node), path, influence in zip(nodes, paths, found, strict=True):
+            spread = np.repeat(influence, np.diff(path.bounds))  # each token has the value of its step
+            values.append(spread[len(spread) - len(tree.nodes[node].tokens) :])
+        return values, forwarded_tokens(paths, signal.lag)
+
+    return measure

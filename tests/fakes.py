@@ -1,0 +1,90 @@
+"""An engine, a tokenizer and a reward without any model: pure functions of addresses, for growing trees by the real loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from deepgrpo import rng
+from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.explore.grow import Judge
+from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score
+
+EOS = 1
+FIRST_LETTER = 10
+
+Lengths = Literal["any", "one", "endless"]
+Rewards = Literal["mixed", "graded", "all right", "all wrong"]
+
+
+class Letters:
+    """A tokenizer whose tokens 10 to 35 are the letters; EOS is text unless special tokens are skipped."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        ends = "" if skip_special_tokens else "<eos>"
+        return "".join(ends if token == EOS else chr(ord("a") + token - FIRST_LETTER) for token in tokens)
+
+
+class FakeEngine:
+    """Continuations drawn from their key alone, so that whatever else is in the batch cannot matter.
+
+    Lengths: "any": 1 to 24 tokens, so some are cut off by a limit of 16; "one": EOS at once; "endless": never EOS.
+    """
+
+    exact = True
+    remark = None
+
+    def __init__(self, lengths: Lengths = "any") -> None:
+        self.lengths = lengths
+        self.kept: list[bool] = []
+        """`keep` of each call."""
+        self.keys: list[int] = []
+        """Of all continuations, in order."""
+
+    def sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
+    ) -> tuple[list[list[Completion]], SampleStats]:
+        assert len(self.kept) < 20, "this strategy never ends"
+        self.kept.append(keep)
+        groups = [[self._continue(key, request.max_new_tokens) for key in request.keys] for request in requests]
+        self.keys += [key for request in requests for key in request.keys]
+        return groups, SampleStats(
+            sampled_tokens=sum(len(c.tokens) for group in groups for c in group),
+            prefix_tokens=sum(len(request.prefix) * len(request.keys) for request in requests),
+        )
+
+    def _continue(self, key: int, longest: int) -> Completion:
+        wanted = {"any": 1 + int(24 * rng.uniforms([key], [0])[0]), "one": 1, "endless": longest + 1}[self.lengths]
+        count = min(wanted, longest)
+        draws = rng.uniforms([key] * count, range(1, count + 1))
+        tokens = [FIRST_LETTER + int(26 * draw) for draw in draws]
+        if wanted <= longest:
+            tokens[-1] = EOS
+        finish: FinishReason = "stop" if wanted <= longest else "length"
+        # not monotonous in the token, so that places of low probability are spread out
+        return Completion(tuple(tokens), tuple(float(-10 * ((7 * draw) % 1)) for draw in draws), finish)
+
+    def forget(self) -> None:
+        pass
+
+
+def make_judge(rewards: Rewards = "mixed", seed: int = 0) -> Judge:
+    """A reward that is a function of the response's tokens: a coin, one of five grades, or always the same."""
+
+    def value(tokens: tuple[int, ...]) -> float:
+        draw = float(rng.uniforms([rng.key("reward", seed, *tokens)], [0])[0])
+        return {"mixed": float(draw < 0.5), "graded": int(5 * draw) / 4, "all right": 1.0, "all wrong": 0.0}[rewards]
+
+    def judge(
+        prompts: Sequence[Prompt], texts: Sequence[str], responses: Sequence[tuple[int, ...]], ends: Sequence[FinishReason]
+    ) -> list[Score]:
+        return [Score(value(response)) for response in responses]
+
+    return judge
+
+
+def make_prompt(name: str, length: int = 3) -> Prompt:
+    return Prompt(name, "text", tuple(range(100, 100 + length)), "question", "1")
+
+
+decode: Callable[[Sequence[int]], str] = Letters().decode

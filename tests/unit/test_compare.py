@@ -1,0 +1,437 @@
+"""Experiments: what they stand for, what is refused, and what is made of finished runs (written here by hand)."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig
+from deepgrpo.errors import ConfigError
+from deepgrpo.lab import figure
+from deepgrpo.lab.comparison import compare, differences, training_figures
+from deepgrpo.lab.experiment import Plan, expand, find_experiment, load_experiment, merge
+from deepgrpo.lab.forecast import _pace
+from deepgrpo.lab.jobs import Job, Jobs
+from deepgrpo.lab.sheets import as_markdown, as_table, sheets, short
+from deepgrpo.lab.standing import is_finished, progress
+from deepgrpo.lab.untouched import refuse_too_few, untouched_prompts
+from deepgrpo.prompts import synthetic
+from deepgrpo.shipped import recipe_dir
+
+BASE = """
+[run]
+steps = 50
+prompts_per_step = 8
+[model]
+type = "scratch"
+[warmstart]
+steps = 40
+[data]
+type = "synthetic"
+chain_length = 2
+[reward]
+type = "task"
+[explore]
+type = "deep"
+gamma = 3.0
+num_rollouts = 4
+branches_per_pivot = 4
+[explore.segments]
+type = "tokens"
+size = 3
+[eval]
+every = 5
+limit = 16
+[eval.data]
+type = "synthetic"
+chain_length = 2
+split = "test"
+"""
+EXPERIMENT = """
+name = "trial"
+dir = "out"
+seeds = [1, 2]
+baseline = "grpo"
+budget = 10_000
+base = "base.toml"
+[final]
+limit = 32
+sampled_limit = 8
+samples = 4
+k = [1, 4]
+[arms.grpo.explore]
+type = "root"
+[arms.deep]
+"""
+
+FINAL = '[final.data]\ntype = "synthetic"\n'
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.toml").write_text(BASE)
+    return tmp_path
+
+
+def planned(place: Path, text: str = EXPERIMENT) -> Plan:
+    path = place / "exp.toml"
+    path.write_text(text)
+    return expand(load_experiment(path), path)
+
+
+def test_an_experiment_is_a_run_per_seed_and_arm(place: Path) -> None:
+    plan = planned(place)
+    assert [run.name for run in plan.runs] == ["grpo-seed-1", "deep-seed-1", "grpo-seed-2", "deep-seed-2"]
+    assert [str(run.directory) for run in plan.warmstarts] == ["out/trial/warmstart/seed-1", "out/trial/warmstart/seed-2"]
+    warm, grpo, deep = plan.warmstarts[0].config, plan.of("grpo")[0].config, plan.of("deep")[0].config
+    # the warm start is the recipe's, takes no step, and its weights are where every arm of the seed begins
+    assert (warm.run.steps, warm.run.seed, warm.warmstart) == (0, 1, WarmstartConfig(steps=40))
+    for config in (grpo, deep):
+        assert config.warmstart == WarmstartConfig.model_validate({"from": "out/trial/warmstart/seed-1/start"})
+        assert (config.run.max_sampled_tokens, config.run.steps, config.run.seed) == (10_000, 50, 1)
+    # another type replaces the table, nothing of the former one (4 rollouts) is left; no change leaves it
+    assert grpo.explore == RootExplore() and isinstance(deep.explore, DeepExplore) and deep.explore.gamma == 3.0
+    # questions of their own for each seed, the same ones for each arm
+    seeds = {run.name: run.config.data.seed for run in plan.runs if isinstance(run.config.data, SyntheticData)}
+    assert seeds == {"grpo-seed-1": 1, "deep-seed-1": 1, "grpo-seed-2": 2, "deep-seed-2": 2}
+    assert {run.config.eval.data.seed for run in plan.runs if isinstance(run.config.eval.data, SyntheticData)} == {0}
+    # the untouched questions: as those that are watched, with another seed
+    assert plan.final.data == SyntheticData(chain_length=2, split="test", seed=1)
+
+
+def test_merging() -> None:
+    base = {"explore": {"type": "deep", "gamma": 2.0, "segments": {"type": "tokens", "size": 3}}, "optim": {"lr": 1.0}}
+    assert merge(base, {"explore": {"segments": {"size": 5}}})["explore"] == {
+        "type": "deep", "gamma": 2.0, "segments": {"type": "tokens", "size": 5},
+    }  # fmt: skip
+    assert merge(base, {"explore": {"type": "deep", "gamma": 1.0}})["explore"]["segments"]["size"] == 3
+    assert merge(base, {"explore": {"segments": {"type": "sentence"}}})["explore"]["segments"] == {"type": "sentence"}
+    assert merge(base, {"optim": "none", "loss": {"beta": 0.0}}) == {**base, "optim": "none", "loss": {"beta": 0.0}}
+    assert base["optim"] == {"lr": 1.0}  # untouched
+
+
+def without(text: str, *lines: str) -> str:
+    for line in lines:
+        assert line in text
+        text = text.replace(line, "")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (EXPERIMENT.replace("[1, 2]", "[7]"), "seeds is [7], but paired intervals need at least two seeds"),
+        (EXPERIMENT.replace("[1, 2]", "[1, 2, 1]"), "seeds has 1 twice"),
+        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "grop"'), "'grop', which is no arm; did you mean 'grpo'?"),
+        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "xyz"'), "the arms are: grpo, deep"),
+        (without(EXPERIMENT, '[arms.grpo.explore]\ntype = "root"', "[arms.deep]") + "[arms]", "arms is empty"),
+        (without(EXPERIMENT, "[arms.deep]"), "arms has ['grpo'] alone"),
+        (without(EXPERIMENT, '[arms.grpo.explore]\ntype = "root"', "[arms.deep]"), "key 'arms' is missing"),
+        (EXPERIMENT + "[arms.DEEP]\noptim.lr = 1e-3", "arms has 'deep' and 'DEEP', which clash"),
+        (EXPERIMENT + "[arms.deep]", "are there two arms of the same name?"),
+        (EXPERIMENT + '[arms."a/b"]', "arms has 'a/b'; an arm's name is also a directory"),
+        (EXPERIMENT + "[arms.again]", "the arms 'deep' and 'again' are the same recipe"),
+        (EXPERIMENT + "explore.gama = 1", "arm 'deep': unknown key 'explore.gama' (value 1); did you mean 'explore.gamma'?"),
+        (EXPERIMENT + 'explore.gamma = "high"', "arm 'deep': explore.gamma is 'high'"),
+        (EXPERIMENT + "explore.branches_per_pivot = 1", "arm 'deep': explore.branches_per_pivot is 1"),
+        (EXPERIMENT + "run.seed = 3", "arms.deep.run.seed is 3, but the experiment sets that key"),
+        (EXPERIMENT + "model.hidden_size = 8", "arms.deep.model is {'hidden_size': 8}, but all arms must"),
+        (EXPERIMENT + "[common]\nrun.max_sampled_tokens = 3", "common.run.max_sampled_tokens is 3"),
+        (EXPERIMENT + "[common]\nrun.stesp = 3", "common: unknown key 'run.stesp' (value 3); did you mean 'run.steps'?"),
+        (EXPERIMENT + "[common]\neval.every = 'none'", "has no evaluation while training"),
+        (EXPERIMENT.replace("budget", "bugdet"), "unknown key 'bugdet' (value 10000); did you mean 'budget'?"),
+        (EXPERIMENT.replace("budget = 10_000", "budget = 0"), "budget is 0; it should be greater than 0"),
+        (EXPERIMENT.replace("k = [1, 4]", "k = [1, 5]"), "final.k has 5, but final.samples is 4"),
+        (EXPERIMENT + "[curve]\nlast = 3\nlast_share = 0.2", "remove one"),
+        (EXPERIMENT + "[curve]\nlast_share = 0.0", "curve.last_share is 0"),
+        (EXPERIMENT.replace('"base.toml"', '"dmeo"'), "recipe 'dmeo' does not exist; did you mean 'demo'?"),
+        (EXPERIMENT.replace('"trial"', '"../trial"'), "name is '../trial'"),
+        (EXPERIMENT + FINAL + 'chain_length = 2\nsplit = "test"', "final.data is the same as eval.data"),
+        (EXPERIMENT + FINAL + "chain_length = 2", "final.data.split is 'train', and so is data.split"),
+        (EXPERIMENT + FINAL + "chain_lenght = 2", "did you mean 'final.data.chain_length'?"),
+        (BASE, "looks like a recipe, not like an experiment"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_anything_runs(place: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(place, text)
+    assert says in str(caught.value)
+
+
+FILES = """
+[common]
+warmstart = "none"
+[common.model]
+type = "pretrained"
+path = "model"
+[common.data]
+type = "jsonl"
+path = "train.jsonl"
+[common.reward]
+type = "exact"
+[common.eval.data]
+type = "jsonl"
+path = "watched.jsonl"
+"""
+
+
+def test_questions_from_files(place: Path) -> None:
+    """A pretrained model needs no shared warm start, and no other questions than those of a file are known."""
+    with pytest.raises(ConfigError, match=r"final\.data is missing"):
+        planned(place, EXPERIMENT + FILES)
+    with pytest.raises(ConfigError, match=r"final\.data is the training data"):
+        planned(place, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "train.jsonl"\nlimit = 3')
+    plan = planned(place, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "fresh.jsonl"')
+    assert plan.warmstarts == () and {run.config.warmstart for run in plan.runs} == {None}
+
+
+def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
+    plan = planned(place)
+    config = plan.runs[0].config
+    prompts, left_out = untouched_prompts(config, plan.final, synthetic.tokenizer(), context=64)
+    texts = {prompt.text for prompt in prompts}
+    assert len(prompts) == len(texts) == 32
+    assert isinstance(config.eval.data, SyntheticData)
+    watched = {synthetic.make(i, config.eval.data).question for i in range(16)}
+    assert not texts & watched
+    # the same task with the watched seed: all that was watched is left out, and the next ones are taken
+    same = plan.final.model_copy(update={"data": config.eval.data})
+    again, left_out = untouched_prompts(config, same, synthetic.tokenizer(), context=64)
+    assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
+    refuse_too_few(config, plan.final)
+    # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split
+    with pytest.raises(ConfigError, match=r"final.limit is 5000, and 16 questions are watched"):
+        refuse_too_few(config, plan.final.model_copy(update={"limit": 5000}))
+
+
+def test_experiments_that_come_along() -> None:
+    """Each expands, and can reach its budget; `deepgrpo compare NAME` finds it."""
+    from deepgrpo.lab.compare import refuse_unreachable
+
+    names = sorted(path.stem for path in (recipe_dir() / "lab").glob("*.toml"))
+    assert {"ablations", "methods", "naive_scaling", "short_chains"} <= set(names)
+    for name in names:
+        path = find_experiment(name)
+        plan = expand(load_experiment(path), path)
+        refuse_unreachable(plan)
+        refuse_too_few(plan.runs[0].config, plan.final)
+        assert len(plan.experiment.seeds) >= 5 and plan.experiment.name == name
+    with pytest.raises(ConfigError, match="did you mean 'methods'"):
+        find_experiment("method")
+    with pytest.raises(ConfigError, match=r"experiment 'x.toml' does not exist"):
+        find_experiment("x.toml")
+
+
+def test_an_arm_that_cannot_reach_its_budget(place: Path) -> None:
+    from deepgrpo.lab.compare import refuse_unreachable
+
+    text = EXPERIMENT.replace("budget = 10_000", "budget = 10_000_000")
+    # 8 prompts x 8 rollouts x 256 tokens = 16,384 a step; 10,000,000 / 16,384 = 610.4
+    with pytest.raises(ConfigError, match=r"arm 'grpo' cannot reach the budget .* run.steps = 50 steps sample at most 16,384 "
+                                          r"each; set common.run.steps to at least 611"):  # fmt: skip
+        refuse_unreachable(planned(place, text))
+
+
+# ---------------------------------------------------------------- figures from finished runs
+
+
+def write_run(plan: Plan, name: str, lines: list[dict[str, Any]], greedy: float, sampled: float) -> None:
+    run = next(run for run in plan.runs if run.name == name)
+    state = run.directory / "checkpoints" / f"step-{lines[-1]['step']:06d}" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(
+        json.dumps({"step": lines[-1]["step"], "ledger": {"sampled_tokens": lines[-1]["ledger/sampled_tokens"]}})
+    )
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "to')
+    metrics = {"eval/greedy": greedy, "eval/sampled": sampled, "eval/pass@1": sampled, "eval/pass@4": 0.9}
+    final = {"spec": plan.final.model_dump(mode="json"), "step": lines[-1]["step"], "metrics": metrics}
+    (run.directory / "final.json").write_text(json.dumps(final))
+
+
+def line(step: int, tokens: int, steps: int, greedy: float | None = None, **more: float) -> dict[str, Any]:
+    shown = {} if greedy is None else {"eval/greedy": greedy, "eval/sampled": greedy / 2}
+    return {"step": step, **shown, **more, "ledger/sampled_tokens": tokens, "ledger/optimizer_steps": steps}
+
+
+@pytest.fixture
+def done(place: Path) -> Plan:
+    """grpo takes 4 steps of 2,500 tokens, deep 2 of 5,000; deep is better in both seeds, by 10 and by 20 points."""
+    plan = planned(place, EXPERIMENT + "[curve]\nlast = 2\ntarget = 0.5")
+    for seed, gain in ((1, 0.1), (2, 0.2)):
+        grpo = [line(0, 0, 0, 0.2), *(line(i, 2500 * i, i, 0.2 + 0.05 * i) for i in (1, 2, 3, 4))]
+        deep = [line(0, 0, 0, 0.2), line(1, 5000, 1, 0.3), line(2, 10_000, 2, 0.4 + gain)]
+        write_run(plan, f"grpo-seed-{seed}", grpo, 0.4, 0.3)
+        write_run(plan, f"deep-seed-{seed}", deep, 0.4 + gain, 0.3)
+    return plan
+
+
+def test_a_comparison_by_hand(done: Plan) -> None:
+    assert all(is_finished(done, run) for run in done.runs) and progress(done.runs[0]).tokens == 10_000
+    result = compare(done, done.runs)
+    assert result["optimizer_steps_compared"] == 2
+    grpo, deep = result["arms"]["grpo"], result["arms"]["deep"]
+    one = grpo["runs"]["1"]
+    # the last two evaluations: .35 and .40; over tokens the curve is a line from .2 to .4
+    assert one["watched/greedy"] == pytest.approx(0.375) and one["watched/area"] == pytest.approx(0.3)
+    # at 2 optimizer steps it has been at .25 and .30, and has sampled 5,000 tokens; the line from .2 to .3 has mean .25
+    assert one["steps/greedy"] == pytest.approx(0.275) and one["steps/area"] == pytest.approx(0.25)
+    assert one["steps/sampled_tokens"] == 5000 and one["spent/optimizer_steps"] == 4
+    two = deep["runs"]["2"]
+    # .2, .3, .6 at 0, 5,000, 10,000 tokens: (.25 + .45) / 2
+    assert two["watched/area"] == pytest.approx(0.35) and two["steps/area"] == pytest.approx(0.35)
+    assert two["steps/sampled_tokens"] == 10_000 and two["final/pass"] == 0.9
+    assert deep["mean"]["final/greedy"] == pytest.approx(0.55)
+    # .5 is two thirds of the way from .3 at 5,000 to .6 at 10,000; seed 1 gets there with its last step, grpo never does
+    assert two["watched/tokens_to_target"] == pytest.approx(5000 + 5000 * 2 / 3)
+    assert deep["tokens_to_target"] == {"reached": 2, "runs": 2, "median": pytest.approx((10_000 + 8333.33) / 2, abs=1)}
+    assert grpo["tokens_to_target"] == {"reached": 0, "runs": 2, "median": None}
+    found = deep["differences"]["final/greedy"]
+    # two seeds: the interval is the range
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.15, 0.1, 0.2))
+    assert (found["above"], found["below"], found["sign_p"]) == (2, 0, 0.5)
+    assert "differences" not in grpo
+    json.dumps(result, allow_nan=False)
+
+
+def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
+    result = compare(done, done.runs)
+    out = Console(file=io.StringIO(), width=250)
+    for sheet in sheets(result):
+        assert all(len(row) == len(sheet.columns) for row in sheet.rows)
+        out.print(as_table(sheet))
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    page = as_markdown(result)
+    for shown in (text, page):
+        assert "+15.0 [+10.0, +20.0] (2/0)" in shown
+        assert "> 10k" in shown and "0 of 2" in shown and "55.0 ±7.1" in shown
+    assert "5 seeds cover the truth in about 84 of 100 cases" in page and "p = 0.5" in page
+    assert "only 2 in some runs" not in page
+    pytest.importorskip("matplotlib")
+    figure.draw(result, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_notes_name_what_a_reader_must_know(done: Plan) -> None:
+    result = compare(done, done.runs[:3])
+    (missing, *_) = result["notes"]
+    assert missing == "not in these figures, as they are not finished: deep-seed-2"
+    assert result["arms"]["deep"]["differences"] == {}  # one pair has no interval
+    assert "| deep | – |" in as_markdown(result)
+    directory = done.of("deep")[0].directory
+    text = (directory / "metrics.jsonl").read_text()
+    (directory / "metrics.jsonl").write_text(text.replace('"ledger/sampled_tokens": 10000', '"ledger/sampled_tokens": 12000'))
+    more = done.experiment.model_copy(update={"curve": done.experiment.curve.model_copy(update={"last": 3})})
+    said = " ".join(compare(Plan(more, done.source, (), done.runs, done.final), done.runs)["notes"])
+    assert "deep samples up to 20% more than the budget" in said and "there are only 2 in some runs" in said
+
+
+def test_training_figures_by_hand() -> None:
+    lines = [{"step": 0, "ledger/sampled_tokens": 0}] + [
+        {"step": i, "grad_norm": g, "main/entropy": e, "main/length": 10.0 * i, "ledger/sampled_tokens": 1000 * i,
+         "main/groups": 8.0, "main/mixed": 0.5, **more}
+        for i, g, e, more in ((1, 1.0, 0.5, {}), (2, None, 0.3, {"branch/groups": 4.0, "branch/mixed": 0.25}))
+    ]  # fmt: skip
+    found = training_figures(lines)
+    assert found["train/grad_norm"] == 1.0  # a step without signal has none
+    assert (found["train/entropy"], found["train/length"]) == (0.3, 20.0)  # of two steps the last tenth is the last
+    # 4 + 4 + 1 of 8 + 8 + 4 groups, in 2,000 tokens
+    assert (found["train/mixed"], found["train/mixed_per_1k"]) == (0.45, 4.5)
+
+
+def test_differences_need_both_arms_of_a_seed() -> None:
+    found = differences(
+        {"1": {"final/greedy": 0.5}, "2": {"final/greedy": 0.6}, "3": {"final/greedy": 0.9}},
+        {"1": {"final/greedy": 0.4}, "2": {"final/greedy": 0.4}, "4": {"final/greedy": 0.0}},
+    )
+    assert found["final/greedy"]["seeds"] == {"1": pytest.approx(0.1), "2": pytest.approx(0.2)}
+
+
+def test_short_numbers() -> None:
+    assert [short(x) for x in (7, 950, 12_345, 999_499, 999_600, 1_250_000)] == ["7", "950", "12k", "999k", "1.00M", "1.25M"]
+
+
+def test_the_pace_of_a_run_by_hand() -> None:
+    lines = [{"step": 0, "time/eval": 3.0, "time/step": 3.0}] + [
+        {"step": i, "sampled_tokens": 1000.0, "time/step": 2.0 + e, "time/eval": e or None} for i, e in ((1, 0.0), (2, 1.0))
+    ]
+    pace = _pace(lines, "x", scale=4.0)
+    # 4 s for 2,000 tokens, evaluations of 3 and 1 s, steps of 1,000 tokens with a quarter of the prompts
+    assert (pace.per_token, pace.evaluation, pace.tokens_per_step) == (0.002, 2.0, 4000.0)
+
+
+# ---------------------------------------------------------------- jobs
+
+WORK = """
+import sys, time, pathlib, signal
+what, path = sys.argv[1], pathlib.Path(sys.argv[2])
+print("begun", what)
+if what == "wait":
+    def stop(*_):
+        print("told to stop"); sys.exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    path.with_suffix(".begun").touch()
+    time.sleep(60)
+if what == "crash":
+    sys.exit("error: no luck")
+if what != "idle":
+    path.write_text(str(time.time_ns()))
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "work_of_a_job.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def job(name: str, what: str = "do", after: tuple[str, ...] = ()) -> Job:
+        result = tmp_path / f"{name}.done"
+        return Job(name, ("work_of_a_job", what, str(result)), tmp_path / f"{name}.log", result.exists, after)
+
+    return job
+
+
+def test_jobs_run_in_their_order_and_one_crash_takes_no_other_down(work: Any, tmp_path: Path) -> None:
+    (tmp_path / "there.done").write_text("long ago")
+    jobs = Jobs(
+        [
+            work("there"), work("late", after=("early",)), work("early"), work("bad", "crash"), work("idle", "idle"),
+            work("orphan", after=("bad",)), work("grandchild", after=("orphan",)),
+        ],
+        workers=2,
+    )  # fmt: skip
+    seen: list[tuple[str, str]] = []
+    jobs.run(lambda job, state: seen.append((job.name, state)))
+    assert jobs.state == {
+        "there": "done", "late": "done", "early": "done", "bad": "failed",
+        "idle": "failed",  # exit code 0, but its result is not there
+        "orphan": "skipped", "grandchild": "skipped",
+    }  # fmt: skip
+    assert int((tmp_path / "early.done").read_text()) < int((tmp_path / "late.done").read_text())
+    assert (tmp_path / "there.done").read_text() == "long ago" and not (tmp_path / "there.log").exists()
+    assert ("late", "running") in seen and seen.index(("early", "done")) < seen.index(("late", "running"))
+    assert (tmp_path / "bad.log").read_text() == "begun crash\nerror: no luck\n"
+
+
+def test_ctrl_c_asks_the_jobs_to_stop_and_waits_for_them(work: Any, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    jobs = Jobs([work("slow", "wait"), work("next")], workers=1)
+
+    def tick() -> None:
+        if (tmp_path / "slow.begun").exists() and not jobs.stopping:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(tick=tick)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "slow.log").read_text() == "begun wait\ntold to stop\n"
+    assert jobs.state == {"slow": "waiting", "next": "waiting"}  # neither failed: they go on another time

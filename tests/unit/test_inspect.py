@@ -1,0 +1,138 @@
+"""`deepgrpo inspect`: what is drawn, which tree is chosen, and what is said when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.records import Pivot, Tree
+from deepgrpo.report.inspect import run_inspect
+from deepgrpo.report.lanes import plain
+from deepgrpo.report.options import InspectOptions
+from saved_runs import node, random_tree, small_tree, write_run
+
+Show = Callable[..., str]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    def run(directory: Path, **options: Any) -> str:
+        assert run_inspect(InspectOptions(directory, **{"width": 120, **options})) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    solved = Tree(small_tree("easy").prompt).add(
+        [small_tree().pivots[0]], [node(Tree(small_tree().prompt), -1, 0, "#4", 1.0, 0) for _ in range(2)]
+    )
+    return write_run(tmp_path / "run", {10: [small_tree("q1"), solved], 20: [small_tree("q1"), small_tree("q2")]})
+
+
+def test_the_steps_of_a_run(run: Path, show: Show) -> None:
+    lines = show(run).splitlines()
+    assert lines[0].split() == ["step", "trees", "successes", "mixed", "pivots", "rescued", "truncated"]
+    # step 10: 1 of 2 and 2 of 2 rollouts succeed
+    assert lines[1].split() == ["10", "2", "75%", "1", "1", "100%", "0"]
+    assert lines[2].split() == ["20", "2", "50%", "2", "2", "100%", "0"]
+    assert "--step 20" in lines[-1]
+    assert show(run, only="mixed").splitlines()[1].split()[-1] == "1"
+
+
+def test_the_trees_of_a_step(run: Path, show: Show) -> None:
+    text = show(run, step=10)
+    assert "q1" in text and "easy" in text and "1/2" in text and "rescued mixed" in text
+    assert "easy" not in show(run, step=10, only="rescued")
+    assert "none of the 2 trees of step 10 is truncated" in show(run, step=10, only="truncated")
+
+
+def test_one_tree(run: Path, show: Show) -> None:
+    text = show(run, step=10, prompt="q1")
+    assert "step 10 · prompt q1 · mixed, rescued" in text
+    assert "rollout 1  ✗ 0  advantage -0.500  15 tokens" in text
+    # segments end at 6 and 12, the pivot lies at 6
+    assert "3+4=7;◆7*2=5;│#5<eos>" in text
+    assert "◆ after token 6, r = .50, Q = .50: 1 of 2 branches better, rescued" in text
+    # the three states of the chain: q = .2, .5, .3 of at most .5
+    assert "Q along the chain  .25▄ .50█ .75▅" in text
+    assert "✓ 1  advantage +0.500" in text
+    assert "7*2=4;#4<eos>" in text
+
+
+def test_a_lane_shows_where_a_branch_begins(run: Path, show: Show) -> None:
+    lines = show(run, step=10, prompt="q1").splitlines()
+    rollout = next(line for line in lines if "┿" in line)
+    branch = next(line for line in lines if line.strip().startswith("━") and "✓ 1" in line)
+    # a column per token: the branch starts where the pivot is
+    assert rollout.index("◆") == branch.index("━") == 2 + 6
+
+
+def test_a_tree_without_a_tokenizer(tmp_path: Path, show: Show) -> None:
+    run = write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)
+    text = show(run, prompt="q1")
+    assert "3+4=7;7*2=5;#5" in text
+    assert "4;#4" in text
+
+
+def test_a_prompt_by_its_number_and_in_the_newest_step(run: Path, show: Show) -> None:
+    assert "step 10 · prompt easy" in show(run, step=10, prompt="1")
+    assert "step 20 · prompt q1" in show(run, prompt="q1")
+    assert "step 10 · prompt easy" in show(run, prompt="easy")
+
+
+def test_only_leaves_out_rollouts(run: Path, show: Show) -> None:
+    text = show(run, step=10, prompt="q1", only="rescued")
+    assert "rollout 1" in text and "rollout 2" not in text
+    assert "1 rollouts left out by --only rescued" in text
+
+
+def test_trees_of_several_levels_are_drawn(tmp_path: Path, show: Show) -> None:
+    tree = small_tree()
+    tree = tree.add([Pivot(2, 3, 2, ratio=0.8)], [])
+    tree = tree.add([], [node(tree, 2, 3, "=9;#9", 0.0, 2), node(tree, 2, 3, "=4;#4", 1.0, 2)])
+    text = show(write_run(tmp_path / "run", {1: [tree]}), prompt="q1")
+    assert "7*2◆=4;#4<eos>" in text
+    assert "=9;#9<eos>" in text
+
+
+def test_nothing_steers_the_terminal(tmp_path: Path, show: Show) -> None:
+    tree = small_tree()
+    evil = "\x1b]0;title\x07\x1b[2J\u202e[bold]x[/bold]\r"
+    nodes = (node(Tree(tree.prompt), -1, 0, evil, 0.0, 0), *tree.nodes[1:2])
+    tree = Tree(replace(tree.prompt, id=evil, question=evil, answer=evil), nodes, tree.pivots[:1])
+    run = write_run(tmp_path / "run", {1: [tree]})
+    for text in (show(run, step=1), show(run, step=1, prompt="0")):
+        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+        assert "[bold]x[/bold]" in text
+    assert plain("a\nb\x1b[2J") == "a⏎b\\x1b[2J"
+
+
+def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
+    for options, sentence in [
+        ({"step": 12}, r"--step 12: .* no trees of that step; the nearest that it has are 10, 20 \(log.trees_every is 1\)"),
+        ({"step": 10, "prompt": "q3"}, r"--prompt 'q3' is not in step 10; step 10 has 2 prompts, such as 'q1', 'easy'"),
+        ({"prompt": "q3"}, "is not in any of the 2 saved steps"),
+        ({"step": 10, "prompt": "q1", "only": "truncated"}, "is in step 10, but not truncated: it is mixed, rescued"),
+    ]:
+        with pytest.raises(DataError, match=sentence):
+            run_inspect(InspectOptions(run, **options))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--width is 10"):
+        run_inspect(InspectOptions(run, width=10))
+    never = write_run(tmp_path / "never", {}, last_step=3, recipe={"log": {"trees_every": None}})
+    with pytest.raises(DataError, match=r"log.trees_every is not set.*--log.trees_every 10"):
+        run_inspect(InspectOptions(never))
+    early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
+    with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
+        run_inspect(InspectOptions(early))
+
+
+def test_a_long_list_is_cut(tmp_path: Path, show: Show) -> None:
+    run = write_run(tmp_path / "run", {1: [random_tree(f"q{i}", i) for i in range(70)]})
+    assert "... and 10 more" in show(run, step=1)

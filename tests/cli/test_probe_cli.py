@@ -150,8 +150,10 @@ def test_a_recipe_with_everything(probe: Any, place: Path) -> None:
         assert word in done.out
     result = json.loads((place / "out.json").read_text())
     assert result["sentence"] in done.out and result["verdict"] in ("helps", "no_difference", "prompt_is_better")
-    # 12 tokens in segments of 3 make a chain of 5
-    assert [band["ratio"] for band in result["depths"]] == pytest.approx([0.2, *_means(result, 3)])
+    assert [band["ratio"] for band in result["depths"]] == pytest.approx(_means(result, 3))
+    # 12 tokens in segments of 3 make a chain of 5, whose root is at 1/5; a response that ended earlier has a shorter one
+    whole = [rollout for rollout in result["failed"] if rollout["length"] == 12]
+    assert whole and all(rollout["states"][0]["ratio"] == pytest.approx(0.2) for rollout in whole)
     assert [gamma["gamma"] for gamma in result["gammas"]] == [-20, 0, 0.5, 1, 1.5, 2, 3]  # the recipe's among them
     assert result["setting"]["branches"] == 3 and result["setting"]["segments"]["size"] == 3
     assert result["sampled"]["failed"] == len(result["failed"]) >= 24
@@ -163,9 +165,9 @@ def test_a_recipe_with_everything(probe: Any, place: Path) -> None:
 
 
 def _means(result: dict[str, Any], bands: int) -> list[float]:
-    """Mean depth of the states in each band that has some, from the raw states."""
-    states = [state for rollout in result["failed"] for state in rollout["states"] if state["band"]]
-    found = {b: [s["ratio"] for s in states if s["band"] == b] for b in range(1, bands + 1)}
+    """Mean depth of the prompt and of the states in each band that has some, from the raw states."""
+    states = [state for rollout in result["failed"] for state in rollout["states"]]
+    found = {b: [s["ratio"] for s in states if s["band"] == b] for b in range(bands + 1)}
     return [sum(each) / len(each) for each in found.values() if each]
 
 

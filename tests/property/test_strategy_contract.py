@@ -198,14 +198,15 @@ def test_a_strategy_says_to_which_rounds_it_returns_and_comes_to_an_end(
     grown = _grow(config, seed, rewards, lengths)
     strategy = grown.strategy
     assert grown.engine.kept == [strategy.returns(level) for level in range(len(grown.engine.kept))]
-    for tree in grown.trees:
+    for place, tree in enumerate(grown.trees):
         levels = strategy.levels[tree.prompt.id]
         assert len(levels) == len(tree.pivots)
         for pivot in tree.pivots:
             if pivot.parent != ROOT:
                 assert strategy.returns(levels[tree.nodes[pivot.parent].pivot])
-        again = strategy.strategy.plan(tree, strategy.initial_state(), LIMITS, np.random.default_rng(seed))
-        assert again == []
+        # asked again as `grow` asked it last
+        random = rng.generator(seed, 1, place, tree.prompt.id, "plan", levels[-1] + 1)
+        assert strategy.strategy.plan(tree, strategy.initial_state(), LIMITS, random) == []
 
 
 @every_strategy

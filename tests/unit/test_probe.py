@@ -90,8 +90,9 @@ def test_how_wide_simultaneous_intervals_are() -> None:
     low, high = simultaneous_intervals(np.zeros(1), normal[:, :1])
     assert (low[0], high[0]) == (pytest.approx(-1.96, abs=0.04), pytest.approx(1.96, abs=0.04))
     low, high = simultaneous_intervals(np.zeros(5), normal)
-    assert high / [1, 2, 3, 4, 5] == pytest.approx(2.57, abs=0.05)
-    assert low == pytest.approx(-high)
+    # a quantile this far out has a standard error of .024 with 40,000 draws
+    assert high / [1, 2, 3, 4, 5] == pytest.approx(2.57, abs=0.1)
+    assert low / [1, 2, 3, 4, 5] == pytest.approx(-2.57, abs=0.1)
 
 
 def test_a_figure_that_never_varies_has_no_width() -> None:

@@ -237,4 +237,6 @@ def gather(
             break
         failing = (len(found.failed) + 1) / (found.rollouts + 2)
         size = max(1, min(math.ceil(min(wanted - len(found.failed), most_failed) / failing), 4 * max_rows))
+        if not found.failed:
+            size = min(size, 4 * wanted - found.rollouts)  # enough to say that none fails
     return found

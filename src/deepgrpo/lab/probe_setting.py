@@ -248,7 +248,7 @@ def _explore(options: ProbeOptions, config: Config | None) -> DeepExplore:
     explore = DeepExplore()
     if config is not None:
         # of another strategy's section, what it has in common with this one
-        shared = ("segments", "success_threshold", "branches_per_pivot", "root_pivot", "recoverability")
+        shared = ("segments", "success_threshold", "branches_per_pivot", "root_pivot", "recoverability", "gamma")
         known = {name: getattr(config.explore, name) for name in shared if hasattr(config.explore, name)}
         explore = explore.model_copy(update=known)
     changes: dict[str, Any] = {}

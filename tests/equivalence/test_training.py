@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -12,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import TINY
 from deepgrpo.config import Config, ScratchModel, SyntheticData, WarmstartConfig, load_recipe
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
+from deepgrpo.errors import ModelError
+from deepgrpo.explore import build_strategy
 from deepgrpo.model.policy import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.train import loop, warmstart
-from deepgrpo.train.dry_run import estimate_memory
+from deepgrpo.train.dry_run import dry_run, estimate_memory
 from deepgrpo.train.loop import train
 from deepgrpo.train.trees import load_trees
 from deepgrpo.train.warmstart import Example, warm_start
@@ -445,7 +449,9 @@ def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> N
     """
 
     def kept(**sections: Any) -> int:
-        estimate = estimate_memory(recipe(**sections), policy, slot_length=20)
+        config = recipe(**sections)
+        strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+        estimate = estimate_memory(config, policy, strategy, slot_length=20)
         without = replace(estimate, kept=0)
         assert estimate.total - without.total == max(0, estimate.cache + estimate.kept - estimate.activations) - max(
             0, estimate.cache - estimate.activations
@@ -458,6 +464,19 @@ def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> N
     assert kept(learner=small, engine={"keep_mb": 0}) == 0
     assert kept(learner=small, explore={"type": "root"}) == 0
     assert kept(learner=small, explore={"num_pivots": 0}) == 0
+    # segments are gone on from, although none of it is a branch: 4 prompts x 3 x 2 responses x 20 x 640
+    segments = {"type": "spo_tree", "branching": [3, 2], "segment_tokens": 5}
+    assert kept(learner=small, explore=segments) == 307_200
+    assert kept(learner=small, explore={**segments, "branching": [6]}) == 0
+
+
+def test_a_dry_run_asks_for_what_the_strategy_wants_to_know(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_to_see(policy: Any, strategy: Any) -> None:
+        raise ModelError(f"no {', '.join(signal.name for signal in strategy.signals)} here")
+
+    monkeypatch.setattr("deepgrpo.train.dry_run.build_signals", nothing_to_see)
+    with pytest.raises(ModelError, match="no attention here"):
+        dry_run(recipe(explore={"type": "attnrl"}), Console(file=io.StringIO()))
 
 
 # ---------------------------------------------------------------- switches that a run must survive

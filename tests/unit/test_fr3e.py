@@ -18,6 +18,8 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import Limits
 from deepgrpo.explore.fr3e import FR3EStrategy, anchors, value_steps
 from deepgrpo.records import ROOT, Node, Pivot, Score, Tree
+from deepgrpo.train.health import HealthMonitor, HealthState
+from deepgrpo.train.metrics import tree_metrics
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 RANDOM = np.random.default_rng(0)
@@ -125,6 +127,17 @@ def test_three_states_by_hand() -> None:
     assert advantages[8:] == pytest.approx([0.1947002, 0.1947002, 0.1947002, -0.5841006], abs=1e-7)
     # the bases are not trained, nor a group
     assert [(g.stream, sum(g.rewards)) for g in credit.groups] == [("main", 1), ("branch", 2), ("branch", 3)]
+
+
+def test_branches_that_learn_in_the_main_stream_are_no_empty_stream() -> None:
+    """The groups of the anchors go by the name of the branches, while all is trained in the main stream."""
+    tree = _grown([0, 0, 0], (ROOT, 0, [1, 0]), (0, 2, [1, 0]))
+    credit = _strategy(rollouts_per_state=2).credit(tree)
+    metrics = {**tree_metrics([tree], [credit]), "branch/sequences": 0.0, "loss/dropped_few_branches": 0.0}
+    watch, state = HealthMonitor(max_new_tokens=100, dead_steps=2), HealthState()
+    for _ in range(4):
+        state, warnings = watch.check(state, metrics)
+        assert warnings == ()
 
 
 def test_each_base_has_its_own_prompt_and_its_own_steps() -> None:

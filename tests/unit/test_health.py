@@ -120,6 +120,10 @@ def test_empty_branch_stream_tells_why() -> None:
 def test_branches_that_are_trained_in_the_main_stream_leave_no_empty_stream() -> None:
     elsewhere = {"branch/sequences": 0.0, "pivots/count": 5.0, "branch/groups": None}
     assert run(monitor(), *[elsewhere] * 9) == [()] * 9
+    # groups of branches may have their name all the same: they are mixed, and no row was dropped
+    named = {**elsewhere, "branch/groups": 5.0, "branch/mixed": 0.4, "loss/dropped_few_branches": 0.0}
+    assert run(monitor(), *[named] * 9) == [()] * 9
+    assert "loss.min_branch_sequences" in run(monitor(), *[{**named, "loss/dropped_few_branches": 7.0}] * 3)[-1][0]
     # but without pivots nothing is explored, whatever the stream
     heard = run(monitor(), *[{**elsewhere, "pivots/count": 0.0}] * 3)
     assert "no pivot could be chosen" in heard[-1][0]

@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepgrpo.config import Config, SPOTreeExplore, to_toml
+from deepgrpo.config import Config, to_toml
+from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Strategy
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
 from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, refuse_used, response_limits
+from deepgrpo.train.signals import build_signals
 
 GIB = 1024**3
 
@@ -58,7 +61,7 @@ class MemoryEstimate:
     """The engine's copy of the weights, if it samples in bfloat16."""
     cache: int
     kept: int
-    """Rollouts that branches come back to, at most; 0 where nothing branches."""
+    """Rollouts that later rounds come back to, at most; 0 where there are none."""
     activations: int
 
     @property
@@ -69,7 +72,7 @@ class MemoryEstimate:
         return held + max(sampling, self.activations)
 
 
-def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryEstimate:
+def estimate_memory(config: Config, policy: Policy, strategy: Strategy, slot_length: int) -> MemoryEstimate:
     """From the shape of the model; `slot_length` is the longest prompt plus response."""
     shape: Any = policy.causal.config.get_text_config()
     every = sum(p.numel() for p in policy.model.parameters())
@@ -87,9 +90,7 @@ def estimate_memory(config: Config, policy: Policy, slot_length: int) -> MemoryE
     rows = config.learner.logprob_chunk if policy.plain_head else tokens
     per_token = layers * 2 * heads * width * stored
     rollouts = config.run.prompts_per_step * config.explore.num_rollouts
-    explore = config.explore
-    levels = len(explore.branching) if isinstance(explore, SPOTreeExplore) else 1
-    keeps = (explore.most_branches > 0 or levels > 1) and policy.plain_head
+    keeps = strategy.returns(0) and policy.plain_head
     return MemoryEstimate(
         weights=4 * every,
         gradients=4 * trained,
@@ -115,16 +116,20 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     policy = build_policy(config)
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
-    reward = build_reward(config.reward, build_task(config.data))
+    task = build_task(config.data)
+    reward = build_reward(config.reward, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     for each in {id(reward): reward, id(eval_reward): eval_reward}.values():
         each.close()
+    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    build_signals(policy, strategy)  # refuses a model that cannot tell what the strategy wants to know
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(escape(to_toml(config)), soft_wrap=True)
     _show_prompt(out, prompt)
     tokens = estimate_tokens(config)
-    memory = estimate_memory(config, policy, min(limits.max_total_tokens, len(prompt.tokens) + limits.max_new_tokens))
+    slot = min(limits.max_total_tokens, len(prompt.tokens) + limits.max_new_tokens)
+    memory = estimate_memory(config, policy, strategy, slot)
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     size = "endless" if source.size is None else f"{source.size:,}"
     table.add_row("prompts in the data", size)

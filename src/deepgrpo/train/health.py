@@ -100,7 +100,7 @@ class HealthMonitor:
 
         Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
         nats), reward/problems (count of the step), branch/rollouts, branch/sequences, branch/groups,
-        pivots/count, mismatch/kl.
+        loss/dropped_few_branches, pivots/count, mismatch/kl.
 
         Returns the next state and the warnings to show now, in a fixed order.
         """
@@ -111,8 +111,10 @@ class HealthMonitor:
             # branches of a failed group may disagree: then the step does learn
             state = replace(state, dead=state.dead + 1 if mixed <= 0 and not (branch_mixed or 0) > 0 else 0)
         if sequences is not None:
-            # a strategy may train its branches in the main stream: then there are pivots, and no group of branches
-            elsewhere = (see("pivots/count") or 0) > 0 and see("branch/groups") is None
+            # a strategy may train its branches in the main stream: then there are pivots, and no group of branches, or
+            # mixed ones whose rows are not in the branch stream although nobody dropped them
+            moved = (branch_mixed or 0) > 0 and not see("loss/dropped_few_branches")
+            elsewhere = (see("pivots/count") or 0) > 0 and (see("branch/groups") is None or moved)
             state = replace(state, empty=state.empty + 1 if sequences <= 0 and not elsewhere else 0)
         if state.first_entropy is None and entropy is not None:
             state = replace(state, first_entropy=entropy)

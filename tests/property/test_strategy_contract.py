@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from deepgrpo import rng
 from deepgrpo.config import ExploreConfig, tables_of
+from deepgrpo.credit.group import STD_EPSILON
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signal, State, Strategy
@@ -125,9 +126,9 @@ class Grown:
         return self.growth.trees
 
 
-def _build(config: dict[str, Any]) -> Strategy:
+def _build(config: dict[str, Any], scale: Literal["none", "std"] = "none") -> Strategy:
     section = TypeAdapter(ExploreConfig).validate_python(config)
-    return build_strategy(section, scale="none", tokenizer=Letters(), task=_Task())
+    return build_strategy(section, scale=scale, tokenizer=Letters(), task=_Task())
 
 
 def _grow(
@@ -268,6 +269,25 @@ def test_advantages_of_siblings_sum_to_zero(config: dict[str, Any], seed: int, r
             assert len(of_siblings) == tree.pivots[pivot].num_branches
             assert sum(of_siblings) == pytest.approx(0.0, abs=1e-9)
         assert len(advantages) == len(credit.groups)
+
+
+@pytest.mark.parametrize("config", [c for c in ALL if _compares_siblings(c)], ids=_name)
+@few
+@worlds
+def test_scale_divides_each_group_by_its_own_deviation(
+    config: dict[str, Any], seed: int, rewards: Rewards, lengths: Lengths
+) -> None:
+    plain, scaled = _build(config), _build(config, "std")
+    for tree in _grow(config, seed, rewards, lengths).trees:
+        credit, other = plain.credit(tree), scaled.credit(tree)
+        assert credit.groups == other.groups
+        pivots = list(dict.fromkeys(tree.nodes[span.node].pivot for span in credit.spans))
+        deviations = {
+            pivot: np.std(group.rewards, ddof=1) + STD_EPSILON
+            for pivot, group in zip(pivots, credit.groups, strict=True)
+        }
+        wanted = [span.advantage / deviations[tree.nodes[span.node].pivot] for span in credit.spans]
+        assert [span.advantage for span in other.spans] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_the_others_are_told_apart() -> None:

@@ -161,6 +161,21 @@ def test_a_pivot_is_at_the_start_of_its_step() -> None:
     assert strategy.returns(0) and not strategy.returns(1)
 
 
+def test_its_advantage_is_treerls() -> None:
+    """Main rollouts 0, 1, 1; branches 1, 0, 0 behind four tokens of the first: V(root) = 3/6.
+
+    node 0 [0, 4)  V = 1/4 of four: 2 · (1/4 - 1/2) / √4 = -1/4       node 0 [4, 8)  -1/2 - 1/4 = -3/4
+    nodes 1 and 2  2 · (1 - 1/2) = 1                                  node 3  1/2 + 3/4 = 5/4      nodes 4 and 5  -3/4
+    """
+    tree = make_tree([(8, 0.0), (4, 1.0), (4, 1.0)], [(0, 4, [(2, 1.0), (3, 0.0), (2, 0.0)])])
+    credit = _strategy().credit(tree)
+    assert [(s.node, s.start, s.end) for s in credit.spans] == [
+        (0, 0, 4), (0, 4, 8), (1, 0, 4), (2, 0, 4), (3, 0, 2), (4, 0, 3), (5, 0, 2),
+    ]  # fmt: skip
+    assert [s.advantage for s in credit.spans] == pytest.approx([-1 / 4, -3 / 4, 1, 1, 5 / 4, -3 / 4, -3 / 4])
+    assert {s.stream for s in credit.spans} == {"main"} and len(credit.groups) == 1
+
+
 # ---------------------------------------------------------------- in a run
 
 

@@ -60,6 +60,29 @@ def test_each_node_is_compared_with_its_own_siblings(worked_tree) -> None:  # ty
     ]
 
 
+def test_three_levels_by_hand() -> None:
+    """Each pivot is a group of its own, whatever the rewards above and below it.
+
+    Main 0, 1, 0: mean 1/3. Behind the second token of node 0: 1, 0, 0, 0, mean 1/4 (nodes 3 to 6). Behind the first of node
+    3: 1, 1, 0, mean 2/3 (nodes 7 to 9). Scaled, the same over the deviations sqrt(1/3), sqrt(1/4), sqrt(1/3), plus 1e-4.
+    """
+    tree = make_tree(
+        [(6, 0.0), (4, 1.0), (5, 0.0)],
+        [(0, 2, [(4, 1.0), (3, 0.0), (2, 0.0), (1, 0.0)]), (3, 1, [(2, 1.0), (2, 1.0), (1, 0.0)])],
+    )
+    credit = sibling_credit(tree)
+    assert [s.node for s in credit.spans] == list(range(10))
+    assert [(s.start, s.end) for s in credit.spans] == [(0, n) for n in (6, 4, 5, 4, 3, 2, 1, 2, 2, 1)]
+    assert [s.stream for s in credit.spans] == ["main"] * 3 + ["branch"] * 7
+    main, middle, deep = [-1 / 3, 2 / 3, -1 / 3], [3 / 4, -1 / 4, -1 / 4, -1 / 4], [1 / 3, 1 / 3, -2 / 3]
+    assert [s.advantage for s in credit.spans] == pytest.approx([*main, *middle, *deep])
+    scaled = [s.advantage for s in sibling_credit(tree, "std").spans]
+    third, quarter = 0.5773503 + 1e-4, 0.5 + 1e-4
+    assert scaled == pytest.approx(
+        [*(a / third for a in main), *(a / quarter for a in middle), *(a / third for a in deep)], abs=1e-6
+    )
+
+
 def test_whitening_weighs_by_tokens_within_a_stream() -> None:
     tree = make_tree([(1, 0.0), (3, 1.0)])
     # advantages -.5 (1 token) and .5 (3 tokens): mean .25, variance (.75² + 3 * .25²) / 4 = .1875

@@ -222,6 +222,35 @@ def test_expand_all_and_several_pivots() -> None:
     assert pivots[0].offset != pivots[1].offset
 
 
+def test_gamma_minus_20_resamples_from_the_root_alone() -> None:
+    """A chain of five, r = .2 to .8: Q is 1, 2^-20, 3^-20, 4^-20 over their sum.
+
+    A fit that hopes for the deep end does not outweigh it. w = 8, b = -6 give P = .01213, .05732, .23148, .59869, that is
+    1, 4.727, 19.09, 49.37 times the root's: Q is then 1, 4.508e-6, 5.47e-9, 4.49e-11 of the root's.
+    """
+    strategy = _strategy(gamma=-20.0, expand="all")
+    tree = make_tree([(8, 0.0), (8, 1.0), (8, 0.0)])
+    fitted = Recoverability(w=8.0, b=-6.0, fitted=True).to_dict()
+    for state, shares in (
+        (strategy.initial_state(), [2.0**-20, 3.0**-20, 4.0**-20]), (fitted, [4.508e-6, 5.47e-9, 4.49e-11]),
+    ):  # fmt: skip
+        for seed in range(20):
+            pivots = strategy.plan(tree, state, LIMITS, np.random.default_rng(seed))
+            assert [(p.parent, p.offset, p.num_branches, p.stream) for p in pivots] == [
+                (parent, 0, 2, "branch") for parent in range(3)
+            ]
+            assert np.array(pivots[0].q[1:]) / pivots[0].q[0] == pytest.approx(shares, rel=2e-3, abs=0)
+
+
+def test_root_only_branches_are_a_group_of_their_own() -> None:
+    """Whole responses again, but compared with each other: (1, 0) against their mean, not with the main rollouts (0, 0)."""
+    tree = make_tree([(10, 0.0), (10, 0.0)], [(0, 0, [(9, 1.0), (7, 0.0)])])
+    assert tree.path(2) == tree.prompt.tokens + tree.nodes[2].tokens
+    assert [(s.node, s.end, s.advantage, s.stream) for s in _strategy(gamma=-20.0).credit(tree).spans] == [
+        (0, 10, 0.0, "main"), (1, 10, 0.0, "main"), (2, 9, 0.5, "branch"), (3, 7, -0.5, "branch"),
+    ]  # fmt: skip
+
+
 def test_label_is_any_success_among_the_branches() -> None:
     strategy = _strategy()
     tree = make_tree([(8, 0.0), (8, 0.0)], [(0, 4, [(2, 1.0), (2, 0.0)]), (1, 4, [(2, 0.0), (2, 0.0)])])

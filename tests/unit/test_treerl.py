@@ -247,6 +247,36 @@ def test_only_paths_to_kept_responses_are_trained(three_levels: Tree) -> None:
     assert len(credit.groups[0].rewards) == 6
 
 
+def test_all_switches_of_the_released_code_by_hand(three_levels: Tree) -> None:
+    """As for the sums above: values 16/31 and -15/31, now times 6/5, as each is against the other five.
+
+    Kept 0, 4 and 5, so the roots are of 3 responses for the whole and the trunk, of 2 for node 2. In units of 6/5 · 1/31:
+    root 3/√3, trunk -13/√3, node 2 [0, 1) 17/√2, node 0 [2, 6) -15, node 4 16, node 5 -15. None equals its parent's.
+    """
+    credit = treerl_credit(
+        three_levels, leaf_values="leave_one_out", token_mean="remove", node_values="sum", zero_local="copy", kept=[0, 4, 5]
+    )
+    assert [(s.node, s.start, s.end) for s in credit.spans] == [(0, 0, 2), (0, 2, 6), (2, 0, 1), (4, 0, 2), (5, 0, 2)]
+    root, trunk, branch = 3 / 3**0.5, -13 / 3**0.5, 17 / 2**0.5
+    expected = [
+        2 * (trunk - root), (-15 - root) + (-15 - trunk), (branch - root) + (branch - trunk), (16 - root) + (16 - branch),
+        (-15 - root) + (-15 - branch),
+    ]  # fmt: skip
+    assert _advantages(credit) == pytest.approx([a * 6 / 155 for a in expected])
+
+
+def test_a_copied_change_is_copied_on() -> None:
+    """Four successes below node 0, one part behind the other; node 1 fails: V(root) = 4/5, and the first change is 1/5.
+
+    Node 0 is cut at 2, node 2 at 1: all parts behind the first have V = 1, so each takes the 1/5 of the part before.
+    """
+    tree = make_tree([(4, 1.0), (4, 0.0)], [(0, 2, [(3, 1.0), (2, 1.0)]), (2, 1, [(2, 1.0)])])
+    found = {(s.node, s.start): s.advantage for s in treerl_credit(tree, zero_local="copy").spans}
+    assert found == pytest.approx({
+        (0, 0): 0.4 / 4**0.5, (0, 2): 0.4, (1, 0): -1.6, (2, 0): 0.4 / 2**0.5, (2, 1): 0.4, (3, 0): 0.4, (4, 0): 0.4,
+    })  # fmt: skip
+
+
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
 def test_agreement_is_exactly_zero(reward: float) -> None:
     tree = make_tree([(4, reward)] * 7, [(0, 2, [(2, reward), (2, reward)])])

@@ -4,6 +4,7 @@
 #   make test    what a change must pass: check, then the tests with their coverage
 #   make check   lint, types and import contracts alone
 #   make bench   the figures of docs/results/bench that are not there yet, about an hour and a half on two cores
+#   make lab     the experiments of docs/results/lab that are not there yet, some three hours on two cores
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv and all caches (runs/ stays)
 #
@@ -16,7 +17,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench lab clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -55,6 +56,28 @@ BENCH_step-D := --repeats 2 --warmup 0 --no-memory
 BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D
 
 bench: $(BENCHMARKS:%=$(BENCH)/%.json)
+
+# An experiment is compared, and what of it is published goes to docs/results/lab. `deepgrpo compare` keeps finished runs, so
+# an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.
+LAB := docs/results/lab
+LAB_ARGS ?= --jobs 2
+EXPERIMENTS := methods short_chains saturation ablations naive_scaling
+
+lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/static_depth.json $(LAB)/gradients.json $(LAB)/pivot_errors.json
+
+$(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
+	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
+	$(BIN)/python scripts/lab_results.py runs/$* $(LAB)
+
+$(LAB)/static_depth.json: | .venv/.stamp-dev
+	$(BIN)/python scripts/static_depth.py $(LAB)/static_depth
+
+$(LAB)/gradients.json: $(LAB)/methods.json
+	$(BIN)/python scripts/gradients.py runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
+	  runs/methods/warmstart/seed-3 --json $@
+
+$(LAB)/pivot_errors.json: $(LAB)/methods.json
+	$(BIN)/python scripts/pivot_errors.py runs/methods --arms deep random oracle --json $@
 
 # the environment only has to be there: a newer one makes no figure wrong
 $(BENCH)/%.json: | .venv/.stamp-dev

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; then matplotlib's own
-_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 _GRID = 60
 """Points at which the mean over seeds is drawn."""
 
@@ -32,7 +32,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    colours = {arm: _COLOURS[i] if i < len(_COLOURS) else f"C{i}" for i, arm in enumerate(arms)}
+    colours = {arm: COLOURS[i] if i < len(COLOURS) else f"C{i}" for i, arm in enumerate(arms)}
     steps = result["optimizer_steps_compared"]
     for axis, spent, end, label in (
         (left, "sampled_tokens", result["budget"], "sampled tokens"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +50,11 @@ def test_the_steps_of_a_run(run: Path, show: Show) -> None:
 
 def test_the_trees_of_a_step(run: Path, show: Show) -> None:
     text = show(run, step=10)
-    assert "q1" in text and "easy" in text and "1/2" in text and "rescued mixed" in text
+    assert "q1" in text and "easy" in text
+    rows = {line.split()[1]: line.split()[2:] for line in text.splitlines()[1:3]}
+    # right, pivots, rescued of those that could be, what else there is to say
+    assert rows["q1"][:4] == ["1/2", "1", "1/1", "mixed"]
+    assert rows["easy"][:3] == ["2/2", "0", "–"]
     assert "easy" not in show(run, step=10, only="rescued")
     assert "none of the 2 trees of step 10 is truncated" in show(run, step=10, only="truncated")
 
@@ -74,6 +80,42 @@ def test_a_lane_shows_where_a_branch_begins(run: Path, show: Show) -> None:
     assert rollout.index("◆") == branch.index("━") == 2 + 6
 
 
+def test_branches_that_are_alike_are_drawn_once(tmp_path: Path, show: Show) -> None:
+    tree = small_tree()
+    more = [node(tree, 0, 6, "7*2=4;#4", 1.0, 1), node(tree, 0, 6, "7*2=4;#4", 1.0, 1)]
+    run = write_run(tmp_path / "run", {1: [tree.add([], more)]})
+    text = show(run, prompt="q1")
+    # 3 of 4 siblings are right: advantages 1/4 and -3/4
+    assert "✓ 1  advantage +0.250  3×  7*2=4;#4<eos>" in text
+    assert "✗ 0  advantage -0.750  1×  7*2=3;#3<eos>" in text
+    # too narrow for one line: the text stands below, where its bar begins
+    lines = show(run, prompt="q1", width=50).splitlines()
+    place = next(i for i, line in enumerate(lines) if "3×" in line)
+    assert lines[place].index("━") == lines[place + 1].index("7*2=4") == 2 + 6
+
+
+def test_a_rollout_that_succeeds_has_nothing_to_rescue(tmp_path: Path, show: Show) -> None:
+    tree = small_tree()
+    tree = tree.add([Pivot(1, 6, 2, ratio=0.5)], [])
+    tree = tree.add([], [node(tree, 1, 6, "7*2=4;#4", 1.0, 2), node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
+    text = show(write_run(tmp_path / "run", {1: [tree]}), prompt="q1")
+    assert "after token 6, r = .50: 0 of 2 branches better, nothing to rescue" in text
+    assert "1 of 1 pivot rescued" in text and "unrecoverable" not in text
+
+
+def test_advantages_of_parts_stand_in_a_line_of_their_own(tmp_path: Path, show: Show) -> None:
+    run = write_run(tmp_path / "run", {1: [small_tree()]})
+    path = run / "trees" / "step-000001.jsonl.gz"
+    raw = json.loads(gzip.decompress(path.read_bytes()))
+    raw["credit"] = [
+        {"node": 0, "start": 0, "end": 6, "advantage": 0.25, "stream": "main"},
+        {"node": 0, "start": 6, "end": 15, "advantage": -0.5, "stream": "main"},
+    ]
+    path.write_bytes(gzip.compress(json.dumps(raw).encode() + b"\n"))
+    text = show(run, prompt="q1")
+    assert "rollout 1  ✗ 0  advantages by part  15 tokens\n  tokens 1–6 +0.250, tokens 7–15 -0.500\n" in text
+
+
 def test_a_tree_without_a_tokenizer(tmp_path: Path, show: Show) -> None:
     run = write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)
     text = show(run, prompt="q1")
@@ -90,7 +132,7 @@ def test_a_prompt_by_its_number_and_in_the_newest_step(run: Path, show: Show) ->
 def test_only_leaves_out_rollouts(run: Path, show: Show) -> None:
     text = show(run, step=10, prompt="q1", only="rescued")
     assert "rollout 1" in text and "rollout 2" not in text
-    assert "1 rollouts left out by --only rescued" in text
+    assert "1 rollout left out by --only rescued" in text
 
 
 def test_trees_of_several_levels_are_drawn(tmp_path: Path, show: Show) -> None:

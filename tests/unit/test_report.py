@@ -24,7 +24,16 @@ from deepgrpo.report.command import label_runs, unique
 from deepgrpo.report.curves import metric_columns, run_warnings
 from deepgrpo.report.gather import gather
 from deepgrpo.report.page import page_parts, safe_json
-from deepgrpo.report.pivots import Seen, candidate_ratios, columns, depth_bin, q_mass, reliability, seen_pivots
+from deepgrpo.report.pivots import (
+    Seen,
+    candidate_ratios,
+    columns,
+    depth_bin,
+    q_mass,
+    q_over_time,
+    reliability,
+    seen_pivots,
+)
 from deepgrpo.report.saved import SavedRun, SavedTree, nearest
 from deepgrpo.report.tokens import TokenTexts, own_text, read_tokens, segment_ends
 from deepgrpo.report.verdict import FLAGS, judge_tree
@@ -56,7 +65,7 @@ def test_the_verdict_of_a_tree_worked_by_hand() -> None:
     # rewards 0 and 1 are unequal; of the one pivot's branches (1, 0) the first beats the rollout's 0
     assert verdict.flags == {"rescued", "mixed"}
     assert (verdict.rollouts, verdict.successes, verdict.reward) == (2, 1, 0.5)
-    assert (verdict.branches, verdict.pivots, verdict.rescued) == (2, 1, 1)
+    assert (verdict.branches, verdict.pivots, verdict.chances, verdict.rescued) == (2, 1, 1, 1)
     assert verdict.tokens == 15 + 15 + 9 + 9
 
 
@@ -67,6 +76,16 @@ def test_a_truncated_rollout_and_a_pivot_without_rescue() -> None:
     assert judge_tree(tree).flags == {"rescued", "unrecoverable", "truncated", "mixed"}
     # with a threshold that no reward is above, every rollout failed
     assert "failed" in judge_tree(tree, threshold=1.0).flags
+
+
+def test_a_pivot_in_a_success_is_no_chance_lost() -> None:
+    tree = small_tree()
+    tree = tree.add([Pivot(1, 6, 1, ratio=0.5)], [])
+    tree = tree.add([], [node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
+    verdict = judge_tree(tree)
+    # the second rollout has reward 1: its pivot, whose branch fails, had nothing to rescue
+    assert (verdict.pivots, verdict.chances, verdict.rescued) == (2, 1, 1)
+    assert "unrecoverable" not in verdict.flags
 
 
 @given(st.integers(0, 10_000))
@@ -105,6 +124,13 @@ def test_mass_of_q_by_depth() -> None:
     mass, rollouts = q_mass([tree.add([tree.pivots[1]], [])])
     assert rollouts == 1
     assert mass == [0, 0, 0.2, 0, 0.5, 0, 0, 0.3, 0, 0]
+
+
+def test_a_depth_without_states_is_blank_and_one_that_is_never_drawn_is_not() -> None:
+    table = q_over_time({1: ([0.0, 0.5, 0.5, *[0.0] * 7], 4), 2: ([0.0, 0.0, 1.0, *[0.0] * 7], 4), 3: ([0.0] * 10, 0)})
+    assert table is not None
+    assert table["steps"] == [[1, 1], [2, 2]]
+    assert [cells[:4] for cells in table["cells"]] == [[None, 0.5, 0.5, None], [None, 0.0, 1.0, None]]
 
 
 def test_neighbouring_steps_are_put_together_by_weight() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,6 @@ BLOCK_TREES = 64
 _QUESTION = 160
 """Characters of a question in the index."""
 _LEVEL = 6
-_OFF = 0.01
-"""Log-probs are kept in hundredths of a nat."""
 
 
 @dataclass
@@ -43,7 +42,8 @@ class TreeIndex:
     successes: list[int] = field(default_factory=list)
     rollouts: list[int] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
-    pivots: list[int] = field(default_factory=list)
+    chances: list[int] = field(default_factory=list)
+    """Pivots with something to rescue."""
     rescued: list[int] = field(default_factory=list)
 
     def add(self, saved: SavedTree, block: int, threshold: float) -> None:
@@ -58,7 +58,7 @@ class TreeIndex:
         self.successes.append(verdict.successes)
         self.rollouts.append(verdict.rollouts)
         self.reward.append(short(verdict.reward))
-        self.pivots.append(verdict.pivots)
+        self.chances.append(verdict.chances)
         self.rescued.append(verdict.rescued)
 
     def packed(self) -> str:
@@ -99,7 +99,7 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
                 "a": [[s.start, s.end, short(s.advantage), s.stream] for s in saved.advantages(i)],
                 "e": segment_ends(tree, i, texts), **_why(node),
                 **(
-                    {"k": texts.pieces(node.tokens), "l": [round(short(lp) / _OFF) for lp in node.logprobs]}
+                    {"k": texts.pieces(node.tokens), "l": [_hundredths(lp) for lp in node.logprobs]}
                     if texts
                     else {"x": own_text(tree, i)}
                 ),
@@ -125,6 +125,11 @@ def _why(node: Node) -> Mapping[str, str]:
     if not node.score.checked:
         return {"w": "cut off, so nobody looked for an answer"}
     return {} if node.score.parsed else {"w": "no answer found"}
+
+
+def _hundredths(logprob: float) -> int:
+    """Hundredths of a nat; 0 for what is no number."""
+    return round(100 * logprob) if math.isfinite(logprob) else 0
 
 
 def choose_steps(counts: Mapping[int, int], limit: int) -> list[int]:

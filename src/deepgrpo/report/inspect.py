@@ -106,7 +106,7 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
         rollouts, pivots = sum(v.rollouts for v in verdicts), sum(v.pivots for v in verdicts)
         row = [
             str(step), str(len(verdicts)), _share(sum(v.successes for v in verdicts), rollouts),
-            _count(verdicts, "mixed"), str(pivots), _share(sum(v.rescued for v in verdicts), pivots),
+            _count(verdicts, "mixed"), str(pivots), _share(sum(v.rescued for v in verdicts), sum(v.chances for v in verdicts)),
             _count(verdicts, "truncated"),
         ]  # fmt: skip
         table.add_row(*row, *([_count(verdicts, options.only)] if options.only else []))
@@ -135,13 +135,13 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
     table.add_column("prompt", overflow="fold")
     for heading in ("right", "pivots", "rescued"):
         table.add_column(heading, justify="right")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)
     for each, verdict in chosen[:_SHOWN]:
         table.add_row(
             str(each.number), Text(plain(each.tree.prompt.id)), f"{verdict.successes}/{verdict.rollouts}",
-            str(verdict.pivots), str(verdict.rescued),
-            Text(" ".join(f for f in ("rescued", "unrecoverable", "truncated", "mixed") if f in verdict.flags)),
+            str(verdict.pivots), f"{verdict.rescued}/{verdict.chances}" if verdict.pivots else "–",
+            Text(" ".join(f for f in ("mixed", "truncated") if f in verdict.flags)),
             Text(plain(each.tree.prompt.question)),
         )  # fmt: skip
     console.print(table)

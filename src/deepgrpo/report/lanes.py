@@ -1,24 +1,26 @@
 """A tree as lines of text: a lane per rollout, its pivots with Q along the chain, and the branches below them.
 
-    rollout 2  ✗ 0  advantage -0.375  39 tokens
-    ━━━━━━┿━━━━━━◆━━━━━━┿━━━━━━┿━━━━━━
-      3+4=7;│7*2=5;◆5-5=0;│#0⏎
-      ◆ after token 12, r = .60, Q = .41   Q along the chain  .2 ▁  .4 ▃  .6 █  .8 ▅     rescued: 3 of 8 better
-                 ━━━━━━━━━━━━━━  ✓ 1  +0.625  4-5=9;#9
+    rollout 2  ✗ 0  advantage -0.375  15 tokens
+      ━━━━━━◆━━━━━┿━━
+      3+4=7;◆7*2=5;│#5<eos>
+      ◆ after token 6, r = .50, Q = .50: 3 of 8 branches better, rescued
+        Q along the chain  .25▄ .50█ .75▅
+            ━━━━━━━━━  ✓ 1  advantage +0.625  3×  7*2=4;#4<eos>
+            ━━━━━━━━━  ✗ 0  advantage -0.375  5×  7*2=3;#3<eos>
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from deepgrpo.records import ROOT, Node
+from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.pivots import candidate_ratios
 from deepgrpo.report.saved import SavedTree
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import is_rescued, judge_tree
+from deepgrpo.report.verdict import floor_of, is_rescued, judge_tree
 
 _BARS = "▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
@@ -51,6 +53,7 @@ class _Drawing:
         self.starts = [len(self.tree.response(node.parent, node.offset)) for node in self.tree.nodes]
         longest = max((s + len(n.tokens) for s, n in zip(self.starts, self.tree.nodes, strict=True)), default=1)
         self.scale = min(1.0, min(_LANE, console.width - 8) / max(1, longest))
+        self.columns = 2 + round(longest * self.scale)
 
     def draw(self) -> None:
         prompt = self.tree.prompt
@@ -61,8 +64,9 @@ class _Drawing:
         if prompt.answer is not None:
             self._say(f"answer    {prompt.answer}")
         self._say(
-            f"{verdict.successes} of {verdict.rollouts} rollouts succeed, {verdict.rescued} of {verdict.pivots} pivots are "
-            f"rescued, {verdict.tokens} sampled tokens"
+            f"{verdict.successes} of {verdict.rollouts} rollouts succeed, "
+            + (f"{verdict.rescued} of {_several(verdict.chances, 'pivot')} rescued, " if verdict.pivots else "")
+            + _several(verdict.tokens, "sampled token")
         )
         roots = [i for i, node in enumerate(self.tree.nodes) if node.parent == ROOT]
         shown = [i for i in roots if self._wanted(i)]
@@ -71,7 +75,7 @@ class _Drawing:
                 self.console.print()
                 self._rollout(index, number)
         if len(shown) < len(roots):
-            self._say(f"\n{len(roots) - len(shown)} rollouts left out by --only {self.only}", style="dim")
+            self._say(f"\n{_several(len(roots) - len(shown), 'rollout')} left out by --only {self.only}", style="dim")
 
     def _wanted(self, root: int) -> bool:
         if self.only not in ("rescued", "unrecoverable", "truncated"):
@@ -95,16 +99,15 @@ class _Drawing:
         node = self.tree.nodes[index]
         line = Text(f"rollout {number}  ", style="bold")
         line.append_text(self._reward(node))
-        line.append(f"  {self._advantage(index)}  {len(node.tokens)} tokens{self._remark(node)}")
+        line.append(f"  {self._advantage(index)}  {_several(len(node.tokens), 'token')}{self._remark(node)}")
         self.console.print(line)
+        self._parts(index, "  ")
         self.console.print(self._bar(index))
-        self._text(index, "  ")
+        self.console.print(Text("  ").append_text(self._text(index)), overflow="fold")
         self._pivots(index, "  ")
 
     def _pivots(self, index: int, indent: str) -> None:
-        for number, pivot in enumerate(self.tree.pivots):
-            if pivot.parent != index:
-                continue
+        for number, pivot in self._pivots_in(index):
             children = self.tree.children(number)
             line = Text(indent)
             line.append("◆", style=_PIVOT)
@@ -114,16 +117,24 @@ class _Drawing:
             if pivot.offset in pivot.candidates and pivot.q:
                 line.append(f", Q = {_short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
-                floor = self.tree.nodes[index].reward
+                floor = floor_of(self.tree, number)
                 better = sum(self.tree.nodes[child].reward > floor for child in children)
                 line.append(f": {better} of {len(children)} branches better, ")
-                rescued = is_rescued(self.tree, number)
-                line.append("rescued" if rescued else "unrecoverable", style=_GOOD if rescued else _BAD)
+                if is_rescued(self.tree, number):
+                    line.append("rescued", style=_GOOD)
+                elif floor > self.threshold:
+                    line.append("nothing to rescue", style="dim")
+                else:
+                    line.append("unrecoverable", style=_BAD)
             self.console.print(line)
             if len(pivot.q) > 1:
                 self._chain(number, indent)
-            for child in children:
-                self._branch(child, indent)
+            self._branches(children, indent)
+
+    def _pivots_in(self, index: int) -> list[tuple[int, Pivot]]:
+        """The pivots of a node, the deepest first: so no branch is drawn across the line to another."""
+        found = [(number, pivot) for number, pivot in enumerate(self.tree.pivots) if pivot.parent == index]
+        return sorted(found, key=lambda each: -each[1].offset)
 
     def _chain(self, number: int, indent: str) -> None:
         """Q at every state of the chain."""
@@ -137,15 +148,42 @@ class _Drawing:
             line.append(bar, style=_PIVOT if offset == pivot.offset else "cyan")
         self.console.print(line)
 
-    def _branch(self, index: int, indent: str) -> None:
+    def _branches(self, children: Sequence[int], indent: str) -> None:
+        """A line per branch, or two if any text is too long for one. Equal ones without pivots are drawn once."""
+        inner = {pivot.parent for pivot in self.tree.pivots}
+        alike: dict[object, list[int]] = {}
+        for child in children:
+            node = self.tree.nodes[child]
+            same = (node.tokens, node.reward, self._advantage(child), self._remark(node))
+            alike.setdefault(child if child in inner else same, []).append(child)
+        most = max((len(each) for each in alike.values()), default=1)
+        lines = [self._branch(each[0], len(each) if most > 1 else 0) for each in alike.values()]
+        texts = [self._text(each[0]) for each in alike.values()]
+        short = all(head.cell_len + 2 + text.cell_len <= self.console.width for head, text in zip(lines, texts, strict=True))
+        for (child, *_), head, text in zip(alike.values(), lines, texts, strict=True):
+            if short:
+                self.console.print(head.append("  ").append_text(text))
+            else:
+                self.console.print(head)
+                self.console.print(Text(self._under(child, text, f"{indent}    ")).append_text(text), overflow="fold")
+            self._parts(child, indent + "    ")
+            self._pivots(child, indent + "    ")
+
+    def _under(self, index: int, text: Text, indent: str) -> str:
+        """Blanks before a text: up to where its bar begins, if it then fits into the line."""
+        start = 2 + round(self.starts[index] * self.scale)
+        return " " * start if start + text.cell_len <= self.console.width else indent
+
+    def _branch(self, index: int, times: int) -> Text:
+        """The bar of a branch and what came of it; `times` there are of it, if any siblings are alike."""
         node = self.tree.nodes[index]
         line = self._bar(index)
-        line.append("  ")
+        line.append(" " * max(0, self.columns - line.cell_len) + "  ")
         line.append_text(self._reward(node))
         line.append(f"  {self._advantage(index)}{self._remark(node)}")
-        self.console.print(line)
-        self._text(index, indent + "    ")
-        self._pivots(index, indent + "    ")
+        if times:
+            line.append(f"  {times}×", style="bold" if times > 1 else "dim")
+        return line
 
     def _bar(self, index: int) -> Text:
         """Where a node lies along its path, cut where its segments end and where pivots are."""
@@ -166,9 +204,9 @@ class _Drawing:
     def _cell(self, index: int, offset: int, start: int, length: int) -> int:
         return min(length - 1, max(0, round((self.starts[index] + offset) * self.scale) - start))
 
-    def _text(self, index: int, indent: str) -> None:
+    def _text(self, index: int) -> Text:
         node = self.tree.nodes[index]
-        text = Text(indent)
+        text = Text()
         marks = {pivot.offset for pivot in self.tree.pivots if pivot.parent == index}
         ends = set(segment_ends(self.tree, index, self.texts))
         if self.texts is None:
@@ -180,7 +218,7 @@ class _Drawing:
                 elif place in ends:
                     text.append("│", style="dim")
                 text.append(plain(piece), style="dim" if piece in self.texts.specials else "")
-        self.console.print(text, soft_wrap=False, overflow="fold")
+        return text
 
     def _reward(self, node: Node) -> Text:
         if not node.complete:
@@ -198,7 +236,14 @@ class _Drawing:
         values = {round(span.advantage, 4) for span in spans}
         if len(values) == 1:
             return f"advantage {values.pop():+.3f}"
-        return "advantages " + ", ".join(f"{s.advantage:+.3f} on tokens {s.start + 1}–{s.end}" for s in spans)
+        return "advantages by part"
+
+    def _parts(self, index: int, indent: str) -> None:
+        """A line for the advantages of a node whose tokens have several."""
+        spans = self.saved.advantages(index)
+        if len({round(span.advantage, 4) for span in spans}) > 1:
+            parts = ", ".join(f"tokens {span.start + 1}–{span.end} {span.advantage:+.3f}" for span in spans)
+            self.console.print(Text(f"{indent}{parts}", style="dim"))
 
     def _remark(self, node: Node) -> str:
         notes = []
@@ -228,6 +273,11 @@ def _escape(character: str) -> str:
     if character.isspace() and code > 0x20:
         return " "  # blanks of all widths
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _several(count: int, noun: str) -> str:
+    """`1 token`, `1,086 tokens`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _short(value: float) -> str:

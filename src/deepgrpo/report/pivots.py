@@ -88,7 +88,11 @@ def q_over_time(masses: Mapping[int, tuple[list[float], int]]) -> Table | None:
     steps = [step for step, (_, rollouts) in sorted(masses.items()) if rollouts]
     if not steps:
         return None
-    return columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * BINS for s in steps])
+    table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * BINS for s in steps])
+    # a depth at which no state of the run lies is blank: not the same as states that are hardly ever drawn
+    there = [any(masses[step][0][row] > 0 for step in steps) for row in range(BINS)]
+    table["cells"] = [[mass if known else None for mass, known in zip(c, there, strict=True)] for c in table["cells"]]
+    return table
 
 
 def rescue_over_time(metrics: Sequence[Mapping[str, Any]]) -> Table | None:

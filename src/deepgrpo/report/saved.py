@@ -23,6 +23,9 @@ from deepgrpo.records import CreditSpan, Node, Pivot, Prompt, Score, Tree
 
 _TREES = re.compile(r"^step-(\d{6,})\.jsonl\.gz$")
 T = TypeVar("T")
+_KEYS: dict[type, frozenset[str]] = {
+    kind: frozenset(f.name for f in fields(kind)) for kind in (Prompt, Node, Score, Pivot, CreditSpan)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ def _tree(raw: Mapping[str, Any]) -> Tree:
 
 def _record(kind: type[T], raw: Mapping[str, Any]) -> T:
     """A record from a dictionary; keys of a later version are passed over."""
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    known = _KEYS[kind]
     return kind(**{key: value for key, value in raw.items() if key in known})
 
 

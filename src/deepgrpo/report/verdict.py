@@ -21,7 +21,8 @@ class Verdict:
     """A tree in a few figures.
 
     Example (the worked tree of records.py): Verdict(flags={"rescued", "mixed"}, rollouts=2, reward=0.5, branches=2,
-    successes=1, pivots=1, rescued=1, tokens=16).
+    successes=1, pivots=1, chances=1,
+    rescued=1, tokens=16).
     """
 
     flags: frozenset[Flag]
@@ -35,6 +36,8 @@ class Verdict:
     """Responses of the branch stream."""
     pivots: int
     """Pivots of the branch stream."""
+    chances: int
+    """Those of them with something to rescue: the rollout they are in failed, or a branch is better than it all the same."""
     rescued: int
     """Pivots with a branch better than the rollout they are in."""
     tokens: int
@@ -51,10 +54,11 @@ def judge_tree(tree: Tree, threshold: float = 0.0) -> Verdict:
     main = [node.reward for _, node in tree.stream("main") if node.complete]
     pivots = [i for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
     rescued = [is_rescued(tree, i) for i in pivots]
+    chances = sum(saved or floor_of(tree, i) <= threshold for i, saved in zip(pivots, rescued, strict=True))
     successes = sum(reward > threshold for reward in main)
     flags: dict[Flag, bool] = {
         "rescued": any(rescued),
-        "unrecoverable": not all(rescued),
+        "unrecoverable": sum(rescued) < chances,
         "truncated": any(node.finish == "length" for node in tree.nodes),
         "mixed": unequal(main),
         "solved": bool(main) and successes == len(main),
@@ -63,16 +67,21 @@ def judge_tree(tree: Tree, threshold: float = 0.0) -> Verdict:
     return Verdict(
         flags=frozenset(flag for flag, holds in flags.items() if holds),
         rollouts=len(main), reward=sum(main) / len(main) if main else 0.0, successes=successes,
-        branches=sum(node.complete for _, node in tree.stream("branch")), pivots=len(pivots), rescued=sum(rescued),
-        tokens=sum(len(node.tokens) for node in tree.nodes),
+        branches=sum(node.complete for _, node in tree.stream("branch")), pivots=len(pivots), chances=chances,
+        rescued=sum(rescued), tokens=sum(len(node.tokens) for node in tree.nodes),
     )  # fmt: skip
 
 
 def is_rescued(tree: Tree, pivot: int) -> bool:
     """Whether a branch does better than the rollout it branched from, as in the metric `pivots/rescue_rate`."""
-    parent = tree.pivots[pivot].parent
-    floor = tree.nodes[parent].reward if parent != ROOT else 0.0
+    floor = floor_of(tree, pivot)
     return any(tree.nodes[child].reward > floor for child in tree.children(pivot))
+
+
+def floor_of(tree: Tree, pivot: int) -> float:
+    """The reward that a branch has to beat: that of the rollout it branched from, 0 at the prompt."""
+    parent = tree.pivots[pivot].parent
+    return tree.nodes[parent].reward if parent != ROOT else 0.0
 
 
 def unequal(rewards: Sequence[float]) -> bool:

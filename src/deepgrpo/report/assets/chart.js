@@ -1,14 +1,15 @@
 // ---- line charts: one per metric, every run over the others
 
-const MARGIN = { left: 48, right: 14, top: 8, bottom: 34 };
+const MARGIN = { left: 60, right: 20, top: 10, bottom: 36 };
 const HEIGHT = 210;
 const DASHES = ["", "5 3", "1.5 3"];
 
-// spec: { title, about, format, low, high, dots, xLabel, xFormat, lines: [{ name, colour, dash, points: [{x, y, step, spread}] }] }
+// spec: { title, about, unit, wide, format, low, high, xLabel, xFormat, lines: [{ name, colour, dash, points: [{x, y, step, spread}] }] }
+// legend: what tells the lines apart, if not a line each: [{ name, colour, dash }]
 function lineChart(spec) {
   const lines = spec.lines.filter((line) => line.points.length);
   const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": summary(spec, lines) });
-  const card = el("figure", { class: "card", "data-chart": spec.title }, el("h3", null, spec.title), spec.about && el("p", null, spec.about), legend(lines), host);
+  const card = el("figure", { class: spec.wide ? "card wide" : "card", "data-chart": spec.title }, el("h3", null, spec.title), spec.about && el("p", null, spec.about), legend(spec.legend || lines), host);
   if (!lines.length) {
     host.append(el("div", { class: "empty" }, "not in these runs"));
     host.removeAttribute("tabindex");
@@ -36,19 +37,20 @@ function drawLines(host, width, spec, lines) {
   const inner = { w: width - MARGIN.left - MARGIN.right, h: HEIGHT - MARGIN.top - MARGIN.bottom };
   const all = lines.flatMap((line) => line.points);
   const xs = extent(all.map((p) => p.x), 0);
-  const ys = extent(all.flatMap((p) => [p.y - (p.spread || 0), p.y + (p.spread || 0)]), null, spec.low, spec.high);
+  const ys = extent(all.flatMap((p) => [p.y - (p.spread || 0), p.y + (p.spread || 0)]), null, spec.low, spec.high, spec.format === percent ? 0.05 : 0);
   const x = (v) => MARGIN.left + (inner.w * (v - xs[0])) / (xs[1] - xs[0]);
   const y = (v) => MARGIN.top + inner.h - (inner.h * (v - ys[0])) / (ys[1] - ys[0]);
   const root = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, "aria-hidden": "true" });
-  for (const tick of ticks(ys[0], ys[1], 4)) {
+  for (const tick of ticks(ys[0], ys[1], 6)) {
     root.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) }));
     root.append(svg("text", { x: MARGIN.left - 6, y: y(tick) + 4, "text-anchor": "end" }, spec.format(tick)));
   }
-  for (const tick of ticks(xs[0], xs[1], Math.min(6, width / 80))) {
+  for (const tick of ticks(xs[0], xs[1], Math.min(10, width / 70))) {
+    root.append(svg("line", { class: "axis", x1: x(tick), x2: x(tick), y1: HEIGHT - MARGIN.bottom, y2: HEIGHT - MARGIN.bottom + 4 }));
     root.append(svg("text", { x: x(tick), y: HEIGHT - MARGIN.bottom + 16, "text-anchor": "middle" }, spec.xFormat(tick)));
   }
   root.append(svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(ys[0]), y2: y(ys[0]) }));
-  root.append(svg("text", { x: MARGIN.left + inner.w / 2, y: HEIGHT - 3, "text-anchor": "middle" }, spec.xLabel));
+  root.append(...axisNames(width, HEIGHT, spec.xLabel, spec.unit));
   for (const line of lines) {
     const spread = line.points.filter((p) => p.spread);
     if (spread.length > 1) {
@@ -63,6 +65,15 @@ function drawLines(host, width, spec, lines) {
   root.append(mark);
   host.replaceChildren(root);
   follow(host, root, width, { x, y, xs, lines, spec, mark });
+}
+
+// What runs along the two axes.
+function axisNames(width, height, across, up) {
+  const middle = (MARGIN.top + height - MARGIN.bottom) / 2;
+  return [
+    svg("text", { class: "name", x: (MARGIN.left + width - MARGIN.right) / 2, y: height - 4, "text-anchor": "middle" }, across),
+    up ? svg("text", { class: "name", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, up) : "",
+  ];
 }
 
 // The cursor: every line's value nearest to the pointer, or to where the arrow keys are.
@@ -115,8 +126,8 @@ function nearestIndex(sorted, wanted) {
   return Math.abs(sorted[low] - wanted) <= Math.abs(sorted[high] - wanted) ? low : high;
 }
 
-// The range of an axis: of the data, widened a little, and within what the metric can be.
-function extent(values, from, low, high) {
+// The range of an axis: of the data, widened a little, at least `least`, and within what the metric can be.
+function extent(values, from, low, high, least = 0) {
   let a = values.reduce((m, v) => Math.min(m, v), Infinity);
   let b = values.reduce((m, v) => Math.max(m, v), -Infinity);
   if (from !== null && from !== undefined) a = Math.min(a, from);
@@ -129,6 +140,9 @@ function extent(values, from, low, high) {
     a -= room;
     b += room;
   }
+  if (b - a < least) [a, b] = [(a + b - least) / 2, (a + b + least) / 2];
+  if (low !== null && low !== undefined && a < low) [a, b] = [low, Math.max(b, low + least)];
+  if (high !== null && high !== undefined && b > high) [a, b] = [Math.min(a, high - least), high];
   if (low !== null && low !== undefined) a = Math.max(a, low);
   if (high !== null && high !== undefined) b = Math.min(b, high);
   return a < b ? [a, b] : [a - 0.5, a + 0.5];

@@ -6,16 +6,16 @@ const AXES = [
   ["step", "training steps", count],
   ["seconds", "seconds of training", time],
 ];
-// [title, what it says, format, lowest, highest, [[metric, name, spread]]]
+// [title, what it says, unit, format, lowest, highest, [[metric, name, spread]]]; the first one is drawn wide
 const CHARTS = [
-  ["Accuracy", "On held-out questions: most likely responses, and sampled ones. Shade: one standard error.", percent, 0, 1, [["eval/greedy", "greedy", "eval/greedy_se"], ["eval/sampled", "sampled", "eval/sampled_se"]]],
-  ["Reward", "Mean over the step's rollouts, and over its branches, which continue failures.", number, null, null, [["main/reward", "rollouts"], ["branch/reward", "branches"]]],
-  ["Entropy", "Nats per trained token. Towards 0: collapse.", number, 0, null, [["main/entropy", "rollouts"], ["branch/entropy", "branches"]]],
-  ["Response length", "Tokens; of a branch without its prefix.", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
-  ["Mixed groups", "Groups with unequal rewards: the share of the sampling that carries signal.", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
-  ["Truncated", "Responses cut off at the length limit.", percent, 0, 1, [["main/truncated", "rollouts"], ["branch/truncated", "branches"]]],
-  ["Rescue rate", "Pivots with a branch better than the rollout they are in.", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
-  ["Gradient norm", "Before clipping. Spikes: single strange batches.", number, 0, null, [["grad_norm", "norm"]]],
+  ["Accuracy", "On held-out questions: most likely responses, and sampled ones. Shade: one standard error.", "accuracy", percent, 0, 1, [["eval/greedy", "greedy", "eval/greedy_se"], ["eval/sampled", "sampled", "eval/sampled_se"]]],
+  ["Reward", "Mean over the step's rollouts, and over its branches, which continue failures.", "mean reward", number, null, null, [["main/reward", "rollouts"], ["branch/reward", "branches"]]],
+  ["Entropy", "Of the policy at trained tokens. Towards 0: collapse.", "nats per token", number, 0, null, [["main/entropy", "rollouts"], ["branch/entropy", "branches"]]],
+  ["Response length", "Of a branch: without its prefix.", "tokens", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
+  ["Mixed groups", "Groups with unequal rewards: the share of the sampling that carries signal.", "share of groups", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
+  ["Truncated", "Responses cut off at the length limit.", "share of responses", percent, 0, 1, [["main/truncated", "rollouts"], ["branch/truncated", "branches"]]],
+  ["Rescue rate", "Pivots with a branch better than the rollout they are in.", "share of pivots", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
+  ["Gradient norm", "Before clipping. Spikes: single strange batches.", "norm", number, 0, null, [["grad_norm", "norm"]]],
 ];
 
 const colourOf = (run) => `var(--r${run % 8})`;
@@ -42,22 +42,30 @@ function smoothed(points, width) {
   });
 }
 
+// Colour tells the run, the dashes what of it is drawn.
+function runLegend(state, lines, used) {
+  const runs = state.runs.flatMap((run, r) => (lines.some((line) => line.run === r) ? [{ name: run.name, colour: colourOf(r), dash: "" }] : []));
+  const kinds = used.flatMap(([, name], m) => (lines.some((line) => line.kind === m) ? [{ name, colour: "var(--ink)", dash: DASHES[m % 3] }] : []));
+  return kinds.length > 1 ? [...runs, ...kinds] : runs;
+}
+
 function drawCurves(state) {
   const [axis, xLabel, xFormat] = AXES.find(([key]) => key === state.axis);
-  const chart = ([title, about, format, low, high, metrics]) => {
+  const many = state.runs.length > 1;
+  const chart = ([title, about, unit, format, low, high, metrics], place) => {
     const used = metrics.filter(([metric]) => state.runs.some((run) => run.curves[metric]));
     const lines = state.runs.flatMap((run, r) => (state.hidden.has(r) ? [] : used.map(([metric, name, spread], m) => {
       const raw = pointsOf(run, metric, spread, axis);
       const smooth = metric.startsWith("eval/") ? raw : smoothed(raw, state.smooth);
-      const label = state.runs.length > 1 ? (used.length > 1 ? `${run.name} · ${name}` : run.name) : name;
-      return { name: label, colour: state.runs.length > 1 ? colourOf(r) : colourOf(m), dash: state.runs.length > 1 ? DASHES[m % 3] : "", points: smooth, raw: smooth === raw ? null : raw };
-    })));
-    return lineChart({ title, about, format, low, high, xLabel, xFormat, lines });
+      const label = many ? (used.length > 1 ? `${run.name} · ${name}` : run.name) : name;
+      return { name: label, run: r, kind: m, colour: many ? colourOf(r) : colourOf(m), dash: many ? DASHES[m % 3] : "", points: smooth, raw: smooth === raw ? null : raw };
+    }))).filter((line) => line.points.length);
+    return lineChart({ title, about, unit, wide: place === 0, format, low, high, xLabel, xFormat, lines, legend: many ? runLegend(state, lines, used) : null });
   };
   for (const host of [byId("charts"), byId("other")]) forget(host);
-  byId("charts").replaceChildren(...CHARTS.filter(([, , , , , metrics]) => state.runs.some((run) => metrics.some(([metric]) => run.curves[metric]))).map(chart));
+  byId("charts").replaceChildren(...CHARTS.filter(([, , , , , , metrics]) => state.runs.some((run) => metrics.some(([metric]) => run.curves[metric]))).map((each, i) => chart(each, i)));
   const metric = byId("metric").value;
-  byId("other").replaceChildren(...(metric ? [chart([metric, null, number, null, null, [[metric, metric]]])] : []));
+  byId("other").replaceChildren(...(metric ? [chart([metric, null, null, number, null, null, [[metric, metric]]])] : []));
 }
 
 function initCurves(state) {

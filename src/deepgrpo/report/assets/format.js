@@ -9,7 +9,7 @@ function count(x) {
 }
 
 const trim = (x) => String(Number(x.toPrecision(3)));
-const percent = (x) => `${Number((100 * x).toFixed(1))}%`;
+const percent = (x) => `${Math.abs(x) < 0.01 ? Number((100 * x).toPrecision(2)) : Number((100 * x).toFixed(1))}%`;
 const signed = (x) => (x > 0 ? "+" : x < 0 ? "−" : "±") + String(Number(Math.abs(x).toPrecision(3)));
 const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many || `${one}s`}`;
 
@@ -17,7 +17,7 @@ function number(x) {
   if (x === null || x === undefined) return "–";
   const size = Math.abs(x);
   if (size >= 1e4) return count(x);
-  return String(Number(x.toPrecision(4)));
+  return String(Number(x.toPrecision(4))).replace("-", "−");
 }
 
 function time(seconds) {

@@ -32,11 +32,10 @@ function drawHeat(host, width, spec, table, high) {
       root.append(svg("rect", { x: left(c), y: top(r), width: Math.max(0.5, w - (w > 4 ? 1 : 0)), height: h - 1, "fill-opacity": shade(value / high), "data-cell": `${c},${r}`, css: { fill: "var(--accent)" } }));
     }
   }
-  for (const depth of [0, 0.5, 1]) root.append(svg("text", { x: MARGIN.left - 6, y: HEIGHT - MARGIN.bottom - depth * rows * h + 4, "text-anchor": "end" }, depth));
+  for (const depth of [0, 0.25, 0.5, 0.75, 1]) root.append(svg("text", { x: MARGIN.left - 6, y: HEIGHT - MARGIN.bottom - depth * rows * h + 4, "text-anchor": "end" }, depth));
   const every = Math.max(1, Math.ceil(columns / Math.max(2, Math.floor(width / 70))));
   for (let c = 0; c < columns; c += every) root.append(svg("text", { x: left(c) + w / 2, y: HEIGHT - MARGIN.bottom + 15, "text-anchor": "middle" }, table.steps[c][0]));
-  root.append(svg("text", { x: width / 2, y: HEIGHT - 3, "text-anchor": "middle" }, "step"));
-  root.append(svg("text", { x: 11, y: HEIGHT / 2 - 14, "text-anchor": "middle", transform: `rotate(-90 11 ${HEIGHT / 2 - 14})` }, "depth r"));
+  root.append(...axisNames(width, HEIGHT, "training steps", "depth r"));
   const frame = svg("rect", { fill: "none", "stroke-width": 2, width: w, height: h, visibility: "hidden", "pointer-events": "none", css: { stroke: "var(--ink)" } });
   root.append(frame);
   host.replaceChildren(root);
@@ -87,7 +86,7 @@ function reliabilityChart(found) {
 }
 
 function drawReliability(host, width, found) {
-  const height = HEIGHT + 30, side = Math.min(width - MARGIN.left - MARGIN.right, 2 * (height - MARGIN.top - MARGIN.bottom));
+  const height = HEIGHT, side = width - MARGIN.left - MARGIN.right;
   const x = (v) => MARGIN.left + v * side, y = (v) => height - MARGIN.bottom - v * (height - MARGIN.top - MARGIN.bottom);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true" });
   for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
@@ -95,7 +94,7 @@ function drawReliability(host, width, found) {
     root.append(svg("text", { x: x(tick), y: height - MARGIN.bottom + 16, "text-anchor": "middle" }, percent(tick)));
   }
   root.append(svg("line", { class: "cursor", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
-  root.append(svg("text", { x: x(0.5), y: height - 3, "text-anchor": "middle" }, "predicted by the fit"), svg("text", { x: x(0) + 6, y: MARGIN.top + 10 }, "observed"));
+  root.append(...axisNames(width, height, "predicted by the fit", "observed"));
   const most = Math.max(...found.bins.map((bin) => bin.pivots));
   const dots = found.bins.map((bin) => {
     const dot = svg("circle", { cx: x(bin.predicted), cy: y(bin.observed), r: 3 + 7 * Math.sqrt(bin.pivots / most), "fill-opacity": 0.75, css: { fill: "var(--accent)" } });

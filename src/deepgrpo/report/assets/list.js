@@ -28,12 +28,13 @@ class TreeList {
     this.draw();
   }
 
-  // Choose the row `at`; the tree follows.
-  choose(at, quiet) {
+  // Choose the row `at`; the tree follows. `middle`: with its neighbours on both sides.
+  choose(at, quiet, middle) {
     if (at < 0 || at >= this.found.length) return;
     this.chosen = at;
     const top = at * ROW, { scrollTop, clientHeight } = this.host;
-    if (top < scrollTop) this.host.scrollTop = top;
+    if (middle) this.host.scrollTop = top - (clientHeight - ROW) / 2;
+    else if (top < scrollTop) this.host.scrollTop = top;
     else if (top + ROW > scrollTop + clientHeight) this.host.scrollTop = top + ROW - clientHeight;
     this.draw();
     this.onChoose(this.found[at], at, quiet);
@@ -62,7 +63,7 @@ class TreeList {
     const right = index.successes[i], all = index.rollouts[i];
     // a dot per rollout, as far as they can be counted at a glance
     const score = all <= 16 ? el("span", { class: "dots", "aria-hidden": "true" }, el("span", { class: "good" }, "●".repeat(right)), el("span", { class: "bad" }, "○".repeat(all - right))) : null;
-    const words = `${right}/${all} right` + (index.pivots[i] ? `, ${index.rescued[i]}/${index.pivots[i]} rescued` : "") + (index.flags[i] & 4 ? ", truncated" : "");
+    const words = `${right}/${all} right` + (index.chances[i] ? `, ${index.rescued[i]}/${index.chances[i]} rescued` : "") + (index.flags[i] & 4 ? ", truncated" : "");
     return el("div", { class: "row", role: "option", id: `row-${at}`, "data-at": at, "aria-selected": String(at === this.chosen), "aria-setsize": this.found.length, "aria-posinset": at + 1, css: { top: `${at * ROW}px` } },
       el("div", { class: "id" }, el("span", null, `step ${index.step[i]} · `, visible(index.id[i])), score),
       el("div", { class: "q" }, visible(index.question[i].replaceAll("\n", " "))),

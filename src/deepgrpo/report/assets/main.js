@@ -76,11 +76,20 @@ async function refresh(wanted) {
     list.show(index, found);
     say(`${found.length.toLocaleString("en")} of ${plural(index.id.length, "tree")}${trees.shown < trees.saved ? ` (${trees.saved.toLocaleString("en")} saved)` : ""}`);
     const place = wanted === undefined ? 0 : found.indexOf(wanted);
-    if (found.length) list.choose(Math.max(0, place), true);
+    countFlags(index, found);
+    if (found.length) list.choose(Math.max(0, place), true, true);
     else view.say("No tree is like this. Take a filter away, or search in responses too.");
   } catch (error) {
     view.say(error.message);
   }
+}
+
+// How many of the trees in the list each filter would leave.
+function countFlags(index, found) {
+  FLAGS.forEach((flag, bit) => {
+    const many = found.reduce((sum, i) => sum + ((index.flags[i] >> bit) & 1), 0);
+    document.querySelector(`[data-flag=${flag}] small`).textContent = many.toLocaleString("en");
+  });
 }
 
 async function showRun(run, wanted) {
@@ -111,7 +120,7 @@ function initExplorer() {
       else search.flags.delete(flag);
       event.currentTarget.setAttribute("aria-pressed", String(on));
       refresh();
-    } } }, flag)));
+    } } }, `${flag} `, el("small"))));
   byId("step").addEventListener("change", (event) => {
     search.step = event.target.value === "" ? null : Number(event.target.value);
     refresh();

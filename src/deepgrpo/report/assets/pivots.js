@@ -8,7 +8,7 @@ function drawPivots(run) {
   const cards = [
     heatmap({
       title: "Q(t): where pivots are drawn", full: false, unit: (n) => `of Q, ${plural(n, "rollout")}`,
-      about: `Mean mass of Q by depth of the state, over the rollouts that were expanded${gamma}. From ${plural(steps, "saved step")}.`,
+      about: `Mean mass of Q by depth of the state, over the rollouts that were expanded${gamma}; r = 0 is the prompt, r = 1 the end. From ${plural(steps, "saved step")}.`,
       none: steps ? "nothing was drawn from a distribution over states" : "this run has no saved trees (log.trees_every)",
     }, q),
     heatmap({
@@ -19,7 +19,7 @@ function drawPivots(run) {
   if (run.curves["recoverability/w"]) cards.push(reliabilityChart(reliability));
   if (run.curves["recoverability/w"]) {
     cards.push(lineChart({
-      title: "The fit P(success | r) = σ(w·r + b)", about: "w below 0: deeper is harder.", format: number, xLabel: "training steps", xFormat: count,
+      title: "The fit P(success | r) = σ(w·r + b)", about: "By depth ratio r alone, fitted anew after each step. w below 0: deeper is harder.", unit: "coefficient", format: number, xLabel: "training steps", xFormat: count,
       lines: ["w", "b"].map((key, i) => ({ name: key, colour: colourOf(i), dash: "", points: pointsOf(run, `recoverability/${key}`, null, "step") })),
     }));
   }

@@ -1,6 +1,6 @@
 // ---- one tree: rollouts as lanes, pivots with Q along the chain, branches below, every text readable
 
-const LANE = { q: 30, bar: 14, branch: 8, gap: 4 };
+const LANE = { q: 34, bar: 14, branch: 9, gap: 4, left: 20, right: 40, ruler: 18 };
 const LONG = 2500;
 
 class TreeView {
@@ -25,6 +25,8 @@ class TreeView {
     this.children = tree.pivots.map((_, p) => tree.nodes.flatMap((node, i) => (node.v === p ? [i] : [])));
     this.pivotsIn = new Map();
     tree.pivots.forEach((pivot, p) => this.pivotsIn.set(pivot.p, [...(this.pivotsIn.get(pivot.p) || []), p]));
+    // the deepest first: so no branch is drawn across the line to another
+    for (const pivots of this.pivotsIn.values()) pivots.sort((a, b) => tree.pivots[b].o - tree.pivots[a].o);
     this.start = [];
     tree.nodes.forEach((node, i) => (this.start[i] = node.p < 0 ? 0 : this.start[node.p] + node.o));
     this.longest = Math.max(1, ...tree.nodes.map((node, i) => this.start[i] + node.n));
@@ -37,7 +39,7 @@ class TreeView {
   head(turn) {
     const { tree } = this;
     const real = tree.pivots.map((pivot, p) => p).filter((p) => tree.pivots[p].s === "branch");
-    const rescued = real.filter((p) => this.rescued(p)).length;
+    const rescued = real.filter((p) => this.rescued(p)).length, chances = real.filter((p) => this.rescued(p) || this.floor(p) <= this.run.threshold).length;
     const main = tree.nodes.filter((node) => node.s === "main" && node.f !== "segment");
     return [
       el("div", { class: "head" }, el("h3", null, "Prompt ", visible(tree.id), ` at step ${tree.step}`),
@@ -45,9 +47,18 @@ class TreeView {
           el("button", { type: "button", disabled: !turn.back, on: { click: turn.back || (() => {}) } }, "← previous"),
           el("button", { type: "button", disabled: !turn.on, on: { click: turn.on || (() => {}) } }, "next →"))),
       el("p", { class: "facts" }, `${main.filter((node) => this.good(node)).length} of ${plural(main.length, "rollout")} succeed`,
-        real.length ? `, ${rescued} of ${plural(real.length, "pivot")} rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + n.n, 0), "sampled token")}. `,
+        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + n.n, 0), "sampled token")}. `,
         el("span", { class: "scale" }, "token advantage ", signed(-this.most), el("i", { "aria-hidden": "true" }), signed(this.most))),
+      el("p", { class: "key" }, this.legend(real.length, tree.pivots.some((pivot) => pivot.q.length > 1)).map(([mark, words]) => el("span", null, el("i", { class: mark, "aria-hidden": "true" }, mark === "pivot" ? "◆" : ""), words))),
     ];
+  }
+
+  legend(pivots, chain) {
+    const found = [["full", "success"], ["hollow", "failure"], ["cuts", "end of a segment"]];
+    if (this.tree.nodes.some((node) => node.f === "segment")) found.push(["grey", "segment, continued below"]);
+    if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
+    if (chain) found.push(["bars", "Q of each state that could be drawn"]);
+    return found;
   }
 
   ask() {
@@ -60,9 +71,14 @@ class TreeView {
     return node.r > this.run.threshold;
   }
 
+  // What a branch has to beat.
+  floor(p) {
+    const parent = this.tree.pivots[p].p;
+    return parent < 0 ? 0 : this.tree.nodes[parent].r;
+  }
+
   rescued(p) {
-    const parent = this.tree.pivots[p].p, floor = parent < 0 ? 0 : this.tree.nodes[parent].r;
-    return this.children[p].some((i) => this.tree.nodes[i].r > floor);
+    return this.children[p].some((i) => this.tree.nodes[i].r > this.floor(p));
   }
 
   colour(node) {
@@ -110,12 +126,12 @@ class TreeView {
 
   picture(i, width) {
     const { tree } = this, node = tree.nodes[i];
-    const x = (token) => 1 + ((width - 2) * token) / this.longest;
+    const x = (token) => LANE.left + ((width - LANE.left - LANE.right) * token) / this.longest;
     const pivots = this.pivotsIn.get(i) || [];
     const chain = pivots.map((p) => tree.pivots[p]).find((pivot) => pivot.q.length > 1);
     const top = chain ? LANE.q : 2;
     const under = this.descendants(i);
-    const height = top + LANE.bar + (under.length ? 6 + under.length * (LANE.branch + LANE.gap) : 4);
+    const bottom = top + LANE.bar + (under.length ? 6 + under.length * (LANE.branch + LANE.gap) : 0), height = bottom + LANE.ruler;
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `rollout with ${plural(node.n, "token")}, ${plural(pivots.length, "pivot")}, ${plural(under.length, "branch", "branches")}` });
     const row = new Map([[i, top]]);
     under.forEach((child, k) => row.set(child, top + LANE.bar + 6 + k * (LANE.branch + LANE.gap)));
@@ -128,11 +144,21 @@ class TreeView {
       root.append(this.bar(each, x, row.get(each), h));
     }
     if (chain) root.append(...this.chain(chain, pivots, x, top));
+    root.append(...this.ruler(x, bottom, width));
     for (const p of pivots) {
       const at = x(tree.pivots[p].o);
       root.append(svg("path", { d: `M${at - 6},${top - 1}h12l-6,${LANE.bar + 4}z`, "data-pivot": p, css: { fill: "var(--pivot)" } }));
     }
     return root;
+  }
+
+  // Tokens of the response, as a scale under its lane.
+  ruler(x, y, width) {
+    const marks = ticks(0, this.longest, Math.min(10, width / 80)).map((token) => [
+      svg("line", { class: "axis", x1: x(token), x2: x(token), y1: y + 2, y2: y + 5 }),
+      svg("text", { x: x(token), y: y + LANE.ruler - 2, "text-anchor": "middle" }, count(token)),
+    ]);
+    return [...marks.flat(), svg("text", { x: width, y: y + LANE.ruler - 2, "text-anchor": "end" }, "tokens")];
   }
 
   bar(i, x, y, h) {
@@ -141,18 +167,20 @@ class TreeView {
     const group = svg("g", { "data-node": i });
     group.append(svg("rect", { x: from, y, width: Math.max(2, to - from), height: h, rx: 2, "stroke-width": 1.5, "fill-opacity": solid ? 0.85 : 0.16, css: { fill: this.colour(node), stroke: this.colour(node) } }));
     for (const end of node.e) group.append(svg("line", { x1: x(this.start[i] + end), x2: x(this.start[i] + end), y1: y, y2: y + h, "stroke-width": 2, css: { stroke: "var(--panel)" } }));
-    if (node.f === "length") group.append(svg("text", { x: to + 3, y: y + h - 2 }, "…"));
+    if (node.f !== "segment") group.append(svg("text", { x: to + 4, y: y + h / 2 + 3.5, css: { fill: this.colour(node), "font-size": "10px" } }, `${number(node.r)}${node.f === "length" ? " …" : ""}`));
     return group;
   }
 
   chain(chain, pivots, x, top) {
     const most = Math.max(...chain.q), chosen = new Set(pivots.map((p) => this.tree.pivots[p].o));
-    return chain.c.map((offset, k) => {
-      const h = Math.max(1.5, ((top - 6) * chain.q[k]) / most);
+    const name = svg("text", { x: 0, y: top - 4, css: { fill: "var(--pivot)" } }, "Q");
+    return [name, ...chain.c.map((offset, k) => {
+      const h = Math.max(1.5, ((top - 16) * chain.q[k]) / most);
       return svg("g", { "data-q": k, "data-of": pivots.find((p) => this.tree.pivots[p] === chain) },
         svg("rect", { x: x(offset) - 6, y: 0, width: 12, height: top, "fill-opacity": 0 }),
-        svg("rect", { x: x(offset) - 3.5, y: top - 3 - h, width: 7, height: h, rx: 1, "fill-opacity": chosen.has(offset) ? 1 : 0.45, css: { fill: "var(--pivot)" } }));
-    });
+        svg("rect", { x: x(offset) - 3.5, y: top - 3 - h, width: 7, height: h, rx: 1, "fill-opacity": chosen.has(offset) ? 1 : 0.45, css: { fill: "var(--pivot)" } }),
+        chosen.has(offset) ? svg("text", { x: x(offset), y: top - 6 - h, "text-anchor": "middle", css: { fill: "var(--pivot)", "font-size": "10px" } }, trim(chain.q[k])) : "");
+    })];
   }
 
   // ---- texts
@@ -251,12 +279,12 @@ class TreeView {
 
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
-    const floor = pivot.p < 0 ? 0 : this.tree.nodes[pivot.p].r;
-    const better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
+    const floor = this.floor(p), better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
+    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : ["unrecoverable", "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
     const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
     if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];
-    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: ${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: better ? "good" : "bad" }, better ? "rescued" : "unrecoverable")];
+    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: ${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
   }
 
   branch(i) {

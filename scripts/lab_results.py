@@ -21,6 +21,7 @@ import numpy as np
 
 from deepgrpo.lab.comparison import read_metrics
 from deepgrpo.lab.figure import COLOURS
+from deepgrpo.lab.figure import draw as draw_comparison
 
 COLUMNS = (
     "step", "ledger/sampled_tokens", "ledger/optimizer_steps", "ledger/trained_tokens", "eval/greedy", "eval/sampled",
@@ -41,9 +42,10 @@ def main() -> None:
     options = parser.parse_args()
     name, target = options.experiment.name, options.target
     target.mkdir(parents=True, exist_ok=True)
-    for suffix in (".json", ".md", ".png"):
+    for suffix in (".json", ".md"):
         shutil.copyfile((options.experiment / "comparison").with_suffix(suffix), target / f"{name}{suffix}")
     result = json.loads((target / f"{name}.json").read_text())
+    draw_comparison(result, target / f"{name}.png")
     # compact: one line, as nobody reads it by eye
     (target / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     steps = {
@@ -78,18 +80,19 @@ def draw(result: Mapping[str, Any], steps: Mapping[str, Mapping[str, Sequence[An
             for lines in runs.values():
                 points = [(line["ledger/sampled_tokens"], line[metric]) for line in lines if line.get(metric) is not None]
                 if points:
-                    # steps are noisy: a mean over the tenth of the budget around each point
                     x, y = np.array(points, dtype=float).T
+                    # evaluations are few; steps are many and noisy: a mean over the tenth of the budget around each point
                     near = np.abs(grid[:, None] - x) <= result["budget"] / 20
-                    with np.errstate(invalid="ignore"):
-                        curves.append((near * y).sum(1) / near.sum(1))
+                    means = (near * y).sum(1) / np.maximum(near.sum(1), 1)
+                    lines_between = metric.startswith("eval/") or not near.any(axis=1).all()
+                    curves.append(np.interp(grid, x, y) if lines_between else means)
             if curves:
                 colour = COLOURS[number] if number < len(COLOURS) else f"C{number}"
-                axis.plot(grid, scale * np.mean(curves, axis=0), color=colour, label=arm, linewidth=1.5)
-        axis.set_xlabel("sampled tokens")
+                axis.plot(grid / 1e6, scale * np.mean(curves, axis=0), color=colour, label=arm, linewidth=1.5)
+        axis.set_xlabel("sampled tokens, millions")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(steps), fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 

@@ -35,18 +35,20 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     colours = {arm: COLOURS[i] if i < len(COLOURS) else f"C{i}" for i, arm in enumerate(arms)}
     steps = result["optimizer_steps_compared"]
     for axis, spent, end, label in (
-        (left, "sampled_tokens", result["budget"], "sampled tokens"),
+        (left, "sampled_tokens", result["budget"], "sampled tokens, millions"),
         (middle, "optimizer_steps", None, "optimizer steps"),
     ):
+        unit = 1e6 if spent == "sampled_tokens" else 1.0
         for arm, each in arms.items():
             x, y = _mean_curve(list(each["curve"].values()), spent, end)
-            axis.plot(x, 100 * y.mean(axis=0), color=colours[arm], label=arm, linewidth=1.6)
-            axis.fill_between(x, 100 * y.min(axis=0), 100 * y.max(axis=0), color=colours[arm], alpha=0.1, linewidth=0)
+            axis.plot(x / unit, 100 * y.mean(axis=0), color=colours[arm], label=arm, linewidth=1.6)
+            axis.fill_between(x / unit, 100 * y.min(axis=0), 100 * y.max(axis=0), color=colours[arm], alpha=0.1, linewidth=0)
         axis.set_xlabel(label)
         axis.set_ylabel("greedy accuracy on watched questions, %")
         axis.grid(alpha=0.3)
     middle.axvline(steps, color="grey", linestyle=":", linewidth=1)
-    left.legend(fontsize=8)
+    # beside the curves: inside it would cover some of them
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=max(1, min(len(arms), 12)), fontsize=8)
     _forest(right, result, arms, colours)
     seeds = len(result["experiment"]["seeds"])
     figure.suptitle(f"{result['name']}: {seeds} seeds, {result['budget']:,} sampled tokens per run", fontsize=11)

@@ -170,9 +170,23 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     never = write_run(tmp_path / "never", {}, last_step=3, recipe={"log": {"trees_every": None}})
     with pytest.raises(DataError, match=r"log.trees_every is not set.*--log.trees_every 10"):
         run_inspect(InspectOptions(never))
+    lost = write_run(tmp_path / "lost", {}, last_step=30, recipe={"log": {"trees_every": 10}})
+    with pytest.raises(DataError, match=r"no saved trees, although log.trees_every is 10 .* at step 30: .*trees is not there"):
+        run_inspect(InspectOptions(lost))
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
         run_inspect(InspectOptions(early))
+
+
+def test_a_damaged_step_does_not_hide_the_others(run: Path, show: Show) -> None:
+    path = run / "trees" / "step-000020.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    text = show(run)
+    assert [line.split()[:2] for line in text.splitlines()[1:3]] == [["10", "2"], ["20", "?"]]
+    assert "step-000020.jsonl.gz cannot be read to its end" in " ".join(text.split())
+    assert "step 10 · prompt q1" in show(run, prompt="q1")
+    with pytest.raises(DataError, match="delete it"):
+        run_inspect(InspectOptions(run, step=20, prompt="q1"))
 
 
 def test_a_long_list_is_cut(tmp_path: Path, show: Show) -> None:

@@ -55,7 +55,8 @@ def run_report(options: ReportOptions) -> int:
     try:
         size = write_page(path, title, data, blocks())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error}; choose another place with --out FILE") from error
+        why = f"{path.parent} does not exist" if not path.parent.exists() else error.strerror or error
+        raise ConfigError(f"{path} cannot be written: {why}; choose another place with --out FILE") from error
     for page in pages:
         for note in page.notes:
             print(f"note: {note}")

@@ -63,8 +63,15 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
     steps = [_step(run, options.step)] if options.step is not None else list(run.tree_files)[::-1]
     refused: Verdict | None = None
     known: list[str] = []
+    read: list[int] = []
     for step in steps:
-        trees = list(run.trees(step))
+        try:
+            trees = list(run.trees(step))
+        except DataError:
+            if step == steps[-1] and not read:
+                raise
+            continue  # an older step may have the prompt
+        read.append(step)
         found = [each for each in trees if each.tree.prompt.id == wanted]
         if not found and options.step is not None and wanted.isdecimal():
             found = [each for each in trees if each.number == int(wanted)]
@@ -74,15 +81,15 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
             if options.only is None or options.only in verdict.flags:
                 return each
             refused = verdict
-    where = f"step {options.step}" if options.step is not None else f"any of the {len(steps)} saved steps"
+    where = f"step {options.step}" if options.step is not None else f"any of the {len(read)} saved steps"
     if refused is not None:
         raise DataError(
             f"--prompt {wanted!r} is in {where}, but not {options.only}: it is {', '.join(sorted(refused.flags)) or 'none'}; "
             "drop --only"
         )
     raise DataError(
-        f"--prompt {wanted!r} is not in {where}; step {steps[0]} has {len(known)} prompts, such as "
-        f"{', '.join(repr(name) for name in _like(wanted, known))}; `deepgrpo inspect {run.directory} --step {steps[0]}` "
+        f"--prompt {wanted!r} is not in {where}; step {read[0]} has {len(known)} prompts, such as "
+        f"{', '.join(repr(name) for name in _like(wanted, known))}; `deepgrpo inspect {run.directory} --step {read[0]}` "
         "lists them"
     )
 
@@ -101,8 +108,16 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
         table.add_column(heading, justify="right")
     if options.only:
         table.add_column(f"only {options.only}", justify="right")
+    damaged: list[str] = []
+    newest = None
     for step in run.tree_files:
-        verdicts = [judge_tree(each.tree, run.success_threshold) for each in run.trees(step)]
+        try:
+            verdicts = [judge_tree(each.tree, run.success_threshold) for each in run.trees(step)]
+        except DataError as error:
+            damaged.append(str(error))
+            table.add_row(str(step), "?")
+            continue
+        newest = step
         rollouts, pivots = sum(v.rollouts for v in verdicts), sum(v.pivots for v in verdicts)
         row = [
             str(step), str(len(verdicts)), _share(sum(v.successes for v in verdicts), rollouts),
@@ -111,8 +126,10 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
         ]  # fmt: skip
         table.add_row(*row, *([_count(verdicts, options.only)] if options.only else []))
     console.print(table)
-    newest = list(run.tree_files)[-1]
-    console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
+    for sentence in damaged:
+        console.print(Text(f"\nnote: {sentence}"))
+    if newest is not None:
+        console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
 
 
 def _count(verdicts: Sequence[Verdict], flag: str) -> str:

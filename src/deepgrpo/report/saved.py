@@ -135,6 +135,11 @@ class SavedRun:
                 "run it with --log.trees_every 10 to keep those of every tenth step"
             )
         last = self.metrics[-1]["step"] if self.metrics else 0
+        if last >= every:
+            return (
+                f"{self.directory} has no saved trees, although log.trees_every is {every} and the run is at step {last}: "
+                f"{self.directory / 'trees'} is not there or empty; copy it from where the run was made"
+            )
         return (
             f"{self.directory} has no saved trees yet: log.trees_every is {every} and the run is at step {last}; "
             "lower it with --log.trees_every 1, or wait"

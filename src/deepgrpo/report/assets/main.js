@@ -38,12 +38,13 @@ function recipes() {
 
 // ---- the explorer
 
-const search = { run: 0, step: null, flags: new Set(), query: "", deep: false, ticket: 0 };
+const search = { run: 0, open: null, step: null, flags: new Set(), query: "", deep: false, ticket: 0 };
 const view = new TreeView(byId("tree"));
 const list = new TreeList(byId("list"), (i, at, quiet) => openTree(i, at, quiet));
 
 async function openTree(i, at, quiet) {
   const ticket = (search.opening = (search.opening || 0) + 1);
+  search.open = i;
   try {
     const index = await openIndex(search.run);
     const trees = await openBlock(search.run, index.block[i]);
@@ -56,7 +57,8 @@ async function openTree(i, at, quiet) {
   }
 }
 
-async function refresh(wanted) {
+// The list anew; the open tree stays open if it is still there.
+async function refresh(wanted = search.open) {
   const ticket = ++search.ticket, run = search.run, { trees } = state.runs[run];
   const say = (text) => (byId("found").textContent = text);
   try {
@@ -75,7 +77,7 @@ async function refresh(wanted) {
     if (found === null || ticket !== search.ticket) return;
     list.show(index, found);
     say(`${found.length.toLocaleString("en")} of ${plural(index.id.length, "tree")}${trees.shown < trees.saved ? ` (${trees.saved.toLocaleString("en")} saved)` : ""}`);
-    const place = wanted === undefined ? 0 : found.indexOf(wanted);
+    const place = found.indexOf(wanted);
     countFlags(index, found);
     if (found.length) list.choose(Math.max(0, place), true, true);
     else view.say("No tree is like this. Take a filter away, or search in responses too.");
@@ -94,6 +96,7 @@ function countFlags(index, found) {
 
 async function showRun(run, wanted) {
   search.run = run;
+  search.open = null;
   byId("tree-run").value = byId("pivot-run").value = String(run);
   const index = await openIndex(run).catch(() => null);
   const steps = index ? [...new Set(index.step)] : [];

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deepgrpo.errors import EngineError
 from deepgrpo.records import Completion, SampleRequest
+
+NOT_FINITE = (
+    "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
+    "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
+)
+"""What an engine says of log-probs that are infinite or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +78,22 @@ class Engine(Protocol):
     def forget(self) -> None:
         """Nobody will come back to what was kept."""
         ...
+
+    def close(self) -> None:
+        """The run is over: end whatever the engine has started. It may be called twice."""
+        ...
+
+
+def check_requests(requests: Sequence[SampleRequest], context: int) -> None:
+    """Raise EngineError if a request cannot be served by any engine whose rows hold `context` tokens."""
+    for request in requests:
+        longest = len(request.prefix) + request.max_new_tokens
+        if not request.prefix:
+            raise EngineError("a prompt has no tokens; give it at least one (a BOS token or a template)")
+        if request.max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens is {request.max_new_tokens} after a prefix of {len(request.prefix)} tokens")
+        if longest > context:
+            raise EngineError(
+                f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
+                f"model's context is {context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
+            )

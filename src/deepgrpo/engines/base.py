@@ -38,8 +38,14 @@ class SampleStats:
     prefix_tokens: int = 0
     """Prefix length times continuations, summed: the cost without any sharing."""
     prefix_tokens_encoded: int = 0
-    """Prefix tokens that were really encoded."""
+    """Prefix tokens that were really encoded: the others were found among what was encoded or sampled before, for a sibling
+    in the same call or in an earlier one."""
     seconds: float = 0.0
+
+    @property
+    def reused(self) -> float:
+        """The share of prefix tokens that need not be encoded; 0 if there were none."""
+        return 1 - self.prefix_tokens_encoded / self.prefix_tokens if self.prefix_tokens else 0.0
 
     def __add__(self, other: SampleStats) -> SampleStats:
         return SampleStats(

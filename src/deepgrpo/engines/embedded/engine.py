@@ -29,8 +29,8 @@ from deepgrpo.engines.embedded.kept import KeptRollouts
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import decoding_mask, may_share, why_no_slots, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
-from deepgrpo.engines.stops import completes_stop
 from deepgrpo.engines.embedded.weights import EngineWeights
+from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy

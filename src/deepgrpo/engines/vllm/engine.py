@@ -124,7 +124,7 @@ class VLLMEngine:
         began = time.perf_counter()
         check_requests(requests, self.context)
         self._follow()
-        answer = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
+        answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
         self.vllm_seconds += answer["seconds"]
         groups: list[list[Completion]] = []
         sampled = encoded = row = 0

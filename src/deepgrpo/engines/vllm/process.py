@@ -88,10 +88,8 @@ class VLLMProcess:
         with contextlib.suppress(OSError):  # unsent bytes to a dead process
             if self._process.stdin:
                 self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            pass
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

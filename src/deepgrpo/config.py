@@ -962,6 +962,11 @@ class Config(Section):
                 f"eval.reward.overlong is set (cache {self.eval.reward.overlong.cache}), but an evaluation measures the "
                 "answer alone; remove it there"
             )
+        if isinstance(self.engine, VLLMEngine) and self.sampling.temperature > 2:
+            raise ValueError(
+                f"sampling.temperature is {self.sampling.temperature}, but vLLM takes at most 2; lower it, or set "
+                'engine.type = "embedded"'
+            )
         explore = self.explore
         if isinstance(explore, OracleExplore) and not isinstance(self.data, SyntheticData):
             raise ValueError(

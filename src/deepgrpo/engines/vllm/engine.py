@@ -123,6 +123,8 @@ class VLLMEngine:
         """See `engines.base.Engine.sample`. What was encoded stays as long as vLLM's cache has room, whatever `keep` says."""
         began = time.perf_counter()
         check_requests(requests, self.context)
+        if not params.greedy and params.temperature > 2:
+            raise EngineError(f"the temperature is {params.temperature}, but vLLM takes at most 2")
         self._follow()
         answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
         self.vllm_seconds += answer["seconds"]

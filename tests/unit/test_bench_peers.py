@@ -19,14 +19,16 @@ import torch
 from rich.console import Console
 from vllm_here import HERE
 
+from deepgrpo.engines.base import SampleStats
 from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.errors import ConfigError, EngineError
 from deepgrpo.lab import bench
 from deepgrpo.lab.arms import Setting
 from deepgrpo.lab.options import BenchOptions
-from deepgrpo.lab.peers import trl_peer
+from deepgrpo.lab.peers import trl_peer, vllm_peer
 from deepgrpo.lab.peers.hf_generate import plain_copy
 from deepgrpo.lab.workloads import WORKLOADS, Workload, build_policy, build_trees
+from deepgrpo.records import Completion
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
 TOKENS = 2 * (3 * 8 + 2 * 2 * 2)
@@ -160,10 +162,20 @@ def test_vllm_samples_rollouts_and_then_branches_from_them(
     assert {p["max_tokens"] for p in branches["params"]} == {2}
 
 
-def test_only_vllms_own_seconds_are_counted(run: Any, stand_in: Any) -> None:
-    result, _ = run("sampling", "vllm_bf16", vllm_python=Path(sys.executable))
-    (arm,) = result["arms"]
-    assert arm["median_s"] < 0.01  # the stand-in samples in no time; writing and reading lines takes longer
+def test_only_vllms_own_seconds_are_counted() -> None:
+    class Engine:
+        vllm_seconds = 3.0
+
+        def drop_prefixes(self) -> None:
+            pass
+
+        def sample(self, requests: Any, params: Any) -> Any:
+            self.vllm_seconds += 0.75
+            groups = [[Completion((10,) * r.max_new_tokens, (-1.0,), "length") for _ in r.keys] for r in requests]
+            return groups, SampleStats(sampled_tokens=sum(len(c.tokens) for g in groups for c in g), seconds=9.0)
+
+    engine: Any = Engine()
+    assert vllm_peer.sample(engine, SMALL, build_trees(SMALL)) == (TOKENS, 1.5)
 
 
 def test_vllm_that_cannot_start_is_quoted(run: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:

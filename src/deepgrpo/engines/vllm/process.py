@@ -44,8 +44,9 @@ class VLLMProcess:
             self._process = subprocess.Popen(
                 [python, str(CHILD), json.dumps(settings)], env={**environment, **os.environ},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                # Ctrl-C is ours to answer: the step is finished, for which vLLM is needed
-                start_new_session=True,
+                # Ctrl-C is ours to answer: the step is finished, for which vLLM is needed. A group, and not a session, of its
+                # own: with a session Linux would schedule it apart from us, whatever `nice` we were started with
+                process_group=0,
             )  # fmt: skip
         except OSError as error:
             raise EngineError(

@@ -21,7 +21,7 @@ HERE = importlib.util.find_spec("vllm") is not None or bool(os.environ.get(PYTHO
 needs_vllm = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(not HERE, reason=f"no vllm in this environment and no other named in {PYTHON}; see make test-vllm"),
 ]
 

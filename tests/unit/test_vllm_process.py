@@ -179,6 +179,13 @@ def test_nothing_is_left_behind(start: Any) -> None:
         os.kill(pid, 0)
 
 
+def test_a_parent_that_was_killed_leaves_no_weights_in_memory(start: Any) -> None:
+    engine = start()
+    engine.process._process.stdin.close()  # as the system does for it
+    engine.process._process.wait(60)
+    assert not Path(engine._directory).exists()
+
+
 # ---------------------------------------------------------------- weights, stops, recipe
 
 

@@ -23,6 +23,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from typing import Any
@@ -52,6 +53,8 @@ def main(settings: dict[str, Any]) -> int:
     for line in sys.stdin:
         job = json.loads(line)
         say(**_JOBS[job["do"]](vllm, llm, job))
+    # a parent that was killed could not remove the weights, and in memory they would stay until the machine is started anew
+    shutil.rmtree(settings["model"], ignore_errors=True)
     return 0
 
 

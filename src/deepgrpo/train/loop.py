@@ -33,13 +33,17 @@ from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.dynamic import dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
+from deepgrpo.train.place import Place
 from deepgrpo.train.setup import Run, open_run, save_start, take_start
 from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import Example, warm_start
 
 
-def train(config: Config, *, resume: Path | None = None) -> Path:
+def train(config: Config, *, resume: Path | None = None, place: Place | None = None) -> Path:
     """Run a recipe to its end, or on from the newest checkpoint of a run directory.
+
+    `place` is where it samples and learns; absent: in this process (`train_on_cluster` in cluster/run.py is for a recipe
+    with a section [cluster]).
 
     Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once. In a warm start they end it after
     its step with KeyboardInterrupt: half of one is no model to go on from, so there is nothing to save.
@@ -50,7 +54,7 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
     Raises:
         DeepGRPOError: see errors.py. An earlier checkpoint is never harmed.
     """
-    run = open_run(config, resume)
+    run = open_run(config, resume, place)
     try:
         resumed = run.restore() if resume else None
         with run.open_log(resumed) as log, _graceful_stop(log.note) as stop:
@@ -58,6 +62,8 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
             state = resumed or _start(run, stop)
             # a run that is stopped before its first step is saved too: its warm start need not be done again
             saved = resumed.step if resumed else None
+            if saved is None and run.place.loses:
+                state, saved = _save(run, state), state.step
             while not _done(run, state) and not stop.requested:
                 state, report = train_step(run, state)
                 log.step(report)
@@ -82,6 +88,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     """One turn of the algorithm: everything between two policies."""
     config, step = run.config, state.step + 1
     began = time.perf_counter()
+    run.place.begin_step()
 
     def grown(prompts: Sequence[Prompt], number: int) -> Growth:
         return grow(
@@ -129,6 +136,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         "time/sample": growth.stats.seconds,
         "time/reward": growth.seconds_reward,
         **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
+        **run.place.metrics(),
         "time/learn": seconds_learn,
     }
     if config.log.trees_every and step % config.log.trees_every == 0:
@@ -184,9 +192,13 @@ def _warm_start(run: Run, stop: _Stop) -> None:
             measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
             run.log.note(f"warm start {step}/{config.warmstart.steps}  loss {loss:.3f}{measured}")
 
+    def check() -> float:
+        run.learner.adopt()
+        return _sampled_accuracy(run)
+
     imitated = warm_start(
         run.policy, config.warmstart, examples, token_budget=config.learner.token_budget,
-        check=lambda: _sampled_accuracy(run), progress=progress, stop=lambda: stop.requested,
+        check=check, progress=progress, stop=lambda: stop.requested,
     )  # fmt: skip
     if imitated.stopped:
         run.log.note(
@@ -258,7 +270,7 @@ def _done(run: Run, state: TrainState) -> bool:
 def _save(run: Run, state: TrainState) -> TrainState:
     """Write a checkpoint; the time it took is in the ledger from the next step on."""
     began = time.perf_counter()
-    run.checkpoints.save(run.policy, run.learner.optimizer, state)
+    run.checkpoints.save(run.policy, run.learner, state)
     return replace(state, ledger=state.ledger + Ledger(seconds_save=time.perf_counter() - began))
 
 

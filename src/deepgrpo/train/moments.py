@@ -44,7 +44,7 @@ def load_moments(policy: Policy, optimizer: torch.optim.Optimizer, moments: Mapp
         if own:
             # the fused AdamW keeps its step count beside the parameter too, as a number that is never cut
             optimizer.state[parameter] = {
-                k: v.to(parameter.device) if k == "step" else _as(v, parameter) for k, v in own.items()
+                k: v.to(parameter.device) if k == "step" else as_part(v, parameter) for k, v in own.items()
             }
 
 
@@ -80,7 +80,8 @@ def read_moments(policy: Policy, directory: Path) -> Moments:
     return moments
 
 
-def _as(value: Tensor, parameter: Any) -> Tensor:
+def as_part(value: Tensor, parameter: Any) -> Tensor:
+    """A whole tensor as the parameter is: on its device, cut like it."""
     if hasattr(value, "device_mesh") or not hasattr(parameter, "device_mesh"):
         return value.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor

@@ -84,7 +84,11 @@ OPTIM = {"lr": 1e-3, "eps": 1e-4}
         pytest.param(2, {"learner": {"token_budget": 30}}, id="several packs each"),
         pytest.param(3, {"loss": {"beta": 0.1}, "learner": {"token_budget": 60}}, id="reference, fewer packs than learners"),
         pytest.param(
-            2, {"optim": {**OPTIM, "minibatches": 2, "epochs": 2}, "loss": {"ratio": "sequence"}, "learner": {"token_budget": 25}},
+            2,
+            {
+                "optim": {**OPTIM, "minibatches": 2, "epochs": 2}, "loss": {"ratio": "sequence"},
+                "learner": {"token_budget": 25},
+            },
             id="old log-probs",
         ),
         pytest.param(2, {"learner": {"tree_packing": "off", "gradient_checkpointing": True}}, id="rows, recomputed"),

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from deepgrpo import rng
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
-from deepgrpo.errors import CheckpointError
+from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor, build_source
@@ -54,6 +54,11 @@ def train(config: Config, *, resume: Path | None = None, place: Place | None = N
     Raises:
         DeepGRPOError: see errors.py. An earlier checkpoint is never harmed.
     """
+    if config.cluster is not None and place is None:
+        raise ConfigError(
+            "the recipe has a section [cluster], and this run stays in one process; use `deepgrpo train`, or take the section "
+            "away with --cluster none"
+        )
     run = open_run(config, resume, place)
     try:
         resumed = run.restore() if resume else None

@@ -9,6 +9,7 @@ contents, `.metadata`, that torch pickles: read it only if you trust who wrote i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def read_moments(policy: Policy, directory: Path) -> Moments:
     for key in reader.read_metadata().state_dict_metadata:
         kind, _, name = key.partition("/")
         moments[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(names[name].detach())
-    load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process is meant
+        load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
     return moments
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,23 @@ def test_shards_are_resumed_by_another_number_of_learners(two_nodes: Any, alone:
     # and one process goes on from what a group with everything has saved
     train(load_recipe(run / "config.toml", [("run.steps", "4"), ("cluster", "none")]), resume=run)
     assert [line["step"] for line in trace(run)] == [0, 1, 2, 3, 4]
+
+
+def test_overlap_samples_by_the_weights_of_the_step_before(two_nodes: Any, tmp_path: Path) -> None:
+    """Steps 2 and 4 are sampled one update behind; not step 3, so that a run goes on from checkpoint 2 as it would have."""
+    config = recipe(tmp_path, "overlap", {"rollout_workers": 1, "learners": 1, "overlap": True}, steps=4)
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 2, "keep_last": 9})})
+    run = train_on_cluster(config)
+    lines = trace(run)[1:]
+    assert [line["overlap/staleness"] for line in lines] == [0, 1, 0, 1]
+    for line in lines:
+        # a weight of learner / sampler is 1 up to rounding where the two are the same policy
+        assert (abs(line["mismatch/weight"] - 1) < 1e-5) == (line["overlap/staleness"] == 0)
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    train_on_cluster(load_recipe(run / "config.toml"), resume=run)
+    for again, before in zip(trace(run)[1:], lines, strict=True):
+        for key in ("main/loss", "main/reward", "grad_norm", "mismatch/weight", "ledger/sampled_tokens"):
+            assert again[key] == pytest.approx(before[key], rel=1e-5, abs=1e-5)
 
 
 # ---------------------------------------------------------------- faults

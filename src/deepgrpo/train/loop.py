@@ -30,7 +30,7 @@ from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
 from deepgrpo.rewards.base import judge
 from deepgrpo.train.checkpoint import TrainState
-from deepgrpo.train.dynamic import dynamic_metrics, gather, round_seed
+from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
 from deepgrpo.train.place import Place
@@ -93,26 +93,20 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     """One turn of the algorithm: everything between two policies."""
     config, step = run.config, state.step + 1
     began = time.perf_counter()
-    run.place.begin_step()
-
-    def grown(prompts: Sequence[Prompt], number: int) -> Growth:
-        return grow(
-            prompts, run.strategy, state.strategy, run.engine, run.judge,
-            decode=run.decode, params=run.sampling_params, limits=run.limits,
-            seed=round_seed(config.run.seed, number), step=step, version=state.optimizer_steps, signals=run.signals,
-        )  # fmt: skip
-
-    wanted, sampling = config.run.prompts_per_step, config.sampling
-    batch = gather(
-        run.source, Cursor.from_dict(state.cursor), wanted, grown, run.strategy.credit,
-        dynamic=sampling.dynamic, max_rounds=sampling.max_rounds,
-    )  # fmt: skip
+    batch = run.ahead.take(step)
+    if batch is None:
+        run.place.begin_step()
+        batch = _sample(run, state)
     growth, credits = batch.growth, batch.credits
+    # dropped trees are evidence too: without them the fit would miss the pivots that no branch recovered from
+    strategy_state = run.strategy.observe(state.strategy, growth.trees)
+    following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
+    if run.place.overlaps:
+        _sample_ahead(run, following, growth.stats.sampled_tokens)
     learning = time.perf_counter()
     update = run.learner.update(*batch.trained)
     seconds_learn = time.perf_counter() - learning
-    # dropped trees are evidence too: without them the fit would miss the pivots that no branch recovered from
-    strategy_state = run.strategy.observe(state.strategy, growth.trees)
+    run.ahead.wait()
 
     spent = update.ledger + Ledger(
         sampled_tokens=growth.stats.sampled_tokens,
@@ -126,14 +120,12 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         seconds_reward=growth.seconds_reward,
         seconds_learn=seconds_learn,
     )
-    state = replace(
-        state, step=step, optimizer_steps=run.learner.optimizer_steps, cursor=batch.cursor.to_dict(),
-        strategy=strategy_state, ledger=state.ledger + spent,
-    )  # fmt: skip
+    before = state.optimizer_steps
+    state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
     metrics: Metrics = {
         **tree_metrics(growth.trees, credits),
         **(run.overlong.metrics(growth.trees) if run.overlong else {}),
-        **(dynamic_metrics(batch, wanted, config.explore.success_threshold) if sampling.dynamic else {}),
+        **(_dynamic(run, batch) if config.sampling.dynamic else {}),
         **update.metrics,
         **run.strategy.report(strategy_state),
         "tokens_per_s": growth.stats.sampled_tokens / max(growth.stats.seconds, 1e-9),
@@ -141,6 +133,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         "time/sample": growth.stats.seconds,
         "time/reward": growth.seconds_reward,
         **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
+        **({"overlap/staleness": _staleness(growth, before)} if run.place.overlaps else {}),
         **run.place.metrics(),
         "time/learn": seconds_learn,
     }
@@ -152,6 +145,47 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     metrics["time/step"] = time.perf_counter() - began
     health, warnings = run.monitor.check(HealthState.from_dict(state.health), metrics)
     return replace(state, health=health.as_dict()), StepReport(step, metrics, state.ledger, warnings)
+
+
+def _sample(run: Run, state: TrainState) -> Batch:
+    """The trees of the step after `state`, and their credit."""
+    config, sampling = run.config, run.config.sampling
+
+    def grown(prompts: Sequence[Prompt], number: int) -> Growth:
+        return grow(
+            prompts, run.strategy, state.strategy, run.engine, run.judge,
+            decode=run.decode, params=run.sampling_params, limits=run.limits,
+            seed=round_seed(config.run.seed, number), step=state.step + 1, version=state.optimizer_steps,
+            signals=run.signals,
+        )  # fmt: skip
+
+    return gather(
+        run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grown, run.strategy.credit,
+        dynamic=sampling.dynamic, max_rounds=sampling.max_rounds,
+    )  # fmt: skip
+
+
+def _sample_ahead(run: Run, state: TrainState, sampled_tokens: int) -> None:
+    """Begin with the batch after `state`, whose update is still to come, by the weights there are.
+
+    Not behind the last step. And not across a checkpoint: the step after it samples with the newest weights whether the run
+    was resumed there or not.
+    """
+    paid = replace(state, ledger=state.ledger + Ledger(sampled_tokens=sampled_tokens))
+    every = run.config.checkpoint.every
+    if not _done(run, paid) and not (every and state.step % every == 0):
+        run.place.begin_step()
+        run.ahead.start(state.step + 1, lambda: _sample(run, state))
+
+
+def _dynamic(run: Run, batch: Batch) -> Metrics:
+    return dynamic_metrics(batch, run.config.run.prompts_per_step, run.config.explore.success_threshold)
+
+
+def _staleness(growth: Growth, optimizer_steps: int) -> float:
+    """How many optimizer steps the learner is ahead of the weights that sampled a node, in the mean over nodes."""
+    versions = [node.version for tree in growth.trees for node in tree.nodes]
+    return optimizer_steps - sum(versions) / max(1, len(versions))
 
 
 def _start(run: Run, stop: _Stop) -> TrainState:
@@ -239,6 +273,7 @@ def _wrapped(start: int, size: int) -> Cursor:
 def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     """Measure the policy on the held-out questions; write the answers; remember the first, last and best accuracy."""
     began = time.perf_counter()
+    run.place.begin_step()
     config = run.config
     result = evaluate(
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer, sampling=_sampling(run),

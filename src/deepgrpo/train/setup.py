@@ -26,6 +26,7 @@ from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.train.ahead import Ahead
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
 from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
@@ -57,6 +58,8 @@ class Run:
     """Measures what the strategy wants to know of sampled tokens; None if that is nothing."""
     place: Place = field(default_factory=OneProcess)
     """Where engine and learner are."""
+    ahead: Ahead = field(default_factory=Ahead)
+    """The next batch, where a place samples it while the learner works."""
     log: RunLog = field(init=False)
     """From `open_log` on."""
 
@@ -159,6 +162,7 @@ class Run:
         return "\n".join(lines)
 
     def close(self) -> None:
+        self.ahead.close()
         self.reward.close()
         if self.eval_reward is not self.reward:
             self.eval_reward.close()

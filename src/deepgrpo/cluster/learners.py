@@ -59,10 +59,10 @@ class LearnerGroup:
         (update, *_) = self._wait([told for told, _ in answers], self.cluster.update_deadline_s)
         assert isinstance(update, Update)
         if update.optimizer_steps:
-            weights = answers[0][1]
-            (found,) = self._wait([weights], self.cluster.update_deadline_s)
+            (found,) = self._wait([answers[0][1]], self.cluster.update_deadline_s)
             take_weights(self.policy, found)
-            self.shelf.lay(weights)
+            # the driver's own copy, on its node: that of a learner would be lost with its node
+            self.shelf.lay(ray.put(found))
         self.optimizer_steps += update.optimizer_steps
         self.policy.version = self.optimizer_steps
         return update

@@ -131,6 +131,9 @@ class LearnerGroup:
         self.close()
         text = f"a learner {why}"
         if not hasattr(self, "hellos"):
-            raise EngineError(f"{text} before it had loaded the model; look for the cause (memory?) in Ray's logs")
+            raise EngineError(
+                f"{text} before it had loaded the model; look for the cause (memory? no room for it?) with `ray status` and in "
+                "Ray's logs, and continue with --resume"
+            )
         self.events.lost("learner_lost", f"{text}; the run comes back from its last checkpoint")
         raise LearnerLostError(text)

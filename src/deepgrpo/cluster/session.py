@@ -60,7 +60,8 @@ def session(config: ClusterConfig) -> Iterator[None]:
         # processes take turns, so that on one machine there may be more of them than cores
         asked = config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
         cpus = max(os.cpu_count() or 1, math.ceil(asked))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        # nobody else needs to reach it
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     else:
         _join(ray, config.address, quiet)
     try:

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
+os.environ["RAY_OVERRIDE_NODE_IP_ADDRESS"] = "127.0.0.1"  # for what of Ray reads it; each node below is told as well
 ray = pytest.importorskip("ray")
-
-os.environ["RAY_OVERRIDE_NODE_IP_ADDRESS"] = "127.0.0.1"
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -53,11 +52,14 @@ RECIPE: dict[str, Any] = {
     "log": {"trees_every": 1},
 }  # fmt: skip
 TWO = {"rollout_workers": 2, "learners": 2}
+NODE = {"num_cpus": 3, "node_ip_address": "127.0.0.1"}
 
 
 def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:
     run = {**RECIPE["run"], "dir": str(directory), "name": name, "steps": steps}
-    return parse_config({**RECIPE, "run": run, **({"cluster": cluster} if cluster else {})})
+    # on a machine that has other things to do, loading the model may take a while
+    section = {"cluster": {"start_deadline_s": 3000, **cluster}} if cluster else {}
+    return parse_config({**RECIPE, "run": run, **section})
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_nodes() -> Iterator[Any]:
     """A cluster of two nodes with three CPUs each, on this machine."""
     require_ray()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
-    cluster.add_node(num_cpus=3)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(**NODE)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error", _node_ip_address="127.0.0.1")
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -208,7 +211,7 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
                 two_nodes.remove_node(node)
         if len(steps) == 3:
             assert len(self.pool.workers) == 1
-            two_nodes.add_node(num_cpus=3)
+            two_nodes.add_node(**NODE)
         two_nodes.wait_for_nodes()
         original(self)
 
@@ -249,7 +252,7 @@ def test_the_driver_is_killed_while_it_saves(alone: Path, tmp_path: Path) -> Non
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     dead = subprocess.run(
-        [sys.executable, "-c", DRIVER, "train", str(tmp_path / "recipe.toml")], env=environment, timeout=200, check=False,
+        [sys.executable, "-c", DRIVER, "train", str(tmp_path / "recipe.toml")], env=environment, timeout=1500, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert dead.returncode == -signal.SIGKILL, dead.stderr
@@ -257,7 +260,7 @@ def test_the_driver_is_killed_while_it_saves(alone: Path, tmp_path: Path) -> Non
         ".tmp-step-000002", "step-000000", "step-000001"
     ]  # fmt: skip
     command = [sys.executable, "-m", "deepgrpo.cli", "train", "--resume", str(run)]
-    again = subprocess.run(command, env=environment, timeout=200, check=False, capture_output=True, text=True)
+    again = subprocess.run(command, env=environment, timeout=1500, check=False, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert_same(run, alone)
     assert not again.stderr

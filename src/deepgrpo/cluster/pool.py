@@ -46,11 +46,13 @@ class WorkerPool:
         self.workers: dict[int, Worker] = {}
         self._next = 0
         self._nodes = set(nodes())
+        self._trouble = ""
+        """Why a worker that was to be started last is not there."""
         started = self._start(self.cluster.rollout_workers)
         if len(started) < self.cluster.rollout_workers:
             raise EngineError(
-                f"{len(started)} of cluster.rollout_workers = {self.cluster.rollout_workers} had loaded the model after "
-                f"cluster.start_deadline_s = {self.cluster.start_deadline_s:g} seconds; look at `ray status`, or allow more"
+                f"only {len(started)} of cluster.rollout_workers = {self.cluster.rollout_workers} could be started: "
+                f"{self._trouble}; look at `ray status` and into Ray's logs"
             )
         self.workers.update(started)
         hellos = [worker.hello for worker in self.workers.values()]
@@ -195,6 +197,12 @@ class WorkerPool:
             except (RayError, TimeoutError) as error:
                 ray.kill(actors[number])
                 raise_ours(error)
+                late = isinstance(error, TimeoutError)
+                self._trouble = (
+                    f"one had not loaded the model after cluster.start_deadline_s = {self.cluster.start_deadline_s:g} seconds"
+                    if late
+                    else f"one died before it had loaded the model ({str(error).strip().splitlines()[0]})"
+                )
         return started
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from deepgrpo.config import ClusterConfig, Config
-from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.errors import ConfigError, EngineError, MissingExtraError
 
 OLDEST, TOO_NEW = (2, 49), (3, 0)
 """Versions of Ray: from the first on, below the second."""
@@ -61,7 +61,13 @@ def session(config: ClusterConfig) -> Iterator[None]:
         asked = config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
         cpus = max(os.cpu_count() or 1, math.ceil(asked))
         # nobody else needs to reach it
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        except Exception as error:  # Ray raises the bare class where a part of it does not come up
+            raise EngineError(
+                f"Ray did not start here ({' '.join(str(error).split())}); is it busy, or short of memory? More time: "
+                "RAY_raylet_start_wait_time_s=300 in the environment. Its logs are in /tmp/ray/session_latest/logs"
+            ) from error
     else:
         _join(ray, config.address, quiet)
     try:

@@ -46,6 +46,7 @@ def main() -> None:
         shutil.copyfile((options.experiment / "comparison").with_suffix(suffix), target / f"{name}{suffix}")
     result = json.loads((target / f"{name}.json").read_text())
     draw_comparison(result, target / f"{name}.png")
+    result["experiment"]["dir"] = "runs"  # wherever it was made
     # compact: one line, as nobody reads it by eye
     (target / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     steps = {

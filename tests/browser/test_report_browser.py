@@ -108,6 +108,15 @@ def test_filters_and_search(two_levels: Path, open_page: Open) -> None:
         found(page, "1 of 6 trees")
         playwright.expect(page.locator("#tree h3")).to_contain_text(name)
         page.click(f"[data-flag={flag}]")
+    # each button says how many trees it would leave, and the open tree stays open if it is among them
+    assert page.inner_text("[data-flag=truncated]") == "truncated 1"
+    page.click("#list .row >> nth=2")
+    playwright.expect(page.locator("#tree h3")).to_contain_text("lost-one")
+    page.click("[data-flag=mixed]")
+    found(page, "2 of 6 trees")
+    playwright.expect(page.locator("#tree h3")).to_contain_text("lost-one")
+    assert page.get_attribute("#list", "aria-activedescendant") == "row-1"
+    page.click("[data-flag=mixed]")
     page.fill("#search", "LOST")
     playwright.expect(page.locator("#tree h3")).to_contain_text("lost-one")
     # this text stands in a branch only
@@ -167,12 +176,35 @@ def test_curves_over_another_axis(two_levels: Path, open_page: Open) -> None:
     playwright.expect(page.locator("#other figure")).to_contain_text("grad_norm")
 
 
+def test_axes_have_names_and_ticks_that_differ(two_levels: Path, open_page: Open) -> None:
+    page = open_page(two_levels)
+    for chart, unit in (("Accuracy", "accuracy"), ("Entropy", "nats per token"), ("Response length", "tokens")):
+        playwright.expect(page.locator(f"[data-chart='{chart}'] .name")).to_have_text(["sampled tokens", unit])
+    for chart in page.locator("#charts figure").all():
+        ticks = chart.locator("svg[height] text[text-anchor=end]").all_text_contents()
+        assert 3 <= len(ticks) == len(set(ticks)) <= 8
+
+
+def test_a_success_has_nothing_to_rescue(tmp_path: Path, open_page: Open) -> None:
+    tree = small_tree()
+    tree = tree.add([Pivot(1, 6, 2, ratio=0.5)], [])
+    tree = tree.add([], [node(tree, 1, 6, "7*2=4;#4", 1.0, 2), node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
+    page = open_page(write_run(tmp_path / "run", {1: [tree]}))
+    assert "1 of 1 pivot in failed rollouts rescued" in page.inner_text(".facts")
+    assert "0 of 2 branches better — nothing to rescue" in page.locator(".lane summary").nth(1).inner_text()
+    assert page.inner_text("[data-flag=unrecoverable]") == "unrecoverable 0"
+
+
 def test_several_runs_are_drawn_over_each_other(two_levels: Path, tmp_path: Path, open_page: Open) -> None:
     other = random_run(tmp_path / "other", steps=12, per_step=4)
     page = open_page(two_levels, other)
     assert page.locator("#runs tbody tr").count() == 2
     chart = page.locator("[data-chart=Entropy]")
     assert re.findall("two|other", chart.locator(".legend").inner_text()) == ["two", "other"]
+    # colours for the runs, dashes for what of them
+    assert chart.locator(".legend > span").all_inner_texts() == ["two", "other"]
+    reward = page.locator("[data-chart=Reward] .legend > span")
+    assert reward.all_inner_texts() == ["two", "other", "rollouts", "branches"]
     page.locator("#shown-runs input").first.uncheck()
     playwright.expect(chart.locator(".legend")).not_to_contain_text("two")
     page.select_option("#tree-run", "1")

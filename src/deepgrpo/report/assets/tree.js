@@ -154,7 +154,7 @@ class TreeView {
 
   // Tokens of the response, as a scale under its lane.
   ruler(x, y, width) {
-    const marks = ticks(0, this.longest, Math.min(10, width / 80)).map((token) => [
+    const marks = ticks(0, this.longest, Math.min(10, width / 80)).filter((token) => x(token) < width - 52).map((token) => [
       svg("line", { class: "axis", x1: x(token), x2: x(token), y1: y + 2, y2: y + 5 }),
       svg("text", { x: x(token), y: y + LANE.ruler - 2, "text-anchor": "middle" }, count(token)),
     ]);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,21 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
         run_inspect(InspectOptions(early))
+
+
+def test_a_long_response_keeps_its_indent_and_its_chain_fits(tmp_path: Path, show: Show) -> None:
+    run = write_run(tmp_path / "run", {1: [random_tree("q1", 3, sums=60, rollouts=3, branches=2, skill=0.0)]})
+    lines = show(run, prompt="q1", width=80).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    start = next(i for i, line in enumerate(lines) if line.startswith("rollout 1"))
+    # 60 ends of segments in 48 columns would be a fence
+    assert "┿" not in lines[start + 1] and lines[start + 1].count("◆") == 1
+    end = next(i for i, line in enumerate(lines) if line.startswith("  ◆ after"))
+    assert end - start > 5 and all(line.startswith("  ") and line[2] != " " for line in lines[start + 2 : end])
+    # 61 states, two to a column: the first and the last by their ratio, r = 1/62 and 61/62
+    assert re.fullmatch(r"    Q along the chain  \.02 [▁▂▃▄▅▆▇█]{31} \.98", lines[end + 1])
+    assert not any(line.endswith("✗ 0") for line in lines)
+    assert lines[1].startswith("question  ") and lines[2].startswith(" " * 10)
 
 
 def test_a_damaged_step_does_not_hide_the_others(run: Path, show: Show) -> None:

@@ -26,6 +26,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
 _LANE = 72
 """Most columns of a lane."""
+_BESIDE = 30
+"""Columns that stay free beside it, for what came of a branch."""
 
 
 def draw_tree(
@@ -52,7 +54,7 @@ class _Drawing:
         self.texts, self.threshold, self.only = texts, threshold, only
         self.starts = [len(self.tree.response(node.parent, node.offset)) for node in self.tree.nodes]
         longest = max((s + len(n.tokens) for s, n in zip(self.starts, self.tree.nodes, strict=True)), default=1)
-        self.scale = min(1.0, min(_LANE, console.width - 8) / max(1, longest))
+        self.scale = min(1.0, max(8, min(_LANE, console.width - 2 - _BESIDE)) / max(1, longest))
         self.columns = 2 + round(longest * self.scale)
 
     def draw(self) -> None:
@@ -60,9 +62,9 @@ class _Drawing:
         verdict = judge_tree(self.tree, self.threshold)
         flags = ", ".join(sorted(verdict.flags - {"solved", "failed"})) or "no signal"
         self._say(f"step {self.saved.step} · prompt {prompt.id} · {flags}", style="bold")
-        self._say(f"question  {prompt.question}")
+        self._say(prompt.question, name="question  ")
         if prompt.answer is not None:
-            self._say(f"answer    {prompt.answer}")
+            self._say(prompt.answer, name="answer    ")
         self._say(
             f"{verdict.successes} of {verdict.rollouts} rollouts succeed, "
             + (f"{verdict.rescued} of {_several(verdict.chances, 'pivot')} rescued, " if verdict.pivots else "")
@@ -103,7 +105,7 @@ class _Drawing:
         self.console.print(line)
         self._parts(index, "  ")
         self.console.print(self._bar(index))
-        self.console.print(Text("  ").append_text(self._text(index)), overflow="fold")
+        self._fold(self._text(index), "  ")
         self._pivots(index, "  ")
 
     def _pivots(self, index: int, indent: str) -> None:
@@ -142,10 +144,21 @@ class _Drawing:
         ratios = candidate_ratios(pivot) or [0.0] * len(pivot.q)
         top = max(pivot.q)
         line = Text(indent + "  Q along the chain ", style="dim")
-        for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True):
-            bar = _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top))] if top > 0 else _BARS[0]
-            line.append(f" {_short(ratio)}")
-            line.append(bar, style=_PIVOT if offset == pivot.offset else "cyan")
+        states = [
+            (_short(ratio), _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top)) if top > 0 else 0], offset == pivot.offset)
+            for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True)
+        ]
+        if line.cell_len + sum(len(ratio) + 2 for ratio, *_ in states) <= self.console.width:
+            for ratio, bar, drawn in states:
+                line.append(f" {ratio}").append(bar, style=_PIVOT if drawn else "cyan")
+        else:  # only the ends of the chain by name, and of neighbours that share a column the highest
+            room = max(8, self.console.width - line.cell_len - 11)
+            line.append(f" {states[0][0]} ")
+            size = -(-len(states) // room)
+            for first in range(0, len(states), size):
+                some = states[first : first + size]
+                line.append(max(bar for _, bar, _ in some), style=_PIVOT if any(drawn for *_, drawn in some) else "cyan")
+            line.append(f" {states[-1][0]}")
         self.console.print(line)
 
     def _branches(self, children: Sequence[int], indent: str) -> None:
@@ -165,7 +178,7 @@ class _Drawing:
                 self.console.print(head.append("  ").append_text(text))
             else:
                 self.console.print(head)
-                self.console.print(Text(self._under(child, text, f"{indent}    ")).append_text(text), overflow="fold")
+                self._fold(text, self._under(child, text, f"{indent}    "))
             self._parts(child, indent + "    ")
             self._pivots(child, indent + "    ")
 
@@ -191,7 +204,8 @@ class _Drawing:
         start = round(self.starts[index] * self.scale)
         length = max(1, round((self.starts[index] + len(node.tokens)) * self.scale) - start)
         cells = ["━" if node.finish != "length" else "╍"] * length
-        for end in segment_ends(self.tree, index, self.texts):
+        ends = segment_ends(self.tree, index, self.texts)
+        for end in ends if 3 * len(ends) <= length else ():  # more would be a fence
             cells[self._cell(index, end, start, length)] = "┿"
         for pivot in self.tree.pivots:
             if pivot.parent == index:
@@ -243,7 +257,7 @@ class _Drawing:
         spans = self.saved.advantages(index)
         if len({round(span.advantage, 4) for span in spans}) > 1:
             parts = ", ".join(f"tokens {span.start + 1}–{span.end} {span.advantage:+.3f}" for span in spans)
-            self.console.print(Text(f"{indent}{parts}", style="dim"))
+            self._fold(Text(parts, style="dim"), indent)
 
     def _remark(self, node: Node) -> str:
         notes = []
@@ -255,8 +269,13 @@ class _Drawing:
             notes.append(f"check failed: {node.score.problem}")
         return "".join(f", {note}" for note in notes)
 
-    def _say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(plain(text, keep="\n"), style=style), overflow="fold")
+    def _say(self, text: str, style: str = "", name: str = "") -> None:
+        self._fold(Text(plain(text, keep="\n"), style=style), name)
+
+    def _fold(self, text: Text, indent: str) -> None:
+        """Print a text with `indent` before its first line and as many blanks before the others."""
+        for number, line in enumerate(text.wrap(self.console, max(1, self.console.width - len(indent)), overflow="fold")):
+            self.console.print(Text(indent if number == 0 else " " * len(indent)).append_text(line))
 
 
 def plain(text: str, keep: str = "") -> str:

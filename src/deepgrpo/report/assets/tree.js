@@ -54,7 +54,8 @@ class TreeView {
   }
 
   legend(pivots, chain) {
-    const found = [["full", "success"], ["hollow", "failure"], ["cuts", "end of a segment"]];
+    const found = [["full", "success"], ["hollow", "failure"]];
+    if (this.tree.nodes.some((node) => node.e.length)) found.push(["cuts", "end of a segment"]);
     if (this.tree.nodes.some((node) => node.f === "segment")) found.push(["grey", "segment, continued below"]);
     if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
     if (chain) found.push(["bars", "Q of each state that could be drawn"]);

@@ -14,25 +14,24 @@ from transformers.utils import logging as transformers_logging
 
 from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, to_toml
 from deepgrpo.engines.base import Engine, SamplingParams
-from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.policy import Policy, Reference, load_policy, scratch_policy
+from deepgrpo.model.policy import Policy, load_policy, scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.train.ahead import Ahead
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
 from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
-from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.place import OneProcess, Place, UpdatesPolicy
 from deepgrpo.train.signals import build_signals
-from deepgrpo.train.step import Learner
 
 START = "start"
 """Inside a run directory: the weights behind a warm start, from which the KL reference is made on resume."""
@@ -51,12 +50,16 @@ class Run:
     reward: Reward
     eval_reward: Reward
     eval_prompts: Sequence[Prompt]
-    learner: Learner
+    learner: UpdatesPolicy
     checkpoints: Checkpoints
     monitor: HealthMonitor
     limits: Limits
     signals: Signals | None = None
     """Measures what the strategy wants to know of sampled tokens; None if that is nothing."""
+    place: Place = field(default_factory=OneProcess)
+    """Where engine and learner are."""
+    ahead: Ahead = field(default_factory=Ahead)
+    """The next batch, where a place samples it while the learner works."""
     log: RunLog = field(init=False)
     """From `open_log` on."""
 
@@ -81,8 +84,7 @@ class Run:
 
     def freeze_reference(self) -> None:
         """Take the present weights as the start model of the KL term, if there is one."""
-        if self.config.loss.beta > 0:
-            self.learner.reference = Reference.of(self.policy)
+        self.learner.freeze_reference()
 
     def restore(self) -> TrainState:
         """Weights, moments and state of the newest checkpoint; the reference is the start model, as ever."""
@@ -95,9 +97,7 @@ class Run:
                     "reference: start the run anew, or set loss.beta to 0 and delete that directory"
                 ) from error
         self.freeze_reference()
-        state = self.checkpoints.load(self.policy, self.learner.optimizer)
-        self.learner.optimizer_steps = state.optimizer_steps
-        return state
+        return self.checkpoints.load(self.policy, self.learner)
 
     def open_log(self, resumed: TrainState | None) -> RunLog:
         """Open the log in the run directory and write the recipe there; the first thing that a run writes.
@@ -127,6 +127,7 @@ class Run:
                 ) from error
             raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
         truncate(directory / "metrics.jsonl", done)
+        self.place.listen(self.log.note)
         return self.log
 
     def describe(self) -> str:
@@ -145,6 +146,8 @@ class Run:
         if not self.policy.plain_head:
             parts.append(f"log-probs from full logits ({self.policy.head_reason}): [tokens, vocabulary] is held at once")
         lines = [" · ".join(parts)]
+        if where := self.place.describe():
+            lines.append(where)
         if self.engine.remark:
             lines.append(self.engine.remark)
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
@@ -159,16 +162,18 @@ class Run:
         return "\n".join(lines)
 
     def close(self) -> None:
+        self.ahead.close()
         self.reward.close()
         if self.eval_reward is not self.reward:
             self.eval_reward.close()
 
 
-def open_run(config: Config, resume: Path | None) -> Run:
+def open_run(config: Config, resume: Path | None, place: Place | None = None) -> Run:
     """Build all parts; nothing is written yet.
 
     Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
     """
+    place = place or OneProcess()
     directory = resume or Path(config.run.dir) / config.run.name
     checkpoints = open_checkpoints(config, directory)
     if resume:
@@ -179,7 +184,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
         torch.set_num_threads(config.run.threads)
     # new adapters, and dropout where a model has it, draw from the global stream
     torch.manual_seed(config.run.seed)
-    policy = build_policy(config)
+    policy = build_policy(config, place.device(config))
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     if config.learner.gradient_checkpointing:
         policy.checkpoint_activations()
@@ -189,17 +194,13 @@ def open_run(config: Config, resume: Path | None) -> Run:
     reward = build_reward(config.reward, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
-    engine = EmbeddedEngine(
-        policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20,
-        dtype=getattr(torch, config.engine_dtype),
-    )  # fmt: skip
-    learner = Learner(
-        policy, None, build_optimizer(policy, config.optim), config,
-        exact_sampler=engine.exact and config.sampling.top_p == 1.0,
-    )  # fmt: skip
+    engine = place.engine(config, policy)
+    # what is sampled ahead of its turn is by weights that the learner has left behind
+    exact = engine.exact and config.sampling.top_p == 1.0 and not place.overlaps
+    learner = place.learner(config, policy, exact_sampler=exact)
     return Run(
         config, directory, policy, source, strategy, engine, reward, eval_reward, eval_prompts, learner, checkpoints,
-        HealthMonitor.from_config(config), limits, build_signals(policy, strategy),
+        HealthMonitor.from_config(config), limits, build_signals(policy, strategy), place,
     )  # fmt: skip
 
 
@@ -223,9 +224,9 @@ def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
     )
 
 
-def build_policy(config: Config) -> Policy:
-    """The policy of a recipe, on its device."""
-    device = resolve_device(config.run.device)
+def build_policy(config: Config, device: str | None = None) -> Policy:
+    """The policy of a recipe, on its device (or another)."""
+    device = resolve_device(device or config.run.device)
     learner = config.learner
     if isinstance(config.model, ScratchModel):
         policy = scratch_policy(

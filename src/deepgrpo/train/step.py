@@ -177,10 +177,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         observed = Observed.empty(terms)
         losses = self._loss_function(terms, observed)
-        idle = self._loss_function(terms, Observed.empty(terms))
         total = torch.zeros((), device=self.policy.device)
         for pack, counts in self.peers.share(packs):
-            loss = losses(pack, old_N) if counts else 0.0 * idle(pack, old_N)
+            if counts:
+                loss = losses(pack, old_N)
+            else:  # what it sees is not noted
+                loss = 0.0 * self._loss_function(terms, Observed.empty(terms))(pack, old_N)
             self.peers.backward(loss)
             total += loss.detach()
         # asked of the sum, so that all processes come to the same answer

@@ -93,9 +93,10 @@ def recipes(experiment: str) -> dict[str, Config]:
 
 
 def opened(config: Config, start: Path) -> Run:
-    """The parts of a run with the start weights; nothing is written."""
-    place = config.run.model_copy(update={"dir": tempfile.mkdtemp(prefix="deepgrpo-gradients-"), "name": "x"})
-    run = open_run(config.model_copy(update={"run": place}), None)
+    """The parts of a run with the start weights; nothing is written, but where it would be must be free."""
+    with tempfile.TemporaryDirectory() as place:
+        elsewhere = config.run.model_copy(update={"dir": place})
+        run = open_run(config.model_copy(update={"run": elsewhere}), None)
     run.policy.load_weights(start / "start")
     return run
 

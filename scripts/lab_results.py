@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.lab.comparison import read_metrics
-from deepgrpo.lab.figure import COLOURS
+from deepgrpo.lab.figure import colour
 from deepgrpo.lab.figure import draw as draw_comparison
 
 COLUMNS = (
@@ -88,8 +88,7 @@ def draw(result: Mapping[str, Any], steps: Mapping[str, Mapping[str, Sequence[An
                     lines_between = metric.startswith("eval/") or not near.any(axis=1).all()
                     curves.append(np.interp(grid, x, y) if lines_between else means)
             if curves:
-                colour = COLOURS[number] if number < len(COLOURS) else f"C{number}"
-                axis.plot(grid / 1e6, scale * np.mean(curves, axis=0), color=colour, label=arm, linewidth=1.5)
+                axis.plot(grid / 1e6, scale * np.mean(curves, axis=0), color=colour(number), label=arm, linewidth=1.5)
         axis.set_xlabel("sampled tokens, millions")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)

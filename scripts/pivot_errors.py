@@ -36,25 +36,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {}
+    # Q is asked about the rollouts of `deep`, whether or not its pivots are
+    saved = {arm: trees_of(options.experiment, arm) for arm in dict.fromkeys([*options.arms, "deep"])}
     for arm in options.arms:
-        trees, runs = [], 0
-        for run in sorted((options.experiment / "arms" / arm).glob("seed-*")):
-            files = sorted((run / "trees").glob("*.jsonl.gz"))
-            runs += bool(files)
-            trees += [tree for file in files for tree in load_trees(file)]
-        if trees:
-            found[arm] = {"runs": runs, **pivots_of(trees)}
+        if trees := [tree for each in saved[arm].values() for tree in each]:
+            found[arm] = {"runs": len(saved[arm]), **pivots_of(trees)}
         print(arm, json.dumps(found.get(arm)))
     recipe = load_recipe(next((options.experiment / "arms" / "deep").glob("seed-*")) / "config.toml")
-    found["q_before_error"] = mass_before_error(trees_of(options.experiment), recipe)
+    found["q_before_error"] = mass_before_error([tree for each in saved["deep"].values() for tree in each], recipe)
     print(found["q_before_error"])
     options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def trees_of(experiment: Path) -> list[Tree]:
-    """Of the arm `deep`: the rollouts that Q chooses in."""
-    files = sorted(experiment.glob("arms/deep/seed-*/trees/*.jsonl.gz"))
-    return [tree for file in files for tree in load_trees(file)]
+def trees_of(experiment: Path, arm: str) -> dict[str, list[Tree]]:
+    """The saved trees of an arm by run, of the runs that have some."""
+    found: dict[str, list[Tree]] = {}
+    for file in sorted(experiment.glob(f"arms/{arm}/seed-*/trees/*.jsonl.gz")):
+        found.setdefault(file.parents[1].name, []).extend(load_trees(file))
+    return found
 
 
 def error_of(tree: Tree, node: int, modulus: int = 10) -> int | None:

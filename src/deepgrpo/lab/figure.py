@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; then matplotlib's own
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 _GRID = 60
 """Points at which the mean over seeds is drawn."""
+
+
+def colour(number: int) -> str:
+    """Of an arm by its place in the experiment file, the same in every picture of the experiment."""
+    return _COLOURS[number] if number < len(_COLOURS) else f"C{number}"
 
 
 def can_draw() -> bool:
@@ -32,7 +37,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    colours = {arm: COLOURS[i] if i < len(COLOURS) else f"C{i}" for i, arm in enumerate(arms)}
+    colours = {arm: colour(i) for i, arm in enumerate(arms)}
     steps = result["optimizer_steps_compared"]
     for axis, spent, end, label in (
         (left, "sampled_tokens", result["budget"], "sampled tokens, millions"),

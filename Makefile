@@ -2,11 +2,12 @@
 #
 #   make demo    train a tiny model on this machine's CPU, a few minutes
 #   make test    what a change must pass: check, then the tests with their coverage
+#   make test-vllm   the vLLM engine's tests, with the real vLLM in an environment of its own (.venv-vllm, 3 GB)
 #   make check   lint, types and import contracts alone
 #   make bench   the figures of docs/results/bench that are not there yet, about an hour and a half on two cores
 #   make lab     the experiments of docs/results/lab that are not there yet, some three hours on two cores
 #   make setup   the environment in .venv, for everything above
-#   make clean   remove .venv and all caches (runs/ stays)
+#   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
 #
 # Variables: PYTHON (python3), TORCH_INDEX (see scripts/setup.sh), ARGS (more arguments for pytest or the demo),
 # BENCH_ARGS (more arguments for every benchmark).
@@ -17,7 +18,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test check bench lab clean
+.PHONY: setup demo test test-vllm check bench lab clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -42,6 +43,15 @@ check: setup
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+.venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
+	scripts/setup-vllm.sh
+	touch $@
+
+# the engine contract for both engines, and what only vLLM has to show; everything else is in `make test`
+test-vllm: export OMP_NUM_THREADS = 1
+test-vllm: .venv-vllm/.stamp
+	.venv-vllm/bin/python -m pytest tests/contract tests/vllm $(ARGS)
 
 # A file per benchmark, written when it is done: an interrupted `make bench` goes on with the first that is missing, and
 # one that is deleted is measured again. Close everything else meanwhile.
@@ -84,5 +94,5 @@ $(BENCH)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo bench $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-vllm build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -prune -exec rm -rf {} +

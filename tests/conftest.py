@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from trees import make_tree
+from vllm_here import stand_in_vllm
 
 from deepgrpo.config import Config, ScratchModel, parse_config
 from deepgrpo.records import Tree
@@ -68,3 +69,9 @@ def recipe(tmp_path: Path) -> Any:
 def worked_tree() -> Tree:
     """The worked example of records.py."""
     return make_tree([(6, 0.0), (5, 1.0)], [(0, 4, [(2, 1.0), (3, 0.0)])])
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Puts a stand-in for vLLM where a child of this interpreter finds it; returns what it was told, line by line."""
+    return stand_in_vllm(monkeypatch, tmp_path)

@@ -67,6 +67,9 @@ class FakeEngine:
     def forget(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def make_judge(rewards: Rewards = "mixed", seed: int = 0) -> Judge:
     """A reward that is a function of the response's tokens: a coin, one of five grades, or always the same."""

@@ -376,7 +376,39 @@ class EmbeddedEngine(Section):
     its log-probs differ from the learner's, so importance weights are applied (loss.importance)."""
 
 
-EngineConfig = Annotated[EmbeddedEngine, Field()]
+class VLLMEngine(Section):
+    """Sampling by vLLM, in a process of its own, which gets the new weights after each update (docs/engines.md)."""
+
+    type: Literal["vllm"] = "vllm"
+    max_rows: PositiveInt = 256
+    """Sequences decoded at once (vLLM's max_num_seqs)."""
+    dtype: Literal["learner", "float32", "bfloat16"] = "learner"
+    """Of weights, keys and values in vLLM; "learner": as learner.dtype."""
+    prefix_caching: bool = True
+    """Keep keys and values of what was encoded and sampled, so that the branches of a pivot need not encode their prefix
+    again. False is for comparisons."""
+    block_size: PositiveInt | None = None
+    """Tokens per block of keys and values. A prefix is found again in whole blocks only, so a branch encodes up to as many
+    tokens more than it would have to. none: the smallest that vLLM has, 32 on a CPU and 16 on a GPU."""
+    kv_cache_gb: PositiveFloat | None = None
+    """Memory for keys and values, in GiB; none: 4 on a CPU, on a GPU what `gpu_memory` leaves beside the weights."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
+    """On a GPU: the share of its memory that vLLM may take while it samples. The learner needs the rest."""
+    sleep: Literal["auto", "on", "off"] = "auto"
+    """Give the GPU's memory back while nothing is sampled. auto: where vLLM can on this device; on: an error where not."""
+    eager: bool = False
+    """Compile nothing: it starts sooner and samples more slowly."""
+    python: str | None = None
+    """Interpreter of the environment that has vLLM; none: the one that runs this. Or set DEEPGRPO_VLLM_PYTHON."""
+    start_timeout_s: PositiveFloat = 900.0
+    """Seconds that vLLM may take to load the model and compile."""
+    timeout_s: PositiveFloat = 3600.0
+    """Seconds for one call of the engine; one that takes longer ends the run with an error."""
+    options: dict[str, str | int | float | bool] = {}
+    """More arguments of vLLM's `LLM`, by their names there, e.g. { tensor_parallel_size = 2 }."""
+
+
+EngineConfig = Annotated[EmbeddedEngine | VLLMEngine, Field(discriminator="type")]
 
 
 # ---------------------------------------------------------------- exploration
@@ -884,6 +916,12 @@ class Config(Section):
         """The dtype of sampling, resolved."""
         return self.learner.dtype if self.engine.dtype == "learner" else self.engine.dtype
 
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _embedded_unless_said(cls, raw: Any) -> Any:
+        """The engine that comes along needs no name."""
+        return {"type": "embedded", **raw} if isinstance(raw, dict) else raw
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         adapters = isinstance(self.model, PretrainedModel) and self.model.lora is not None
@@ -923,6 +961,11 @@ class Config(Section):
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.eval.reward.overlong.cache}), but an evaluation measures the "
                 "answer alone; remove it there"
+            )
+        if isinstance(self.engine, VLLMEngine) and self.sampling.temperature > 2:
+            raise ValueError(
+                f"sampling.temperature is {self.sampling.temperature}, but vLLM takes at most 2; lower it, or set "
+                'engine.type = "embedded"'
             )
         explore = self.explore
         if isinstance(explore, OracleExplore) and not isinstance(self.data, SyntheticData):

@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from vllm_here import HERE
 
+from deepgrpo.engines.base import SampleStats
+from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.errors import ConfigError, EngineError
 from deepgrpo.lab import bench
 from deepgrpo.lab.arms import Setting
@@ -25,6 +28,7 @@ from deepgrpo.lab.options import BenchOptions
 from deepgrpo.lab.peers import trl_peer, vllm_peer
 from deepgrpo.lab.peers.hf_generate import plain_copy
 from deepgrpo.lab.workloads import WORKLOADS, Workload, build_policy, build_trees
+from deepgrpo.records import Completion
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
 TOKENS = 2 * (3 * 8 + 2 * 2 * 2)
@@ -35,7 +39,7 @@ TOKENS = 2 * (3 * 8 + 2 * 2 * 2)
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs arms of a part on the small workload; (what the JSON says, what was printed)."""
     monkeypatch.setitem(WORKLOADS, "S", SMALL)
-    monkeypatch.delenv(vllm_peer.VARIABLE, raising=False)
+    monkeypatch.delenv(PYTHON, raising=False)
 
     def call(part: Any, *arms: str, **options: Any) -> tuple[dict[str, Any], str]:
         out, path = io.StringIO(), tmp_path / "figures.json"
@@ -129,105 +133,64 @@ def test_without_trl_its_arms_are_left_out(run: Any, monkeypatch: pytest.MonkeyP
 
 # ---------------------------------------------------------------- vLLM
 
-STAND_IN = """
-import json, os, pathlib, types
-
-__version__ = "9.9"
-HEARD = pathlib.Path(os.environ["HEARD"])
-
-
-def hear(**what):
-    with HEARD.open("a") as file:
-        print(json.dumps(what), file=file)
-
-
-def SamplingParams(**settings):
-    return types.SimpleNamespace(**settings)
-
-
-class LLM:
-    def __init__(self, **settings):
-        print("INFO a line of log", flush=True)
-        if os.environ.get("BROKEN"):
-            raise RuntimeError("no such instruction")
-        hear(settings=settings, threads=os.environ["OMP_NUM_THREADS"],
-             files=sorted(p.name for p in pathlib.Path(settings["model"]).iterdir()))
-        self.next = 1000
-
-    def reset_prefix_cache(self):
-        hear(reset=True)
-
-    def generate(self, prompts, params, use_tqdm):
-        print("INFO a line without an end", end="", flush=True)
-        hear(prompts=[p["prompt_token_ids"] for p in prompts], params=[vars(p) for p in params])
-        return [types.SimpleNamespace(outputs=[self.one(p) for _ in range(p.n)]) for p in params]
-
-    def one(self, params):
-        count = params.max_tokens - bool(os.environ.get("SHORT"))
-        tokens = list(range(self.next, self.next + count))
-        self.next += count
-        logprobs = [{token: types.SimpleNamespace(logprob=-1.0)} for token in tokens]
-        return types.SimpleNamespace(token_ids=tokens, logprobs=logprobs)
-"""
-
-
-@pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Puts the stand-in where the child finds it; returns what it was told."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "vllm.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("HEARD", str(tmp_path / "heard"))
-    return lambda: [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
-
-
 def test_vllm_samples_rollouts_and_then_branches_from_them(
-    run: Any, heard: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(vllm_peer.VARIABLE, sys.executable)
-    result, _ = run("sampling", "engine_bf16", "vllm_bf16", repeats=2, memory=True)
+    monkeypatch.setenv(PYTHON, sys.executable)
+    result, _ = run("sampling", "engine_bf16", "vllm_bf16", "vllm_bf16_no_prefix", repeats=2, memory=True)
     assert {arm["tokens"] for arm in result["arms"]} == {TOKENS}
-    assert set(result["pairs"]) == {"engine_bf16/vllm_bf16"} and result["versions"]["vllm"] == "9.9"
+    assert {"engine_bf16/vllm_bf16", "vllm_bf16/vllm_bf16_no_prefix"} <= set(result["pairs"])
+    assert result["versions"]["vllm"] == "0.32.9"
     peaks = {arm["name"]: arm["peak_mb"] for arm in result["arms"]}
     assert peaks["vllm_bf16"] is None or peaks["vllm_bf16"] > 1  # it tells its own
-    start, *rounds = heard()
+    heard = [one for one in stand_in() if one["caching"]]
+    start, *rounds = heard
     assert start["threads"] == "1" and "model.safetensors" in start["files"]
-    assert start["settings"]["dtype"] == "bfloat16" and start["settings"]["enable_prefix_caching"]
-    assert start["settings"]["max_model_len"] == 12
+    assert start["settings"]["dtype"] == "bfloat16" and start["settings"]["max_model_len"] == 12
     assert not Path(start["settings"]["model"]).exists()  # tidied up
     # each of the two runs forgets what the one before encoded, then samples twice
-    assert [next(iter(one)) for one in rounds] == ["reset", "prompts", "prompts"] * 2
+    assert [one["what"] for one in rounds] == ["reset", "generate", "generate"] * 2
     trees = build_trees(SMALL)
     mains, branches = rounds[1], rounds[2]
-    assert mains["prompts"] == [list(tree.prompt.tokens) for tree in trees]
-    assert [(p["n"], p["max_tokens"], p["logprobs"], p["ignore_eos"]) for p in mains["params"]] == [(3, 8, 0, True)] * 2
-    # rollouts were 1000 .. 1007, 1008 .. 1015, ...; the first two of each tree go on after 6 of their 8 tokens
-    expected = [[*tree.prompt.tokens, *range(first, first + 6)] for tree, begin in zip(trees, (1000, 1024), strict=True)
-                for first in (begin, begin + 8)]  # fmt: skip
+    assert mains["prompts"] == [list(tree.prompt.tokens) for tree in trees for _ in range(3)]
+    assert {(p["max_tokens"], p["logprobs"], p["ignore_eos"]) for p in mains["params"]} == {(8, 0, True)}
+    assert mains["params"][0]["stop_token_ids"] == []  # nothing ends a text
+    # rollouts were 10 .. 17, 18 .. 25, ...; the first two of each tree go on after 6 of their 8 tokens, twice
+    expected = [[*tree.prompt.tokens, *range(first, first + 6)] for tree, begin in zip(trees, (10, 34), strict=True)
+                for first in (begin, begin + 8) for _ in range(2)]  # fmt: skip
     assert branches["prompts"] == expected
-    assert [(p["n"], p["max_tokens"]) for p in branches["params"]] == [(2, 2)] * 4
+    assert {p["max_tokens"] for p in branches["params"]} == {2}
 
 
 def test_only_vllms_own_seconds_are_counted() -> None:
-    answers = [
-        {"seconds": 1.5, "tokens": 48, "completions": [[list(range(8))] * 3] * 2}, {"seconds": 0.25, "tokens": 16}
-    ]  # fmt: skip
-    child: Any = type("Child", (), {"ask": lambda self, job: answers.pop(0)})()
-    assert vllm_peer.sample(child, SMALL, build_trees(SMALL)) == (TOKENS, 1.75)
+    class Engine:
+        vllm_seconds = 3.0
+
+        def drop_prefixes(self) -> None:
+            pass
+
+        def sample(self, requests: Any, params: Any) -> Any:
+            self.vllm_seconds += 0.75
+            groups = [[Completion((10,) * r.max_new_tokens, (-1.0,), "length") for _ in r.keys] for r in requests]
+            return groups, SampleStats(sampled_tokens=sum(len(c.tokens) for g in groups for c in g), seconds=9.0)
+
+    engine: Any = Engine()
+    assert vllm_peer.sample(engine, SMALL, build_trees(SMALL)) == (TOKENS, 1.5)
 
 
-def test_vllm_that_cannot_start_is_quoted(run: Any, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROKEN", "1")
-    with pytest.raises(EngineError, match=r"(?s)exit code 1.*no such instruction"):
+def test_vllm_that_cannot_start_is_quoted(run: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKEN", "no such instruction")
+    with pytest.raises(EngineError, match=r"could not start: RuntimeError: no such instruction"):
         run("sampling", "vllm_bf16", vllm_python=Path(sys.executable))
 
 
-def test_vllm_that_samples_too_little_is_found_out(run: Any, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_that_samples_too_little_is_found_out(run: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORT", "1")
-    with pytest.raises(EngineError, match="vLLM did not return 48 tokens"):
+    with pytest.raises(EngineError, match=r"vLLM sampled \d+ tokens and not 64"):
         run("sampling", "vllm_bf16", vllm_python=Path(sys.executable))
 
 
+@pytest.mark.skipif(HERE, reason="vLLM is in this environment")
 def test_without_an_environment_vllm_is_left_out(run: Any, tmp_path: Path) -> None:
     result, text = run("sampling", "engine_bf16", "vllm_bf16")
     assert [arm["name"] for arm in result["arms"]] == ["engine_bf16"]

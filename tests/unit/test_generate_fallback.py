@@ -14,7 +14,7 @@ from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.engines.embedded.generate import GenerateWay, generate_way, sample_with_generate
 from deepgrpo.engines.embedded.slot_gate import why_no_slots
-from deepgrpo.engines.embedded.stops import completes_stop
+from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deepgrpo.errors import EngineError
 from deepgrpo.records import Completion, SampleRequest
+
+NOT_FINITE = (
+    "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
+    "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
+)
+"""What an engine says of log-probs that are infinite or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,14 @@ class SampleStats:
     prefix_tokens: int = 0
     """Prefix length times continuations, summed: the cost without any sharing."""
     prefix_tokens_encoded: int = 0
-    """Prefix tokens that were really encoded."""
+    """Prefix tokens that were really encoded: the others were found among what was encoded or sampled before, for a sibling
+    in the same call or in an earlier one."""
     seconds: float = 0.0
+
+    @property
+    def reused(self) -> float:
+        """The share of prefix tokens that need not be encoded; 0 if there were none."""
+        return 1 - self.prefix_tokens_encoded / self.prefix_tokens if self.prefix_tokens else 0.0
 
     def __add__(self, other: SampleStats) -> SampleStats:
         return SampleStats(
@@ -71,3 +84,22 @@ class Engine(Protocol):
     def forget(self) -> None:
         """Nobody will come back to what was kept."""
         ...
+
+    def close(self) -> None:
+        """The run is over: end whatever the engine has started. It may be called twice."""
+        ...
+
+
+def check_requests(requests: Sequence[SampleRequest], context: int) -> None:
+    """Raise EngineError if a request cannot be served by any engine whose rows hold `context` tokens."""
+    for request in requests:
+        longest = len(request.prefix) + request.max_new_tokens
+        if not request.prefix:
+            raise EngineError("a prompt has no tokens; give it at least one (a BOS token or a template)")
+        if request.max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens is {request.max_new_tokens} after a prefix of {len(request.prefix)} tokens")
+        if longest > context:
+            raise EngineError(
+                f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
+                f"model's context is {context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
@@ -35,6 +35,8 @@ class Growth:
     signal_tokens: int = 0
     """Tokens forwarded for the signals that the strategy wanted."""
     seconds_signals: float = 0.0
+    branches: SampleStats = field(default_factory=SampleStats)
+    """That part of `stats` which went on from sampled tokens: every round but the first."""
 
 
 def grow(
@@ -54,7 +56,7 @@ def grow(
     assert signals is not None or not strategy.signals, f"nobody measures {sorted(s.name for s in strategy.signals)}"
     try:
         trees = [Tree(prompt) for prompt in prompts]
-        stats, calls, seconds = SampleStats(), 0, 0.0
+        stats, branches, calls, seconds = SampleStats(), SampleStats(), 0, 0.0
         signal_tokens, seconds_signals = 0, 0.0
         grown: set[int] = set()
         level = 0
@@ -74,6 +76,7 @@ def grow(
                 continue
             completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
             stats += cost
+            branches += cost if level else SampleStats()
             began = time.perf_counter()
             nodes_of = _score(trees, plans, completions, judge, decode, limits, version)
             seconds += time.perf_counter() - began
@@ -89,7 +92,7 @@ def grow(
             level += 1
     finally:
         engine.forget()
-    return Growth(tuple(trees), stats, calls, seconds, signal_tokens, seconds_signals)
+    return Growth(tuple(trees), stats, calls, seconds, signal_tokens, seconds_signals, branches)
 
 
 def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tuple[int, int, int]) -> list[SampleRequest]:

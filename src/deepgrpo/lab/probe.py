@@ -17,15 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deepgrpo.config import TaskReward
+from deepgrpo.engines import build_engine
 from deepgrpo.engines.base import SamplingParams
-from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import DataError
 from deepgrpo.explore.base import Limits
 from deepgrpo.explore.segments import build_segmenter
@@ -101,8 +100,8 @@ def _sample(
     for reason, count in source.skipped.items():
         _say(out, f"{setting.name}: {count} rows left out ({reason})")
     explore, engine = setting.explore, setting.engine
-    dtype = policy.dtype if engine.dtype == "learner" or options.dtype != "auto" else getattr(torch, engine.dtype)
-    sampler = EmbeddedEngine(policy, max_rows=engine.max_rows, keep_bytes=engine.keep_mb * 2**20, dtype=dtype)
+    own_dtype = None if options.dtype == "auto" else options.dtype
+    sampler = build_engine(engine, policy, dtype=own_dtype, longest=total)
     if sampler.remark:
         _say(out, sampler.remark)
     overlong = setting.reward.overlong
@@ -126,6 +125,7 @@ def _sample(
                 truncated_counts=setting.reward.truncated_value is None, progress=advance,
             )  # fmt: skip
     finally:
+        sampler.close()
         reward.close()
 
 

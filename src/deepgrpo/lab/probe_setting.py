@@ -21,6 +21,7 @@ from deepgrpo.config import (
     DataConfig,
     DeepExplore,
     EmbeddedEngine,
+    EngineConfig,
     ReasoningGymData,
     RewardConfig,
     SamplingConfig,
@@ -57,7 +58,7 @@ class Setting:
     data: DataConfig
     reward: RewardConfig
     sampling: SamplingConfig
-    engine: EmbeddedEngine
+    engine: EngineConfig
     explore: DeepExplore
     """Segments, K, threshold and fit of the method; of another strategy's recipe, what they have in common."""
     gammas: tuple[float, ...]

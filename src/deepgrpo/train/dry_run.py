@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepgrpo.config import Config, to_toml
+from deepgrpo.config import Config, EmbeddedEngine, VLLMEngine, to_toml
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Strategy
 from deepgrpo.model.policy import Policy
@@ -58,7 +58,7 @@ class MemoryEstimate:
     optimizer: int
     reference: int
     engine: int
-    """The engine's copy of the weights, if it samples in bfloat16."""
+    """The engine's copy of the weights, if it has one: in bfloat16, or in vLLM's process."""
     cache: int
     kept: int
     """Rollouts that later rounds come back to, at most; 0 where there are none."""
@@ -91,15 +91,20 @@ def estimate_memory(config: Config, policy: Policy, strategy: Strategy, slot_len
     per_token = layers * 2 * heads * width * stored
     rollouts = config.run.prompts_per_step * config.explore.num_rollouts
     keeps = strategy.returns(0) and policy.plain_head
+    engine = config.engine
+    own = isinstance(engine, EmbeddedEngine)
+    keep_bytes = engine.keep_mb * 2**20 if isinstance(engine, EmbeddedEngine) else 0
+    # vLLM has its own copy in any dtype, and takes its cache as a whole
+    given = int((engine.kv_cache_gb or 0) * GIB) if isinstance(engine, VLLMEngine) else 0
     return MemoryEstimate(
         weights=4 * every,
         gradients=4 * trained,
         optimizer=8 * trained,
         reference=4 * every if config.loss.beta > 0 and not adapters else 0,
-        engine=2 * every if stored == 2 else 0,
-        cache=config.engine.max_rows * slot_length * per_token,
+        engine=stored * every if stored == 2 or not own else 0,
+        cache=given or config.engine.max_rows * slot_length * per_token,
         # keys, values and last hidden states, up to engine.keep_mb
-        kept=min(config.engine.keep_mb * 2**20, rollouts * slot_length * (per_token + hidden * stored)) if keeps else 0,
+        kept=min(keep_bytes, rollouts * slot_length * (per_token + hidden * stored)) if keeps else 0,
         activations=tokens * layers * hidden * kept * value + 3 * rows * shape.vocab_size * 4
         + (min(config.learner.logprob_keep_mb * 2**20, tokens * shape.vocab_size * 4) if policy.plain_head else 0),
     )

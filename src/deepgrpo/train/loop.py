@@ -126,6 +126,8 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **run.strategy.report(strategy_state),
         "tokens_per_s": growth.stats.sampled_tokens / max(growth.stats.seconds, 1e-9),
         "sampled_tokens": float(growth.stats.sampled_tokens),
+        "prefix/reused": growth.stats.reused,
+        **({"branch/prefix_reused": growth.branches.reused} if growth.branches.prefix_tokens else {}),
         "time/sample": growth.stats.seconds,
         "time/reward": growth.seconds_reward,
         **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, to_toml
+from deepgrpo.engines import build_engine
 from deepgrpo.engines.base import Engine, SamplingParams
-from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
@@ -159,6 +159,7 @@ class Run:
         return "\n".join(lines)
 
     def close(self) -> None:
+        self.engine.close()
         self.reward.close()
         if self.eval_reward is not self.reward:
             self.eval_reward.close()
@@ -189,17 +190,18 @@ def open_run(config: Config, resume: Path | None) -> Run:
     reward = build_reward(config.reward, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
-    engine = EmbeddedEngine(
-        policy, max_rows=config.engine.max_rows, keep_bytes=config.engine.keep_mb * 2**20,
-        dtype=getattr(torch, config.engine_dtype),
+    signals, optimizer = build_signals(policy, strategy), build_optimizer(policy, config.optim)
+    # last: it may start a process, which whoever has the run will close
+    engine = build_engine(
+        config.engine, policy, dtype=config.engine_dtype, longest=limits.max_total_tokens,
+        trust_remote_code=isinstance(config.model, PretrainedModel) and config.model.trust_remote_code,
     )  # fmt: skip
     learner = Learner(
-        policy, None, build_optimizer(policy, config.optim), config,
-        exact_sampler=engine.exact and config.sampling.top_p == 1.0,
-    )  # fmt: skip
+        policy, None, optimizer, config, exact_sampler=engine.exact and config.sampling.top_p == 1.0
+    )
     return Run(
         config, directory, policy, source, strategy, engine, reward, eval_reward, eval_prompts, learner, checkpoints,
-        HealthMonitor.from_config(config), limits, build_signals(policy, strategy),
+        HealthMonitor.from_config(config), limits, signals,
     )  # fmt: skip
 
 

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.engines.base import NOT_FINITE, SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded.generate import GenerateWay, generate_way, sample_with_generate
 from deepgrpo.engines.embedded.kept import KeptRollouts
-from deepgrpo.engines.embedded.sampler import NOT_FINITE, draw
+from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import decoding_mask, may_share, why_no_slots, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
-from deepgrpo.engines.embedded.stops import completes_stop
 from deepgrpo.engines.embedded.weights import EngineWeights
+from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
@@ -78,8 +78,7 @@ class EmbeddedEngine:
     ) -> tuple[list[list[Completion]], SampleStats]:
         """See `engines.base.Engine.sample`."""
         began = time.perf_counter()
-        for request in requests:
-            self._check(request)
+        check_requests(requests, self.policy.context)
         training = self.policy.model.training
         self.policy.model.eval()
         try:
@@ -118,17 +117,9 @@ class EmbeddedEngine:
         """See `engines.base.Engine.forget`."""
         self.kept.clear()
 
-    def _check(self, request: SampleRequest) -> None:
-        longest = len(request.prefix) + request.max_new_tokens
-        if not request.prefix:
-            raise EngineError("a prompt has no tokens; give it at least one (a BOS token or a template)")
-        if request.max_new_tokens < 1:
-            raise EngineError(f"max_new_tokens is {request.max_new_tokens} after a prefix of {len(request.prefix)} tokens")
-        if longest > self.policy.context:
-            raise EngineError(
-                f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
-                f"model's context is {self.policy.context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
-            )
+    def close(self) -> None:
+        """See `engines.base.Engine.close`."""
+        self.kept.clear()
 
 
 @dataclass

@@ -26,10 +26,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from deepgrpo.engines.base import SamplingParams
-from deepgrpo.engines.embedded.sampler import NOT_FINITE, draw
+from deepgrpo.engines.base import NOT_FINITE, SamplingParams
+from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import in_short, trial_lengths, trial_tokens, uncached_logits
-from deepgrpo.engines.embedded.stops import completes_stop
+from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import TOLERANCE

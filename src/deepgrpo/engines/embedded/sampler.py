@@ -16,12 +16,6 @@ from torch import Tensor
 
 from deepgrpo.engines.base import SamplingParams
 
-NOT_FINITE = (
-    "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
-    "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
-)
-"""What an engine says of log-probs that are infinite or NaN."""
-
 BLOCK = 128
 """Tokens whose probabilities are summed before the first search."""
 

@@ -46,13 +46,25 @@ def sampling_suite(setting: Setting) -> Suite:
                 lambda: arms.engine("engine_fp32_no_keep", full, 0, "branches encode their prefix once per pivot"),
             ),
             Offer("engine_bf16", lambda: arms.engine("engine_bf16", half, KEEP, "branches from kept keys, bfloat16")),
-            Offer("vllm_bf16", lambda: vllm_arm(setting, arms.policy, arms.trees, ROWS)),
+            Offer(
+                "engine_bf16_no_keep",
+                lambda: arms.engine("engine_bf16_no_keep", half, 0, "branches encode their prefix once per pivot, bfloat16"),
+                default=False,
+            ),
+            Offer("vllm_bf16", lambda: vllm_arm("vllm_bf16", setting, arms.policy, arms.trees, ROWS)),
+            Offer(
+                "vllm_bf16_no_prefix",
+                lambda: vllm_arm("vllm_bf16_no_prefix", setting, arms.policy, arms.trees, ROWS, prefix_caching=False),
+                default=False,
+            ),
             Offer("spread_static_bf16", partial(arms.spread, refill=False)),
             Offer("spread_engine_bf16", partial(arms.spread, refill=True)),
         ],
         pairs=[
             ("engine_fp32", "hf_generate"), ("engine_fp32", "hf_generate_batched"), ("engine_fp32", "hf_continuous"),
             ("engine_fp32", "engine_fp32_no_keep"), ("engine_bf16", "hf_generate_bf16"), ("engine_bf16", "vllm_bf16"),
+            ("engine_bf16_no_keep", "vllm_bf16_no_prefix"), ("engine_bf16", "engine_bf16_no_keep"),
+            ("vllm_bf16", "vllm_bf16_no_prefix"),
             ("spread_engine_bf16", "spread_static_bf16"),
         ],
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sampling by vLLM: `engine.py` first. docs/engines.md says when to choose it."""

@@ -1,0 +1,207 @@
+"""What runs in vLLM's process: jobs come in as lines of JSON, answers go out as lines of JSON.
+
+Started by its path with the interpreter of an environment that has vLLM and need not have anything else: only the standard
+library and vllm are imported here. `process.py` is the other end.
+
+    argument  {"model": directory, "dtype": "bfloat16", "rows": 64, ...}: see `_start`
+    hello     {"version": "0.32.0", "device": "cpu", "can_sleep": false}
+              {"failed": "missing" | "version" | "start", "message": ...}, and the process ends with code 1
+    jobs      {"do": "sample", "requests": [{"prompt": [ids], "seeds": [...], "max_tokens": 256}], "temperature": 1.0, ...}
+              {"do": "load", "model": directory}        new weights; what was encoded with the old ones is dropped
+              {"do": "drop"}                            drop what was encoded
+              {"do": "sleep"}, {"do": "wake"}           give the device's memory back, take it again
+    answers   {...}, and the highest memory of the process so far
+
+Any other failure ends the process with a traceback, which its parent quotes. An end of file ends it too.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from typing import Any
+
+OLDEST, BEYOND = (0, 32), (0, 33)
+"""Versions of vLLM that this was written for: from the first, below the second."""
+
+
+def main(settings: dict[str, Any]) -> int:
+    """Load the model, say so, and do jobs until there are no more. Returns the exit code."""
+    if importlib.util.find_spec("vllm") is not None and _preload():
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    # vLLM logs to stdout: answers keep the pipe that came with it, everything else goes to stderr
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(**answer: Any) -> None:
+        print(json.dumps({**answer, "peak_mb": _peak_mb()}), file=answers, flush=True)
+
+    try:
+        vllm, llm = _start(settings)
+    except _CannotStart as problem:
+        say(failed=problem.kind, message=str(problem))
+        return 1
+    platform = importlib.import_module("vllm.platforms").current_platform
+    say(version=vllm.__version__, device=platform.device_type, can_sleep=settings["sleep"] and _can_sleep(platform))
+    for line in sys.stdin:
+        job = json.loads(line)
+        say(**_JOBS[job["do"]](vllm, llm, job))
+    # a parent that was killed could not remove the weights, and in memory they would stay until the machine is started anew
+    shutil.rmtree(settings["model"], ignore_errors=True)
+    return 0
+
+
+class _CannotStart(Exception):  # noqa: N818
+    """Why vLLM does not run here; the parent puts it into words."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
+    try:
+        # by name: the interpreter that runs this has vLLM, one that only checks it has not
+        vllm: Any = importlib.import_module("vllm")
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise _CannotStart("missing", sys.executable) from None
+    found = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
+    if not OLDEST <= found < BEYOND:
+        raise _CannotStart("version", vllm.__version__)
+    platform = importlib.import_module("vllm.platforms").current_platform
+    try:
+        llm = vllm.LLM(
+            model=settings["model"],
+            skip_tokenizer_init=not settings["tokenizer"],  # it only looks for stop strings: ids go in and come out
+            trust_remote_code=settings["trust_remote_code"],
+            dtype=settings["dtype"],
+            max_model_len=settings["context"],
+            max_num_seqs=settings["rows"],
+            enable_prefix_caching=settings["prefix_caching"],
+            block_size=settings["block_size"] or (32 if platform.is_cpu() else 16),
+            enforce_eager=settings["eager"],
+            # log-probs of the distribution that is sampled from: after temperature and top-p
+            logprobs_mode="processed_logprobs",
+            # what a model recommends (top_k, repetition penalties) is not what the recipe says
+            generation_config="vllm",
+            enable_sleep_mode=settings["sleep"] and _can_sleep(platform),
+            disable_log_stats=True,
+            seed=0,
+            **({"kv_cache_memory_bytes": settings["kv_bytes"]} if settings["kv_bytes"] else {}),
+            **({} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
+            **settings["options"],
+        )
+    except Exception as error:  # whatever vLLM says of a model, an argument or a device
+        raise _CannotStart("start", f"{type(error).__name__}: {error}") from error
+    return vllm, llm
+
+
+def _can_sleep(platform: Any) -> bool:
+    return bool(platform.is_sleep_mode_available())
+
+
+def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Continue every prompt once per seed, each as a request of its own: siblings share the prefix through the cache."""
+    stop = job["stop"]
+    prompts, params = [], []
+    for request in job["requests"]:
+        for seed in request["seeds"]:
+            prompts.append({"prompt_token_ids": request["prompt"]})
+            params.append(
+                vllm.SamplingParams(
+                    seed=seed, temperature=job["temperature"], top_p=job["top_p"], max_tokens=request["max_tokens"],
+                    logprobs=0, ignore_eos=True, stop_token_ids=job["stop_token_ids"], stop=stop, detokenize=bool(stop),
+                    # a special token may be a stop string; the tokens that complete one belong to the response
+                    skip_special_tokens=False, include_stop_str_in_output=True, spaces_between_special_tokens=False,
+                )
+            )  # fmt: skip
+    began = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    ones = [output.outputs[0] for output in outputs]
+    return {
+        "seconds": seconds,
+        "tokens": [list(one.token_ids) for one in ones],
+        "logprobs": [
+            [at[token].logprob for at, token in zip(one.logprobs, one.token_ids)]  # noqa: B905
+            for one in ones
+        ],
+        "finish": [one.finish_reason for one in ones],
+        "cached": [output.num_cached_tokens or 0 for output in outputs],
+    }
+
+
+def _load(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    # vLLM's own way: names of the checkpoint, fused and packed layers made anew, written where compiled code reads them
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": job["model"]})
+    llm.apply_model(_repack_tied)
+    _drop(vllm, llm, job)
+    return {"seconds": time.perf_counter() - began}
+
+
+def _repack_tied(model: Any) -> None:
+    """Have a head that is tied to the embeddings packed anew.
+
+    On a CPU vLLM multiplies by a packed copy of a weight. Reloading makes that copy anew where a weight has come in; a tied
+    head gets none of its own, and would go on with the copy of the old embeddings (vLLM 0.32).
+    """
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.numel() and hasattr(module, "cpu_linear"):
+            if owners.setdefault(weight.data_ptr(), id(module)) != id(module):
+                module.quant_method.process_weights_after_loading(module)
+
+
+def _drop(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM did not reset its prefix cache: keys of the old weights would be used with the new ones")
+    return {}
+
+
+def _sleep(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    llm.sleep(level=1)
+    return {}
+
+
+def _wake(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    llm.wake_up()
+    return {}
+
+
+_JOBS = {"sample": _sample, "load": _load, "drop": _drop, "sleep": _sleep, "wake": _wake}
+
+
+def _preload() -> bool:
+    """Ask for the allocator and the OpenMP that vLLM advises, where they came with it; whether that takes a new start."""
+    spec = importlib.util.find_spec("vllm")
+    package = os.path.dirname((spec and spec.origin) or "")
+    before = os.environ.get("LD_PRELOAD", "")
+    places = [os.path.join(package, "libs", "libtcmalloc*.so*"), os.path.join(sys.prefix, "lib", "libiomp5.so")]
+    found = [file for place in places for file in sorted(glob.glob(place))[:1] if file not in before]
+    if found:
+        os.environ["LD_PRELOAD"] = ":".join([*found, *filter(None, [before])])
+    return bool(found)
+
+
+def _peak_mb() -> float | None:
+    """Highest resident memory of this process so far, in MiB."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

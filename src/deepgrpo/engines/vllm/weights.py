@@ -1,0 +1,82 @@
+"""The policy's weights as a model directory that vLLM reads: adapters merged, in vLLM's dtype, named as in a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepgrpo.model.policy import Policy
+
+MEMORY = Path("/dev/shm")
+"""A directory in memory, where there is one: weights go through it every step."""
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def fingerprint(policy: Policy) -> tuple[int, ...]:
+    """A number per parameter that says whether it has changed: the sum of its bits, read as integers.
+
+    Nobody has to tell the engine who moved the weights (an optimizer, a checkpoint, a warm start), and a step that changed
+    nothing sends nothing. It reads all weights once.
+    """
+    sums = [
+        p.detach().contiguous().view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in policy.model.parameters()
+    ]
+    return tuple(int(s) for s in torch.stack(sums).tolist())
+
+
+@torch.no_grad()
+def merged_state(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of the plain model in another dtype, by their names in the module; adapters are added in float32.
+
+    Tied weights stay one tensor, so that they are written once.
+    """
+    causal = policy.causal
+    deltas: dict[str, Tensor] = {}
+    for name, module in causal.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            deltas[f"{name}.base_layer.weight"] = sum(
+                (module.get_delta_weight(adapter) for adapter in module.active_adapters),
+                start=torch.zeros((), device=module.base_layer.weight.device),
+            )
+    state: dict[str, Tensor] = {}
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, value in causal.state_dict().items():
+        if ".lora_" in name:
+            continue
+        if name in deltas:
+            tensor = (value + deltas[name]).to(dtype)
+        elif not value.is_floating_point():
+            tensor = value
+        else:
+            key = (value.data_ptr(), value.shape)
+            if key not in cast:
+                cast[key] = value.to(dtype)
+            tensor = cast[key]
+        state[name.replace(".base_layer.", ".")] = tensor
+    return state
+
+
+def write_weights(policy: Policy, directory: Path, dtype: torch.dtype) -> None:
+    """Write config and weights into a directory, by transformers: some families' files differ from what is in memory."""
+    policy.causal.save_pretrained(directory, state_dict=merged_state(policy, dtype))
+
+
+def write_tokenizer(policy: Policy, directory: Path) -> bool:
+    """Write the tokenizer beside them, if it can be written; whether it could."""
+    save = getattr(policy.tokenizer, "save_pretrained", None)
+    if save is not None:
+        save(directory)
+    return save is not None
+
+
+def transfer_directory(policy: Policy, dtype: torch.dtype) -> Path:
+    """A fresh directory for the weights, in memory if there is room for them."""
+    size = sum(p.numel() for p in policy.model.parameters()) * dtype.itemsize
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 1.5 * size
+    return Path(tempfile.mkdtemp(prefix="deepgrpo-vllm-", dir=MEMORY if roomy else None))

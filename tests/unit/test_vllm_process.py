@@ -1,0 +1,252 @@
+"""Around vLLM: what is sent to it, what is made of its answers, and what is said when it fails.
+
+A stand-in of a few lines takes vLLM's place in the child's process; tests/vllm has the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm_here import HERE, vllm_engine
+
+from deepgrpo.config import Config, VLLMEngine, load_recipe, parse_config, to_toml
+from deepgrpo.engines.base import SamplingParams
+from deepgrpo.engines.vllm import engine as vllm_module
+from deepgrpo.engines.vllm.engine import PYTHON
+from deepgrpo.engines.vllm.weights import fingerprint, merged_state
+from deepgrpo.errors import ConfigError, EngineError, ModelError
+from deepgrpo.records import SampleRequest
+
+REQUEST = SampleRequest((3, 4, 5), (7, 2**64 - 1), 4)
+
+
+@pytest.fixture
+def start(stand_in: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts engines on the stand-in, and ends them."""
+    monkeypatch.delenv(PYTHON, raising=False)
+    made: list[Any] = []
+
+    def build(**config: Any) -> Any:
+        made.append(vllm_engine(policy, **config))
+        return made[-1]
+
+    yield build
+    for engine in made:
+        engine.close()
+
+
+def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> None:
+    engine = start(options={"tensor_parallel_size": 2})
+    groups, stats = engine.sample([REQUEST], SamplingParams(temperature=0.5, top_p=0.9))
+    begun, asked = stand_in()
+    settings = begun["settings"]
+    assert (settings["logprobs_mode"], settings["generation_config"]) == ("processed_logprobs", "vllm")
+    assert (settings["block_size"], settings["tensor_parallel_size"]) == (32, 2)
+    assert settings["kv_cache_memory_bytes"] == 2**28 and not settings["enable_sleep_mode"]
+    # a request per key; the second key does not fit into 63 bits
+    assert asked["prompts"] == [[3, 4, 5], [3, 4, 5]] and [p["seed"] for p in asked["params"]] == [7, 2**63 - 1]
+    assert {(p["temperature"], p["top_p"], p["max_tokens"], p["detokenize"]) for p in asked["params"]} == {(0.5, 0.9, 4, False)}
+    assert asked["params"][0]["stop_token_ids"] == list(policy.eos_ids)
+    assert [(c.tokens, c.finish) for c in groups[0]] == [((10, 11, 12, 13), "length"), ((14, 15, 16, 17), "length")]
+    # of 3 tokens of each prefix one was cached
+    assert (stats.sampled_tokens, stats.prefix_tokens, stats.prefix_tokens_encoded) == (8, 6, 4)
+    assert stats.reused == pytest.approx(1 / 3)
+    assert not engine.exact and "vLLM 0.32.9 on cpu, in float32" in engine.remark
+
+
+def test_weights_go_over_when_they_have_changed_and_only_then(start: Any, stand_in: Any, policy: Any) -> None:
+    engine = start()
+    engine.sample([REQUEST], SamplingParams())
+    engine.sample([REQUEST], SamplingParams(greedy=True))
+    with torch.no_grad():
+        policy.model.lm_head.weight[3, 3] += 1e-3
+    engine.sample([REQUEST], SamplingParams())
+    assert [one["what"] for one in stand_in()] == ["start", "generate", "generate", "reload_weights", "reset", "generate"]
+    assert engine.updates == 1
+    assert [p["temperature"] for p in stand_in()[2]["params"]] == [0, 0]
+
+
+def test_a_cache_that_is_not_reset_is_no_cache_to_go_on_with(
+    start: Any, policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUCK", "1")
+    engine = start()
+    with torch.no_grad():
+        policy.model.lm_head.weight[3, 3] += 1e-3
+    with pytest.raises(EngineError, match="did not reset its prefix cache"):
+        engine.sample([REQUEST], SamplingParams())
+
+
+def test_it_sleeps_between_phases_where_it_can(start: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEEPS", "1")
+    engine = start()
+    assert "asleep while the policy learns" in engine.remark
+    engine.sample([REQUEST], SamplingParams())
+    engine.forget()
+    engine.forget()
+    engine.sample([REQUEST], SamplingParams())
+    assert [one["what"] for one in stand_in()] == ["start", "generate", "sleep", "wake", "generate"]
+    assert stand_in()[0]["settings"]["enable_sleep_mode"]
+    off = start(sleep="off")
+    off.forget()
+    assert not stand_in()[-1]["settings"]["enable_sleep_mode"]
+
+
+def test_sleep_that_is_demanded_and_cannot_be_had(start: Any) -> None:
+    with pytest.raises(EngineError, match=r'engine.sleep is "on", but vLLM cannot .* on this device \(cpu\)'):
+        start(sleep="on")
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.mark.skipif(HERE, reason="vLLM is in this environment")
+def test_vllm_that_is_missing(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    with pytest.raises(EngineError, match=r"needs the package 'vllm', .* this environment; run: pip install .*engine.python"):
+        vllm_engine(policy)
+
+
+def test_an_interpreter_that_is_not_there(policy: Any, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"cannot be started with the interpreter .*engine.python"):
+        vllm_engine(policy, python=str(tmp_path / "python"))
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0"])
+def test_versions_out_of_range(start: Any, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setenv("VERSION", version)
+    with pytest.raises(EngineError, match=f"vLLM {version} is installed, but .* 0.32 up to, not including, 0.33; run: pip"):
+        start()
+
+
+def test_a_model_that_vllm_does_not_know(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKEN", "Model architectures ['Odd'] are not supported for now.")
+    with pytest.raises(ModelError, match=r'does not know this model: .*Odd.*; use engine.type = "embedded"'):
+        start()
+
+
+def test_heads_that_vllm_has_no_attention_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKEN", "Selected backend is not valid. Reason: ['head_size not supported']")
+    with pytest.raises(ModelError, match=r"attention for heads of this size.*model.num_heads"):
+        start()
+
+
+def test_a_process_that_dies_is_quoted(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIES", "1")
+    engine = start()
+    with pytest.raises(EngineError, match=r"(?s)was killed by SIGKILL during the job 'sample'.*--resume.*a line of log"):
+        engine.sample([REQUEST], SamplingParams())
+    with pytest.raises(EngineError, match="SIGKILL"):  # and stays dead
+        engine.sample([REQUEST], SamplingParams())
+
+
+def test_a_call_that_takes_too_long_is_ended(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW", "1")
+    engine = start(timeout_s=0.5)
+    with pytest.raises(EngineError, match=r"did not answer within 0.5 s \(the job 'sample'\).*engine.timeout_s"):
+        engine.sample([REQUEST], SamplingParams())
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.process.pid, 0)
+
+
+def test_logprobs_that_are_not_finite(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAN", "1")
+    with pytest.raises(EngineError, match="are not finite"):
+        start().sample([REQUEST], SamplingParams())
+
+
+def test_too_hot(start: Any, recipe: Any) -> None:
+    with pytest.raises(EngineError, match=r"temperature is 2.5, but vLLM takes at most 2"):
+        start().sample([REQUEST], SamplingParams(temperature=2.5))
+    with pytest.raises(ConfigError, match=r"sampling.temperature is 2.5, but vLLM takes at most 2"):
+        recipe(engine={"type": "vllm"}, sampling={"temperature": 2.5})
+
+
+def test_nothing_is_left_behind(start: Any) -> None:
+    engine = start()
+    directory, pid = Path(engine._directory), engine.process.pid
+    assert directory.is_dir()
+    os.kill(pid, signal.SIGCONT)  # it is there
+    engine.close()
+    assert not directory.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_parent_that_was_killed_leaves_no_weights_in_memory(start: Any) -> None:
+    engine = start()
+    engine.process._process.stdin.close()  # as the system does for it
+    engine.process._process.wait(60)
+    assert not Path(engine._directory).exists()
+
+
+# ---------------------------------------------------------------- weights, stops, recipe
+
+
+def test_adapters_are_merged_in_float32_and_tied_weights_stay_one(policy: Any) -> None:
+    peft = pytest.importorskip("peft")
+    plain = merged_state(policy, torch.bfloat16)
+    assert plain["lm_head.weight"] is plain["model.embed_tokens.weight"]
+    assert {t.dtype for t in plain.values()} == {torch.bfloat16}
+    names = set(plain)
+    base = policy.model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    policy.model = peft.get_peft_model(policy.model, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"]))
+    layer = policy.causal.model.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    merged = merged_state(policy, torch.float32)
+    assert set(merged) == names
+    # W + alpha/rank · B A
+    expected = base + 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.allclose(merged["model.layers.0.self_attn.q_proj.weight"], expected, atol=1e-6)
+    assert torch.equal(layer.base_layer.weight, base)  # nothing was merged in place
+
+
+def test_the_fingerprint_sees_one_bit(policy: Any) -> None:
+    before = fingerprint(policy)
+    assert fingerprint(policy) == before
+    with torch.no_grad():
+        weight = policy.model.model.norm.weight
+        weight[5] = torch.nextafter(weight[5], torch.tensor(9.0))
+    after = fingerprint(policy)
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+
+
+class _Letters:
+    def decode(self, tokens: Any) -> str:
+        return "".join(chr(ord("a") + t) for t in tokens)
+
+
+@pytest.mark.parametrize(
+    ("before", "tokens", "end"),
+    [([], [0, 1, 2, 3], 3), ([0, 1], [2, 3], 1), ([1, 2], [3, 1, 2], 3), ([0, 1, 2], [3, 0], None), ([], [], None)],
+)
+def test_the_first_token_that_completes_a_stop_string(before: list[int], tokens: list[int], end: int | None) -> None:
+    assert vllm_module._first_stop(_Letters(), ("bc",), before, tokens) == end
+    assert vllm_module._first_stop(_Letters(), (), before, tokens) is None
+
+
+def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
+    config: Config = recipe(engine={"type": "vllm", "max_rows": 8, "options": {"swap_space": 1}})
+    assert isinstance(config.engine, VLLMEngine) and config.engine_dtype == "float32"
+    (tmp_path / "again.toml").write_text(to_toml(config))
+    assert load_recipe(tmp_path / "again.toml") == config
+    # without a type it is the one that comes along, as ever
+    assert recipe(engine={"max_rows": 8}).engine.type == "embedded"
+    with pytest.raises(ConfigError, match=r"unknown key 'engine.keep_mb'"):
+        recipe(engine={"type": "vllm", "keep_mb": 8})
+    with pytest.raises(ConfigError, match=r"engine.type is 'vlm'; choose one of .*did you mean 'vllm'"):
+        parse_config({**config.model_dump(), "engine": {"type": "vlm"}})
+
+
+def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> None:
+    from deepgrpo.train.dry_run import estimate_memory
+
+    count = sum(p.numel() for p in policy.model.parameters())
+    found = estimate_memory(recipe(engine={"type": "vllm", "kv_cache_gb": 2}), policy, 50)
+    assert (found.engine, found.cache, found.kept) == (4 * count, 2 * 2**30, 0)

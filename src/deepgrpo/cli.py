@@ -167,6 +167,10 @@ def _train(command: Train, overrides: Overrides) -> int:
         from deepgrpo.train.dry_run import dry_run
 
         dry_run(config)
+    elif config.cluster is not None:
+        from deepgrpo.cluster.run import train_on_cluster
+
+        train_on_cluster(config, resume=command.resume)
     else:
         from deepgrpo.train.loop import train
 

@@ -892,6 +892,38 @@ class RunConfig(Section):
         return name
 
 
+class ClusterConfig(Section):
+    """Several processes on one or many machines, by Ray (needs the extra `cluster`); absent: one process does everything."""
+
+    address: str | None = None
+    """HOST:PORT of a running Ray cluster, or "auto" for the one on this machine; absent: start a Ray on this machine alone."""
+    rollout_workers: PositiveInt = 1
+    """Processes that sample, each with the whole model."""
+    learners: PositiveInt = 1
+    """Processes that learn, together."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each learner has the whole model and all moments. fsdp: each has a shard of both (FSDP2)."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a rollout worker."""
+    cpus_per_learner: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a learner."""
+    gpus_per_worker: PositiveFloat | None = None
+    """GPUs for a rollout worker, below 1 to share one; absent: 1 with CUDA, else 0."""
+    gpus_per_learner: PositiveFloat | None = None
+    """GPUs for a learner, below 1 to share one with a rollout worker; absent: 1 with CUDA, else 0."""
+    start_deadline_s: PositiveFloat = 600.0
+    """Seconds that a process may take until it has loaded the model."""
+    sample_deadline_s: PositiveFloat = 1800.0
+    """Seconds that a rollout worker may take for its part of a round; then it is replaced."""
+    update_deadline_s: PositiveFloat = 1800.0
+    """Seconds that the learners may take for an update or a checkpoint; then the run comes back from its last checkpoint."""
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """Processes lost in a row, without a step done between them, before the run gives up."""
+    overlap: bool = False
+    """Sample the next batch while the learners work on this one: by weights that are one update old, which the importance
+    weight makes up for."""
+
+
 class Config(Section):
     """A whole recipe."""
 
@@ -910,6 +942,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    cluster: ClusterConfig | None = None
 
     @property
     def engine_dtype(self) -> Literal["float32", "bfloat16"]:
@@ -987,6 +1020,16 @@ class Config(Section):
             raise ValueError(
                 f'credit.scale is "std", but explore.type = "{explore.type}" takes differences of values along a tree and has '
                 'no group to scale by; set credit.scale = "none"'
+            )
+        if self.cluster and self.cluster.overlap and isinstance(explore, AttnRLExplore):
+            raise ValueError(
+                f'cluster.overlap is on, but explore.type = "{explore.type}" asks the policy about its rollouts while they '
+                "grow, and the policy changes meanwhile; set cluster.overlap = false"
+            )
+        if self.cluster and self.cluster.overlap and self.loss.importance == "off":
+            raise ValueError(
+                'cluster.overlap is on and loss.importance is "off": nothing would make up for rollouts that are one update '
+                'old; set loss.importance = "auto"'
             )
         if self.optim.minibatches > self.run.prompts_per_step:
             raise ValueError(

@@ -107,7 +107,8 @@ def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Pat
     if resume is None:
         # a name that no run has, as nothing is written
         quiet["run"] = config.run.model_copy(update={"name": f"{config.run.name}-profile"})
-    return config.model_copy(update=quiet), resume
+    # what is profiled is one process
+    return config.model_copy(update={**quiet, "cluster": None}), resume
 
 
 def _fresh(run: Run) -> TrainState:

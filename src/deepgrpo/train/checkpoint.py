@@ -3,10 +3,11 @@
     checkpoints/step-000010/
         model/                  Hugging Face layout (safetensors, config, tokenizer)
         optimizer.safetensors   first and second moments by parameter name, and torch's random state
+                                (a directory `optimizer` where several learners hold a shard each, see moments.py)
         state.json              step, data cursor, strategy state, ledger, best evaluation
 
 A checkpoint is written into `.tmp-step-000010`, flushed to disk and renamed; a crash or a full disk leaves nothing that
-looks like a checkpoint, and never touches an earlier one. Nothing is unpickled.
+looks like a checkpoint, and never touches an earlier one. Nothing is unpickled but the table of contents of sharded moments.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from deepgrpo.errors import CheckpointError
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Ledger
+from deepgrpo.train.place import UpdatesPolicy
 
 _NAME = re.compile(r"^step-(\d{6,})$")
 
@@ -75,7 +75,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:06d}"
 
-    def save(self, policy: Policy, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+    def save(self, policy: Policy, learner: UpdatesPolicy, state: TrainState) -> Path:
         """Write a checkpoint and delete those that are no longer kept.
 
         Raises CheckpointError if it cannot be written (a full disk, no permission); earlier ones are then untouched.
@@ -86,7 +86,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (aside / "model").mkdir(parents=True)
             policy.save(aside / "model")
-            save_file(_moments(policy, optimizer), aside / "optimizer.safetensors")
+            learner.save(aside)
             (aside / "state.json").write_text(state.to_json())
             for file in [*aside.rglob("*"), aside]:
                 _flush(file)
@@ -108,7 +108,7 @@ class Checkpoints:
         self._forget(state)
         return final
 
-    def load(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int | None = None) -> TrainState:
+    def load(self, policy: Policy, learner: UpdatesPolicy, step: int | None = None) -> TrainState:
         """Put weights and moments back in place; returns the state. `step` None: the newest.
 
         Raises CheckpointError if there is none, or it does not fit the recipe.
@@ -119,13 +119,12 @@ class Checkpoints:
         path = self.path(steps[-1] if step is None else step)
         try:
             policy.load_weights(path / "model")
-            _restore(policy, optimizer, load_file(path / "optimizer.safetensors"))
             state = TrainState.from_json((path / "state.json").read_text())
+            learner.load(path, state.optimizer_steps)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} cannot be read: {error}; delete that directory to continue from the one before"
             ) from error
-        policy.version = state.optimizer_steps
         return state
 
     def _forget(self, state: TrainState) -> None:
@@ -135,23 +134,6 @@ class Checkpoints:
         for step in self.steps():
             if step not in kept:
                 shutil.rmtree(self.path(step))
-
-
-def _moments(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors = {"torch_random_state": torch.get_rng_state()}
-    for name, parameter in policy.trainable().items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = value.detach().contiguous()
-    return tensors
-
-
-def _restore(policy: Policy, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(tensors["torch_random_state"])
-    for name, parameter in policy.trainable().items():
-        moments = {key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[-1] == name}
-        if moments:
-            # AdamW keeps its step count on the CPU and its moments beside the parameter
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
 
 
 def _flush(path: Path) -> None:

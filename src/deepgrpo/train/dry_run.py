@@ -18,7 +18,8 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
-from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, refuse_used, response_limits
+from deepgrpo.train.engine import response_limits
+from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, refuse_used
 from deepgrpo.train.signals import build_signals
 
 GIB = 1024**3

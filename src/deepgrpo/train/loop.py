@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from deepgrpo import rng
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
-from deepgrpo.errors import CheckpointError
+from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor, build_source
@@ -30,16 +30,20 @@ from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
 from deepgrpo.rewards.base import judge
 from deepgrpo.train.checkpoint import TrainState
-from deepgrpo.train.dynamic import dynamic_metrics, gather, round_seed
+from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
+from deepgrpo.train.place import Place
 from deepgrpo.train.setup import Run, open_run, save_start, take_start
 from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import Example, warm_start
 
 
-def train(config: Config, *, resume: Path | None = None) -> Path:
+def train(config: Config, *, resume: Path | None = None, place: Place | None = None) -> Path:
     """Run a recipe to its end, or on from the newest checkpoint of a run directory.
+
+    `place` is where it samples and learns; absent: in this process (`train_on_cluster` in cluster/run.py is for a recipe
+    with a section [cluster]).
 
     Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once. In a warm start they end it after
     its step with KeyboardInterrupt: half of one is no model to go on from, so there is nothing to save.
@@ -50,7 +54,12 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
     Raises:
         DeepGRPOError: see errors.py. An earlier checkpoint is never harmed.
     """
-    run = open_run(config, resume)
+    if config.cluster is not None and place is None:
+        raise ConfigError(
+            "the recipe has a section [cluster], and this run stays in one process; use `deepgrpo train`, or take the section "
+            "away with --cluster none"
+        )
+    run = open_run(config, resume, place)
     try:
         resumed = run.restore() if resume else None
         with run.open_log(resumed) as log, _graceful_stop(log.note) as stop:
@@ -58,6 +67,8 @@ def train(config: Config, *, resume: Path | None = None) -> Path:
             state = resumed or _start(run, stop)
             # a run that is stopped before its first step is saved too: its warm start need not be done again
             saved = resumed.step if resumed else None
+            if saved is None and run.place.loses:
+                state, saved = _save(run, state), state.step
             while not _done(run, state) and not stop.requested:
                 state, report = train_step(run, state)
                 log.step(report)
@@ -82,25 +93,20 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     """One turn of the algorithm: everything between two policies."""
     config, step = run.config, state.step + 1
     began = time.perf_counter()
-
-    def grown(prompts: Sequence[Prompt], number: int) -> Growth:
-        return grow(
-            prompts, run.strategy, state.strategy, run.engine, run.judge,
-            decode=run.decode, params=run.sampling_params, limits=run.limits,
-            seed=round_seed(config.run.seed, number), step=step, version=state.optimizer_steps, signals=run.signals,
-        )  # fmt: skip
-
-    wanted, sampling = config.run.prompts_per_step, config.sampling
-    batch = gather(
-        run.source, Cursor.from_dict(state.cursor), wanted, grown, run.strategy.credit,
-        dynamic=sampling.dynamic, max_rounds=sampling.max_rounds,
-    )  # fmt: skip
+    batch = run.ahead.take(step)
+    if batch is None:
+        run.place.begin_step()
+        batch = _sample(run, state)
     growth, credits = batch.growth, batch.credits
+    # dropped trees are evidence too: without them the fit would miss the pivots that no branch recovered from
+    strategy_state = run.strategy.observe(state.strategy, growth.trees)
+    following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
+    if run.place.overlaps:
+        _sample_ahead(run, following, growth.stats.sampled_tokens)
     learning = time.perf_counter()
     update = run.learner.update(*batch.trained)
     seconds_learn = time.perf_counter() - learning
-    # dropped trees are evidence too: without them the fit would miss the pivots that no branch recovered from
-    strategy_state = run.strategy.observe(state.strategy, growth.trees)
+    run.ahead.wait()
 
     spent = update.ledger + Ledger(
         sampled_tokens=growth.stats.sampled_tokens,
@@ -114,14 +120,12 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         seconds_reward=growth.seconds_reward,
         seconds_learn=seconds_learn,
     )
-    state = replace(
-        state, step=step, optimizer_steps=run.learner.optimizer_steps, cursor=batch.cursor.to_dict(),
-        strategy=strategy_state, ledger=state.ledger + spent,
-    )  # fmt: skip
+    before = state.optimizer_steps
+    state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
     metrics: Metrics = {
         **tree_metrics(growth.trees, credits),
         **(run.overlong.metrics(growth.trees) if run.overlong else {}),
-        **(dynamic_metrics(batch, wanted, config.explore.success_threshold) if sampling.dynamic else {}),
+        **(_dynamic(run, batch) if config.sampling.dynamic else {}),
         **update.metrics,
         **run.strategy.report(strategy_state),
         "tokens_per_s": growth.stats.sampled_tokens / max(growth.stats.seconds, 1e-9),
@@ -131,6 +135,8 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         "time/sample": growth.stats.seconds,
         "time/reward": growth.seconds_reward,
         **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
+        **({"overlap/staleness": _staleness(growth, before)} if run.place.overlaps else {}),
+        **run.place.metrics(),
         "time/learn": seconds_learn,
     }
     if config.log.trees_every and step % config.log.trees_every == 0:
@@ -141,6 +147,47 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     metrics["time/step"] = time.perf_counter() - began
     health, warnings = run.monitor.check(HealthState.from_dict(state.health), metrics)
     return replace(state, health=health.as_dict()), StepReport(step, metrics, state.ledger, warnings)
+
+
+def _sample(run: Run, state: TrainState) -> Batch:
+    """The trees of the step after `state`, and their credit."""
+    config, sampling = run.config, run.config.sampling
+
+    def grown(prompts: Sequence[Prompt], number: int) -> Growth:
+        return grow(
+            prompts, run.strategy, state.strategy, run.engine, run.judge,
+            decode=run.decode, params=run.sampling_params, limits=run.limits,
+            seed=round_seed(config.run.seed, number), step=state.step + 1, version=state.optimizer_steps,
+            signals=run.signals,
+        )  # fmt: skip
+
+    return gather(
+        run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grown, run.strategy.credit,
+        dynamic=sampling.dynamic, max_rounds=sampling.max_rounds,
+    )  # fmt: skip
+
+
+def _sample_ahead(run: Run, state: TrainState, sampled_tokens: int) -> None:
+    """Begin with the batch after `state`, whose update is still to come, by the weights there are.
+
+    Not behind the last step. And not across a checkpoint: the step after it samples with the newest weights whether the run
+    was resumed there or not.
+    """
+    paid = replace(state, ledger=state.ledger + Ledger(sampled_tokens=sampled_tokens))
+    every = run.config.checkpoint.every
+    if not _done(run, paid) and not (every and state.step % every == 0):
+        run.place.begin_step()
+        run.ahead.start(state.step + 1, lambda: _sample(run, state))
+
+
+def _dynamic(run: Run, batch: Batch) -> Metrics:
+    return dynamic_metrics(batch, run.config.run.prompts_per_step, run.config.explore.success_threshold)
+
+
+def _staleness(growth: Growth, optimizer_steps: int) -> float:
+    """How many optimizer steps the learner is ahead of the weights that sampled a node, in the mean over nodes."""
+    versions = [node.version for tree in growth.trees for node in tree.nodes]
+    return optimizer_steps - sum(versions) / max(1, len(versions))
 
 
 def _start(run: Run, stop: _Stop) -> TrainState:
@@ -186,9 +233,13 @@ def _warm_start(run: Run, stop: _Stop) -> None:
             measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
             run.log.note(f"warm start {step}/{config.warmstart.steps}  loss {loss:.3f}{measured}")
 
+    def check() -> float:
+        run.learner.adopt()
+        return _sampled_accuracy(run)
+
     imitated = warm_start(
         run.policy, config.warmstart, examples, token_budget=config.learner.token_budget,
-        check=lambda: _sampled_accuracy(run), progress=progress, stop=lambda: stop.requested,
+        check=check, progress=progress, stop=lambda: stop.requested,
     )  # fmt: skip
     if imitated.stopped:
         run.log.note(
@@ -224,6 +275,7 @@ def _wrapped(start: int, size: int) -> Cursor:
 def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     """Measure the policy on the held-out questions; write the answers; remember the first, last and best accuracy."""
     began = time.perf_counter()
+    run.place.begin_step()
     config = run.config
     result = evaluate(
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer, sampling=_sampling(run),
@@ -260,7 +312,7 @@ def _done(run: Run, state: TrainState) -> bool:
 def _save(run: Run, state: TrainState) -> TrainState:
     """Write a checkpoint; the time it took is in the ledger from the next step on."""
     began = time.perf_counter()
-    run.checkpoints.save(run.policy, run.learner.optimizer, state)
+    run.checkpoints.save(run.policy, run.learner, state)
     return replace(state, ledger=state.ledger + Ledger(seconds_save=time.perf_counter() - began))
 
 

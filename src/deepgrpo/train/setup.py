@@ -13,26 +13,26 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, to_toml
-from deepgrpo.engines import build_engine
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.policy import Policy, Reference, load_policy, scratch_policy
+from deepgrpo.model.policy import Policy, load_policy, scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.train.ahead import Ahead
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
+from deepgrpo.train.engine import response_limits
 from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
-from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.place import OneProcess, Place, UpdatesPolicy
 from deepgrpo.train.signals import build_signals
-from deepgrpo.train.step import Learner
 
 START = "start"
 """Inside a run directory: the weights behind a warm start, from which the KL reference is made on resume."""
@@ -51,12 +51,16 @@ class Run:
     reward: Reward
     eval_reward: Reward
     eval_prompts: Sequence[Prompt]
-    learner: Learner
+    learner: UpdatesPolicy
     checkpoints: Checkpoints
     monitor: HealthMonitor
     limits: Limits
     signals: Signals | None = None
     """Measures what the strategy wants to know of sampled tokens; None if that is nothing."""
+    place: Place = field(default_factory=OneProcess)
+    """Where engine and learner are."""
+    ahead: Ahead = field(default_factory=Ahead)
+    """The next batch, where a place samples it while the learner works."""
     log: RunLog = field(init=False)
     """From `open_log` on."""
 
@@ -81,8 +85,7 @@ class Run:
 
     def freeze_reference(self) -> None:
         """Take the present weights as the start model of the KL term, if there is one."""
-        if self.config.loss.beta > 0:
-            self.learner.reference = Reference.of(self.policy)
+        self.learner.freeze_reference()
 
     def restore(self) -> TrainState:
         """Weights, moments and state of the newest checkpoint; the reference is the start model, as ever."""
@@ -95,9 +98,7 @@ class Run:
                     "reference: start the run anew, or set loss.beta to 0 and delete that directory"
                 ) from error
         self.freeze_reference()
-        state = self.checkpoints.load(self.policy, self.learner.optimizer)
-        self.learner.optimizer_steps = state.optimizer_steps
-        return state
+        return self.checkpoints.load(self.policy, self.learner)
 
     def open_log(self, resumed: TrainState | None) -> RunLog:
         """Open the log in the run directory and write the recipe there; the first thing that a run writes.
@@ -127,6 +128,7 @@ class Run:
                 ) from error
             raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
         truncate(directory / "metrics.jsonl", done)
+        self.place.listen(self.log.note)
         return self.log
 
     def describe(self) -> str:
@@ -145,6 +147,8 @@ class Run:
         if not self.policy.plain_head:
             parts.append(f"log-probs from full logits ({self.policy.head_reason}): [tokens, vocabulary] is held at once")
         lines = [" · ".join(parts)]
+        if where := self.place.describe():
+            lines.append(where)
         if self.engine.remark:
             lines.append(self.engine.remark)
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
@@ -159,17 +163,19 @@ class Run:
         return "\n".join(lines)
 
     def close(self) -> None:
+        self.ahead.close()
         self.engine.close()
         self.reward.close()
         if self.eval_reward is not self.reward:
             self.eval_reward.close()
 
 
-def open_run(config: Config, resume: Path | None) -> Run:
+def open_run(config: Config, resume: Path | None, place: Place | None = None) -> Run:
     """Build all parts; nothing is written yet.
 
     Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
     """
+    place = place or OneProcess()
     directory = resume or Path(config.run.dir) / config.run.name
     checkpoints = open_checkpoints(config, directory)
     if resume:
@@ -180,7 +186,7 @@ def open_run(config: Config, resume: Path | None) -> Run:
         torch.set_num_threads(config.run.threads)
     # new adapters, and dropout where a model has it, draw from the global stream
     torch.manual_seed(config.run.seed)
-    policy = build_policy(config)
+    policy = build_policy(config, place.device(config))
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     if config.learner.gradient_checkpointing:
         policy.checkpoint_activations()
@@ -190,18 +196,15 @@ def open_run(config: Config, resume: Path | None) -> Run:
     reward = build_reward(config.reward, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
-    signals, optimizer = build_signals(policy, strategy), build_optimizer(policy, config.optim)
-    # last: it may start a process, which whoever has the run will close
-    engine = build_engine(
-        config.engine, policy, dtype=config.engine_dtype, longest=limits.max_total_tokens,
-        trust_remote_code=isinstance(config.model, PretrainedModel) and config.model.trust_remote_code,
-    )  # fmt: skip
-    learner = Learner(
-        policy, None, optimizer, config, exact_sampler=engine.exact and config.sampling.top_p == 1.0
-    )
+    signals = build_signals(policy, strategy)
+    # last: engine and learner may start processes, which whoever has the run will close
+    engine = place.engine(config, policy)
+    # what is sampled ahead of its turn is by weights that the learner has left behind
+    exact = engine.exact and config.sampling.top_p == 1.0 and not place.overlaps
+    learner = place.learner(config, policy, exact_sampler=exact)
     return Run(
         config, directory, policy, source, strategy, engine, reward, eval_reward, eval_prompts, learner, checkpoints,
-        HealthMonitor.from_config(config), limits, signals,
+        HealthMonitor.from_config(config), limits, signals, place,
     )  # fmt: skip
 
 
@@ -225,9 +228,9 @@ def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
     )
 
 
-def build_policy(config: Config) -> Policy:
-    """The policy of a recipe, on its device."""
-    device = resolve_device(config.run.device)
+def build_policy(config: Config, device: str | None = None) -> Policy:
+    """The policy of a recipe, on its device (or another)."""
+    device = resolve_device(device or config.run.device)
     learner = config.learner
     if isinstance(config.model, ScratchModel):
         policy = scratch_policy(
@@ -245,17 +248,6 @@ def build_policy(config: Config) -> Policy:
                 f'learner.tree_packing is "on", but this model cannot be packed: {verdict.reason}; set it to "auto" or "off"'
             )
     return policy
-
-
-def response_limits(config: Config, policy: Policy) -> Limits:
-    """How long responses may get: the recipe's wish within the model's context."""
-    sampling = config.sampling
-    total = sampling.max_total_tokens or policy.context
-    if total > policy.context:
-        raise ModelError(
-            f"sampling.max_total_tokens is {total}, but the model's context is {policy.context}; lower it"
-        )
-    return Limits(sampling.max_new_tokens, total)
 
 
 def _require_checkpoint(directory: Path, checkpoints: Checkpoints) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +30,9 @@ from deepgrpo.pack.budget import Pack, pack_rows
 from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.tree import pack_trees
 from deepgrpo.records import Credit, Ledger, Tree
+from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
 from deepgrpo.train.optim import learning_rate, set_learning_rate
+from deepgrpo.train.peers import Alone, Peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,12 @@ class Observed:
     def empty(cls, terms: Terms) -> Observed:
         return cls(terms.stream_N, *(torch.zeros(len(terms)) for _ in range(6)))
 
+    def gather(self, peers: Peers) -> None:
+        """Fill in what the other processes have seen: a term is in one pack only, and zero elsewhere."""
+        names = ("loss", "entropy", "clipped", "kl", "weight", "drift")
+        for name, column in zip(names, peers.add(torch.stack([getattr(self, name) for name in names])), strict=True):
+            setattr(self, name, column)
+
 
 class Learner:
     """Policy, optimizer and what the update needs to know of the recipe.
@@ -67,17 +76,35 @@ class Learner:
         reference: the frozen start model; None if `loss.beta` is 0.
         exact_sampler: whether the engine's log-probs are the learner's own up to rounding.
         optimizer_steps: steps taken so far.
+        peers: the processes that compute the update together; every one of them makes the same calls.
     """
 
     def __init__(
         self, policy: Policy, reference: Reference | None, optimizer: torch.optim.Optimizer, config: Config, *,
-        exact_sampler: bool = True, optimizer_steps: int = 0,
+        exact_sampler: bool = True, optimizer_steps: int = 0, peers: Peers | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.optimizer, self.config = policy, reference, optimizer, config
-        self.optimizer_steps = optimizer_steps
+        self.optimizer_steps, self.peers = optimizer_steps, peers or Alone()
         self.total_steps = config.run.steps * config.optim.minibatches * config.optim.epochs
         wanted = config.loss.importance
         self.weigh = wanted == "on" or (wanted == "auto" and not exact_sampler)
+
+    def adopt(self) -> None:
+        """See `train.place.UpdatesPolicy`. The policy is this learner's own: there is nothing to take over."""
+
+    def freeze_reference(self) -> None:
+        """See `train.place.UpdatesPolicy`."""
+        if self.config.loss.beta > 0:
+            self.reference = Reference.of(self.policy)
+
+    def save(self, directory: Path) -> None:
+        """See `train.place.UpdatesPolicy`."""
+        save_moments(moments_of(self.policy, self.optimizer), directory)
+
+    def load(self, directory: Path, optimizer_steps: int) -> None:
+        """See `train.place.UpdatesPolicy`."""
+        load_moments(self.policy, self.optimizer, read_moments(self.policy, directory))
+        self.policy.version = self.optimizer_steps = optimizer_steps
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
         """Take `minibatches · epochs` optimizer steps on a batch of trees.
@@ -150,19 +177,25 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         observed = Observed.empty(terms)
         losses = self._loss_function(terms, observed)
-        for pack in packs:
-            loss = losses(pack, old_N)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss of optimizer step {self.optimizer_steps} is {loss.item()}, so it was not taken. "
-                    "Look at optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
-                    "continue from the newest with --resume and a lower --optim.lr"
-                )
-            loss.backward()
-        limit = self.config.optim.max_grad_norm
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.policy.trainable().values(), limit if limit is not None else math.inf)
-        )
+        total = torch.zeros((), device=self.policy.device)
+        for pack, counts in self.peers.share(packs):
+            if counts:
+                loss = losses(pack, old_N)
+            else:  # what it sees is not noted
+                loss = 0.0 * self._loss_function(terms, Observed.empty(terms))(pack, old_N)
+            self.peers.backward(loss)
+            total += loss.detach()
+        # asked of the sum, so that all processes come to the same answer
+        total = self.peers.add(total)
+        if not torch.isfinite(total):
+            raise TrainingError(
+                f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so it was not taken. "
+                "Look at optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
+                "continue from the newest with --resume and a lower --optim.lr"
+            )
+        parameters = list(self.policy.trainable().values())
+        self.peers.sum_gradients(parameters)
+        norm = self.peers.clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so it was not taken. "
@@ -172,6 +205,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer_steps += 1
         self.policy.version = self.optimizer_steps
+        observed.gather(self.peers)
         return observed, norm
 
     def _loss_function(self, terms: Terms, observed: Observed) -> Callable[[Pack, Tensor | None], Tensor]:
@@ -220,8 +254,10 @@ class Learner:
         """`[N]` log-probs of the policy before the first of several optimizer steps."""
         self.policy.model.train()  # the mode of the update, so that both passes compute the same
         old_N = torch.zeros(len(terms))
-        for pack in packs:
-            old_N[torch.from_numpy(pack.terms_n)] = self._logprobs(self.policy, terms, pack)[0].float().cpu()
+        for pack, counts in self.peers.share(packs):
+            logprob_n = self._logprobs(self.policy, terms, pack)[0].float().cpu()
+            if counts:  # the old log-probs of the others' packs are not needed here
+                old_N[torch.from_numpy(pack.terms_n)] = logprob_n
         return old_N
 
     def _logprobs(

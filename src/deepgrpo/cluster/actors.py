@@ -1,0 +1,154 @@
+"""The two kinds of process: one that samples, one that learns. What runs inside them is the code of a single process."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
+from deepgrpo.config import Config
+from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.model.policy import Reference
+from deepgrpo.records import Completion, Credit, SampleRequest, Tree
+from deepgrpo.train.engine import build_engine
+from deepgrpo.train.moments import Moments, load_moments, moments_of, read_moments, save_shards
+from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.setup import build_policy
+from deepgrpo.train.step import Learner, Update
+
+Weights = dict[str, np.ndarray]
+"""What is trained, by name: whole, float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a process says of itself once it has loaded the model."""
+
+    pid: int
+    node: str
+    exact: bool = True
+    """Of its engine, as `remark`."""
+    remark: str | None = None
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _prepare(config: Config) -> None:
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    torch.manual_seed(config.run.seed)
+
+
+class RolloutWorker:
+    """An engine with a copy of the policy of its own."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        _prepare(config)
+        # it never trains, so it need not know whether it could be packed
+        plain = config.model_copy(update={"learner": config.learner.model_copy(update={"tree_packing": "off"})})
+        self.policy = build_policy(plain, device)
+        self.engine = build_engine(config, self.policy)
+        self.serial = -1
+
+    def hello(self) -> Hello:
+        return Hello(os.getpid(), _node(), self.engine.exact, self.engine.remark)
+
+    def sample(
+        self, weights: Weights, serial: int, requests: Sequence[SampleRequest], params: SamplingParams, keep: bool
+    ) -> tuple[list[list[Completion]], SampleStats]:
+        """As `Engine.sample`, with the weights of that serial number, which are taken over if they are new."""
+        if serial != self.serial:
+            self.engine.forget()
+            take_weights(self.policy, weights)
+            self.serial = serial
+        return self.engine.sample(requests, params, keep=keep)
+
+    def forget(self) -> None:
+        self.engine.forget()
+
+
+class LearnerRank:
+    """One of the processes that learn together."""
+
+    def __init__(self, config: Config, device: str, rank: int, exact_sampler: bool) -> None:
+        assert config.cluster is not None
+        _prepare(config)
+        self.config, self.rank, self.exact_sampler = config, rank, exact_sampler
+        self.sharded = config.cluster.sharding == "fsdp"
+        self.policy = build_policy(config, device)
+        self.learner: Learner
+
+    def hello(self) -> Hello:
+        return Hello(os.getpid(), _node())
+
+    def address(self) -> tuple[str, int]:
+        """Where the others may meet this one."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return host, free.getsockname()[1]
+
+    def join(self, address: tuple[str, int]) -> None:
+        assert self.config.cluster is not None
+        host, port = address
+        if host.startswith("127."):
+            # gloo would look for the interface of the machine's name
+            loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+            if loopback:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+        dist.init_process_group(
+            "nccl" if self.policy.device.type == "cuda" else "gloo", init_method=f"tcp://{host}:{port}", rank=self.rank,
+            world_size=self.config.cluster.learners,
+            timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
+        )  # fmt: skip
+
+    def begin(self, weights: Weights) -> None:
+        """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for."""
+        config, policy = self.config, self.policy
+        take_weights(policy, weights)
+        reference = Reference.of(policy) if config.loss.beta > 0 else None
+        if self.sharded:
+            self.policy = shard(policy)
+            if reference:
+                # adapters are switched off in the very model that is trained
+                reference.policy = self.policy if reference.adapters else shard(reference.policy)
+        self.learner = Learner(
+            self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
+            peers=Ranks(sharded=self.sharded),
+        )  # fmt: skip
+
+    def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
+        """Take over weights and moments; `moments` None: each reads its shards from the directory."""
+        take_weights(self.policy, weights)
+        found = read_moments(self.policy, Path(directory)) if moments is None else moments
+        load_moments(self.policy, self.learner.optimizer, found)
+        self.policy.version = self.learner.optimizer_steps = optimizer_steps
+
+    def take(self, weights: Weights) -> None:
+        take_weights(self.policy, weights)
+
+    def update(self, batch: tuple[Sequence[Tree], Sequence[Credit]]) -> tuple[Update | None, Weights | None]:
+        """The same batch on all ranks; the first one tells what came of it, with the new weights."""
+        update = self.learner.update(*batch)
+        weights = whole_weights(self.policy, keep=self.rank == 0)
+        return (update, weights) if self.rank == 0 else (None, None)
+
+    def moments(self) -> Moments:
+        return {key: value.cpu() for key, value in moments_of(self.policy, self.learner.optimizer).items()}
+
+    def save_shards(self, directory: str) -> None:
+        save_shards(moments_of(self.policy, self.learner.optimizer), Path(directory))

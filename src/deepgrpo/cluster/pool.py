@@ -1,0 +1,237 @@
+"""Rollout workers as one engine.
+
+    sample ─► routing.spread ─► a call to each worker ─► completions, back in order
+                   ▲                     │ a worker dies, or does not answer in time
+                   └── its requests ◄────┘ it is replaced; the same keys draw the same tokens
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from deepgrpo.cluster.actors import Hello, RolloutWorker
+from deepgrpo.cluster.events import Events
+from deepgrpo.cluster.routing import Kept, Part, spread
+from deepgrpo.cluster.session import Needs, nodes, ray_options
+from deepgrpo.cluster.shelf import Shelf
+from deepgrpo.config import Config
+from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.errors import DeepGRPOError, EngineError
+from deepgrpo.records import Completion, SampleRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A rollout worker that has said hello."""
+
+    actor: Any
+    hello: Hello
+
+
+class WorkerPool:
+    """See `engines.base.Engine`."""
+
+    def __init__(self, config: Config, needs: Needs, shelf: Shelf, events: Events) -> None:
+        assert config.cluster is not None
+        self.config, self.cluster, self.needs, self.shelf, self.events = config, config.cluster, needs, shelf, events
+        self.kept = Kept()
+        self.learner_nodes: list[str] = []
+        """Where the learners are, so that nothing is started in their place."""
+        self.workers: dict[int, Worker] = {}
+        self._next = 0
+        self._nodes = set(nodes())
+        self._trouble = ""
+        """Why a worker that was to be started last is not there."""
+        started = self._start(self.cluster.rollout_workers)
+        if len(started) < self.cluster.rollout_workers:
+            raise EngineError(
+                f"only {len(started)} of cluster.rollout_workers = {self.cluster.rollout_workers} could be started: "
+                f"{self._trouble}; look at `ray status` and into Ray's logs"
+            )
+        self.workers.update(started)
+        hellos = [worker.hello for worker in self.workers.values()]
+        self.exact = all(hello.exact for hello in hellos)
+        self._remark = hellos[0].remark
+
+    @property
+    def remark(self) -> str | None:
+        """See `engines.base.Engine.remark`."""
+        return self._remark
+
+    def forget(self) -> None:
+        """See `engines.base.Engine.forget`."""
+        self.kept.forget()
+        for worker in self.workers.values():
+            worker.actor.forget.remote()
+
+    # ------------------------------------------------------------ sampling
+
+    def sample(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
+    ) -> tuple[list[list[Completion]], SampleStats]:
+        """See `engines.base.Engine.sample`."""
+        began = time.perf_counter()
+        results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
+        cost = SampleStats()
+        running: dict[Any, tuple[int, list[Part], float]] = {}
+
+        def send(shares: dict[int, list[Part]]) -> None:
+            for number, parts in shares.items():
+                asked = [_cut(requests[part.request], part) for part in parts]
+                weights, serial = self.shelf.current
+                answer = self.workers[number].actor.sample.remote(weights, serial, asked, params, keep)
+                running[answer] = number, parts, time.monotonic() + self.cluster.sample_deadline_s
+
+        send(spread(requests, list(self.workers), self.kept))
+        while running:
+            patience = min(limit for _, _, limit in running.values()) - time.monotonic()
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, patience))
+            now = time.monotonic()
+            for answer in ready or [a for a, (_, _, limit) in running.items() if limit <= now]:
+                number, parts, _ = running.pop(answer)
+                try:
+                    groups, spent = ray.get(answer, timeout=0)
+                except RayTaskError as error:
+                    raise error.cause if isinstance(error.cause, DeepGRPOError) else error from None
+                except (RayError, TimeoutError) as error:
+                    self._lose(number, error)
+                    again = [r for r in parts if any(results[r.request][place] is None for place in r.places)]
+                    self.events.counts["resampled_requests"] += len(again)
+                    send(_moved(again, requests, list(self.workers), self.kept))
+                    continue
+                cost += spent
+                for part, group in zip(parts, groups, strict=True):
+                    if keep:
+                        self.kept.put(requests[part.request].prefix, group, number)
+                    for place, completion in zip(part.places, group, strict=True):
+                        results[part.request][place] = completion
+        done = [[c for c in group if c is not None] for group in results]
+        assert all(len(group) == len(request.keys) for group, request in zip(done, requests, strict=True))
+        return done, SampleStats(
+            cost.sampled_tokens, cost.prefix_tokens, cost.prefix_tokens_encoded, time.perf_counter() - began
+        )
+
+    # ------------------------------------------------------------ coming and going
+
+    def tend(self) -> None:
+        """Between steps: note which nodes came and went, drop workers that are gone, start those that are missing."""
+        alive = set(nodes())
+        for node in self._nodes - alive:
+            self.events.tell("node_left", f"node {node[:8]} has left")
+        for node in alive - self._nodes:
+            self.events.tell("node_joined", f"node {node[:8]} has joined")
+        self._nodes = alive
+        for number in [n for n, worker in self.workers.items() if worker.hello.node not in alive]:
+            self._drop(number)
+            self.events.lost("worker_lost", f"rollout worker {number} was on a node that has left")
+        missing = self.cluster.rollout_workers - len(self.workers)
+        if missing and self.needs.room(self._used()):
+            self.workers.update(self._start_one_by_one(missing))
+        if not self.workers:
+            raise EngineError(
+                "no rollout worker is left, and the cluster has no room for one; add a machine and continue with --resume"
+            )
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """A worker is gone or stuck: put another in its place if there is room."""
+        late = isinstance(error, TimeoutError | GetTimeoutError)
+        why = f"gave no answer within cluster.sample_deadline_s = {self.cluster.sample_deadline_s:g}" if late else "has died"
+        if late:
+            self.events.counts["deadline"] += 1
+        known = number in self.workers
+        self._drop(number)
+        if known:
+            self.events.lost("worker_lost", f"rollout worker {number} {why}; its requests are sampled again")
+            self.workers.update(self._start_one_by_one(1))
+        if not self.workers:
+            raise EngineError(
+                f"rollout worker {number} {why}, it was the last one, and the cluster has no room for another; add a machine "
+                "and continue with --resume"
+            )
+
+    def _drop(self, number: int) -> None:
+        self.kept.forget(number)
+        worker = self.workers.pop(number, None)
+        if worker is not None:
+            ray.kill(worker.actor)
+
+    def _used(self) -> list[tuple[str, dict[str, float]]]:
+        return [(worker.hello.node, self.needs.worker) for worker in self.workers.values()] + [
+            (node, self.needs.learner) for node in self.learner_nodes
+        ]
+
+    def _start_one_by_one(self, count: int) -> dict[int, Worker]:
+        """As many as there is room for, at most `count`; each with its line in the log."""
+        started: dict[int, Worker] = {}
+        for _ in range(count):
+            used = self._used() + [(worker.hello.node, self.needs.worker) for worker in started.values()]
+            if not self.needs.room(used):
+                break
+            new = self._start(1)
+            if not new:
+                break
+            started |= new
+        for number, worker in started.items():
+            self.events.tell("worker_started", f"rollout worker {number} has started on node {worker.hello.node[:8]}")
+        return started
+
+    def _start(self, count: int) -> dict[int, Worker]:
+        """Those of `count` new workers that say hello in time."""
+        # a worker on every node before a second one on any
+        options = {**ray_options(self.needs.worker), "scheduling_strategy": "SPREAD"}
+        make = ray.remote(RolloutWorker).options(**options)
+        actors = {self._next + i: make.remote(self.config, self.needs.device) for i in range(count)}
+        self._next += count
+        answers = {number: actor.hello.remote() for number, actor in actors.items()}
+        ray.wait(list(answers.values()), num_returns=count, timeout=self.cluster.start_deadline_s)
+        started: dict[int, Worker] = {}
+        for number, answer in answers.items():
+            try:
+                started[number] = Worker(actors[number], ray.get(answer, timeout=0))
+            except (RayError, TimeoutError) as error:
+                ray.kill(actors[number])
+                raise_ours(error)
+                late = isinstance(error, TimeoutError)
+                self._trouble = (
+                    f"one had not loaded the model after cluster.start_deadline_s = {self.cluster.start_deadline_s:g} seconds"
+                    if late
+                    else f"one died before it had loaded the model ({str(error).strip().splitlines()[0]})"
+                )
+        return started
+
+    def close(self) -> None:
+        for number in list(self.workers):
+            self._drop(number)
+
+
+def raise_ours(error: Exception) -> None:
+    """Raise the error of our own, if that is what ended an actor: a model that cannot be loaded stays so."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, DeepGRPOError):
+        raise cause from None
+    # of an actor that failed in its constructor Ray tells by text only
+    if "because of an error raised in its creation task" in str(error):
+        raise EngineError(f"a process of the cluster could not be built: {str(error).strip().splitlines()[-1]}") from None
+
+
+def _cut(request: SampleRequest, part: Part) -> SampleRequest:
+    return replace(request, keys=tuple(request.keys[place] for place in part.places))
+
+
+def _moved(
+    parts: Sequence[Part], requests: Sequence[SampleRequest], workers: Sequence[int], kept: Kept
+) -> dict[int, list[Part]]:
+    """The parts of a worker that is gone, shared out anew."""
+    shares = spread([_cut(requests[part.request], part) for part in parts], workers, kept) if parts else {}
+
+    def named(part: Part) -> Part:
+        whole = parts[part.request]
+        return Part(whole.request, tuple(whole.places[place] for place in part.places))
+
+    return {number: [named(part) for part in share] for number, share in shares.items()}

@@ -1,0 +1,178 @@
+"""What the learners of a group do together, by torch.distributed alone. Nothing here knows Ray.
+
+ddp   every learner has the whole model. Gradients are added up in buckets once per optimizer step; a learner without a
+      pack adds zeros.
+fsdp  every learner has a shard of each parameter (FSDP2, `fully_shard` on each decoder layer and on the rest). Layers are
+      gathered as they are needed in every forward and backward pass, so all learners make the same number of passes: one
+      that has fewer packs forwards two tokens instead, with a loss of zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from deepgrpo.errors import ConfigError, ModelError
+from deepgrpo.model.policy import Policy
+from deepgrpo.pack.budget import Pack
+from deepgrpo.train.peers import clip
+
+BUCKET = 2**25
+"""Numbers in one all-reduce."""
+
+IDLE = Pack(np.zeros((1, 2), dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), 2)
+"""Two tokens and the first term of the step: something to forward that does not count."""
+
+
+def spread(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
+    """Packs for each of `size` learners: the largest first, each to whoever has the fewest tokens so far.
+
+    >>> [[p.num_tokens for p in share] for share in spread([pack(5), pack(9), pack(6)], 2)]
+    [[9], [6, 5]]
+    """
+    shares: list[list[Pack]] = [[] for _ in range(size)]
+    load = [0] * size
+    for pack in sorted(packs, key=lambda pack: -pack.num_tokens):  # stable: equal packs keep their order
+        least = load.index(min(load))
+        shares[least].append(pack)
+        load[least] += pack.num_tokens
+    return shares
+
+
+class Ranks:
+    """See `train.peers.Peers`. The default process group must be there.
+
+    Args:
+        sharded: whether the parameters are (fsdp).
+    """
+
+    def __init__(self, *, sharded: bool) -> None:
+        self.sharded, self.rank, self.size = sharded, dist.get_rank(), dist.get_world_size()
+        self.device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+    def share(self, packs: Sequence[Pack]) -> Sequence[tuple[Pack, bool]]:
+        shares = spread(packs, self.size)
+        own = [(pack, True) for pack in shares[self.rank]]
+        missing = max(map(len, shares)) - len(own) if self.sharded else 0
+        return own + [(IDLE, False)] * missing
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        if self.sharded:
+            return  # each backward pass has added up its own
+        bucket: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) >= BUCKET:
+                _all_reduce(bucket)
+                bucket = []
+        _all_reduce(bucket)
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
+        return clip(parameters, limit)
+
+    def add(self, values: Tensor) -> Tensor:
+        moved = values.to(self.device)
+        dist.all_reduce(moved)
+        return moved.to(values.device)
+
+
+def _all_reduce(gradients: Sequence[Tensor]) -> None:
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+# ---------------------------------------------------------------- shards
+
+
+class _Whole(nn.Module):
+    """The policy's log-probs as the forward pass of a module, around which FSDP gathers what belongs to no layer."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.model = policy.model
+        self.compute = policy.logprobs
+
+    def forward(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        return self.compute(*arguments, **options)
+
+
+def shard(policy: Policy) -> Policy:
+    """Cut the parameters of a policy among all learners, in place; returns what computes log-probs with them.
+
+    Raises ModelError if the model's decoder layers cannot be found, ConfigError if torch is too old.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ConfigError(
+            f'cluster.sharding is "fsdp", but torch {torch.__version__} cannot add up sharded gradients without dividing '
+            'them; install torch 2.9 or later, or set cluster.sharding = "ddp"'
+        )
+    whole = _Whole(copy.copy(policy))
+    parts: list[nn.Module] = [*decoder_layers(policy), whole]
+    for part in parts:
+        fully_shard(part)
+    for part in parts:
+        assert isinstance(part, FSDPModule)
+        # a sum, not a mean: the weights of the loss carry their denominators already; and gloo has no mean
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+    sharded = copy.copy(policy)
+    sharded.logprobs = whole  # type: ignore[method-assign]
+    return sharded
+
+
+def decoder_layers(policy: Policy) -> list[nn.Module]:
+    """The blocks of the decoder: the list of modules that is as long as the config says."""
+    wanted = policy.causal.config.get_text_config().num_hidden_layers
+    for module in policy.causal.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return list(module)
+    raise ModelError(
+        f'cluster.sharding is "fsdp", but no list of {wanted} decoder layers was found in '
+        f'{type(policy.causal).__name__}; set cluster.sharding = "ddp"'
+    )
+
+
+@torch.no_grad()
+def whole_weights(policy: Policy, *, keep: bool) -> dict[str, np.ndarray] | None:
+    """What is trained, by name, as float32 arrays. All learners call it; those without `keep` get None."""
+    found: dict[str, np.ndarray] = {}
+    for name, parameter in policy.trainable().items():
+        value = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        if keep:
+            found[name] = value.detach().cpu().numpy()
+    return found if keep else None
+
+
+@torch.no_grad()
+def take_weights(policy: Policy, weights: dict[str, np.ndarray]) -> None:
+    """Put whole weights into a policy, sharded or not."""
+    from deepgrpo.train.moments import as_part
+
+    for name, parameter in policy.trainable().items():
+        parameter.copy_(as_part(tensor_of(weights[name]), parameter))
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """A tensor on the memory of an array that may only be read; so must the tensor."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

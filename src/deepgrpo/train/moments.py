@@ -1,0 +1,95 @@
+"""The moments of AdamW by the parameters' names, in memory and on disk.
+
+    optimizer.safetensors   by one process that has them all: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
+    optimizer/              by several that have a shard each: torch.distributed.checkpoint, the same names
+
+Both can be read by any number of processes. Tensors of either form are never unpickled; the second form has a table of
+contents, `.metadata`, that torch pickles: read it only if you trust who wrote it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from deepgrpo.model.policy import Policy
+
+Moments = dict[str, Tensor]
+WHOLE, SHARDED = "optimizer.safetensors", "optimizer"
+_RANDOM_STATE = "torch_random_state"
+
+
+def moments_of(policy: Policy, optimizer: torch.optim.Optimizer) -> Moments:
+    """By `KEY/PARAMETER`; empty before the first optimizer step."""
+    return {
+        f"{key}/{name}": value.detach()
+        for name, parameter in policy.trainable().items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_moments(policy: Policy, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Put moments in their place; those of a whole parameter are cut as the parameter is."""
+    for name, parameter in policy.trainable().items():
+        own = {key.split("/", 1)[0]: value for key, value in moments.items() if key.split("/", 1)[-1] == name}
+        if own:
+            # the fused AdamW keeps its step count beside the parameter too, as a number that is never cut
+            optimizer.state[parameter] = {
+                k: v.to(parameter.device) if k == "step" else as_part(v, parameter) for k, v in own.items()
+            }
+
+
+def save_moments(moments: Moments, directory: Path) -> None:
+    """Write whole moments, with torch's random state of this process."""
+    tensors = {key: value.contiguous() for key, value in moments.items()}
+    save_file({_RANDOM_STATE: torch.get_rng_state(), **tensors}, directory / WHOLE)
+
+
+def save_shards(moments: Moments, directory: Path) -> None:
+    """Write the shards that this process has; all processes call it, on a directory that all of them see."""
+    save(moments, checkpoint_id=directory / SHARDED)
+
+
+def read_moments(policy: Policy, directory: Path) -> Moments:
+    """What a checkpoint holds, in either form: whole tensors, or shards where the policy is sharded.
+
+    Restores torch's random state, if it is there. Raises OSError or SafetensorError.
+    """
+    if (directory / WHOLE).is_file():
+        tensors: Moments = load_file(directory / WHOLE)
+        torch.set_rng_state(tensors.pop(_RANDOM_STATE))
+        return tensors
+    if not (directory / SHARDED).is_dir():
+        raise FileNotFoundError(f"{directory} has neither {WHOLE} nor {SHARDED}/")
+    reader = FileSystemReader(directory / SHARDED)
+    names = policy.trainable()
+    moments: Moments = {}
+    for key in reader.read_metadata().state_dict_metadata:
+        kind, _, name = key.partition("/")
+        moments[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(names[name].detach())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process is meant
+        load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
+    return moments
+
+
+def as_part(value: Tensor, parameter: Any) -> Tensor:
+    """A whole tensor as the parameter is: on its device, cut like it."""
+    if hasattr(value, "device_mesh") or not hasattr(parameter, "device_mesh"):
+        return value.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    # from each process's own copy: without a source nothing is sent
+    return distribute_tensor(
+        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )

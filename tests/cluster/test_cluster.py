@@ -1,0 +1,278 @@
+"""Whole runs on a real Ray: the numbers of one process, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# nodes at 127.0.0.1 and nowhere else, as Ray does by itself on systems with a firewall that asks; which of the two is read
+# depends on the version
+os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from deepgrpo.cluster.actors import Hello  # noqa: E402
+from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
+from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
+from deepgrpo.cluster.run import RayPlace, train_on_cluster  # noqa: E402
+from deepgrpo.cluster.session import require_ray  # noqa: E402
+from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
+from deepgrpo.errors import ConfigError  # noqa: E402
+from deepgrpo.train.loop import train  # noqa: E402
+from deepgrpo.train.trees import load_trees  # noqa: E402
+
+# eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step
+RECIPE: dict[str, Any] = {
+    "run": {"steps": 3, "prompts_per_step": 4, "device": "cpu"},
+    "model": {
+        "type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96
+    },
+    "warmstart": {"steps": 40, "batch_size": 16, "lr": 1e-2},
+    "data": {"type": "synthetic", "chain_length": 1},
+    "reward": {"type": "task"},
+    "sampling": {"max_new_tokens": 12},
+    "explore": {
+        "type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "tokens", "size": 3},
+        "recoverability": {"window": 20, "min_items": 4},
+    },
+    "loss": {"beta": 0.01},
+    "optim": {"lr": 1e-3, "eps": 1e-4},
+    "learner": {"token_budget": 100},
+    "eval": {"every": 2, "limit": 8, "data": {"type": "synthetic", "chain_length": 1, "split": "test"}},
+    "checkpoint": {"every": 1},
+    "log": {"trees_every": 1},
+}  # fmt: skip
+TWO = {"rollout_workers": 2, "learners": 2}
+NODE = {"num_cpus": 2}
+
+
+def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:
+    run = {**RECIPE["run"], "dir": str(directory), "name": name, "steps": steps}
+    # on a machine that has other things to do, loading the model may take a while
+    section = {"cluster": {"start_deadline_s": 3000, **cluster}} if cluster else {}
+    return parse_config({**RECIPE, "run": run, **section})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that all others are compared with: one process, undisturbed."""
+    return train(recipe(tmp_path_factory.mktemp("alone"), "alone"))
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Any]:
+    """A cluster of two nodes with three and two CPUs, on this machine."""
+    require_ray()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    cluster.add_node(**NODE)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured, and without what the cluster says of itself."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    own = ("time/", "ledger/seconds_", "tokens_per_s", "cluster/", "ledger/prefix_tokens_encoded")
+    return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
+
+
+def assert_same(run: Path, alone: Path) -> None:
+    """Every figure up to rounding; tokens and pivots exactly."""
+    ours, theirs = trace(run), trace(alone)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [0, 1, 2, 3]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in other.items():
+            if isinstance(value, float):
+                assert one[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    for step in (1, 2, 3):
+        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (run, alone))
+        assert [tree.pivots for tree in a] == [tree.pivots for tree in b]
+        assert [[n.tokens for n in tree.nodes] for tree in a] == [[n.tokens for n in tree.nodes] for tree in b]
+    assert sum(line.get("pivots/count", 0) for line in ours) > 5 and any(line.get("branch/loss") for line in ours)
+
+
+def counters(run: Path) -> dict[str, float]:
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {key.removeprefix("cluster/"): value for key, value in last.items() if key.startswith("cluster/") and value}
+
+
+# ---------------------------------------------------------------- undisturbed
+
+
+def test_a_run_on_two_nodes_is_the_run_of_one_process(two_nodes: Any, alone: Path, tmp_path: Path) -> None:
+    run = train_on_cluster(recipe(tmp_path, "two", TWO))
+    assert_same(run, alone)
+    assert counters(run) == {"rollout_workers": 2}
+    assert "cluster of 2 nodes: 2 rollout workers, 2 learners (ddp, gloo)" in (run / "log.txt").read_text()
+
+
+def test_shards_are_resumed_by_another_number_of_learners(two_nodes: Any, alone: Path, tmp_path: Path) -> None:
+    """Two steps by two sharded learners, the third by one with everything; the checkpoint's model is a plain HF one."""
+    run = train_on_cluster(recipe(tmp_path, "shards", {**TWO, "sharding": "fsdp"}, steps=2))
+    assert (run / "checkpoints" / "step-000002" / "optimizer" / ".metadata").is_file()
+    assert (run / "checkpoints" / "step-000002" / "model" / "model.safetensors").is_file()
+    changes = [("run.steps", "3"), ("cluster.learners", "1"), ("cluster.rollout_workers", "1"), ("cluster.sharding", "ddp")]
+    train_on_cluster(load_recipe(run / "config.toml", changes), resume=run)
+    assert_same(run, alone)
+    # and one process goes on from what a group with everything has saved
+    train(load_recipe(run / "config.toml", [("run.steps", "4"), ("cluster", "none")]), resume=run)
+    assert [line["step"] for line in trace(run)] == [0, 1, 2, 3, 4]
+
+
+def test_overlap_samples_by_the_weights_of_the_step_before(two_nodes: Any, tmp_path: Path) -> None:
+    """Steps 2 and 4 are sampled one update behind; not step 3, so that a run goes on from checkpoint 2 as it would have."""
+    config = recipe(tmp_path, "overlap", {"rollout_workers": 1, "learners": 1, "overlap": True}, steps=4)
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 2, "keep_last": 9})})
+    run = train_on_cluster(config)
+    lines = trace(run)[1:]
+    assert [line["overlap/staleness"] for line in lines] == [0, 1, 0, 1]
+    for line in lines:
+        # a weight of learner / sampler is 1 up to rounding where the two are the same policy
+        assert (abs(line["mismatch/weight"] - 1) < 1e-5) == (line["overlap/staleness"] == 0)
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    train_on_cluster(load_recipe(run / "config.toml"), resume=run)
+    for again, before in zip(trace(run)[1:], lines, strict=True):
+        for key in ("branch/loss", "main/surprisal", "grad_norm", "mismatch/weight", "ledger/sampled_tokens"):
+            assert again.get(key) == pytest.approx(before.get(key), rel=1e-5, abs=1e-5)
+
+
+# ---------------------------------------------------------------- faults
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, when: Callable[[Any], bool], act: Any) -> None:
+    """Before the first call of a method for which `when` holds, do something to the processes behind it."""
+    original, done = getattr(owner, method), []
+
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not done and when(self):
+            done.append(1)
+            act(self)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, method, wrapped)
+
+
+def stop_then_kill(hello: Hello, seconds: float = 0.5) -> None:
+    """Stop a process now, so that it cannot finish what it is about to get, and kill it in the middle of that."""
+    os.kill(hello.pid, signal.SIGSTOP)
+    threading.Timer(seconds, os.kill, (hello.pid, signal.SIGKILL)).start()
+
+
+def test_a_rollout_worker_and_a_learner_are_killed(
+    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker in the sampling of step 1; the learner in the update of step 2, from which the run goes back to step 1."""
+    once(
+        monkeypatch, WorkerPool, "sample", lambda pool: pool.events.counts["worker_lost"] == 0 and pool.learner_nodes != [],
+        lambda pool: stop_then_kill(pool.workers[1].hello),
+    )  # fmt: skip
+    once(
+        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
+        lambda group: stop_then_kill(group.hellos[1]),
+    )  # fmt: skip
+    run = train_on_cluster(recipe(tmp_path, "killed", TWO))
+    assert_same(run, alone)
+    found = counters(run)
+    assert found.pop("resampled_requests") >= 1
+    assert found == {"rollout_workers": 2, "worker_lost": 1, "worker_started": 1, "learner_lost": 1}
+    text = (run / "log.txt").read_text()
+    assert "rollout worker 1 has died; its requests are sampled again" in text
+    assert "a learner has died; the run comes back from its last checkpoint" in text
+
+
+def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
+    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that answers nothing for 10 seconds in step 1; before step 2 its node leaves, before step 3 another joins."""
+    steps: list[int] = []
+    original = RayPlace.begin_step
+
+    def begin_step(self: RayPlace) -> None:
+        assert self.pool is not None and self.group is not None
+        steps.append(1)
+        if len(steps) == 1:
+            os.kill(next(iter(self.pool.workers.values())).hello.pid, signal.SIGSTOP)
+        if len(steps) == 2:
+            for node in list(two_nodes.worker_nodes):
+                two_nodes.remove_node(node)
+        if len(steps) == 3:
+            assert len(self.pool.workers) == 1
+            two_nodes.add_node(**NODE)
+        two_nodes.wait_for_nodes()
+        original(self)
+
+    monkeypatch.setattr(RayPlace, "begin_step", begin_step)
+    # two CPUs for each worker leave room for the learner only on the node that stays
+    cluster = {"rollout_workers": 2, "learners": 1, "cpus_per_worker": 2, "sample_deadline_s": 10}
+    run = train_on_cluster(recipe(tmp_path, "nodes", cluster))
+    assert_same(run, alone)
+    found = counters(run)
+    assert {k: v for k, v in found.items() if k != "resampled_requests"} == {
+        "rollout_workers": 2, "worker_lost": 2, "worker_started": 2, "deadline": 1, "node_left": 1, "node_joined": 1
+    }  # fmt: skip
+    assert "gave no answer within cluster.sample_deadline_s = 10" in (run / "log.txt").read_text()
+
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from deepgrpo import cli
+from deepgrpo.train import checkpoint
+flush = checkpoint._flush
+def killed(path):
+    if "step-000002" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+checkpoint._flush = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_the_driver_is_killed_while_it_saves(alone: Path, tmp_path: Path) -> None:
+    """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own."""
+    run = tmp_path / "driver"
+    config = recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 2})
+    from deepgrpo.config import to_toml
+
+    (tmp_path / "recipe.toml").write_text(to_toml(config))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    dead = subprocess.run(
+        [sys.executable, "-c", DRIVER, "train", str(tmp_path / "recipe.toml")], env=environment, timeout=1500, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        ".tmp-step-000002", "step-000000", "step-000001"
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "deepgrpo.cli", "train", "--resume", str(run)]
+    again = subprocess.run(command, env=environment, timeout=1500, check=False, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert_same(run, alone)
+    assert not again.stderr
+
+
+# ---------------------------------------------------------------- what a user may get wrong
+
+
+def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster.learners is 9, and each asks for 1 CPU, but the cluster has \d; lower it"):
+        train_on_cluster(recipe(tmp_path, "many", {"learners": 9}))
+    with pytest.raises(ConfigError, match=r"together ask for 11 CPUs, but the cluster has \d; lower one of them"):
+        train_on_cluster(recipe(tmp_path, "many", {"rollout_workers": 9, "learners": 2}))
+    assert not (tmp_path / "many").exists()

@@ -903,10 +903,15 @@ class ClusterConfig(Section):
     """Processes that learn, together."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """ddp: each learner has the whole model and all moments. fsdp: each has a shard of both (FSDP2)."""
+    reward_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that check responses, each with a reward of its own (`reward.workers` included); 0: the driver does. A file
+    with a user's function must be there on every machine."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a rollout worker."""
     cpus_per_learner: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a learner."""
+    cpus_per_reward_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a reward worker."""
     gpus_per_worker: PositiveFloat | None = None
     """GPUs for a rollout worker, below 1 to share one; absent: 1 with CUDA, else 0."""
     gpus_per_learner: PositiveFloat | None = None
@@ -915,6 +920,8 @@ class ClusterConfig(Section):
     """Seconds that a process may take until it has loaded the model."""
     sample_deadline_s: PositiveFloat = 1800.0
     """Seconds that a rollout worker may take for its part of a round; then it is replaced."""
+    reward_deadline_s: PositiveFloat = 600.0
+    """Seconds that a reward worker may take for its part of a round; then it is started anew."""
     update_deadline_s: PositiveFloat = 1800.0
     """Seconds that the learners may take for an update or a checkpoint; then the run comes back from its last checkpoint."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
@@ -922,6 +929,8 @@ class ClusterConfig(Section):
     overlap: bool = False
     """Sample the next batch while the learners work on this one: by weights that are one update old, which the importance
     weight makes up for."""
+    waves: PositiveInt = 1
+    """Grow a batch in this many parts at once, so that branches of one are sampled while another samples its rollouts."""
 
 
 class Config(Section):

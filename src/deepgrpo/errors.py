@@ -45,6 +45,10 @@ class EngineError(DeepGRPOError):
     """Sampling cannot go on."""
 
 
+class EngineLostError(EngineError):
+    """The process that samples is gone or stuck: another one may do what it was asked."""
+
+
 class TrainingError(DeepGRPOError):
     """The update is not usable, for instance because the loss is not finite."""
 

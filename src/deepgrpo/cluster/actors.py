@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
-from deepgrpo.config import Config
-from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.config import Config, EmbeddedEngine
+from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.model.policy import Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
@@ -38,11 +38,12 @@ class Hello:
     """Of its engine, as `remark`."""
     remark: str | None = None
 
+    @classmethod
+    def of_this_process(cls, engine: Engine | None = None) -> Hello:
+        import ray
 
-def _node() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
+        node = str(ray.get_runtime_context().get_node_id())
+        return cls(os.getpid(), node) if engine is None else cls(os.getpid(), node, engine.exact, engine.remark)
 
 
 def _prepare(config: Config) -> None:
@@ -58,12 +59,13 @@ class RolloutWorker:
         _prepare(config)
         # it never trains, so it need not know whether it could be packed
         plain = config.model_copy(update={"learner": config.learner.model_copy(update={"tree_packing": "off"})})
-        self.policy = build_policy(plain, device)
+        # vLLM has weights of its own on the device; ours are only what it gets them from
+        self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngine) else "cpu")
         self.engine = build_engine(config, self.policy)
         self.serial = -1
 
     def hello(self) -> Hello:
-        return Hello(os.getpid(), _node(), self.engine.exact, self.engine.remark)
+        return Hello.of_this_process(self.engine)
 
     def sample(
         self, weights: Weights, serial: int, requests: Sequence[SampleRequest], params: SamplingParams, keep: bool
@@ -91,7 +93,7 @@ class LearnerRank:
         self.learner: Learner
 
     def hello(self) -> Hello:
-        return Hello(os.getpid(), _node())
+        return Hello.of_this_process()
 
     def address(self) -> tuple[str, int]:
         """Where the others may meet this one."""

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from deepgrpo.errors import EngineError
 
-KINDS = ("worker_lost", "worker_started", "learner_lost", "deadline", "node_left", "node_joined", "resampled_requests")
+KINDS = (
+    "worker_lost", "worker_started", "learner_lost", "reward_worker_lost", "deadline", "node_left", "node_joined",
+    "resampled_requests",
+)  # fmt: skip
 
 
 class LearnerLostError(Exception):

@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deepgrpo.cluster.actors import Hello, LearnerRank
 from deepgrpo.cluster.events import Events, LearnerLostError
@@ -36,9 +38,26 @@ class LearnerGroup:
         assert config.cluster is not None
         self.config, self.policy, self.cluster, self.shelf, self.events = config, policy, config.cluster, shelf, events
         self.optimizer_steps = 0
+        self.ranks: list[Any] = []
         self.begun = False
-        make = ray.remote(LearnerRank).options(**ray_options(needs.learner))
-        self.ranks = [make.remote(config, needs.device, rank, exact_sampler) for rank in range(self.cluster.learners)]
+        # all places or none, so that two runs on one cluster cannot hold half of what each needs; as near as there is room
+        bundle = {kind: count for kind, count in needs.learner.items() if count}
+        self.places: PlacementGroup | None = placement_group([bundle] * self.cluster.learners, strategy="PACK")
+        if not self.places.wait(self.cluster.start_deadline_s):
+            self.close()
+            raise EngineError(
+                f"the cluster had no room for cluster.learners = {self.cluster.learners} within cluster.start_deadline_s = "
+                f"{self.cluster.start_deadline_s:g} seconds; is another run on it? See `ray status`"
+            )
+        self.ranks = [
+            ray.remote(LearnerRank)
+            .options(
+                **ray_options(needs.learner),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.places, placement_group_bundle_index=rank),
+            )
+            .remote(config, needs.device, rank, exact_sampler)
+            for rank in range(self.cluster.learners)
+        ]
         self.hellos: list[Hello] = self._wait([rank.hello.remote() for rank in self.ranks], self.cluster.start_deadline_s)
         (address,) = self._wait([self.ranks[0].address.remote()], self.cluster.start_deadline_s)
         self._wait([rank.join.remote(address) for rank in self.ranks], self.cluster.start_deadline_s)
@@ -84,6 +103,9 @@ class LearnerGroup:
         for rank in self.ranks:
             ray.kill(rank)
         self.ranks = []
+        if self.places is not None:
+            remove_placement_group(self.places)
+            self.places = None
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait(

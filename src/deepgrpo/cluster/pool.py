@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from deepgrpo.cluster.session import Needs, nodes, ray_options
 from deepgrpo.cluster.shelf import Shelf
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
-from deepgrpo.errors import DeepGRPOError, EngineError
+from deepgrpo.errors import DeepGRPOError, EngineError, EngineLostError
 from deepgrpo.records import Completion, SampleRequest
 
 
@@ -35,14 +36,17 @@ class Worker:
 
 
 class WorkerPool:
-    """See `engines.base.Engine`."""
+    """See `engines.base.Engine`. Several threads may sample at once (`explore/waves.py`)."""
 
     def __init__(self, config: Config, needs: Needs, shelf: Shelf, events: Events) -> None:
         assert config.cluster is not None
         self.config, self.cluster, self.needs, self.shelf, self.events = config, config.cluster, needs, shelf, events
         self.kept = Kept()
+        self._lock = threading.Lock()
+        """For who is there and who has what."""
         self.learner_nodes: list[str] = []
-        """Where the learners are, so that nothing is started in their place."""
+        """Where the learners are, so that nothing is started in their place; and so with the reward workers."""
+        self.reward_nodes: list[str] = []
         self.workers: dict[int, Worker] = {}
         self._next = 0
         self._nodes = set(nodes())
@@ -70,6 +74,9 @@ class WorkerPool:
         for worker in self.workers.values():
             worker.actor.forget.remote()
 
+    def close(self) -> None:
+        """See `engines.base.Engine.close`: the workers belong to the place, and outlive a run that comes back."""
+
     # ------------------------------------------------------------ sampling
 
     def sample(
@@ -81,14 +88,17 @@ class WorkerPool:
         cost = SampleStats()
         running: dict[Any, tuple[int, list[Part], float]] = {}
 
-        def send(shares: dict[int, list[Part]]) -> None:
+        def send(wanted: Sequence[Part] | None = None) -> None:
+            workers = list(self.workers)
+            shares = spread(requests, workers, self.kept) if wanted is None else _moved(wanted, requests, workers, self.kept)
             for number, parts in shares.items():
                 asked = [_cut(requests[part.request], part) for part in parts]
                 weights, serial = self.shelf.current
                 answer = self.workers[number].actor.sample.remote(weights, serial, asked, params, keep)
                 running[answer] = number, parts, time.monotonic() + self.cluster.sample_deadline_s
 
-        send(spread(requests, list(self.workers), self.kept))
+        with self._lock:
+            send()
         while running:
             patience = min(limit for _, _, limit in running.values()) - time.monotonic()
             ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, patience))
@@ -97,20 +107,20 @@ class WorkerPool:
                 number, parts, _ = running.pop(answer)
                 try:
                     groups, spent = ray.get(answer, timeout=0)
-                except RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, DeepGRPOError) else error from None
                 except (RayError, TimeoutError) as error:
-                    self._lose(number, error)
-                    again = [r for r in parts if any(results[r.request][place] is None for place in r.places)]
-                    self.events.counts["resampled_requests"] += len(again)
-                    send(_moved(again, requests, list(self.workers), self.kept))
+                    with self._lock:
+                        self._lose(number, error)
+                        self.events.counts["resampled_requests"] += len(parts)
+                        send(parts)
                     continue
                 cost += spent
                 for part, group in zip(parts, groups, strict=True):
-                    if keep:
-                        self.kept.put(requests[part.request].prefix, group, number)
                     for place, completion in zip(part.places, group, strict=True):
                         results[part.request][place] = completion
+                if keep:
+                    with self._lock:
+                        for part, group in zip(parts, groups, strict=True):
+                            self.kept.put(requests[part.request].prefix, group, number)
         done = [[c for c in group if c is not None] for group in results]
         assert all(len(group) == len(request.keys) for group, request in zip(done, requests, strict=True))
         return done, SampleStats(
@@ -139,9 +149,19 @@ class WorkerPool:
             )
 
     def _lose(self, number: int, error: Exception) -> None:
-        """A worker is gone or stuck: put another in its place if there is room."""
+        """A worker is gone or stuck, or what it samples with is: put another in its place if there is room.
+
+        Raises what else went wrong inside it.
+        """
+        why = "has died"
         late = isinstance(error, TimeoutError | GetTimeoutError)
-        why = f"gave no answer within cluster.sample_deadline_s = {self.cluster.sample_deadline_s:g}" if late else "has died"
+        if late:
+            why = f"gave no answer within cluster.sample_deadline_s = {self.cluster.sample_deadline_s:g}"
+        elif isinstance(error, RayTaskError):
+            cause = error.cause
+            if not isinstance(cause, EngineLostError):
+                raise cause if isinstance(cause, DeepGRPOError) else error from None
+            why = f"has lost its engine ({str(cause).splitlines()[0]})"
         if late:
             self.events.counts["deadline"] += 1
         known = number in self.workers
@@ -162,8 +182,10 @@ class WorkerPool:
             ray.kill(worker.actor)
 
     def _used(self) -> list[tuple[str, dict[str, float]]]:
-        return [(worker.hello.node, self.needs.worker) for worker in self.workers.values()] + [
-            (node, self.needs.learner) for node in self.learner_nodes
+        return [
+            *((worker.hello.node, self.needs.worker) for worker in self.workers.values()),
+            *((node, self.needs.learner) for node in self.learner_nodes),
+            *((node, self.needs.reward_worker) for node in self.reward_nodes),
         ]
 
     def _start_one_by_one(self, count: int) -> dict[int, Worker]:
@@ -205,7 +227,8 @@ class WorkerPool:
                 )
         return started
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """End the workers."""
         for number in list(self.workers):
             self._drop(number)
 

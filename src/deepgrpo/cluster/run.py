@@ -14,6 +14,8 @@ from deepgrpo.cluster.session import require_ray, session
 from deepgrpo.config import Config
 from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.tasks import Task
+from deepgrpo.rewards.base import Reward, build_reward
 from deepgrpo.train.loop import train
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.place import UpdatesPolicy
@@ -57,11 +59,12 @@ class RayPlace:
 
         assert config.cluster is not None
         self.cluster = config.cluster
-        self.overlaps = config.cluster.overlap
+        self.overlaps, self.waves = config.cluster.overlap, config.cluster.waves
         self.needs = Needs(config)
         self.needs.check()
         self.events = Events(config.cluster.max_restarts)
         self.shelf = Shelf(holds=self.overlaps)
+        self.reward_nodes: list[str] = []
         self.pool: WorkerPool | None = None
         self.group: LearnerGroup | None = None
 
@@ -73,8 +76,18 @@ class RayPlace:
 
         if self.pool is None:
             self.pool = WorkerPool(config, self.needs, self.shelf, self.events)
+        self.pool.reward_nodes = self.reward_nodes
         self.shelf.put(policy)
         return self.pool
+
+    def reward(self, config: Config, task: Task | None) -> Reward:
+        from deepgrpo.cluster.rewards import RewardPool
+
+        if not self.cluster.reward_workers:
+            return build_reward(config.reward, task)
+        rewards = RewardPool(config, task, self.events)
+        self.reward_nodes = rewards.nodes
+        return rewards
 
     def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy:
         from deepgrpo.cluster.learners import LearnerGroup
@@ -110,6 +123,8 @@ class RayPlace:
         return (
             f"cluster of {count} node{'s' if count > 1 else ''}: {self.cluster.rollout_workers} rollout workers, "
             f"{self.cluster.learners} learners ({self.cluster.sharding}, {backend})"
+            + (f", {self.cluster.reward_workers} reward workers" if self.cluster.reward_workers else "")
+            + (f", batches grown in {self.waves} waves" if self.waves > 1 else "")
             + (", each batch sampled while the one before is learned from" if self.overlaps else "")
         )
 
@@ -117,4 +132,4 @@ class RayPlace:
         if self.group is not None:
             self.group.close()
         if self.pool is not None:
-            self.pool.close()
+            self.pool.end()

@@ -58,7 +58,10 @@ def session(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if config.address is None:
         # processes take turns, so that on one machine there may be more of them than cores
-        asked = config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
+        asked = (
+            config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
+            + config.reward_workers * config.cpus_per_reward_worker
+        )  # fmt: skip
         cpus = max(os.cpu_count() or 1, math.ceil(asked))
         # nobody else needs to reach it
         try:
@@ -115,7 +118,9 @@ class Needs:
         self.cuda = wanted.startswith("cuda") or (wanted == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         self.worker = {"CPU": cluster.cpus_per_worker, "GPU": (cluster.gpus_per_worker or 1.0) if self.cuda else 0.0}
         self.learner = {"CPU": cluster.cpus_per_learner, "GPU": (cluster.gpus_per_learner or 1.0) if self.cuda else 0.0}
+        self.reward_worker = {"CPU": cluster.cpus_per_reward_worker, "GPU": 0.0}
         self.rollout_workers, self.learners = cluster.rollout_workers, cluster.learners
+        self.reward_workers = cluster.reward_workers
 
     @property
     def device(self) -> str:
@@ -140,6 +145,13 @@ class Needs:
                     f"cluster.rollout_workers is {self.rollout_workers} and cluster.learners {self.learners}, which together "
                     f"ask for {learners + workers:g} {kind}s, but the cluster has {has:g}; lower one of them, or "
                     f"cluster.{kind.lower()}s_per_worker, or add machines"
+                )
+            rewards = self.reward_workers * self.reward_worker[kind]
+            if learners + workers + rewards > has:
+                raise ConfigError(
+                    f"cluster.reward_workers is {self.reward_workers}, which ask for {rewards:g} {kind}s, but of the cluster's "
+                    f"{has:g} rollout workers and learners leave {has - learners - workers:g}; lower it or "
+                    "cluster.cpus_per_reward_worker, or add machines"
                 )
 
     def room(self, used: list[tuple[str, dict[str, float]]]) -> bool:

@@ -22,9 +22,12 @@ from safetensors import SafetensorError
 
 from deepgrpo import rng
 from deepgrpo.config import Config, SamplingConfig, SyntheticData
+from deepgrpo.engines.base import Engine
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.eval.evaluate import evaluate
-from deepgrpo.explore.grow import Growth, grow
+from deepgrpo.explore.base import Signals
+from deepgrpo.explore.grow import Growth, Judge, grow
+from deepgrpo.explore.waves import grow_in_waves
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
@@ -154,12 +157,21 @@ def _sample(run: Run, state: TrainState) -> Batch:
     config, sampling = run.config, run.config.sampling
 
     def grown(prompts: Sequence[Prompt], number: int) -> Growth:
-        return grow(
-            prompts, run.strategy, state.strategy, run.engine, run.judge,
-            decode=run.decode, params=run.sampling_params, limits=run.limits,
-            seed=round_seed(config.run.seed, number), step=state.step + 1, version=state.optimizer_steps,
-            signals=run.signals,
-        )  # fmt: skip
+        def wave(
+            prompts: Sequence[Prompt], first: int, *, engine: Engine, judge: Judge, signals: Signals | None
+        ) -> Growth:
+            return grow(
+                prompts, run.strategy, state.strategy, engine, judge,
+                decode=run.decode, params=run.sampling_params, limits=run.limits,
+                seed=round_seed(config.run.seed, number), step=state.step + 1, version=state.optimizer_steps,
+                signals=signals, first=first,
+            )  # fmt: skip
+
+        if run.place.waves == 1:
+            return wave(prompts, 0, engine=run.engine, judge=run.judge, signals=run.signals)
+        return grow_in_waves(
+            prompts, run.place.waves, wave, engine=run.engine, judge=run.judge, signals=run.signals
+        )
 
     return gather(
         run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grown, run.strategy.credit,

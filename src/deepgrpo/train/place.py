@@ -15,7 +15,9 @@ from typing import Protocol
 from deepgrpo.config import Config
 from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.tasks import Task
 from deepgrpo.records import Credit, Tree
+from deepgrpo.rewards.base import Reward, build_reward
 from deepgrpo.train.engine import build_engine
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.optim import build_optimizer
@@ -54,6 +56,8 @@ class Place(Protocol):
 
     overlaps: bool
     """Whether the next batch is sampled while the learner works on this one."""
+    waves: int
+    """In how many waves a batch grows (explore/waves.py)."""
     loses: bool
     """Whether it may lose a learner, and the run then comes back from its last checkpoint."""
 
@@ -62,6 +66,10 @@ class Place(Protocol):
         ...
 
     def engine(self, config: Config, policy: Policy) -> Engine: ...
+
+    def reward(self, config: Config, task: Task | None) -> Reward:
+        """The reward of the training batches."""
+        ...
 
     def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy: ...
 
@@ -84,12 +92,16 @@ class OneProcess:
     """The process of the run does everything, one thing after the other."""
 
     overlaps = loses = False
+    waves = 1
 
     def device(self, config: Config) -> str:
         return config.run.device
 
     def engine(self, config: Config, policy: Policy) -> Engine:
         return build_engine(config, policy)
+
+    def reward(self, config: Config, task: Task | None) -> Reward:
+        return build_reward(config.reward, task)
 
     def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy:
         return Learner(policy, None, build_optimizer(policy, config.optim), config, exact_sampler=exact_sampler)

@@ -193,7 +193,7 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
-    reward = build_reward(config.reward, task)
+    reward = place.reward(config, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
     signals = build_signals(policy, strategy)

@@ -38,8 +38,6 @@ from deepgrpo.records import Completion, FinishReason, SampleRequest
 PYTHON = "DEEPGRPO_VLLM_PYTHON"
 """Names the interpreter where the recipe does not."""
 
-CPU_CACHE_GIB = 4.0
-
 SEED_BITS = 2**63 - 1
 """vLLM keeps seeds as signed 64-bit integers."""
 
@@ -107,8 +105,7 @@ class VLLMEngine:
 
     def _settings(self, tokenizer: bool, trust_remote_code: bool) -> dict[str, Any]:
         config = self.config
-        on_cpu = self.policy.device.type == "cpu"
-        kv_gib = config.kv_cache_gb or (CPU_CACHE_GIB if on_cpu else None)
+        kv_gib = config.kv_cache_gb
         return {
             "model": str(self._directory), "tokenizer": tokenizer, "trust_remote_code": trust_remote_code,
             "dtype": str(self.dtype).removeprefix("torch."), "context": self.context, "rows": config.max_rows,

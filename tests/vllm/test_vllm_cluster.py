@@ -49,7 +49,7 @@ def recipe(directory: Path, name: str, **sections: Any) -> Config:
 
 def child_of(pid: int) -> int:
     """The process that runs vLLM for a rollout worker."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     (child,) = [
         int(line.split()[0]) for line in found.splitlines() if line.split()[1] == str(pid) and "vllm/child.py" in line
     ]

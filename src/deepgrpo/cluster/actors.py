@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
-from deepgrpo.config import Config
+from deepgrpo.config import Config, VLLMEngine
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.model.policy import Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
@@ -58,7 +58,8 @@ class RolloutWorker:
         _prepare(config)
         # it never trains, so it need not know whether it could be packed
         plain = config.model_copy(update={"learner": config.learner.model_copy(update={"tree_packing": "off"})})
-        self.policy = build_policy(plain, device)
+        # vLLM has weights of its own on the device: the policy here only hands them on
+        self.policy = build_policy(plain, "cpu" if isinstance(config.engine, VLLMEngine) else device)
         self.engine = build_engine(config, self.policy)
         self.serial = -1
 

@@ -78,6 +78,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     if not OLDEST <= found < BEYOND:
         raise _CannotStart("version", vllm.__version__)
     platform = importlib.import_module("vllm.platforms").current_platform
+    kv_bytes = settings["kv_bytes"] or (settings["kv_bytes_on_cpu"] if platform.is_cpu() else None)
     try:
         llm = vllm.LLM(
             model=settings["model"],
@@ -96,7 +97,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             enable_sleep_mode=settings["sleep"] and _can_sleep(platform),
             disable_log_stats=True,
             seed=0,
-            **({"kv_cache_memory_bytes": settings["kv_bytes"]} if settings["kv_bytes"] else {}),
+            **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
             **({} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
             **settings["options"],
         )

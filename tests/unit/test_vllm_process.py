@@ -60,6 +60,11 @@ def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> N
     assert not engine.exact and "vLLM 0.32.9 on cpu, in float32" in engine.remark
 
 
+def test_a_cache_on_a_cpu_has_a_size_whoever_holds_the_policy(start: Any, stand_in: Any) -> None:
+    start(kv_cache_gb=None)
+    assert stand_in()[0]["settings"]["kv_cache_memory_bytes"] == 4 * 2**30
+
+
 def test_weights_go_over_when_they_have_changed_and_only_then(start: Any, stand_in: Any, policy: Any) -> None:
     engine = start()
     engine.sample([REQUEST], SamplingParams())

@@ -57,7 +57,7 @@ class Train:
     recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")] = None
     """Path of a TOML file, or the name of a recipe that comes along, such as demo."""
     dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Load everything, show what the run would do and need, train nothing."""
+    """Show what the run would do and need, without loading weights; train nothing."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = None
     """Go on with the run in this directory, by its own config.toml; no RECIPE is given."""
     help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]", help_behavior_hint="")] = None

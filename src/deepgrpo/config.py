@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from deepgrpo.errors import ConfigError
+from deepgrpo.shipped import find_recipe
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -1057,21 +1058,70 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     Raises ConfigError: the file is missing or not TOML, a key is unknown, a value does not fit.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists those that come along") from None
-    except IsADirectoryError:
-        raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
+    raw = read_recipe(path)
     # another type first: the keys that follow are meant for it
     for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
         _set_dotted(raw, dotted, value)
         if dotted.endswith(".type"):
             _keep_known(raw, dotted.split(".")[:-1])
     return parse_config(raw, source=str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe as a nested dict, not checked yet.
+
+    A key `base` at its top names another recipe (one that comes along, or a path from where this one is), which it then is
+    with changes; see `merge`.
+
+    Raises ConfigError: a file is missing or not TOML, or recipes are each other's base.
+    """
+    raw: dict[str, Any] = {}
+    seen: list[Path] = []
+    while True:
+        if path.resolve() in seen:
+            raise ConfigError(f"recipe {str(path)!r} is its own base, by way of {[each.stem for each in seen]}; remove a base")
+        seen.append(path.resolve())
+        found = _read_toml(path)
+        base = found.pop("base", None)
+        raw = merge(found, raw)
+        if base is None:
+            return raw
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base is {base!r}; it should be the name or the path of a recipe")
+        beside = path.parent / base
+        path = beside if beside.suffix == ".toml" else find_recipe(base)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists those that come along") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with changes: tables are merged key by key, but one of another `type` takes the place of the former.
+
+    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"gamma": 1.0}})
+    {'explore': {'type': 'deep', 'gamma': 1.0}}
+    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"type": "root"}})
+    {'explore': {'type': 'root'}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        former = merged.get(key)
+        if not isinstance(value, Mapping):
+            merged[key] = value
+        elif isinstance(former, Mapping) and value.get("type", former.get("type")) == former.get("type"):
+            merged[key] = merge(former, value)
+        else:
+            merged[key] = merge({}, value)
+    return merged
 
 
 def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:

@@ -74,14 +74,32 @@ def test_a_dry_run_of_a_recipe(name: str, stand_ins: dict[str, str]) -> None:
         assert question in prompt and asked_for in prompt and "<|assistant|>" in prompt
 
 
-@pytest.mark.parametrize("task", ["gsm8k-qwen2.5-0.5b", "math-qwen2.5-1.5b", "math-qwen2.5-7b"])
-def test_the_arms_of_a_comparison_differ_in_nothing_else(task: str) -> None:
+PLACES = [
+    ("gsm8k-qwen2.5-0.5b", ""), ("math-qwen2.5-1.5b", ""), ("math-qwen2.5-7b", ""), ("gsm8k-qwen2.5-0.5b", "-vllm"),
+    ("math-qwen2.5-1.5b", "-vllm"), ("math-qwen2.5-7b", "-8gpu"), ("math-qwen2.5-7b", "-2x8gpu"),
+]  # fmt: skip
+MATHEMATICS = ("model", "data", "reward", "sampling", "credit", "optim", "eval")
+
+
+@pytest.mark.parametrize(("task", "place"), PLACES)
+def test_the_arms_of_a_comparison_differ_in_nothing_else(task: str, place: str) -> None:
     """DEEP-GRPO and GRPO share model, data, reward, sampling, optimizer and evaluation."""
-    deep, grpo = (load_recipe(find_recipe(f"{task}-{arm}")) for arm in ("deep", "grpo"))
-    for section in ("model", "data", "reward", "sampling", "engine", "credit", "optim", "learner", "eval", "checkpoint"):
+    deep, grpo = (load_recipe(find_recipe(f"{task}-{arm}{place}")) for arm in ("deep", "grpo"))
+    for section in (*MATHEMATICS, "engine", "learner", "checkpoint", "cluster"):
         assert getattr(deep, section) == getattr(grpo, section), section
     assert (deep.explore.type, deep.explore.num_rollouts) == ("deep", 8)
     assert grpo.explore.type == "root"
+
+
+@pytest.mark.parametrize(("task", "place"), [each for each in PLACES if each[1]])
+@pytest.mark.parametrize("arm", ["deep", "grpo"])
+def test_elsewhere_an_arm_is_the_same(task: str, place: str, arm: str) -> None:
+    """More GPUs and another engine change where it is computed, and nothing of the paper's."""
+    plain, here = (load_recipe(find_recipe(f"{task}-{arm}{where}")) for where in ("", place))
+    for section in (*MATHEMATICS, "explore", "loss", "checkpoint"):
+        assert getattr(here, section) == getattr(plain, section), section
+    assert here.run.model_copy(update={"name": plain.run.name, "device": plain.run.device}) == plain.run
+    assert here.engine.type == "vllm" and (here.cluster is not None) == ("gpu" in place)
 
 
 def test_two_steps_of_gsm8k_on_a_cpu(tmp_path: Path, stand_ins: dict[str, str]) -> None:

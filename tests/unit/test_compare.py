@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig
+from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig, merge
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab import figure
 from deepgrpo.lab.comparison import compare, differences, training_figures
-from deepgrpo.lab.experiment import Plan, expand, find_experiment, load_experiment, merge
+from deepgrpo.lab.experiment import Plan, expand, find_experiment, load_experiment
 from deepgrpo.lab.forecast import _pace
 from deepgrpo.lab.jobs import Job, Jobs
 from deepgrpo.lab.sheets import as_markdown, as_table, sheets, short

@@ -352,3 +352,58 @@ def test_adapters_with_a_warm_start_have_no_reference() -> None:
     with pytest.raises(ConfigError, match=r"loss\.beta is 0\.1 with model\.lora and a warm start"):
         parse_config(raw)
     assert parse_config({**raw, "loss": {"beta": 0.0}}).warmstart is not None
+
+
+# ---------------------------------------------------------------- recipes with a base
+
+
+BASE = """
+[run]
+name = "base"
+steps = 7
+
+[model]
+type = "scratch"
+
+[data]
+type = "synthetic"
+
+[reward]
+type = "task"
+
+[engine]
+max_rows = 9
+
+[explore]
+type = "deep"
+gamma = 3.0
+"""
+
+
+def test_a_recipe_is_its_base_with_changes(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "mine.toml").write_text('base = "base.toml"\n[run]\nname = "mine"\n[explore]\ngamma = 1.0\n')
+    (tmp_path / "last.toml").write_text('base = "mine.toml"\n[explore]\ntype = "root"\n[engine]\ntype = "vllm"\n')
+    mine = load_recipe(tmp_path / "mine.toml", [("run.steps", "8")])
+    assert (mine.run.name, mine.run.steps, mine.engine.max_rows) == ("mine", 8, 9)
+    assert isinstance(mine.explore, DeepExplore) and mine.explore.gamma == 1.0
+    # another type begins empty
+    last = load_recipe(tmp_path / "last.toml")
+    assert (last.run.name, last.run.steps, last.explore, last.engine.max_rows) == ("mine", 7, RootExplore(), 256)
+    # one that comes along, by its name; the resolved recipe has no base
+    (tmp_path / "demo2.toml").write_text('base = "demo"\n[run]\nname = "demo2"\n')
+    demo = load_recipe(tmp_path / "demo2.toml")
+    assert demo.run.name == "demo2" and "base" not in to_toml(demo)
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ('"mine.toml"', "is its own base"), ("3", "base is 3; it should be the name or the path"),
+        ('"nowhere.toml"', "nowhere.toml' does not exist"), ('"dem"', "did you mean 'demo'"),
+    ],
+)  # fmt: skip
+def test_a_base_that_is_none(tmp_path: Path, base: str, says: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"base = {base}\n")
+    with pytest.raises(ConfigError, match=says):
+        load_recipe(tmp_path / "mine.toml")

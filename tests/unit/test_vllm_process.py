@@ -60,6 +60,11 @@ def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> N
     assert not engine.exact and "vLLM 0.32.9 on cpu, in float32" in engine.remark
 
 
+def test_a_cache_on_a_cpu_has_a_size_whoever_holds_the_policy(start: Any, stand_in: Any) -> None:
+    start(kv_cache_gb=None)
+    assert stand_in()[0]["settings"]["kv_cache_memory_bytes"] == 4 * 2**30
+
+
 def test_weights_go_over_when_they_have_changed_and_only_then(start: Any, stand_in: Any, policy: Any) -> None:
     engine = start()
     engine.sample([REQUEST], SamplingParams())
@@ -245,8 +250,16 @@ def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> None:
-    from deepgrpo.train.dry_run import estimate_memory
+    from deepgrpo.explore import build_strategy
+    from deepgrpo.train.memory import estimate_memory
 
     count = sum(p.numel() for p in policy.model.parameters())
-    found = estimate_memory(recipe(engine={"type": "vllm", "kv_cache_gb": 2}), policy, 50)
+    config = recipe(engine={"type": "vllm", "kv_cache_gb": 2})
+    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    found = estimate_memory(config, policy, strategy, 50)
     assert (found.engine, found.cache, found.kept) == (4 * count, 2 * 2**30, 0)
+    # two GPUs share both; on a CPU the cache has a size of its own
+    shared = estimate_memory(
+        recipe(engine={"type": "vllm", "options": {"tensor_parallel_size": 2}}), policy, strategy, 50
+    )
+    assert (shared.engine, shared.cache) == (2 * count, 4 * 2**30)

@@ -17,6 +17,7 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.rewards.base import Reward, build_reward
 from deepgrpo.train.loop import train
+from deepgrpo.train.memory import check_cluster_room
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.place import UpdatesPolicy
 from deepgrpo.train.setup import open_checkpoints
@@ -70,6 +71,10 @@ class RayPlace:
 
     def device(self, config: Config) -> str:
         return "cpu"
+
+    def check_room(self, config: Config, outline: Policy) -> None:
+        if self.pool is None:  # a run that comes back has rollout workers in memory, and did fit
+            check_cluster_room(config, outline, cuda=self.needs.cuda)
 
     def engine(self, config: Config, policy: Policy) -> Engine:
         from deepgrpo.cluster.pool import WorkerPool

@@ -138,15 +138,14 @@ def shard(policy: Policy) -> Policy:
 
 
 def decoder_layers(policy: Policy) -> list[nn.Module]:
-    """The blocks of the decoder: the list of modules that is as long as the config says."""
-    wanted = policy.causal.config.get_text_config().num_hidden_layers
-    for module in policy.causal.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return list(module)
-    raise ModelError(
-        f'cluster.sharding is "fsdp", but no list of {wanted} decoder layers was found in '
-        f'{type(policy.causal).__name__}; set cluster.sharding = "ddp"'
-    )
+    """See `Policy.layers`. Raises ModelError if there are none."""
+    if policy.layers is None:
+        wanted = policy.causal.config.get_text_config().num_hidden_layers
+        raise ModelError(
+            f'cluster.sharding is "fsdp", but no list of {wanted} decoder layers was found in '
+            f'{type(policy.causal).__name__}; set cluster.sharding = "ddp"'
+        )
+    return policy.layers
 
 
 @torch.no_grad()

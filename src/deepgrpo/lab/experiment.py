@@ -27,8 +27,10 @@ from deepgrpo.config import (
     Section,
     SyntheticData,
     load_recipe,
+    merge,
     parse_config,
     parse_section,
+    read_recipe,
 )
 from deepgrpo.errors import ConfigError
 from deepgrpo.shipped import find_recipe, recipe_dir
@@ -284,26 +286,6 @@ def expand(experiment: Experiment, source: Path) -> Plan:
     return Plan(experiment, source, tuple(warmstarts), tuple(runs), final)
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with changes: tables are merged key by key, but one of another `type` takes the place of the former.
-
-    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"gamma": 1.0}})
-    {'explore': {'type': 'deep', 'gamma': 1.0}}
-    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"type": "root"}})
-    {'explore': {'type': 'root'}}
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        former = merged.get(key)
-        if not isinstance(value, Mapping):
-            merged[key] = value
-        elif isinstance(former, Mapping) and value.get("type", former.get("type")) == former.get("type"):
-            merged[key] = merge(former, value)
-        else:
-            merged[key] = merge({}, value)
-    return merged
-
-
 # ---------------------------------------------------------------- parts
 
 
@@ -312,8 +294,7 @@ def _base(experiment: Experiment, source: Path) -> dict[str, Any]:
     beside = source.parent / experiment.base
     path = beside if beside.suffix == ".toml" and beside.is_file() else find_recipe(experiment.base)
     load_recipe(path)
-    with path.open("rb") as file:
-        return tomllib.load(file)
+    return read_recipe(path)
 
 
 def _for_seed(recipe: Mapping[str, Any], seed: int, directory: str, name: str) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def find_head(causal: Any) -> tuple[Head | None, str]:
     others = [name for name, p in causal.named_parameters() if p.requires_grad and id(p) not in known]
     if others:  # such as a learned scale, which may show only after some training
         return None, f"it trains weights outside its backbone and its output layer: {', '.join(others[:3])}"
+    if layer.weight.is_meta:  # a model without weights (outline.py) cannot be asked: its form is all there is
+        return Head(), ""
     training = causal.training
     try:
         causal.eval()

@@ -136,6 +136,13 @@ class Policy:
         self.verdict = judge_model(self.causal, self.dtype)
         return self.verdict
 
+    @property
+    def layers(self) -> list[nn.Module] | None:
+        """The blocks of the decoder: the list of modules that is as long as the config says; None if there is none."""
+        wanted = self.causal.config.get_text_config().num_hidden_layers
+        lists = (module for module in self.causal.modules() if isinstance(module, nn.ModuleList))
+        return next((list(module) for module in lists if len(module) == wanted), None)
+
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass from now on."""
         model: Any = self.causal
@@ -219,22 +226,43 @@ def load_policy(
     Raises ModelError if the directory is missing, has no tokenizer or no model that transformers knows; MissingExtraError
     if peft or gguf are wanted and absent.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a bar has no place in a log file
-    path, gguf_file = _locate(config)
-    gguf: dict[str, Any] = {}
-    if gguf_file:
-        if importlib.util.find_spec("gguf") is None:
-            raise MissingExtraError("gguf", "gguf", f"model.path = {config.path!r} (GGUF weights)")
-        gguf = {"gguf_file": gguf_file}
-    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    common = {"trust_remote_code": config.trust_remote_code}
+    tokenizer = load_tokenizer(config)
+    path, gguf = locate(config)
+    try:
+        if gguf:
+            from transformers import GgufConfig
+
+            gguf["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **code_options(config), **gguf)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise no_model(config, path, error) from error
+    if gguf:
+        # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
+        model.config.quantization_config = None
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+    _without_dropout(model)
+    if config.lora:
+        model = with_adapters(model, config)
+    return Policy(model.to(device), tokenizer, context_of(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+
+
+def load_tokenizer(config: PretrainedModel) -> Any:
+    """The tokenizer of a pretrained model, without the model. Raises ModelError: there is none, or it knows no EOS token."""
+    from transformers import AutoTokenizer
+
+    path, gguf = locate(config)
     tokenizer_path = config.tokenizer or path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **common, **({} if config.tokenizer else gguf))
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_path, trust_remote_code=config.trust_remote_code, **({} if config.tokenizer else gguf)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _refuse_remote_code(config, error)
         if not Path(tokenizer_path).is_dir():
@@ -252,32 +280,13 @@ def load_policy(
             f"the tokenizer of {tokenizer_path!r} has no EOS token, so no response could ever end; "
             "set eos_token in its tokenizer_config.json"
         )
-    try:
-        if gguf_file:
-            from transformers import GgufConfig
+    return tokenizer
 
-            gguf["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, **attention, **common, **gguf
-        )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        _refuse_remote_code(config, error)
-        raise ModelError(
-            f"no causal language model could be loaded from {path!r} ({_first_line(error)}); "
-            "model.path must be a directory with config.json and safetensors, or a hub name"
-        ) from error
-    if gguf_file:
-        # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
-        model.config.quantization_config = None
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.is_quantized = False
-    _without_dropout(model)
-    if config.lora:
-        model = _with_adapters(model, config)
+
+def context_of(model_config: Any, tokenizer: Any) -> int:
+    """Longest prompt plus response of a model, in tokens."""
     # tokenizers without a limit say 1e30
-    context = int(getattr(model.config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
-    return Policy(model.to(device), tokenizer, context, getattr(torch, dtype), logprob_chunk)
+    return int(getattr(model_config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
 
 
 def scratch_policy(
@@ -304,6 +313,32 @@ def scratch_policy(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(settings)
     return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
+
+
+def code_options(config: PretrainedModel) -> dict[str, Any]:
+    """What transformers is told of the model's code, whether weights are loaded or not."""
+    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    return {"trust_remote_code": config.trust_remote_code, **attention}
+
+
+def no_model(config: PretrainedModel, path: str, error: Exception) -> ModelError:
+    """Why there is no model, in our words."""
+    _refuse_remote_code(config, error)
+    return ModelError(
+        f"no causal language model could be loaded from {path!r} ({_first_line(error)}); "
+        "model.path must be a directory with config.json and safetensors, or a hub name"
+    )
+
+
+def locate(config: PretrainedModel) -> tuple[str, dict[str, Any]]:
+    """The directory (or hub name), and what transformers is told of the GGUF file in it, if there is one.
+
+    Raises ModelError if there is no model of that name, MissingExtraError if it takes the package gguf.
+    """
+    path, gguf_file = _locate(config)
+    if gguf_file and importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", f"model.path = {config.path!r} (GGUF weights)")
+    return path, {"gguf_file": gguf_file} if gguf_file else {}
 
 
 def _locate(config: PretrainedModel) -> tuple[str, str | None]:
@@ -346,7 +381,8 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(owner, name, 0.0)
 
 
-def _with_adapters(model: Any, config: PretrainedModel) -> Any:
+def with_adapters(model: Any, config: PretrainedModel) -> Any:
+    """The model with new adapters, drawn from torch's global random stream. Raises ModelError if they do not fit it."""
     try:
         import peft
     except ImportError:

@@ -72,15 +72,40 @@ def attention_influence(policy: Policy, paths: Sequence[Steps], lag: int) -> lis
             with policy.autocast():
                 # right-padded: under causal attention no token of a path sees the padding behind it
                 policy.causal.base_model(input_ids=ids, use_cache=False)
-            if not reduction.layers:
-                raise ModelError(
-                    f"the attention of this model ({policy.causal.config.model_type}) cannot be read: none of its layers "
-                    'gave weights under attn_implementation = "eager"; choose an explore.type that needs none, such as '
-                    '"deep" or "treerl"'
-                )
+            _require_layers(policy, reduction)
             for i, influence in zip(batch, reduction.influence, strict=True):
                 found[i] = influence.double().cpu().numpy()
     return found
+
+
+@torch.no_grad()
+def check_attention(policy: Policy) -> None:
+    """Forward three tokens to see whether `attention_influence` can work; a policy without weights (outline.py) will do.
+
+    Raises ModelError: the model shows no attention weights.
+    """
+    token = policy.eos_ids[0]
+    with _showing_attention(policy) as reduce_with:
+        reduction = _Reduction([Steps((token,) * 3, (1, 2, 3))], 3, 1, policy.device)
+        reduce_with(reduction)
+        ids = torch.full((1, 3), token, device=policy.device)
+        # with a mask transformers does not look at values to see whether it needs one, and meta tensors have none
+        try:
+            policy.causal.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except Exception:  # whatever a model's own code raises where there are no values: only weights can tell
+            if policy.device.type == "meta":
+                return
+            raise
+    _require_layers(policy, reduction)
+
+
+def _require_layers(policy: Policy, reduction: _Reduction) -> None:
+    if not reduction.layers:
+        raise ModelError(
+            f"the attention of this model ({policy.causal.config.model_type}) cannot be read: none of its layers "
+            'gave weights under attn_implementation = "eager"; choose an explore.type that needs none, such as '
+            '"deep" or "treerl"'
+        )
 
 
 def forwarded_tokens(paths: Sequence[Steps], lag: int) -> int:

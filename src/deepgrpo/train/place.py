@@ -14,11 +14,13 @@ from typing import Protocol
 
 from deepgrpo.config import Config
 from deepgrpo.engines.base import Engine
+from deepgrpo.model.device import resolve_device
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.records import Credit, Tree
 from deepgrpo.rewards.base import Reward, build_reward
 from deepgrpo.train.engine import build_engine
+from deepgrpo.train.memory import check_room
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.step import Learner, Update
@@ -65,6 +67,10 @@ class Place(Protocol):
         """Device of the run's own policy, as in `run.device`."""
         ...
 
+    def check_room(self, config: Config, outline: Policy) -> None:
+        """Raise ModelError if the model cannot fit, before any of it is loaded; `outline` has shapes and no weights."""
+        ...
+
     def engine(self, config: Config, policy: Policy) -> Engine: ...
 
     def reward(self, config: Config, task: Task | None) -> Reward:
@@ -96,6 +102,9 @@ class OneProcess:
 
     def device(self, config: Config) -> str:
         return config.run.device
+
+    def check_room(self, config: Config, outline: Policy) -> None:
+        check_room(config, outline, resolve_device(config.run.device))
 
     def engine(self, config: Config, policy: Policy) -> Engine:
         return build_engine(config, policy)

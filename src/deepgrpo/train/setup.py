@@ -19,7 +19,8 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.policy import Policy, load_policy, scratch_policy
+from deepgrpo.model.outline import outline_policy
+from deepgrpo.model.policy import Policy, load_policy, load_tokenizer, scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -173,7 +174,8 @@ class Run:
 def open_run(config: Config, resume: Path | None, place: Place | None = None) -> Run:
     """Build all parts; nothing is written yet.
 
-    Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume.
+    Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume, ModelError if the
+    model cannot be loaded or cannot fit.
     """
     place = place or OneProcess()
     directory = resume or Path(config.run.dir) / config.run.name
@@ -186,6 +188,9 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
         torch.set_num_threads(config.run.threads)
     # new adapters, and dropout where a model has it, draw from the global stream
     torch.manual_seed(config.run.seed)
+    outline = outline_of(config)
+    if outline is not None:
+        place.check_room(config, outline)
     policy = build_policy(config, place.device(config))
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     if config.learner.gradient_checkpointing:
@@ -226,6 +231,13 @@ def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
     return Checkpoints(
         directory / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
+
+
+def outline_of(config: Config) -> Policy | None:
+    """The policy of a recipe without its weights; None if its config alone does not tell (see `model/outline.py`)."""
+    model, learner = config.model, config.learner
+    tokenizer = synthetic.tokenizer() if isinstance(model, ScratchModel) else load_tokenizer(model)
+    return outline_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
 
 
 def build_policy(config: Config, device: str | None = None) -> Policy:

@@ -8,7 +8,7 @@ import numpy as np
 
 from deepgrpo.explore.base import ATTENTION, Signal, Signals, Strategy
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.signals import Steps, attention_influence, forwarded_tokens
+from deepgrpo.model.signals import Steps, attention_influence, check_attention, forwarded_tokens
 from deepgrpo.records import Tree
 
 
@@ -21,8 +21,7 @@ def build_signals(policy: Policy, strategy: Strategy) -> Signals | None:
     if not wanted:
         return None
     assert all(signal.name == ATTENTION for signal in wanted), sorted(signal.name for signal in wanted)
-    token = policy.eos_ids[0]
-    attention_influence(policy, [Steps((token,) * 3, (1, 2, 3))], 1)
+    check_attention(policy)
 
     def measure(signal: Signal, nodes: Sequence[tuple[Tree, int]]) -> tuple[list[np.ndarray], int]:
         paths: list[Steps] = []

@@ -32,10 +32,6 @@ OLDEST, BEYOND = (0, 32), (0, 33)
 """Versions of vLLM that this was written for: from the first, below the second."""
 
 
-CPU_KV_BYTES = 4 * 2**30
-"""Of keys and values on a CPU, where the recipe does not say; on a GPU vLLM takes what `gpu_memory` leaves."""
-
-
 def main(settings: dict[str, Any]) -> int:
     """Load the model, say so, and do jobs until there are no more. Returns the exit code."""
     if importlib.util.find_spec("vllm") is not None and _preload():
@@ -82,7 +78,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     if not OLDEST <= found < BEYOND:
         raise _CannotStart("version", vllm.__version__)
     platform = importlib.import_module("vllm.platforms").current_platform
-    kv_bytes = settings["kv_bytes"] or (CPU_KV_BYTES if platform.is_cpu() else None)
+    kv_bytes = settings["kv_bytes"] or (settings["kv_bytes_on_cpu"] if platform.is_cpu() else None)
     try:
         llm = vllm.LLM(
             model=settings["model"],

@@ -38,6 +38,9 @@ from deepgrpo.records import Completion, FinishReason, SampleRequest
 PYTHON = "DEEPGRPO_VLLM_PYTHON"
 """Names the interpreter where the recipe does not."""
 
+CPU_CACHE_GIB = 4.0
+"""Of keys and values on a CPU, where the recipe does not say; on a GPU vLLM takes what `gpu_memory` leaves."""
+
 SEED_BITS = 2**63 - 1
 """vLLM keeps seeds as signed 64-bit integers."""
 
@@ -105,12 +108,12 @@ class VLLMEngine:
 
     def _settings(self, tokenizer: bool, trust_remote_code: bool) -> dict[str, Any]:
         config = self.config
-        kv_gib = config.kv_cache_gb
         return {
             "model": str(self._directory), "tokenizer": tokenizer, "trust_remote_code": trust_remote_code,
             "dtype": str(self.dtype).removeprefix("torch."), "context": self.context, "rows": config.max_rows,
             "prefix_caching": config.prefix_caching, "block_size": config.block_size, "eager": config.eager,
-            "kv_bytes": None if kv_gib is None else int(kv_gib * 2**30), "gpu_memory": config.gpu_memory,
+            "kv_bytes": None if config.kv_cache_gb is None else int(config.kv_cache_gb * 2**30),
+            "kv_bytes_on_cpu": int(CPU_CACHE_GIB * 2**30), "gpu_memory": config.gpu_memory,
             "sleep": config.sleep != "off", "options": config.options,
         }  # fmt: skip
 
@@ -171,6 +174,8 @@ class VLLMEngine:
     def _follow(self) -> None:
         """See to it that vLLM is awake and has the policy's present weights."""
         if not self.awake:
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the learner's allocator holds back is another process's now
             self._ask({"do": "wake"})
             self.awake = True
         current = fingerprint(self.policy)

@@ -10,7 +10,8 @@
                                  + ray       all other time between the caller and the last worker, there and back
 
 The first three follow from the lengths and the shares alone; where all lengths are equal the tail is rounding to whole waves.
-The parts of a call add up to its seconds. 0 workers are the same engine in this process, without Ray.
+Routing may be below zero, as the shares are in another order than the requests. The parts of a call add up to its seconds.
+What is lost to distribution is all but the first two. 0 workers are the same engine in this process, without Ray.
 
 All arms use the same four workers, of which those beyond an arm's number sit idle, so arms can be run in turn.
 """
@@ -268,8 +269,11 @@ class _Arms:
                 place.shelf.put(policy)
                 put = time.monotonic() - began
                 watched.sample(_ping(workers), SamplingParams())
-            told.runs.append({**_added(watched.rounds), "put": put, "weights_bytes": float(carried)})
-            return Timed(workers, put + watched.rounds[0].seconds)
+            seconds = put + watched.rounds[0].seconds
+            told.runs.append(
+                {**_added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)}
+            )
+            return Timed(workers, seconds)
 
         note = f"{carried / 1e6:,.1f} MB to {workers} workers, one token each"
         return self._arm(f"weights_{size}_{workers}", run, note)
@@ -289,7 +293,8 @@ class _Arms:
     # ------------------------------------------------------------ help
 
     def _arm(self, name: str, run: Callable[[], Timed], note: str) -> Arm:
-        return Arm(name, run, note, peak_mb=lambda: None)
+        versions = {} if name.endswith("_0") else {"ray": self._session}
+        return Arm(name, run, note, peak_mb=lambda: None, versions=versions)
 
     def _tell(self, name: str, what: str, workers: int) -> _Told:
         return self.told.setdefault(name, _Told(what, workers))
@@ -310,15 +315,16 @@ class _Arms:
         return build_policy(self._recipe(size, None), "cpu")
 
     @cached_property
-    def _session(self) -> None:
-        """Ray, with room for the workers of all models and a learner."""
+    def _session(self) -> str:
+        """Ray, with room for the workers of all models and a learner; its version."""
         try:
-            require_ray()
+            ray = require_ray()
         except MissingExtraError as error:
             raise LeftOutError(str(error)) from None
         config = self._recipe(next(iter(MODELS)), len(MODELS) * max(WORKERS))
         assert config.cluster is not None
         self.setting.closing.enter_context(session(config.cluster))
+        return str(ray.__version__)
 
     @cached_property
     def _places(self) -> dict[str, RayPlace]:

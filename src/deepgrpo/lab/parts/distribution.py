@@ -186,6 +186,8 @@ class _Arms:
         self.told: dict[str, _Told] = {}
         self.drawn: dict[str, list[Any]] = {}
         """What the first arm of a kind has sampled: all others must sample the same."""
+        self._places: dict[str, RayPlace] = {}
+        self._runs: dict[str, tuple[Run, TrainState]] = {}
         self.notes = Path(setting.closing.enter_context(tempfile.TemporaryDirectory(prefix="deepgrpo-bench-")))
         self.simulation = Simulation(
             str(self.notes), LATENCY_S, ROWS, min(0.5, 3 / setting.workload.response), len(synthetic.tokenizer())
@@ -326,10 +328,6 @@ class _Arms:
         self.setting.closing.enter_context(session(config.cluster))
         return str(ray.__version__)
 
-    @cached_property
-    def _places(self) -> dict[str, RayPlace]:
-        return {}
-
     def _place(self, size: str) -> RayPlace:
         """Where the workers with a model of that size are; they are started when first asked for."""
         if size not in self._places:
@@ -374,10 +372,6 @@ class _Arms:
                 cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict()
             )
         return self._runs[kind]
-
-    @cached_property
-    def _runs(self) -> dict[str, tuple[Run, TrainState]]:
-        return {}
 
     def _recipe(self, size: str, workers: int | None) -> Config:
         """DEEP-GRPO in the shape of the workload, rewards by the toss of a coin; it hardly moves the weights."""

@@ -56,6 +56,11 @@ def median(parts: Mapping[str, Mapping[str, float]], *names: str) -> float:
     return sum(parts[name]["median"] for name in names)
 
 
+def lost_share(parts: Mapping[str, Mapping[str, float]]) -> float:
+    """Percent of the seconds that are lost to distribution."""
+    return 100 * median(parts, "lost") / median(parts, "seconds")
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -67,7 +72,7 @@ def tables(result: Mapping[str, Any]) -> str:
             f"token; medians of {result['repeats']} rounds with their range. {machine['cores']} cores of "
             f"{machine['processor']}, load {machine['load']:.1f} at the end, Ray {result['versions'].get('ray', '?')}."
             + (" **Other things were running: provisional.**" if machine["load"] > machine["cores"] else ""),
-            "**Sampling: rollouts, then branches.** Seconds; what is lost, by cause, in milliseconds.",
+            "**Sampling: rollouts, then branches.** Seconds; what is lost, by cause, in milliseconds (each its own median).",
             sampling_table(result),
             "**The same, call by call.** Milliseconds lost.",
             rounds_table(result),
@@ -96,13 +101,12 @@ def sampling_table(result: Mapping[str, Any]) -> str:
     rows = []
     for shape in ("equal", "spread"):
         for workers, parts in arms_of(result, shape).items():
-            whole = median(parts, "seconds")
-            lost = whole - median(parts, "ideal", "tail")
+            lost = median(parts, "lost")
             rows.append(
                 [
                     shape, str(workers), spread_of(parts["seconds"], digits=3), f"{median(parts, 'ideal'):.3f}",
                     f"{median(parts, 'tail'):.3f}", f"**{1e3 * lost:.1f}**",
-                    *(f"{1e3 * median(parts, cause):.1f}" for cause in CAUSES), f"{100 * lost / whole:.1f}",
+                    *(f"{1e3 * median(parts, cause):.1f}" for cause in CAUSES), f"{lost_share(parts):.1f}",
                 ]
             )  # fmt: skip
     return table(head, rows)
@@ -116,8 +120,7 @@ def rounds_table(result: Mapping[str, Any]) -> str:
                 cells = [shape, str(workers)]
                 for call in ("rollouts", "branches"):
                     if f"{call}/seconds" in parts:
-                        lost = median(parts, *(f"{call}/{cause}" for cause in CAUSES))
-                        routing, sent = median(parts, f"{call}/routing"), median(parts, f"{call}/sent_bytes")
+                        lost, routing, sent = (median(parts, f"{call}/{name}") for name in ("lost", "routing", "sent_bytes"))
                         cells += [f"{1e3 * lost:.1f}", f"{1e3 * routing:.1f}", f"{sent / 1e3:.0f}"]
                     else:
                         cells += [""] * 3
@@ -131,14 +134,13 @@ def step_table(result: Mapping[str, Any]) -> str:
     found = arms_of(result, "step")
     rows = []
     for workers, parts in found.items():
-        best = median(parts, "ideal", "tail")
-        sampling = median(parts, "sample") - best
         # one process: what learning and all else take there
         apart = median(parts, "learn", "other") - median(found[0], "learn", "other") if 0 in found else float("nan")
         rows.append(
             [
-                str(workers), spread_of(parts["seconds"]), f"{median(parts, 'sample'):.3f}", f"{best:.3f}",
-                f"{sampling:.3f}", spread_of(parts["learn"]), spread_of(parts["other"]), f"{apart:+.2f}",
+                str(workers), spread_of(parts["seconds"]), f"{median(parts, 'sample'):.3f}",
+                f"{median(parts, 'ideal', 'tail'):.3f}", f"{median(parts, 'lost'):.3f}",
+                spread_of(parts["learn"]), spread_of(parts["other"]), f"{apart:+.2f}",
             ]
         )  # fmt: skip
     last = "learning and all else, above 0 workers"
@@ -155,7 +157,7 @@ def weights_table(result: Mapping[str, Any]) -> str:
         head += [f"{size} ({carried / 1e6:,.0f} MB): into the store", "taken over", "both, and a token"]
     for workers in sorted({*calls, *(n for each in weights.values() for n in each)}):
         row = [str(workers)]
-        row.append(f"{1e3 * median(calls[workers], *CAUSES):.1f}" if workers in calls else "")
+        row.append(f"{1e3 * median(calls[workers], 'lost'):.1f}" if workers in calls else "")
         for size in sizes:
             parts = weights[size].get(workers)
             row += [spread_of(parts[name], 1e3, 1) for name in ("put", "weights", "seconds")] if parts else [""] * 3
@@ -175,24 +177,17 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     (first, second), (third, fourth) = figure.subplots(2, 2)
     sampling = {f"{shape}\n{n}": parts for shape in ("equal", "spread") for n, parts in arms_of(result, shape).items()}
-    lost = {name: {**parts, "lost": {"median": median(parts, *CAUSES)}} for name, parts in sampling.items()}
-    stack(
-        first, lost, {"ideal": ("ideal", 2), "tail": (LABELS["tail"], 1), "lost": ("lost to distribution", 4)}, 1.0,
-        lambda parts: f"{100 * median(parts, 'lost') / parts['seconds']['median']:.1f}%",
-    )  # fmt: skip
+    shown = {"ideal": ("ideal", 2), "tail": (LABELS["tail"], 1), "lost": ("lost to distribution", 4)}
+    stack(first, sampling, shown, 1.0, lambda parts: f"{lost_share(parts):.1f}%")
     titled(first, "Rollouts and branches: seconds, and the share that is lost", "seconds", "lengths, rollout workers")
     clustered = {name: parts for name, parts in sampling.items() if not name.endswith("\n0")}
     colours = {cause: (LABELS[cause], number) for number, cause in zip((1, 7, 6, 3, 5, 4), CAUSES, strict=True)}
     used = {cause: at for cause, at in colours.items() if any(abs(median(p, cause)) > 5e-5 for p in clustered.values())}
-    stack(second, clustered, used, 1e3, lambda parts: f"{1e3 * median(parts, *CAUSES):.0f}")
+    stack(second, clustered, used, 1e3, lambda parts: f"{1e3 * median(parts, 'lost'):.0f}")
     titled(second, "What is lost there, by cause", "milliseconds", "lengths, rollout workers")
     steps = {
-        str(n): {
-            **parts, "best": {"median": median(parts, "ideal", "tail")},
-            "lost": {"median": median(parts, "sample") - median(parts, "ideal", "tail")},
-        }
-        for n, parts in arms_of(result, "step").items()
-    }  # fmt: skip
+        str(n): {**parts, "best": {"median": median(parts, "ideal", "tail")}} for n, parts in arms_of(result, "step").items()
+    }
     shown = {
         "best": ("sampling: ideal and tail", 2), "lost": ("sampling: lost", 4), "learn": ("learning", 5),
         "other": ("all else", 7),
@@ -212,7 +207,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def stack(axis: Any, bars: Mapping[str, Any], shown: Mapping[str, tuple[str, int]], unit: float, label: Any) -> None:
-    """A bar for each name, its parts upon each other; what is below zero hangs below; a label above."""
+    """A bar for each name, the medians of its parts upon each other; what is below zero hangs below; a label above."""
     tops, floors = dict.fromkeys(bars, 0.0), dict.fromkeys(bars, 0.0)
     for part, (text, number) in shown.items():
         heights = {name: unit * median(parts, part) for name, parts in bars.items()}

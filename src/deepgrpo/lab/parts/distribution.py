@@ -215,7 +215,7 @@ class _Arms:
                 told.runs[-1] |= {f"{name}/{key}": value for key, value in _added([each]).items()}
             return Timed(stats.sampled_tokens, sum(each.seconds for each in watched.rounds))
 
-        where = f"{workers} workers" if workers else "in this process"
+        where = _count(workers) if workers else "in this process"
         return self._arm(f"{shape}_{workers}", run, f"rollouts and branches, lengths {shape}, {where}")
 
     def step(self, workers: int) -> Arm:
@@ -239,7 +239,7 @@ class _Arms:
             self._same("step", [metrics["sampled_tokens"], metrics.get("pivots/count")])
             return Timed(int(metrics["sampled_tokens"]), seconds)
 
-        where = f"{workers} workers and a learner" if workers else "in this process"
+        where = f"{_count(workers)} and a learner" if workers else "in this process"
         return self._arm(f"step_{workers}", run, f"a whole DEEP-GRPO step, lengths spread, {where}")
 
     def call(self, workers: int) -> Arm:
@@ -254,7 +254,7 @@ class _Arms:
             told.runs += [_added([each]) for each in watched.rounds]
             return Timed(workers, statistics.median(each.seconds for each in watched.rounds))
 
-        return self._arm(f"call_{workers}", run, f"one token by each of {workers} workers")
+        return self._arm(f"call_{workers}", run, f"a call of one token to each of {_count(workers)}")
 
     def weights(self, size: str, workers: int) -> Arm:
         """New weights into the object store, then one token by each worker, which takes them over first."""
@@ -277,7 +277,7 @@ class _Arms:
             )
             return Timed(workers, seconds)
 
-        note = f"{carried / 1e6:,.1f} MB to {workers} workers, one token each"
+        note = f"{carried / 1e6:,.1f} MB to {_count(workers)}, one token each"
         return self._arm(f"weights_{size}_{workers}", run, note)
 
     def extra(self) -> dict[str, Any]:
@@ -408,17 +408,23 @@ class _Here(OneProcess):
         return self.simulation(config, policy)
 
 
+def _count(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
 def _ping(workers: int) -> list[SampleRequest]:
     return [SampleRequest((1,), (rng.key("ping", i),), 1) for i in range(workers)]
 
 
 def _added(rounds: Sequence[Round]) -> dict[str, float]:
-    """Parts of several calls, added up; `seconds` and `sent_bytes` too."""
+    """Parts of several calls, added up; what is lost of them; `seconds` and `sent_bytes`."""
     found = {part: sum(each.parts[part] for each in rounds) for part in PARTS}
     return {
-        **found, "seconds": sum(each.seconds for each in rounds), "sent_bytes": float(sum(each.sent_bytes for each in rounds))
+        **found, "lost": sum(found.values()) - found["ideal"] - found["tail"],
+        "seconds": sum(each.seconds for each in rounds), "sent_bytes": float(sum(each.sent_bytes for each in rounds)),
     }  # fmt: skip
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    """To the microsecond."""
+    return {"median": round(statistics.median(values), 6), "min": round(min(values), 6), "max": round(max(values), 6)}

@@ -186,6 +186,7 @@ class _Arms:
         self.told: dict[str, _Told] = {}
         self.drawn: dict[str, list[Any]] = {}
         """What the first arm of a kind has sampled: all others must sample the same."""
+        self._policies: dict[str, Policy] = {}
         self._places: dict[str, RayPlace] = {}
         self._runs: dict[str, tuple[Run, TrainState]] = {}
         self.notes = Path(setting.closing.enter_context(tempfile.TemporaryDirectory(prefix="deepgrpo-bench-")))
@@ -314,7 +315,10 @@ class _Arms:
         return Watched(pool, self.simulation, pool)
 
     def _policy(self, size: str) -> Policy:
-        return build_policy(self._recipe(size, None), "cpu")
+        """One for all arms: nobody trains it."""
+        if size not in self._policies:
+            self._policies[size] = build_policy(self._recipe(size, None), "cpu")
+        return self._policies[size]
 
     @cached_property
     def _session(self) -> str:

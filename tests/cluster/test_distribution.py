@@ -39,6 +39,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.timeout(900)  # three processes load torch: on a machine that has other things to do that takes a while
 def test_what_distribution_costs_is_taken_apart(measured: Path, tmp_path: Path) -> None:
     """Equal lengths, two workers of two rows, 2 ms a token.
 

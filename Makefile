@@ -51,7 +51,7 @@ test: check
 # the engine contract for both engines, and what only vLLM has to show; everything else is in `make test`
 test-vllm: export OMP_NUM_THREADS = 1
 test-vllm: .venv-vllm/.stamp
-	.venv-vllm/bin/python -m pytest tests/contract tests/vllm $(ARGS)
+	.venv-vllm/bin/python -m pytest tests/contract tests/with_vllm $(ARGS)
 
 # A file per benchmark, written when it is done: an interrupted `make bench` goes on with the first that is missing, and
 # one that is deleted is measured again. Close everything else meanwhile.
@@ -63,9 +63,15 @@ BENCH_sampling-S := --repeats 3
 BENCH_sampling-D := --repeats 2
 # a round takes some twenty minutes: beside that, what only a first round does is nothing
 BENCH_step-D := --repeats 2 --warmup 0 --no-memory
-BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D
+# one thread: its workers and its learner share the cores
+BENCH_distribution-D := --repeats 5 --threads 1
+BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
 
-bench: $(BENCHMARKS:%=$(BENCH)/%.json)
+bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png
+
+# its picture, and its tables in docs/results/distribution.md
+$(BENCH)/distribution-D.png: $(BENCH)/distribution-D.json
+	$(BIN)/python scripts/distribution.py $< docs/results/distribution.md
 
 # An experiment is compared, and what of it is published goes to docs/results/lab. `deepgrpo compare` keeps finished runs, so
 # an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.

@@ -1,6 +1,6 @@
 """Around vLLM: what is sent to it, what is made of its answers, and what is said when it fails.
 
-A stand-in of a few lines takes vLLM's place in the child's process; tests/vllm has the real one.
+A stand-in of a few lines takes vLLM's place in the child's process; tests/with_vllm has the real one.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
 from deepgrpo.config import Config, EmbeddedEngine
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.model.policy import Reference
+from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
 from deepgrpo.train.moments import Moments, load_moments, moments_of, read_moments, save_shards
@@ -26,6 +26,9 @@ from deepgrpo.train.step import Learner, Update
 
 Weights = dict[str, np.ndarray]
 """What is trained, by name: whole, float32."""
+
+BuildEngine = Callable[[Config, Policy], Engine]
+"""Makes a rollout worker's engine, in the worker; must be picklable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,13 @@ def _prepare(config: Config) -> None:
 class RolloutWorker:
     """An engine with a copy of the policy of its own."""
 
-    def __init__(self, config: Config, device: str) -> None:
+    def __init__(self, config: Config, device: str, build: BuildEngine = build_engine) -> None:
         _prepare(config)
         # it never trains, so it need not know whether it could be packed
         plain = config.model_copy(update={"learner": config.learner.model_copy(update={"tree_packing": "off"})})
         # vLLM has weights of its own on the device; ours are only what it gets them from
         self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngine) else "cpu")
-        self.engine = build_engine(config, self.policy)
+        self.engine = build(config, self.policy)
         self.serial = -1
 
     def hello(self) -> Hello:

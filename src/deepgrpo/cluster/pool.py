@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from deepgrpo.cluster.actors import Hello, RolloutWorker
+from deepgrpo.cluster.actors import BuildEngine, Hello, RolloutWorker
 from deepgrpo.cluster.events import Events
 from deepgrpo.cluster.routing import Kept, Part, spread
 from deepgrpo.cluster.session import Needs, nodes, ray_options
@@ -25,6 +25,7 @@ from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import DeepGRPOError, EngineError, EngineLostError
 from deepgrpo.records import Completion, SampleRequest
+from deepgrpo.train.engine import build_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,11 @@ class Worker:
 class WorkerPool:
     """See `engines.base.Engine`. Several threads may sample at once (`explore/waves.py`)."""
 
-    def __init__(self, config: Config, needs: Needs, shelf: Shelf, events: Events) -> None:
+    def __init__(
+        self, config: Config, needs: Needs, shelf: Shelf, events: Events, *, build: BuildEngine = build_engine
+    ) -> None:
         assert config.cluster is not None
+        self.build = build
         self.config, self.cluster, self.needs, self.shelf, self.events = config, config.cluster, needs, shelf, events
         self.kept = Kept()
         self._lock = threading.Lock()
@@ -208,7 +212,7 @@ class WorkerPool:
         # a worker on every node before a second one on any
         options = {**ray_options(self.needs.worker), "scheduling_strategy": "SPREAD"}
         make = ray.remote(RolloutWorker).options(**options)
-        actors = {self._next + i: make.remote(self.config, self.needs.device) for i in range(count)}
+        actors = {self._next + i: make.remote(self.config, self.needs.device, self.build) for i in range(count)}
         self._next += count
         answers = {number: actor.hello.remote() for number, actor in actors.items()}
         ray.wait(list(answers.values()), num_returns=count, timeout=self.cluster.start_deadline_s)

@@ -66,6 +66,8 @@ class Setting:
     closing: ExitStack
     """Ends with the run: processes and directories of the arms."""
     vllm_python: Path | None = None
+    warmup: int = 0
+    """Rounds through all arms that do not count, for arms that keep figures of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +80,5 @@ class Suite:
     """Arms (ours, other) that do the same work in the same arithmetic, whose ratio is reported besides."""
     extra: Callable[[], dict[str, Any]] = dict
     """More for the report."""
+    apart: frozenset[str] = frozenset()
+    """Arms that do other work than the baseline, so that a ratio would say nothing."""

@@ -58,7 +58,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
     torch.set_num_threads(options.threads)
     with ExitStack() as closing:
         setting = Setting(
-            WORKLOADS[options.workload], options.budget, options.threads, closing, options.vllm_python
+            WORKLOADS[options.workload], options.budget, options.threads, closing, options.vllm_python, options.warmup
         )
         suite = SUITES[options.part](setting)
         arms = _make(_chosen(suite, options.arms), out)
@@ -105,7 +105,8 @@ def report(
     rows = [each.row() for each in measured]
     medians = {row["name"]: row["median_s"] for row in rows}
     baseline = suite.baseline
-    ratios = {name: medians[baseline] / s for name, s in medians.items()} if baseline in medians else {}
+    like = {name: s for name, s in medians.items() if name not in suite.apart}
+    ratios = {name: medians[baseline] / s for name, s in like.items()} if baseline in medians else {}
     pairs = {f"{a}/{b}": medians[b] / medians[a] for a, b in suite.pairs if a in medians and b in medians}
     extra = suite.extra()
     if "cost_model" in extra and "tree" in ratios:

@@ -64,9 +64,10 @@ def printed(name: str, learners: int, place: Path) -> dict[str, float]:
     dry_run(_recipe(_directory(name, place), learners, place), Console(file=shown, width=200, highlight=False))
     text = shown.getvalue()
     uses = ("weights", "gradients", "optimizer", "reference", "gathered from shards")
-    column = _column(text, 0) if learners > 1 else _rows(text)
+    column = _block(text, "learner, GPU") if learners > 1 else _rows(text)
     held = sum(column.get(use, 0.0) for use in uses)
-    worker = column["weights of the engine"] + column["cache"] if learners == 1 else _column(text, 2)["total"]
+    sampler = column if learners == 1 else _block(text, "rollout worker, GPU")
+    worker = sampler["weights of the engine"] + sampler["cache"]
     return {
         "held": held, "step": held + column["activations"], "start": column.get("while it starts", 0.0), "worker": worker,
     }  # fmt: skip
@@ -78,15 +79,10 @@ def _rows(text: str) -> dict[str, float]:
     return {label: float(value.replace(",", "")) for label, value in found}
 
 
-def _column(text: str, number: int) -> dict[str, float]:
-    """Of a kind of process of a cluster, counted from 0."""
-    table = text[text.index("memory of each process") :]
-    found: dict[str, float] = {}
-    for line in table.splitlines():
-        label, *values = (cell.strip() for cell in line.strip("│ ").split("│")) if line.startswith("│") else ("",)
-        if len(values) > number and values[number]:
-            found[label] = float(values[number].replace(",", ""))
-    return found
+def _block(text: str, title: str) -> dict[str, float]:
+    """Of a kind of process of a cluster."""
+    block = text.split(f"│ {title} ")[1].split("├")[0]
+    return {label: float(value.replace(",", "")) for label, value in re.findall(r"│   (.*?) +│ +([\d,.]+) GiB", block)}
 
 
 def _directory(name: str, place: Path) -> Path:

@@ -107,7 +107,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
 
 USES = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "reference": "reference",
-    "engine": "weights of the engine", "transfer": "file of weights for vLLM", "stored": "weights in the object store",
+    "engine": "weights of the engine", "transfer": "file of weights for vLLM", "stored": "weights for the workers",
     "cache": "cache", "kept": "kept rollouts, at most", "gathered": "gathered from shards", "activations": "activations",
     "start": "while it starts", "total": "total",
 }  # fmt: skip
@@ -126,16 +126,15 @@ def _device(config: Config) -> str | None:
 
 
 def _show_holders(out: Console, holders: Sequence[Holder]) -> None:
-    """A column for each kind of process and memory, a row for each use."""
-    table = Table(title="memory of each process, at most", title_justify="left")
-    table.add_column("GiB")
+    """A block of rows for each kind of process and memory."""
+    table = Table(title="memory of each process, at most", title_justify="left", show_header=False)
     for holder in holders:
-        number = "one on each node" if holder.count is None else f"{holder.count} of them"
-        table.add_column(f"{holder.name}\n{number}\n{holder.memory}", justify="right")
-    for name, label in USES.items():
-        sizes = [getattr(holder.estimate, name) for holder in holders]
-        if any(sizes):
-            table.add_row(label, *(f"{size / GIB:,.2f}" if size else "" for size in sizes))
+        number = "on every node" if holder.count is None else f"{holder.count} of them"
+        table.add_section()
+        table.add_row(f"{holder.name}, {holder.memory}", number)
+        for name, label in USES.items():
+            if size := getattr(holder.estimate, name):
+                table.add_row(f"  {label}", _gib(size))
     out.print(table)
 
 

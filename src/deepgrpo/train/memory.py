@@ -44,7 +44,7 @@ class MemoryEstimate:
     transfer: int = 0
     """The file in memory through which weights reach vLLM."""
     stored: int = 0
-    """Weights in Ray's object store."""
+    """Weights on their way to rollout workers, through Ray's object store."""
     cache: int = 0
     kept: int = 0
     """Rollouts that later rounds come back to, at most; 0 where there are none."""

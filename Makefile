@@ -77,7 +77,7 @@ $(BENCH)/distribution-D.png: $(BENCH)/distribution-D.json
 # an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
-EXPERIMENTS := methods short_chains saturation plateau hard ablations naive_scaling
+EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling
 
 lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/static_depth.json $(LAB)/gradients.json $(LAB)/pivot_errors.json
 

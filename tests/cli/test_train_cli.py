@@ -180,7 +180,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
     assert re.search(r"sampled tokens, main stream\W+384\b", text)
     assert re.search(r"sampled tokens, branch stream\W+1,536\b", text)
     assert re.search(r"memory, kept rollouts, at most\W+0\.00 GiB", text)
-    assert re.search(r"memory, weights of the engine\W+0\.00 GiB", text)
+    assert "memory, weights of the engine" not in text  # it samples with the policy's own
     assert re.search(r"memory, total\W+0\.\d\d GiB", text)
 
 

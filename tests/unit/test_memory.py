@@ -15,7 +15,7 @@ from rich.console import Console
 
 from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
-from deepgrpo.errors import ModelError
+from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.model.outline import outline_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
@@ -201,6 +201,17 @@ def test_a_dry_run_loads_no_weights(recipe: Any, tmp_path: Path, monkeypatch: py
     shown = io.StringIO()
     dry_run(recipe(loss=WITH_REFERENCE), Console(file=shown, width=400))
     assert "it does not fit here: the model of 0.00 billion" in shown.getvalue()
+
+
+@pytest.mark.parametrize("cluster", [None, {"address": "auto"}])
+def test_a_dry_run_may_be_for_a_gpu_that_is_not_here_but_for_no_other_device(
+    recipe: Any, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sections = {"cluster": cluster} if cluster else {}
+    dry_run(recipe(run={"device": "cuda:7"}, **sections), Console(file=io.StringIO()))
+    with pytest.raises(ConfigError, match="use auto, cpu, cuda or cuda:N"):
+        dry_run(recipe(run={"device": "gpu"}, **sections), Console(file=io.StringIO()))
 
 
 # ---------------------------------------------------------------- refused before anything is loaded

@@ -119,10 +119,11 @@ def _device(config: Config) -> str | None:
 
     A run for a GPU may be looked at without one. Raises ConfigError for a name that no machine has.
     """
-    absent = not torch.cuda.is_available()
-    if config.cluster is None and not (absent and re.fullmatch(r"cuda(:\d+)?", config.run.device)):
-        return resolve_device(config.run.device)
-    return None
+    elsewhere = config.cluster is not None or not torch.cuda.is_available()
+    if elsewhere and re.fullmatch(r"cuda(:\d+)?", config.run.device):
+        return None
+    device = resolve_device(config.run.device)
+    return device if config.cluster is None else None
 
 
 def _show_holders(out: Console, holders: Sequence[Holder]) -> None:

@@ -32,6 +32,7 @@ from deepgrpo.train.memory import (
     estimate_cluster,
     estimate_memory,
 )
+from fakes import FakeEngine
 from tiny import save_model
 
 # The tiny policy has 19 tokens, width 32, 2 layers with 2 heads of 16 and a feed-forward of 64, the head tied:
@@ -134,8 +135,7 @@ def test_a_worker_builds_its_policy_where_it_is_counted(
 ) -> None:
     built: list[str] = []
     monkeypatch.setattr(actors, "build_policy", lambda config, device: built.append(device))
-    monkeypatch.setattr(actors, "build_engine", lambda config, policy: None)
-    actors.RolloutWorker(recipe(engine={"type": engine}), "cuda")
+    actors.RolloutWorker(recipe(engine={"type": engine}), "cuda", lambda config, policy: FakeEngine())
     assert built == [device]
 
 

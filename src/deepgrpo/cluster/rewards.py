@@ -2,7 +2,7 @@
 
     score ─► rows cut in as many parts as there are workers ─► a Reward in each worker ─► scores, back in order
                              ▲                                    │ it dies, or does not answer in time
-                             └────────── its part, again ◄────────┘ Ray starts it anew
+                             └────────── its part, again ◄────────┘ another takes its place
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class RewardPool:
         self.cluster, self.events = config.cluster, events
         # says which answer a response gives, without checking it: too little work to send it away
         self._local: Reward = build_reward(config.reward, task)
-        # Ray starts one that has died anew, wherever there is room
-        make = ray.remote(RewardWorker).options(num_cpus=self.cluster.cpus_per_reward_worker, max_restarts=-1)
-        self.workers = [make.remote(config) for _ in range(self.cluster.reward_workers)]
+        options = {"num_cpus": self.cluster.cpus_per_reward_worker, "max_restarts": 0}
+        self._start = lambda: ray.remote(RewardWorker).options(**options).remote(config)
+        self.workers = [self._start() for _ in range(self.cluster.reward_workers)]
         try:
             found: list[Hello] = ray.get([w.hello.remote() for w in self.workers], timeout=self.cluster.start_deadline_s)
         except (RayError, TimeoutError) as error:
@@ -117,5 +117,7 @@ class RewardPool:
         if isinstance(error, TimeoutError | GetTimeoutError):
             why = f"gave no answer within cluster.reward_deadline_s = {self.cluster.reward_deadline_s:g}"
             self.events.counts["deadline"] += 1
-            ray.kill(self.workers[number], no_restart=False)
+        ray.kill(self.workers[number])
+        # calls to it wait until it is there; Ray puts it wherever there is room
+        self.workers[number] = self._start()
         self.events.lost("reward_worker_lost", f"reward worker {number} {why}; its responses are scored again")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import random_requests
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm_here import needs_vllm, vllm_engine
 
@@ -58,14 +59,7 @@ def engine(request: Any, policy: Policy) -> Iterator[Engine]:
 
 
 def _requests(policy: Policy, count: int = 5, siblings: int = 3, new: int = 20) -> list[SampleRequest]:
-    random = np.random.default_rng(1)
-    return [
-        SampleRequest(
-            tuple(int(t) for t in random.integers(2, len(policy.tokenizer), size=3 + 9 * i)),
-            tuple(rng.key(0, i, s) for s in range(siblings)), new,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    return random_requests(policy, count, siblings, new, longer=9)
 
 
 def _tokens(groups: list[list[Completion]]) -> list[list[tuple[int, ...]]]:

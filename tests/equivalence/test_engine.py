@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from drawn import random_requests
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from deepgrpo import rng
@@ -40,14 +41,7 @@ def _policy(kind: str = "llama", seed: int = 0) -> Policy:
 
 
 def _requests(policy: Policy, count: int = 6, siblings: int = 3, new: int = 20) -> list[SampleRequest]:
-    random = np.random.default_rng(1)
-    return [
-        SampleRequest(
-            tuple(int(t) for t in random.integers(2, len(policy.tokenizer), size=3 + 4 * i)),
-            tuple(rng.key(0, i, s) for s in range(siblings)), new,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    return random_requests(policy, count, siblings, new, longer=4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])

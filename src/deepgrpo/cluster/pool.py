@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from deepgrpo.cluster.actors import BuildEngine, Hello, RolloutWorker
+from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
 from deepgrpo.cluster.routing import Kept, Part, spread
 from deepgrpo.cluster.session import Needs, nodes, ray_options
@@ -90,7 +91,7 @@ class WorkerPool:
         began = time.perf_counter()
         results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
         cost = SampleStats()
-        running: dict[Any, tuple[int, list[Part], float]] = {}
+        calls: Calls[tuple[int, list[Part]]] = Calls("cluster.sample_deadline_s", self.cluster.sample_deadline_s)
 
         def send(wanted: Sequence[Part] | None = None) -> None:
             workers = list(self.workers)
@@ -98,33 +99,27 @@ class WorkerPool:
             for number, parts in shares.items():
                 asked = [_cut(requests[part.request], part) for part in parts]
                 weights, serial = self.shelf.current
-                answer = self.workers[number].actor.sample.remote(weights, serial, asked, params, keep)
-                running[answer] = number, parts, time.monotonic() + self.cluster.sample_deadline_s
+                calls.add(self.workers[number].actor.sample.remote(weights, serial, asked, params, keep), (number, parts))
 
         with self._lock:
             send()
-        while running:
-            patience = min(limit for _, _, limit in running.values()) - time.monotonic()
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, patience))
-            now = time.monotonic()
-            for answer in ready or [a for a, (_, _, limit) in running.items() if limit <= now]:
-                number, parts, _ = running.pop(answer)
-                try:
-                    groups, spent = ray.get(answer, timeout=0)
-                except (RayError, TimeoutError) as error:
-                    with self._lock:
-                        self._lose(number, error)
-                        self.events.counts["resampled_requests"] += len(parts)
-                        send(parts)
-                    continue
-                cost += spent
-                for part, group in zip(parts, groups, strict=True):
-                    for place, completion in zip(part.places, group, strict=True):
-                        results[part.request][place] = completion
-                if keep:
-                    with self._lock:
-                        for part, group in zip(parts, groups, strict=True):
-                            self.kept.put(requests[part.request].prefix, group, number)
+        for (number, parts), answer in calls:
+            if isinstance(answer, Exception):
+                why = _engine_lost(answer) or calls.why(answer, self.events)
+                with self._lock:
+                    self._lose(number, why)
+                    self.events.counts["resampled_requests"] += len(parts)
+                    send(parts)
+                continue
+            groups, spent = answer
+            cost += spent
+            for part, group in zip(parts, groups, strict=True):
+                for place, completion in zip(part.places, group, strict=True):
+                    results[part.request][place] = completion
+            if keep:
+                with self._lock:
+                    for part, group in zip(parts, groups, strict=True):
+                        self.kept.put(requests[part.request].prefix, group, number)
         done = [[c for c in group if c is not None] for group in results]
         assert all(len(group) == len(request.keys) for group, request in zip(done, requests, strict=True))
         return done, SampleStats(
@@ -152,22 +147,8 @@ class WorkerPool:
                 "no rollout worker is left, and the cluster has no room for one; add a machine and continue with --resume"
             )
 
-    def _lose(self, number: int, error: Exception) -> None:
-        """A worker is gone or stuck, or what it samples with is: put another in its place if there is room.
-
-        Raises what else went wrong inside it.
-        """
-        why = "has died"
-        late = isinstance(error, TimeoutError | GetTimeoutError)
-        if late:
-            why = f"gave no answer within cluster.sample_deadline_s = {self.cluster.sample_deadline_s:g}"
-        elif isinstance(error, RayTaskError):
-            cause = error.cause
-            if not isinstance(cause, EngineLostError):
-                raise cause if isinstance(cause, DeepGRPOError) else error from None
-            why = f"has lost its engine ({str(cause).splitlines()[0]})"
-        if late:
-            self.events.counts["deadline"] += 1
+    def _lose(self, number: int, why: str) -> None:
+        """A worker is gone or stuck, or what it samples with is: put another in its place if there is room."""
         known = number in self.workers
         self._drop(number)
         if known:
@@ -235,6 +216,23 @@ class WorkerPool:
         """End the workers."""
         for number in list(self.workers):
             self._drop(number)
+
+
+def _engine_lost(error: Exception) -> str | None:
+    """What is to be said of a worker that has lost what it samples with; None if it is the worker that is gone.
+
+    Raises what else went wrong inside it.
+    """
+    if not isinstance(error, RayTaskError):
+        return None
+    if isinstance(error.cause, EngineLostError):
+        return f"has lost its engine ({str(error.cause).splitlines()[0]})"
+    raise_inside(error)
+
+
+def raise_inside(error: RayTaskError) -> NoReturn:
+    """Raise what a call raised in another process: the error of our own, or Ray's with the traceback."""
+    raise error.cause if isinstance(error.cause, DeepGRPOError) else error from None
 
 
 def raise_ours(error: Exception) -> None:

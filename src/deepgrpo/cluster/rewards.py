@@ -7,18 +7,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from deepgrpo.cluster.actors import Hello
+from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
-from deepgrpo.cluster.pool import raise_ours
+from deepgrpo.cluster.pool import raise_inside, raise_ours
 from deepgrpo.config import Config
-from deepgrpo.errors import DeepGRPOError, EngineError
+from deepgrpo.errors import EngineError
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.ballot import loose_answer
@@ -74,31 +73,25 @@ class RewardPool:
     ) -> list[Score]:
         """See `rewards.base.Reward.score`."""
         found: dict[int, list[Score]] = {}
-        running: dict[Any, tuple[int, float]] = {}
+        calls: Calls[int] = Calls("cluster.reward_deadline_s", self.cluster.reward_deadline_s)
         count = len(self.workers)
         cuts = [len(prompts) * i // count for i in range(count + 1)]
 
         def send(number: int) -> None:
             part = slice(cuts[number], cuts[number + 1])
-            answer = self.workers[number].score.remote(prompts[part], completions[part], completion_ids[part])
-            running[answer] = number, time.monotonic() + self.cluster.reward_deadline_s
+            calls.add(self.workers[number].score.remote(prompts[part], completions[part], completion_ids[part]), number)
 
         for number in range(count):
             if cuts[number] < cuts[number + 1]:
                 send(number)
-        while running:
-            patience = min(limit for _, limit in running.values()) - time.monotonic()
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, patience))
-            now = time.monotonic()
-            for answer in ready or [a for a, (_, limit) in running.items() if limit <= now]:
-                number, _ = running.pop(answer)
-                try:
-                    found[number] = ray.get(answer, timeout=0)
-                except RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, DeepGRPOError) else error from None
-                except (RayError, TimeoutError) as error:
-                    self._lose(number, error)
-                    send(number)
+        for number, answer in calls:
+            if isinstance(answer, RayTaskError):
+                raise_inside(answer)
+            if isinstance(answer, Exception):
+                self._lose(number, calls.why(answer, self.events))
+                send(number)
+                continue
+            found[number] = answer
         return [score for number in sorted(found) for score in found[number]]
 
     def ballot(self, prompt: Prompt, completion: str) -> str | None:
@@ -112,11 +105,7 @@ class RewardPool:
             ray.kill(worker)
         self.workers = []
 
-    def _lose(self, number: int, error: Exception) -> None:
-        why = "has died"
-        if isinstance(error, TimeoutError | GetTimeoutError):
-            why = f"gave no answer within cluster.reward_deadline_s = {self.cluster.reward_deadline_s:g}"
-            self.events.counts["deadline"] += 1
+    def _lose(self, number: int, why: str) -> None:
         ray.kill(self.workers[number])
         # calls to it wait until it is there; Ray puts it wherever there is room
         self.workers[number] = self._start()

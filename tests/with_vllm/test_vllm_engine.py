@@ -249,6 +249,16 @@ def tiny() -> Iterator[VLLMEngine]:
     engine.close()
 
 
+def test_prompts_of_more_tokens_than_a_batch_of_it_takes(tiny: VLLMEngine) -> None:
+    """On a CPU a batch of vLLM takes 4,096 tokens. Prompts of 6,400 without a common prefix draw what each draws alone."""
+    prompts = np.random.default_rng(0).integers(5, 18, (32, 200))
+    requests = [SampleRequest(tuple(map(int, prompt)), (i,), 8) for i, prompt in enumerate(prompts)]
+    at_once = flat(tiny.sample(requests, SamplingParams())[0])
+    tiny.drop_prefixes()
+    alone = [tokens for request in requests[::8] for tokens in flat(tiny.sample([request], SamplingParams())[0])]
+    assert at_once[::8] == alone
+
+
 def test_it_listens_to_nobody_but_this_machine(tiny: VLLMEngine) -> None:
     inodes = set()
     for link in Path(f"/proc/{tiny.process.pid}/fd").iterdir():

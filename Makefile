@@ -4,7 +4,7 @@
 #   make test    what a change must pass: check, then the tests with their coverage
 #   make test-vllm   the vLLM engine's tests, with the real vLLM in an environment of its own (.venv-vllm, 3 GB)
 #   make check   lint, types and import contracts alone
-#   make bench   the figures of docs/results/bench that are not there yet, about an hour and a half on two cores
+#   make bench   the figures of docs/results/bench that are not there yet, about two hours on two cores
 #   make lab     the experiments of docs/results/lab that are not there yet, some three hours on two cores
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
@@ -67,7 +67,21 @@ BENCH_step-D := --repeats 2 --warmup 0 --no-memory
 BENCH_distribution-D := --repeats 5 --threads 1
 BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
 
-bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png
+bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png $(BENCH)/engines.png
+
+# both engines, with prefixes reused and without, in one run; some half an hour
+WITH_VLLM := --workload D --no-memory --vllm-python .venv-vllm/bin/python
+$(BENCH)/engines-sampling.json: | .venv/.stamp-dev .venv-vllm/.stamp
+	$(BIN)/deepgrpo bench sampling $(WITH_VLLM) --repeats 2 --json $@ $(BENCH_ARGS) \
+	  --arms engine_bf16 engine_bf16_no_keep vllm_bf16 vllm_bf16_no_prefix
+
+$(BENCH)/engines-step.json: | .venv/.stamp-dev .venv-vllm/.stamp
+	$(BIN)/deepgrpo bench step $(WITH_VLLM) --repeats 2 --warmup 0 --json $@ $(BENCH_ARGS) \
+	  --arms tree_bf16 tree_bf16_no_keep tree_vllm_bf16 tree_vllm_bf16_no_prefix
+
+# their picture, and their tables in docs/results/engines.md
+$(BENCH)/engines.png: $(BENCH)/engines-sampling.json $(BENCH)/engines-step.json
+	$(BIN)/python scripts/engines.py $^ docs/results/engines.md
 
 # its picture, and its tables in docs/results/distribution.md
 $(BENCH)/distribution-D.png: $(BENCH)/distribution-D.json

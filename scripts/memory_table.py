@@ -48,12 +48,14 @@ def formula(name: str, learners: int) -> dict[str, float]:
     """GiB of a learner, with a reference and without activations, and of a rollout worker with vLLM in bfloat16.
 
     20 P / N, for N > 1 plus what is whole at a time: 12 bytes per parameter of embeddings, head and of a layer, the reference's
-    embeddings and head included. At the start 8 P.
+    embeddings and head included. At the start 8 P / N and the larger of embeddings with head and a layer; before that,
+    in no case less, embeddings with head and a layer with its gradient.
     """
     every, layer, rest = parameters(name)
     whole = 12 * (rest + layer) if learners > 1 else 0
+    start = max(8 * every / learners + 4 * max(rest, layer), 4 * (rest + 2 * layer))
     return {
-        "held": (20 * every / learners + whole) / GIB, "start": 8 * every / GIB if learners > 1 else 0.0,
+        "held": (20 * every / learners + whole) / GIB, "start": start / GIB if learners > 1 else 0.0,
         "worker": 2 * every / GIB + CACHE_GB,
     }  # fmt: skip
 

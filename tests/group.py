@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -45,3 +46,10 @@ def run_group(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
             process.join(10)
             process.kill()
     return [found[rank] for rank in range(size)]
+
+
+def close(a: Any, b: Any) -> None:
+    """Weights or figures by name: within 1e-5."""
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-6, err_msg=key)

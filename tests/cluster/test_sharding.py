@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from group import run_group
+from group import close, run_group
 from trees import make_tree
 
 from conftest import TINY
@@ -31,16 +31,18 @@ TREES = [
 CREDITS = [sibling_credit(tree) for tree in TREES]
 
 
-def fresh(seed: int = 3, packing: bool = True) -> Policy:
+def fresh(seed: int = 3, packing: bool = True, recomputes: bool = False) -> Policy:
     policy = scratch_policy(ScratchModel.model_validate(TINY), synthetic.tokenizer(), seed=seed)
     if packing:
         assert policy.try_tree_packing().packs
+    if recomputes:
+        policy.checkpoint_activations()
     return policy
 
 
 def learner_of(config: Config, sharding: str, seed: int = 3) -> Learner:
     """As one of the group."""
-    policy = fresh(seed, config.learner.tree_packing != "off")
+    policy = fresh(seed, config.learner.tree_packing != "off", config.learner.gradient_checkpointing)
     reference = Reference.of(fresh(4)) if config.loss.beta else None
     if sharding == "fsdp":
         policy = shard(policy)
@@ -65,12 +67,6 @@ def alone(config: Config, steps: int) -> tuple[dict[str, np.ndarray], list[dict[
     weights = whole_weights(policy, keep=True)
     assert weights is not None
     return weights, metrics
-
-
-def close(a: Any, b: Any) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 # eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step

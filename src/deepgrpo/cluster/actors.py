@@ -6,7 +6,7 @@ import datetime
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ import torch.distributed as dist
 from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
 from deepgrpo.config import Config, EmbeddedEngine
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
+from deepgrpo.model.parts import Filling, Fixed, Values, fits, judge_part
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
 from deepgrpo.train.moments import Moments, load_moments, moments_of, read_moments, save_shards
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.setup import build_policy
+from deepgrpo.train.setup import build_policy, check_packing, outline_of
 from deepgrpo.train.step import Learner, Update
 
 Weights = dict[str, np.ndarray]
@@ -61,7 +62,8 @@ class RolloutWorker:
     def __init__(self, config: Config, device: str, build: BuildEngine = build_engine) -> None:
         _prepare(config)
         # it never trains, so it need not know whether it could be packed
-        plain = config.model_copy(update={"learner": config.learner.model_copy(update={"tree_packing": "off"})})
+        learner = config.learner.model_copy(update={"tree_packing": "off", "gradient_checkpointing": False})
+        plain = config.model_copy(update={"learner": learner})
         # vLLM has weights of its own on the device; ours are only what it gets them from
         self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngine) else "cpu")
         self.engine = build(config, self.policy)
@@ -91,8 +93,10 @@ class LearnerRank:
         assert config.cluster is not None
         _prepare(config)
         self.config, self.rank, self.exact_sampler = config, rank, exact_sampler
-        self.sharded = config.cluster.sharding == "fsdp"
-        self.policy = build_policy(config, device)
+        self.sharded, self.device = config.cluster.sharding == "fsdp", torch.device(device)
+        # what is sharded is never whole: it has no weights before it is cut
+        outline = outline_of(config) if self.sharded else None
+        self.policy = outline or build_policy(config, device)
         self.learner: Learner
 
     def hello(self) -> Hello:
@@ -116,25 +120,48 @@ class LearnerRank:
             if loopback:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
         dist.init_process_group(
-            "nccl" if self.policy.device.type == "cuda" else "gloo", init_method=f"tcp://{host}:{port}", rank=self.rank,
+            "nccl" if self.device.type == "cuda" else "gloo", init_method=f"tcp://{host}:{port}", rank=self.rank,
             world_size=self.config.cluster.learners,
             timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
         )  # fmt: skip
 
-    def begin(self, weights: Weights) -> None:
-        """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for."""
-        config, policy = self.config, self.policy
-        take_weights(policy, weights)
-        reference = Reference.of(policy) if config.loss.beta > 0 else None
+    def begin(self, weights: Weights, fixed: Fixed | None) -> None:
+        """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for.
+
+        Args:
+            fixed: all else that the driver's policy has, for learners that are sharded.
+        """
+        config, values = self.config, None
+        if fixed is not None and fits(self.policy, {**fixed.values, **weights}):
+            values = {**fixed.values, **weights}
+            self._find_out(fixed, values)
+        else:
+            if self.policy.device.type == "meta":  # a model's own code may make tensors that nobody can hand over
+                self.policy = build_policy(config, str(self.device))
+            take_weights(self.policy, weights)
+        reference = Reference.of(self.policy) if config.loss.beta > 0 else None
         if self.sharded:
-            self.policy = shard(policy)
-            if reference:
-                # adapters are switched off in the very model that is trained
-                reference.policy = self.policy if reference.adapters else shard(reference.policy)
+            if reference and not reference.adapters:
+                reference.policy = shard(reference.policy, self._filling(reference.policy, values))
+            self.policy = shard(self.policy, self._filling(self.policy, values))
+            if reference and reference.adapters:  # they are switched off in the very model that is trained
+                reference.policy = self.policy
         self.learner = Learner(
             self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
             peers=Ranks(sharded=self.sharded),
         )  # fmt: skip
+
+    def _find_out(self, fixed: Fixed, values: Values) -> None:
+        """Tell an outline what only a model with weights can be asked."""
+        policy = self.policy
+        policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
+        if fixed.verdict.packs:  # on the driver's device; this one may have other back-ends
+            here = judge_part(policy, values, self.device)
+            check_packing(self.config, here)
+            policy.pack_by(replace(here, window=fixed.verdict.window))
+
+    def _filling(self, policy: Policy, values: Values | None) -> Filling | None:
+        return None if values is None else Filling(policy, values, self.device)
 
     def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
         """Take over weights and moments; `moments` None: each reads its shards from the directory."""

@@ -20,6 +20,7 @@ from deepgrpo.cluster.sharding import take_weights
 from deepgrpo.cluster.shelf import Shelf
 from deepgrpo.config import Config
 from deepgrpo.errors import DeepGRPOError, EngineError
+from deepgrpo.model.parts import Fixed
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.moments import SHARDED, read_moments, save_moments
@@ -69,7 +70,8 @@ class LearnerGroup:
 
     def freeze_reference(self) -> None:
         # learners take the start weights over only now: a warm start before it is the driver's own
-        self._all("begin", self.shelf.put(self.policy))
+        fixed = ray.put(Fixed.of(self.policy)) if self.cluster.sharding == "fsdp" else None
+        self._all("begin", self.shelf.put(self.policy), fixed)
         self.begun = True
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepgrpo.errors import ConfigError, ModelError
+from deepgrpo.model.parts import Filling, tensor_of
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
 from deepgrpo.train.peers import clip
@@ -111,8 +112,12 @@ class _Whole(nn.Module):
         return self.compute(*arguments, **options)
 
 
-def shard(policy: Policy) -> Policy:
+def shard(policy: Policy, filling: Filling | None = None) -> Policy:
     """Cut the parameters of a policy among all learners, in place; returns what computes log-probs with them.
+
+    Args:
+        policy: whole, or an outline.
+        filling: what gives an outline its weights: a layer's, then that layer is cut, and so on, and the rest at the end.
 
     Raises ModelError if the model's decoder layers cannot be found, ConfigError if torch is too old.
     """
@@ -126,6 +131,8 @@ def shard(policy: Policy) -> Policy:
     whole = _Whole(copy.copy(policy))
     parts: list[nn.Module] = [*decoder_layers(policy), whole]
     for part in parts:
+        if filling is not None:
+            filling.fill(part)
         fully_shard(part)
     for part in parts:
         assert isinstance(part, FSDPModule)
@@ -145,7 +152,7 @@ def decoder_layers(policy: Policy) -> list[nn.Module]:
             f'cluster.sharding is "fsdp", but no list of {wanted} decoder layers was found in '
             f'{type(policy.causal).__name__}; set cluster.sharding = "ddp"'
         )
-    return policy.layers
+    return list(policy.layers)
 
 
 @torch.no_grad()
@@ -166,12 +173,3 @@ def take_weights(policy: Policy, weights: dict[str, np.ndarray]) -> None:
 
     for name, parameter in policy.trainable().items():
         parameter.copy_(as_part(tensor_of(weights[name]), parameter))
-
-
-def tensor_of(array: np.ndarray) -> Tensor:
-    """A tensor on the memory of an array that may only be read; so must the tensor."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

@@ -12,7 +12,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
         suite = SUITES[options.part](setting)
         arms = _make(_chosen(suite, options.arms), out)
         torch.set_num_threads(options.threads)  # whatever a peer may have thought of it
-        measured = measure(arms, options.repeats, options.warmup)
+        # no bar: it would draw beside what is timed
+        measured = measure(arms, options.repeats, options.warmup, out.print)
         for arm, each in zip(arms, measured, strict=True):
             if options.memory:
                 each.peak_mb = arm.peak_mb() if arm.peak_mb else _peak_in_child(options, arm.name)
@@ -75,15 +77,24 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
     return 0
 
 
-def measure(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> list[Measured]:
-    """Time the arms in turn, after rounds that warm up."""
+def measure(
+    arms: Sequence[Arm], repeats: int, warmup: int = 1, say: Callable[[str], None] = lambda text: None
+) -> list[Measured]:
+    """Time the arms in turn, after rounds that warm up.
+
+    Args:
+        say: is told of each round that is done.
+    """
     found = {arm.name: Measured(arm.name, note=arm.note) for arm in arms}
-    for turn in range(warmup + repeats):
+    began, rounds = time.monotonic(), warmup + repeats
+    for turn in range(rounds):
         for arm in arms:
             done = arm.timed()
             found[arm.name].tokens = done.tokens
             if turn >= warmup:
                 found[arm.name].seconds.append(done.seconds)
+        warms = ", which warmed up" if turn < warmup else ""
+        say(f"round {turn + 1} of {rounds}{warms}: done after {(time.monotonic() - began) / 60:.1f} min")
     return list(found.values())
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from deepgrpo.config import ModelConfig, ScratchModel
-from deepgrpo.model.policy import Policy, code_options, context_of, locate, no_model, scratch_policy, with_adapters
+from deepgrpo.model.policy import (
+    Policy,
+    code_options,
+    context_of,
+    locate,
+    no_model,
+    scratch_policy,
+    with_adapters,
+    without_dropout,
+)
 
 
 def outline_policy(
@@ -48,6 +57,7 @@ def outline_policy(
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, **code_options(config))
     except Exception:  # whatever a model's own code raises: loading it will tell what is wrong, if anything is
         return None
+    without_dropout(model)
     if config.lora:
         with torch.device("meta"):
             model = with_adapters(model, config)

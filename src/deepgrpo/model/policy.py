@@ -136,12 +136,19 @@ class Policy:
         self.verdict = judge_model(self.causal, self.dtype)
         return self.verdict
 
+    def pack_by(self, verdict: Verdict) -> None:
+        """Take over what has been found out elsewhere about a model of the same code."""
+        self.verdict = verdict
+        if verdict.packs:
+            tree_attention.register()
+            self.causal.set_attn_implementation(tree_attention.NAME)
+
     @property
-    def layers(self) -> list[nn.Module] | None:
+    def layers(self) -> nn.ModuleList | None:
         """The blocks of the decoder: the list of modules that is as long as the config says; None if there is none."""
         wanted = self.causal.config.get_text_config().num_hidden_layers
         lists = (module for module in self.causal.modules() if isinstance(module, nn.ModuleList))
-        return next((list(module) for module in lists if len(module) == wanted), None)
+        return next((module for module in lists if len(module) == wanted), None)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass from now on."""
@@ -212,9 +219,8 @@ class Reference:
         if _is_peft(policy.model):
             return cls(policy, True)
         frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
-        copied = Policy(
-            frozen, policy.tokenizer, policy.context, policy.dtype, policy.logprob_chunk, verdict=policy.verdict
-        )
+        copied = copy.copy(policy)
+        copied.model = frozen
         return cls(copied, False)
 
 
@@ -247,7 +253,7 @@ def load_policy(
         del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
-    _without_dropout(model)
+    without_dropout(model)
     if config.lora:
         model = with_adapters(model, config)
     return Policy(model.to(device), tokenizer, context_of(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
@@ -369,7 +375,7 @@ def _locate(config: PretrainedModel) -> tuple[str, str | None]:
     return str(directory), wanted
 
 
-def _without_dropout(model: nn.Module) -> None:
+def without_dropout(model: nn.Module) -> None:
     """Switch dropout off for good: two passes over the same tokens must give the same log-probs (docs/details.md 18)."""
     config: Any = model.config
     for owner in (config, *model.modules()):

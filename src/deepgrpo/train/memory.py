@@ -52,7 +52,7 @@ class MemoryEstimate:
     """Of a sharded model: what is whole at a time, at most."""
     activations: int = 0
     start: int = 0
-    """While the process starts, of all that is above: a model is loaded whole before it is cut in shards or moved."""
+    """While the process starts, of all that is above: a model is loaded before it is moved, a part whole before it is cut."""
 
     @property
     def certain(self) -> int:
@@ -91,6 +91,11 @@ class Counts:
     """Of the largest decoder layer; 0 if no layers are found."""
     rest: int
     """Outside the layers: embeddings, head, last norm."""
+
+    @property
+    def trial(self) -> int:
+        """Bytes of what each learner tries before anything is cut, however many there are: a layer, its gradient, the rest."""
+        return 4 * (self.rest + 2 * self.layer)
 
     @classmethod
     def of(cls, policy: Policy) -> Counts:
@@ -142,7 +147,9 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
     # the moments come to the driver whole when a checkpoint is written, unless learners write their shards themselves
     moments = 0 if cluster.sharding == "fsdp" else 2 * trained
     driver = Holder("driver", 1, "host", MemoryEstimate(weights=whole, optimizer=moments))
-    store = Holder("object store", None, "host", MemoryEstimate(stored=2 * trained, optimizer=moments))
+    # learners that are sharded load nothing: all of the model reaches them from the driver
+    at_start = whole if cluster.sharding == "fsdp" else 0
+    store = Holder("object store", None, "host", MemoryEstimate(stored=2 * trained, optimizer=moments, start=at_start))
     if not _on_gpus(config):
         if isinstance(config.engine, VLLMEngine):
             on_device = replace(on_device, weights=on_host.weights, transfer=on_host.transfer)
@@ -153,7 +160,7 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
     return (
         Holder("learner", cluster.learners, "GPU", learner),
         # the first of them hands the new weights to the object store
-        Holder("learner", cluster.learners, "host", MemoryEstimate(stored=trained, start=whole)),
+        Holder("learner", cluster.learners, "host", MemoryEstimate(stored=trained, start=whole - at_start)),
         Holder("rollout worker", cluster.rollout_workers, "GPU", on_device),
         Holder("rollout worker", cluster.rollout_workers, "host", on_host), driver, store,
     )  # fmt: skip
@@ -181,7 +188,9 @@ def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> Mem
         # none. Of the layers there are the one that is computed and the next; and the gradient of what is whole.
         gathered = 4 * ((2 if copied else 1) * counts.rest + 2 * counts.layer)
         gathered += 0 if adapters else 4 * (counts.rest + counts.layer)
-        start = (8 if copied else 4) * counts.every
+        # layer after layer gets its weights and is cut, and at last what is in none
+        cut = math.ceil((8 if copied else 4) * counts.every / shards) + 4 * max(counts.rest, counts.layer)
+        start = max(cut, counts.trial)
     learns = learns_anything(config)
     return MemoryEstimate(
         weights=math.ceil(4 * counts.every / shards),
@@ -284,8 +293,7 @@ def check_room(config: Config, policy: Policy, device: str) -> None:
     estimate = _learner(config, policy, counts, shards=1)
     room = free_memory(device)
     if room is not None and estimate.certain > room:
-        # each of several learners has the whole model, and the reference, for a moment
-        shares = device == "cpu" or 4 * counts.every + estimate.reference <= room
+        shares = device == "cpu" or counts.trial <= room
         raise ModelError(
             f"{_needs(config, policy, estimate)} on {device}, but {_gib(room)} are free; {_remedies(config, shares)}"
         )
@@ -325,7 +333,7 @@ def check_cluster_room(config: Config, policy: Policy, *, cuda: bool) -> None:
             raise ModelError(
                 f"{_needs(config, policy, learner)} in each of cluster.learners = {cluster.learners} "
                 f"(cluster.sharding = \"{cluster.sharding}\"), but the largest GPU here has {_gib(largest)}; "
-                f"{_remedies(config, learner.start < largest)}"
+                f"{_remedies(config, counts.trial <= largest)}"
             )
 
 
@@ -342,7 +350,7 @@ def _named(config: Config, counts: Counts) -> str:
 
 def _parts(estimate: MemoryEstimate) -> str:
     if estimate.start == estimate.certain:
-        return "at the start, when it is whole on each learner"
+        return "at the start, when each part of it is whole before it is cut"
     parts = {
         "weights": estimate.weights, "gradients": estimate.gradients, "moments": estimate.optimizer,
         "reference": estimate.reference,

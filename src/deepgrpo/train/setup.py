@@ -21,6 +21,7 @@ from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
 from deepgrpo.model.outline import outline_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer, scratch_policy
+from deepgrpo.model.tree_gate import Verdict
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -193,8 +194,6 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
         place.check_room(config, outline)
     policy = build_policy(config, place.device(config))
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
-    if config.learner.gradient_checkpointing:
-        policy.checkpoint_activations()
     limits = response_limits(config, policy)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
@@ -237,7 +236,10 @@ def outline_of(config: Config) -> Policy | None:
     """The policy of a recipe without its weights; None if its config alone does not tell (see `model/outline.py`)."""
     model, learner = config.model, config.learner
     tokenizer = synthetic.tokenizer() if isinstance(model, ScratchModel) else load_tokenizer(model)
-    return outline_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    policy = outline_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    if policy is not None:
+        _equip(policy, config)
+    return policy
 
 
 def build_policy(config: Config, device: str | None = None) -> Policy:
@@ -252,14 +254,25 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
     else:
         assert isinstance(config.model, PretrainedModel)
         policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
-    policy.logprob_keep = learner.logprob_keep_mb * 2**20
+    _equip(policy, config)
     if learner.tree_packing != "off":
-        verdict = policy.try_tree_packing()
-        if not verdict.packs and learner.tree_packing == "on":
-            raise ModelError(
-                f'learner.tree_packing is "on", but this model cannot be packed: {verdict.reason}; set it to "auto" or "off"'
-            )
+        check_packing(config, policy.try_tree_packing())
     return policy
+
+
+def _equip(policy: Policy, config: Config) -> None:
+    """How the recipe wants it to learn."""
+    policy.logprob_keep = config.learner.logprob_keep_mb * 2**20
+    if config.learner.gradient_checkpointing:
+        policy.checkpoint_activations()
+
+
+def check_packing(config: Config, verdict: Verdict) -> None:
+    """Raise ModelError if the recipe insists on tree packs and the model cannot be packed."""
+    if not verdict.packs and config.learner.tree_packing == "on":
+        raise ModelError(
+            f'learner.tree_packing is "on", but this model cannot be packed: {verdict.reason}; set it to "auto" or "off"'
+        )
 
 
 def _require_checkpoint(directory: Path, checkpoints: Checkpoints) -> None:

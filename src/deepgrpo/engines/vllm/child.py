@@ -98,8 +98,8 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             disable_log_stats=True,
             seed=0,
             **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
-            # A prompt that is encoded in parts rewinds its request's generator, which on a CPU raises (vLLM 0.32): whole prompts
-            # only, in batches of 4,096 tokens or of the longest text
+            # A prompt that is encoded in parts rewinds its request's generator, which on a CPU raises (vLLM 0.32). So whole
+            # prompts only, in batches of 4,096 tokens or of the longest text
             **({"enable_chunked_prefill": False} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
             **settings["options"],
         )

@@ -59,7 +59,9 @@ def tables(sampling: Mapping[str, Any], step: Mapping[str, Any]) -> str:
         f"{work['rollouts']} rollouts of {work['response']} each, of which {work['failed']} failed and get {work['branches']} "
         f"branches from {work['depth']:.0%} of their length. {sampling['threads']} threads on {machine['processor']}, "
         f"torch {sampling['versions']['torch'].split('+')[0]}, vLLM {sampling['versions']['vllm']}; medians of "
-        f"{sampling['repeats']} rounds (sampling) and {step['repeats']} (step), with their range."
+        f"{sampling['repeats']} rounds (sampling; {sampling['warmup']} before them to warm up) and "
+        f"{step['repeats']} (step; {step['warmup'] or 'none'} before them), with their range. The load at the end was "
+        f"{machine['load']:.1f} and {step['machine']['load']:.1f}, of which {sampling['threads']} are the benchmark's own."
     )
     rows = []
     base = arms_of(sampling, 1)["embedded"][0]["median_s"]

@@ -918,7 +918,7 @@ class ClusterConfig(Section):
     gpus_per_learner: PositiveFloat | None = None
     """GPUs for a learner, below 1 to share one with a rollout worker; absent: 1 with CUDA, else 0."""
     start_deadline_s: PositiveFloat = 600.0
-    """Seconds that a process may take until it has loaded the model."""
+    """Seconds that a process may take until it has the model; learners with shards get it when all are there, as long again."""
     sample_deadline_s: PositiveFloat = 1800.0
     """Seconds that a rollout worker may take for its part of a round; then it is replaced."""
     reward_deadline_s: PositiveFloat = 600.0

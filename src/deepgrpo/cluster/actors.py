@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from deepgrpo.cluster.sharding import Ranks, shard, take_weights, whole_weights
+from deepgrpo.cluster.sharding import Ranks, decoder_layers, shard, take_weights, whole_weights
 from deepgrpo.config import Config, EmbeddedEngine
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.model.parts import Filling, Fixed, Values, fits, judge_part
+from deepgrpo.model.parts import Filling, Fixed, Values, judge_part
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
@@ -34,13 +34,15 @@ BuildEngine = Callable[[Config, Policy], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a process says of itself once it has loaded the model."""
+    """What a process says of itself once it is ready for weights."""
 
     pid: int
     node: str
     exact: bool = True
     """Of its engine, as `remark`."""
     remark: str | None = None
+    outlined: bool = False
+    """Of a learner: whether it has a model without weights, and waits for all of them."""
 
     @classmethod
     def of_this_process(cls, engine: Engine | None = None) -> Hello:
@@ -96,11 +98,11 @@ class LearnerRank:
         self.sharded, self.device = config.cluster.sharding == "fsdp", torch.device(device)
         # what is sharded is never whole: it has no weights before it is cut
         outline = outline_of(config) if self.sharded else None
-        self.policy = outline or build_policy(config, device)
+        self.outlined, self.policy = outline is not None, outline or build_policy(config, device)
         self.learner: Learner
 
     def hello(self) -> Hello:
-        return Hello.of_this_process()
+        return replace(Hello.of_this_process(), outlined=self.outlined)
 
     def address(self) -> tuple[str, int]:
         """Where the others may meet this one."""
@@ -125,18 +127,22 @@ class LearnerRank:
             timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
         )  # fmt: skip
 
-    def begin(self, weights: Weights, fixed: Fixed | None) -> None:
+    def begin(self, weights: Weights, fixed: Fixed | None) -> bool:
         """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for.
 
         Args:
-            fixed: all else that the driver's policy has, for learners that are sharded.
+            fixed: all else that the driver's policy has, for outlines.
+
+        Returns whether the model was whole here before it was cut.
         """
-        config, values = self.config, None
-        if fixed is not None and fits(self.policy, {**fixed.values, **weights}):
-            values = {**fixed.values, **weights}
+        config = self.config
+        if self.sharded:
+            decoder_layers(self.policy)  # an error if there are none
+        values = fixed.values_for(self.policy, weights) if fixed is not None else None
+        if fixed is not None and values is not None:
             self._find_out(fixed, values)
         else:
-            if self.policy.device.type == "meta":  # a model's own code may make tensors that nobody can hand over
+            if self.outlined:
                 self.policy = build_policy(config, str(self.device))
             take_weights(self.policy, weights)
         reference = Reference.of(self.policy) if config.loss.beta > 0 else None
@@ -150,12 +156,13 @@ class LearnerRank:
             self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
             peers=Ranks(sharded=self.sharded),
         )  # fmt: skip
+        return values is None
 
     def _find_out(self, fixed: Fixed, values: Values) -> None:
         """Tell an outline what only a model with weights can be asked."""
         policy = self.policy
         policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
-        if fixed.verdict.packs:  # on the driver's device; this one may have other back-ends
+        if fixed.verdict.packs:  # says the driver, by all layers on its device; this one may have other back-ends
             here = judge_part(policy, values, self.device)
             check_packing(self.config, here)
             policy.pack_by(replace(here, window=fixed.verdict.window))

@@ -70,8 +70,11 @@ class LearnerGroup:
 
     def freeze_reference(self) -> None:
         # learners take the start weights over only now: a warm start before it is the driver's own
-        fixed = ray.put(Fixed.of(self.policy)) if self.cluster.sharding == "fsdp" else None
-        self._all("begin", self.shelf.put(self.policy), fixed)
+        fixed = ray.put(Fixed.of(self.policy)) if any(hello.outlined for hello in self.hellos) else None
+        weights = self.shelf.put(self.policy)
+        begun = [rank.begin.remote(weights, fixed) for rank in self.ranks]
+        if any(self._wait(begun, self.cluster.start_deadline_s)) and self.cluster.sharding == "fsdp":
+            self.events.note("cluster: each learner had the model whole before it was cut: its config alone does not build it")
         self.begun = True
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
@@ -154,9 +157,9 @@ class LearnerGroup:
     def _lost(self, why: str) -> None:
         self.close()
         text = f"a learner {why}"
-        if not hasattr(self, "hellos"):
+        if not self.begun:
             raise EngineError(
-                f"{text} before it had loaded the model; look for the cause (memory? no room for it?) with `ray status` and in "
+                f"{text} before it had the model; look for the cause (memory? no room for it?) with `ray status` and in "
                 "Ray's logs, and continue with --resume"
             )
         self.events.lost("learner_lost", f"{text}; the run comes back from its last checkpoint")

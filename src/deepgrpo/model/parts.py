@@ -18,25 +18,67 @@ from deepgrpo.model.head import Head
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import Verdict, judge_model
 
-Values = Mapping[str, np.ndarray]
-"""Parameters and buffers by name."""
+Values = Mapping[str, Tensor]
+"""Parameters and buffers by name; only to be read."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as bytes, which several processes can read where they lie (numpy has no bfloat16)."""
+
+    raw: np.ndarray
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        return cls(flat.view(torch.uint8).numpy(), tuple(tensor.shape), tensor.dtype)
+
+    def tensor(self) -> Tensor:
+        return tensor_of(self.raw).view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
 class Fixed:
     """What of a loaded policy is not trained: with the weights that are, all that an outline of it lacks."""
 
-    values: dict[str, np.ndarray]
-    """Frozen parameters and all buffers, those too that no checkpoint has (such as the frequencies of rotary embeddings)."""
+    frozen: dict[str, Stored]
+    """Parameters that are not trained."""
+    buffers: dict[str, Stored]
+    """All of them, those too that no checkpoint has (such as the frequencies of rotary embeddings)."""
     head: Head | None
     head_reason: str
     verdict: Verdict
 
     @classmethod
     def of(cls, policy: Policy) -> Fixed:
-        frozen = {name: p.detach() for name, p in policy.model.named_parameters() if not p.requires_grad}
-        values = {name: t.cpu().numpy() for name, t in {**frozen, **dict(policy.model.named_buffers())}.items()}
-        return cls(values, policy.head, policy.head_reason, policy.verdict)
+        frozen = {name: Stored.of(p) for name, p in policy.model.named_parameters() if not p.requires_grad}
+        buffers = {name: Stored.of(b) for name, b in policy.model.named_buffers()}
+        return cls(frozen, buffers, policy.head, policy.head_reason, policy.verdict)
+
+    def values_for(self, outline: Policy, trained: Mapping[str, np.ndarray]) -> Values | None:
+        """All that an outline lacks, with the weights that are trained.
+
+        None if it is not the same model: names, shapes, dtypes or what is trained differ (such as a head that is tied by the
+        config and not in the files), or it has tensors that nobody could give it, as they are neither parameters nor buffers.
+        """
+        parameters, model = dict(outline.model.named_parameters()), outline.model
+        ours = {**{n: tensor_of(a) for n, a in trained.items()}, **{n: s.tensor() for n, s in self.frozen.items()}}
+        buffers = {name: stored.tensor() for name, stored in self.buffers.items()}
+        same = (
+            trained.keys() == outline.trainable().keys()
+            and _alike(parameters, ours) and _alike(dict(model.named_buffers()), buffers)
+            and not any(isinstance(t, Tensor) and t.is_meta for module in model.modules() for t in vars(module).values())
+        )  # fmt: skip
+        return {**ours, **buffers} if same else None
+
+
+def _alike(missing: Mapping[str, Tensor], values: Values) -> bool:
+    """Whether the values are those that are missing, all of them and no more."""
+    return missing.keys() == values.keys() and all(
+        t.is_meta and (t.shape, t.dtype) == (values[name].shape, values[name].dtype) for name, t in missing.items()
+    )
 
 
 class Filling:
@@ -66,17 +108,8 @@ class Filling:
                         place[key] = made[form]  # type: ignore[assignment]
 
     def _value_of(self, form: Tensor) -> Tensor:
-        value = tensor_of(self.values[self.names[form]]).to(self.device, copy=True)
+        value = self.values[self.names[form]].to(self.device, copy=True)
         return nn.Parameter(value, requires_grad=form.requires_grad) if isinstance(form, nn.Parameter) else value
-
-
-def fits(policy: Policy, values: Values) -> bool:
-    """Whether values are all that an outline lacks.
-
-    Not so if a value is missing or of another shape, or if the model has tensors that are neither parameters nor buffers.
-    """
-    loose = any(isinstance(t, Tensor) and t.is_meta for module in policy.model.modules() for t in vars(module).values())
-    return not loose and all(name in values and values[name].shape == t.shape for name, t in _tensors(policy))
 
 
 def _tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
@@ -85,23 +118,31 @@ def _tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 def judge_part(policy: Policy, values: Values, device: torch.device) -> Verdict:
-    """What `Policy.try_tree_packing` would find on that device, asked of the first layers of an outline.
+    """What `Policy.try_tree_packing` would find on that device, asked of an outline's first layer of each kind.
 
-    As many layers as show each kind of attention. The window is not asked for: it may be that of a later layer.
+    The window is not asked for: it may be that of another layer.
     """
     short = copy.copy(policy)
     short.model = copy.deepcopy(policy.model)
-    layers = short.layers
-    assert layers is not None, "only what has decoder layers is cut in parts"
-    config = short.causal.config.get_text_config()
-    kinds = list(getattr(config, "layer_types", None) or [])[: len(layers)]
-    count = max((kinds.index(kind) + 1 for kind in kinds), default=1)
-    del layers[count:]
+    filling = Filling(short, values, device)  # while every layer is in its place
+    layers, config = short.layers, short.causal.config.get_text_config()
+    assert layers is not None
+    kept = first_of_each_kind(short)
+    kinds = getattr(config, "layer_types", None)
     if kinds:
-        config.layer_types = kinds[:count]
-    config.num_hidden_layers = count
-    Filling(short, values, device).fill(short.model)
+        config.layer_types = [kinds[i] for i in kept]
+    chosen = [layers[i] for i in kept]
+    del layers[:]
+    layers.extend(chosen)
+    config.num_hidden_layers = len(kept)
+    filling.fill(short.model)
     return judge_model(short.causal, policy.dtype)
+
+
+def first_of_each_kind(policy: Policy) -> list[int]:
+    """The first decoder layer of each kind that the config names, such as sliding and full attention; [0] if it names none."""
+    kinds = list(getattr(policy.causal.config.get_text_config(), "layer_types", None) or [None])
+    return sorted({kinds.index(kind) for kind in kinds})
 
 
 def tensor_of(array: np.ndarray) -> Tensor:

@@ -23,6 +23,7 @@ from deepgrpo.config import Config, EmbeddedEngine, PretrainedModel, VLLMEngine
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Strategy
+from deepgrpo.model.parts import first_of_each_kind
 from deepgrpo.model.policy import Policy
 
 GIB = 1024**3
@@ -91,18 +92,22 @@ class Counts:
     """Of the largest decoder layer; 0 if no layers are found."""
     rest: int
     """Outside the layers: embeddings, head, last norm."""
+    kinds: int = 1
+    """Kinds of decoder layers, such as sliding and full attention."""
 
     @property
     def trial(self) -> int:
-        """Bytes of what each learner tries before anything is cut, however many there are: a layer, its gradient, the rest."""
-        return 4 * (self.rest + 2 * self.layer)
+        """Bytes of what each learner tries before anything is cut, however many there are: the first layer of each kind, the
+        gradient of one, and the rest.
+        """
+        return 4 * (self.rest + (self.kinds + 1) * self.layer)
 
     @classmethod
     def of(cls, policy: Policy) -> Counts:
         every = _count(policy.model)
         layers = [_count(layer) for layer in policy.layers or ()]
         trained = sum(p.numel() for p in policy.trainable().values())
-        return cls(every, trained, max(layers, default=0), every - sum(layers))
+        return cls(every, trained, max(layers, default=0), every - sum(layers), len(first_of_each_kind(policy)))
 
 
 def _count(module: torch.nn.Module) -> int:

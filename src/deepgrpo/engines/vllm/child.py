@@ -100,8 +100,8 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
             # A prompt that is encoded in parts rewinds its request's generator, which on a CPU raises (vLLM 0.32). So whole
             # prompts only, in batches of 4,096 tokens or of the longest text
-            **({"enable_chunked_prefill": False} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
-            **settings["options"],
+            **({"enable_chunked_prefill": False, **settings["options"]} if platform.is_cpu() else settings["options"]),
+            **({} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
         )
     except Exception as error:  # whatever vLLM says of a model, an argument or a device
         raise _CannotStart("start", f"{type(error).__name__}: {error}") from error

@@ -35,7 +35,7 @@ def vllm_engine(policy: Policy, *, longest: int | None = None, trial: str = "flo
 
 
 # A few lines in vLLM's place, for what is around it: the process, its lines, its failures. It says what it was told.
-# BROKEN: fails to load; SHORT: a token too few; DIES: by a signal while it samples; SLOW: samples for ever; NAN: its log-probs.
+# BROKEN: fails to load; UNABLE: fails the trial; SHORT: a token too few; DIES: by a signal while it samples; SLOW: samples for ever; NAN: its log-probs.
 STAND_IN = """
 import json, os, pathlib, signal, time, types
 
@@ -55,7 +55,7 @@ class LLM:
             raise RuntimeError(os.environ["BROKEN"])
         self.hear(what="start", settings=settings, threads=os.environ["OMP_NUM_THREADS"],
                   files=sorted(p.name for p in pathlib.Path(settings["model"]).iterdir()))
-        self.next = 10
+        self.next, self.tried = 10, False
 
     def hear(self, **what):
         with HEARD.open("a") as file:
@@ -79,6 +79,11 @@ class LLM:
 
     def generate(self, prompts, params, use_tqdm):
         print("INFO a line without an end", end="", flush=True)
+        if not self.tried:
+            self.tried = True
+            if os.environ.get("UNABLE"):
+                raise RuntimeError(os.environ["UNABLE"])
+            return self.hear(what="trial", prompts=[p["prompt_token_ids"] for p in prompts])
         self.hear(what="generate", prompts=[p["prompt_token_ids"] for p in prompts], params=[vars(p) for p in params])
         if os.environ.get("DIES"):
             os.kill(os.getpid(), signal.SIGKILL)

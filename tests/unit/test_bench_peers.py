@@ -144,7 +144,7 @@ def test_vllm_samples_rollouts_and_then_branches_from_them(
     peaks = {arm["name"]: arm["peak_mb"] for arm in result["arms"]}
     assert peaks["vllm_bf16"] is None or peaks["vllm_bf16"] > 1  # it tells its own
     heard = [one for one in stand_in() if one["caching"]]
-    start, *rounds = heard
+    start, _, *rounds = heard
     assert start["threads"] == "1" and "model.safetensors" in start["files"]
     assert start["settings"]["dtype"] == "bfloat16" and start["settings"]["max_model_len"] == 12
     assert not Path(start["settings"]["model"]).exists()  # tidied up

@@ -44,7 +44,8 @@ def start(stand_in: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> None:
     engine = start(options={"tensor_parallel_size": 2})
     groups, stats = engine.sample([REQUEST], SamplingParams(temperature=0.5, top_p=0.9))
-    begun, asked = stand_in()
+    begun, trial, asked = stand_in()
+    assert trial["what"] == "trial"
     settings = begun["settings"]
     assert (settings["logprobs_mode"], settings["generation_config"]) == ("processed_logprobs", "vllm")
     assert (settings["block_size"], settings["tensor_parallel_size"]) == (32, 2)
@@ -72,9 +73,9 @@ def test_weights_go_over_when_they_have_changed_and_only_then(start: Any, stand_
     with torch.no_grad():
         policy.model.lm_head.weight[3, 3] += 1e-3
     engine.sample([REQUEST], SamplingParams())
-    assert [one["what"] for one in stand_in()] == ["start", "generate", "generate", "reload_weights", "reset", "generate"]
+    assert [one["what"] for one in stand_in()] == ["start", "trial", "generate", "generate", "reload_weights", "reset", "generate"]
     assert engine.updates == 1
-    assert [p["temperature"] for p in stand_in()[2]["params"]] == [0, 0]
+    assert [p["temperature"] for p in stand_in()[3]["params"]] == [0, 0]
 
 
 def test_a_cache_that_is_not_reset_is_no_cache_to_go_on_with(
@@ -96,11 +97,11 @@ def test_it_sleeps_between_phases_where_it_can(start: Any, stand_in: Any, monkey
     engine.forget()
     engine.forget()
     engine.sample([REQUEST], SamplingParams())
-    assert [one["what"] for one in stand_in()] == ["start", "generate", "sleep", "wake", "generate"]
+    assert [one["what"] for one in stand_in()] == ["start", "trial", "generate", "sleep", "wake", "generate"]
     assert stand_in()[0]["settings"]["enable_sleep_mode"]
     off = start(sleep="off")
     off.forget()
-    assert not stand_in()[-1]["settings"]["enable_sleep_mode"]
+    assert not stand_in()[-2]["settings"]["enable_sleep_mode"]
 
 
 def test_sleep_that_is_demanded_and_cannot_be_had(start: Any) -> None:
@@ -136,8 +137,17 @@ def test_a_model_that_vllm_does_not_know(start: Any, monkeypatch: pytest.MonkeyP
         start()
 
 
-def test_heads_that_vllm_has_no_attention_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROKEN", "Selected backend is not valid. Reason: ['head_size not supported']")
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("BROKEN", "Selected backend is not valid. Reason: ['head_size not supported']"),
+        ("UNABLE", "Unsupported CPU attention configuration: head_dim=24 isa=1 kv_cache_idx=0"),
+    ],
+)  # fmt: skip
+def test_heads_that_vllm_has_no_attention_for(
+    start: Any, monkeypatch: pytest.MonkeyPatch, when: str, message: str
+) -> None:
+    monkeypatch.setenv(when, message)
     with pytest.raises(ModelError, match=r"attention for heads of this size.*model.num_heads"):
         start()
 

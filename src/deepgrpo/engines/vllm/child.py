@@ -103,6 +103,9 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             **({"enable_chunked_prefill": False, **settings["options"]} if platform.is_cpu() else settings["options"]),
             **({} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
         )
+        # a token, as what this device cannot compute should be said now and not in the middle of a step
+        one = vllm.SamplingParams(max_tokens=1, detokenize=False)
+        llm.generate([{"prompt_token_ids": [0]}], one, use_tqdm=False)
     except Exception as error:  # whatever vLLM says of a model, an argument or a device
         raise _CannotStart("start", f"{type(error).__name__}: {error}") from error
     return vllm, llm

@@ -141,7 +141,7 @@ def _refusal(kind: str, message: str, said: str, python: str) -> Exception:
         )
     if "not supported" in message and "architecture" in message.lower():
         return ModelError(f'vLLM does not know this model: {message}; use engine.type = "embedded" for it')
-    if "head_size" in message or "head size" in message.lower():
+    if any(word in message.lower() for word in ("head_size", "head size", "head_dim")):
         return ModelError(
             f"vLLM has no attention for heads of this size on this device: {message}; use engine.type = \"embedded\", or for a "
             "model from scratch another model.num_heads (a CPU wants hidden_size / num_heads = 32, 64, 80, 96, 112 or 128)"

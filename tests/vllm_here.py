@@ -35,7 +35,8 @@ def vllm_engine(policy: Policy, *, longest: int | None = None, trial: str = "flo
 
 
 # A few lines in vLLM's place, for what is around it: the process, its lines, its failures. It says what it was told.
-# BROKEN: fails to load; UNABLE: fails the trial; SHORT: a token too few; DIES: by a signal while it samples; SLOW: samples for ever; NAN: its log-probs.
+# BROKEN: fails to load; UNABLE: fails the trial.
+# SHORT: a token too few; DIES: by a signal while it samples; SLOW: samples for ever; NAN: its log-probs.
 STAND_IN = """
 import json, os, pathlib, signal, time, types
 

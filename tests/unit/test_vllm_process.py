@@ -73,7 +73,8 @@ def test_weights_go_over_when_they_have_changed_and_only_then(start: Any, stand_
     with torch.no_grad():
         policy.model.lm_head.weight[3, 3] += 1e-3
     engine.sample([REQUEST], SamplingParams())
-    assert [one["what"] for one in stand_in()] == ["start", "trial", "generate", "generate", "reload_weights", "reset", "generate"]
+    heard = [one["what"] for one in stand_in()]
+    assert heard == ["start", "trial", "generate", "generate", "reload_weights", "reset", "generate"]
     assert engine.updates == 1
     assert [p["temperature"] for p in stand_in()[3]["params"]] == [0, 0]
 

@@ -94,7 +94,7 @@ def measure(
             if turn >= warmup:
                 found[arm.name].seconds.append(done.seconds)
         warms = ", which warmed up" if turn < warmup else ""
-        say(f"round {turn + 1} of {rounds}{warms}: done after {(time.monotonic() - began) / 60:.1f} min")
+        say(f"round {turn + 1} of {rounds}{warms}: done after {time.monotonic() - began:.0f} s")
     return list(found.values())
 
 

@@ -157,9 +157,9 @@ class LearnerGroup:
     def _lost(self, why: str) -> None:
         self.close()
         text = f"a learner {why}"
-        if not self.begun:
+        if not hasattr(self, "hellos"):
             raise EngineError(
-                f"{text} before it had the model; look for the cause (memory? no room for it?) with `ray status` and in "
+                f"{text} before it was ready; look for the cause (memory? no room for it?) with `ray status` and in "
                 "Ray's logs, and continue with --resume"
             )
         self.events.lost("learner_lost", f"{text}; the run comes back from its last checkpoint")

@@ -40,9 +40,14 @@ def main() -> None:
 
 def write(result: Mapping[str, Any], path: Path) -> None:
     """The tables in place of what stands between the two comments."""
+    put(tables(result), path, BEGIN)
+
+
+def put(text: str, path: Path, begin: str) -> None:
+    """Write a text in place of what stands in a page between the comment `begin` and `END`."""
     page = path.read_text()
-    start, stop = page.index(BEGIN) + len(BEGIN), page.index(END)
-    path.write_text(f"{page[:start]}\n\n{tables(result)}\n\n{page[stop:]}")
+    start, stop = page.index(begin) + len(begin), page.index(END)
+    path.write_text(f"{page[:start]}\n\n{text}\n\n{page[stop:]}")
 
 
 def arms_of(result: Mapping[str, Any], what: str) -> dict[int, Mapping[str, Mapping[str, float]]]:

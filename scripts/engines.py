@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distribution import table, titled
+from distribution import put, table, titled
 
 from deepgrpo.lab.figure import colour
 
-BEGIN, END = "<!-- written by scripts/engines.py -->", "<!-- end -->"
+BEGIN = "<!-- written by scripts/engines.py -->"
 ENGINES = (("embedded", "engine_bf16", "tree_bf16"), ("vLLM", "vllm_bf16", "tree_vllm_bf16"))
 """Name, its arm of the benchmark of sampling, and that of the step."""
 WITHOUT = {"engine_bf16": "engine_bf16_no_keep", "tree_bf16": "tree_bf16_no_keep"}
@@ -33,9 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     results = [json.loads(path.read_text()) for path in (options.sampling, options.step)]
     draw(*results, options.sampling.with_name("engines.png"))
-    page = options.page.read_text()
-    start, stop = page.index(BEGIN) + len(BEGIN), page.index(END)
-    options.page.write_text(f"{page[:start]}\n\n{tables(*results)}\n\n{page[stop:]}")
+    put(tables(*results), options.page, BEGIN)
 
 
 def arms_of(result: Mapping[str, Any], which: int) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -63,21 +61,27 @@ def tables(sampling: Mapping[str, Any], step: Mapping[str, Any]) -> str:
         f"{step['repeats']} (step; {step['warmup'] or 'none'} before them), with their range. The load at the end was "
         f"{machine['load']:.1f} and {step['machine']['load']:.1f}, of which {sampling['threads']} are the benchmark's own."
     )
-    rows = []
-    base = arms_of(sampling, 1)["embedded"][0]["median_s"]
-    for engine, pair in arms_of(sampling, 1).items():
-        for arm, reuse in zip(pair, ("yes", "no"), strict=True):
-            rate = arm["tokens"] / arm["median_s"]
-            rows.append([engine, reuse, seconds(arm), f"{rate:,.0f}", f"{base / arm['median_s']:.2f}×"])
-    first = table(["engine", "prefixes are reused", "seconds", "sampled tokens per second", "× embedded"], rows, words=2)
-    rows = []
-    base = arms_of(step, 2)["embedded"][0]["median_s"]
-    for engine, pair in arms_of(step, 2).items():
-        for arm, reuse in zip(pair, ("yes", "no"), strict=True):
-            rows.append([engine, reuse, seconds(arm), f"{base / arm['median_s']:.2f}×"])
-    second = table(["engine", "prefixes are reused", "seconds", "× embedded"], rows, words=2)
-    titles = "**Sampling: rollouts, then branches.**", "**A whole step, learner in float32.**"
-    return "\n\n".join([about, titles[0], first, titles[1], second])
+    return "\n\n".join(
+        [
+            about,
+            "**Sampling: rollouts, then branches.**", arms_table(arms_of(sampling, 1), rates=True),
+            "**A whole step, learner in float32.**", arms_table(arms_of(step, 2), rates=False),
+        ]
+    )  # fmt: skip
+
+
+def arms_table(found: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], rates: bool) -> str:
+    """A row for each arm, with its sampled tokens per second if `rates`."""
+    base = found["embedded"][0]["median_s"]
+    rows = [
+        [
+            engine, reuse, seconds(arm), *([f"{arm['tokens'] / arm['median_s']:,.0f}"] if rates else []),
+            f"{base / arm['median_s']:.2f}×",
+        ]
+        for engine, pair in found.items() for arm, reuse in zip(pair, ("yes", "no"), strict=True)
+    ]  # fmt: skip
+    rate = ["sampled tokens per second"] if rates else []
+    return table(["engine", "prefixes are reused", "seconds", *rate, "× embedded"], rows, words=2)
 
 
 def draw(sampling: Mapping[str, Any], step: Mapping[str, Any], path: Path) -> None:

@@ -65,13 +65,13 @@ def two_steps(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: 
     return whole_weights(learner.policy, keep=True), updates, verdict, recomputes == {True}
 
 
-def models(tmp_path: Path, kind: str) -> dict[str, Any]:
+def models(tmp_path: Path, kind: Any) -> dict[str, Any]:
     if kind == "scratch":
         return {}
     if kind == "adapters":
         pytest.importorskip("peft")
     lora = {"rank": 2} if kind == "adapters" else None
-    path = save_model(tmp_path / "model", "llama" if kind == "adapters" else kind)  # type: ignore[arg-type]
+    path = save_model(tmp_path / "model", "llama" if kind == "adapters" else kind)
     return {
         "model": {"type": "pretrained", "path": path, "lora": lora},
         "data": {"type": "synthetic", "template": {"chat": False}},
@@ -126,10 +126,17 @@ def test_bfloat16_and_numbers_without_a_dimension_are_stored() -> None:
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
-def falls_back(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: Fixed) -> Any:
-    learner = begun(config, rank, weights, fixed, whole=True)
+def one_step(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: Fixed, whole: bool) -> Any:
+    learner = begun(config, rank, weights, fixed, whole)
     learner.learner.update(TREES, CREDITS)
     return whole_weights(learner.policy, keep=True)
+
+
+def takes_the_step_of(policy: Policy, config: Config, start: tuple[dict[str, np.ndarray], Fixed], whole: bool) -> None:
+    """Two learners that begin with `start`, which is the policy's, against the policy alone."""
+    Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config).update(TREES, CREDITS)
+    for theirs in run_group(2, one_step, config, *start, whole):
+        close(theirs, whole_weights(policy, keep=True))
 
 
 @pytest.mark.parametrize("why", ["no outline", "another model"])
@@ -141,9 +148,7 @@ def test_otherwise_it_is_loaded_whole_and_learns_the_same(recipe: Any, monkeypat
         monkeypatch.setattr("deepgrpo.cluster.actors.outline_of", lambda config: None)
     else:
         fixed = dataclasses.replace(fixed, buffers={})
-    Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config).update(TREES, CREDITS)
-    for theirs in run_group(2, falls_back, config, weights, fixed):
-        close(theirs, whole_weights(policy, keep=True))
+    takes_the_step_of(policy, config, (weights, fixed), whole=True)
 
 
 def test_a_head_that_is_tied_by_the_config_and_not_in_the_files(recipe: Any, tmp_path: Path) -> None:
@@ -158,9 +163,7 @@ def test_a_head_that_is_tied_by_the_config_and_not_in_the_files(recipe: Any, tmp
     policy = moved(build_policy(config, "cpu"))
     weights, fixed = start_of(policy)
     assert "lm_head.weight" in weights
-    Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config).update(TREES, CREDITS)
-    for theirs in run_group(2, falls_back, config, weights, fixed):
-        close(theirs, whole_weights(policy, keep=True))
+    takes_the_step_of(policy, config, (weights, fixed), whole=True)
 
 
 def test_ties_are_kept_and_values_copied(recipe: Any) -> None:
@@ -218,15 +221,7 @@ def test_and_the_first_of_each_kind_where_there_are_several(recipe: Any, tmp_pat
     assert values is not None
     found = judge_part(outline, values, torch.device("cpu"))
     assert found.packs and found.backend == loaded.verdict.backend, found
-    Learner(loaded, Reference.of(loaded), build_optimizer(loaded, config.optim), config).update(TREES, CREDITS)
-    for theirs in run_group(2, steps_once, config, weights, fixed):
-        close(theirs, whole_weights(loaded, keep=True))
-
-
-def steps_once(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: Fixed) -> Any:
-    learner = begun(config, rank, weights, fixed, whole=False)
-    learner.learner.update(TREES, CREDITS)
-    return whole_weights(learner.policy, keep=True)
+    takes_the_step_of(loaded, config, (weights, fixed), whole=False)
 
 
 def anonymous_mb() -> float:

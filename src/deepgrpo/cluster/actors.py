@@ -133,7 +133,7 @@ class LearnerRank:
         Args:
             fixed: all else that the driver's policy has, for outlines.
 
-        Returns whether the model was whole here before it was cut.
+        Returns whether the model is cut and was whole here before.
         """
         config = self.config
         if self.sharded:
@@ -156,7 +156,7 @@ class LearnerRank:
             self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
             peers=Ranks(sharded=self.sharded),
         )  # fmt: skip
-        return values is None
+        return self.sharded and values is None
 
     def _find_out(self, fixed: Fixed, values: Values) -> None:
         """Tell an outline what only a model with weights can be asked."""

@@ -73,7 +73,7 @@ class LearnerGroup:
         fixed = ray.put(Fixed.of(self.policy)) if any(hello.outlined for hello in self.hellos) else None
         weights = self.shelf.put(self.policy)
         begun = [rank.begin.remote(weights, fixed) for rank in self.ranks]
-        if any(self._wait(begun, self.cluster.start_deadline_s)) and self.cluster.sharding == "fsdp":
+        if any(self._wait(begun, self.cluster.start_deadline_s)):
             self.events.note("cluster: each learner had the model whole before it was cut: its config alone does not build it")
         self.begun = True
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,8 @@ class Filling:
     def __init__(self, policy: Policy, values: Values, device: torch.device) -> None:
         self.values, self.device = values, device
         # by the tensor itself, tied ones under their first name
-        self.names: dict[Tensor, str] = {tensor: name for name, tensor in _tensors(policy)}
+        named = [*policy.model.named_parameters(), *policy.model.named_buffers()]
+        self.names: dict[Tensor, str] = {tensor: name for name, tensor in named}
 
     @torch.no_grad()
     def fill(self, part: nn.Module) -> None:
@@ -101,20 +102,15 @@ class Filling:
         made: dict[Tensor, Tensor] = {}  # tied ones stay one
         for module in part.modules():
             for place in (module._parameters, module._buffers):
-                for key, form in place.items():
-                    if form is not None and form.is_meta:
-                        if form not in made:
-                            made[form] = self._value_of(form)
-                        place[key] = made[form]  # type: ignore[assignment]
+                missing = {key: form for key, form in place.items() if form is not None and form.is_meta}
+                for key, form in missing.items():
+                    if form not in made:
+                        made[form] = self._value_of(form)
+                    place[key] = made[form]  # type: ignore[assignment]
 
     def _value_of(self, form: Tensor) -> Tensor:
         value = self.values[self.names[form]].to(self.device, copy=True)
         return nn.Parameter(value, requires_grad=form.requires_grad) if isinstance(form, nn.Parameter) else value
-
-
-def _tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    yield from policy.model.named_parameters()
-    yield from policy.model.named_buffers()
 
 
 def judge_part(policy: Policy, values: Values, device: torch.device) -> Verdict:

@@ -72,20 +72,20 @@ bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png $(BENCH)/engi
 # both engines, with prefixes reused and without, in one run; some half an hour
 WITH_VLLM := --workload D --no-memory --vllm-python .venv-vllm/bin/python
 $(BENCH)/engines-sampling.json: | .venv/.stamp-dev .venv-vllm/.stamp
-	$(BIN)/deepgrpo bench sampling $(WITH_VLLM) --repeats 2 --json $@ $(BENCH_ARGS) \
+	$(BIN)/python -m benchmarks sampling $(WITH_VLLM) --repeats 2 --json $@ $(BENCH_ARGS) \
 	  --arms engine_bf16 engine_bf16_no_keep vllm_bf16 vllm_bf16_no_prefix
 
 $(BENCH)/engines-step.json: | .venv/.stamp-dev .venv-vllm/.stamp
-	$(BIN)/deepgrpo bench step $(WITH_VLLM) --repeats 2 --warmup 0 --json $@ $(BENCH_ARGS) \
+	$(BIN)/python -m benchmarks step $(WITH_VLLM) --repeats 2 --warmup 0 --json $@ $(BENCH_ARGS) \
 	  --arms tree_bf16 tree_bf16_no_keep tree_vllm_bf16 tree_vllm_bf16_no_prefix
 
 # their picture, and their tables in docs/results/engines.md
 $(BENCH)/engines.png: $(BENCH)/engines-sampling.json $(BENCH)/engines-step.json
-	$(BIN)/python scripts/engines.py $^ docs/results/engines.md
+	$(BIN)/python -m benchmarks.plot_engines $^ docs/results/engines.md
 
 # its picture, and its tables in docs/results/distribution.md
 $(BENCH)/distribution-D.png: $(BENCH)/distribution-D.json
-	$(BIN)/python scripts/distribution.py $< docs/results/distribution.md
+	$(BIN)/python -m benchmarks.plot_distribution $< docs/results/distribution.md
 
 # An experiment is compared, and what of it is published goes to docs/results/lab. `deepgrpo compare` keeps finished runs, so
 # an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.
@@ -97,21 +97,21 @@ lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/static_depth.json $(LAB)/gradients.js
 
 $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
-	$(BIN)/python scripts/lab_results.py runs/$* $(LAB)
+	$(BIN)/python -m benchmarks.publish_lab runs/$* $(LAB)
 
 $(LAB)/static_depth.json: | .venv/.stamp-dev
-	$(BIN)/python scripts/static_depth.py $(LAB)/static_depth
+	$(BIN)/python -m benchmarks.static_depth $(LAB)/static_depth
 
 $(LAB)/gradients.json: $(LAB)/methods.json
-	$(BIN)/python scripts/gradients.py runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
+	$(BIN)/python -m benchmarks.gradients runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
 	  runs/methods/warmstart/seed-3 --json $@
 
 $(LAB)/pivot_errors.json: $(LAB)/methods.json
-	$(BIN)/python scripts/pivot_errors.py runs/methods --arms deep random oracle --json $@
+	$(BIN)/python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json $@
 
 # the environment only has to be there: a newer one makes no figure wrong
 $(BENCH)/%.json: | .venv/.stamp-dev
-	$(BIN)/deepgrpo bench $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venv-vllm build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

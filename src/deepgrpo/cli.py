@@ -4,7 +4,6 @@
     deepgrpo eval MODEL --data SOURCE                  accuracy and pass@k of a model
     deepgrpo recipes [NAME]                            the recipes that come along
     deepgrpo doctor MODEL                              what can be done with a model
-    deepgrpo bench PART --workload S                   times of a step's parts, side by side
     deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
     deepgrpo compare EXPERIMENT.toml                   arms × seeds at equal sampled tokens
     deepgrpo probe MODEL --data SOURCE                 whether pivots would help, before any training
@@ -26,12 +25,12 @@ from typing import Annotated
 
 import tyro
 
-from deepgrpo import __version__, shipped
-from deepgrpo.config import Config, load_recipe
+from deepgrpo import __version__
+from deepgrpo.config import Config, load_recipe, shipped
+from deepgrpo.config.explain import describe_keys, section_names
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.keys import describe_keys, section_names
-from deepgrpo.lab.options import BenchOptions, CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
+from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
 
 Overrides = list[tuple[str, str]]
@@ -114,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         arguments, overrides = split_overrides(arguments, sections=False)
     command = tyro.extras.subcommand_cli_from_dict(
         {
-            "train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions, "bench": BenchOptions,
+            "train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions,
             "profile": ProfileOptions, "compare": CompareOptions, "probe": ProbeOptions, "report": ReportOptions,
             "inspect": InspectOptions,
         },
@@ -129,12 +128,8 @@ def _run(arguments: list[str]) -> int:
         from deepgrpo.lab.doctor import run_doctor
 
         return run_doctor(command)
-    if isinstance(command, BenchOptions):
-        from deepgrpo.lab.bench import run_bench
-
-        return run_bench(command)
     if isinstance(command, CompareOptions):
-        from deepgrpo.lab.compare import run_compare
+        from deepgrpo.lab.compare.command import run_compare
 
         return run_compare(command)
     if isinstance(command, ProfileOptions):
@@ -142,7 +137,7 @@ def _run(arguments: list[str]) -> int:
 
         return run_profile(command, overrides)
     if isinstance(command, ProbeOptions):
-        from deepgrpo.lab.probe import run_probe
+        from deepgrpo.lab.probe.command import run_probe
 
         return run_probe(command, overrides)
     if isinstance(command, ReportOptions):

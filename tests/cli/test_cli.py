@@ -15,8 +15,8 @@ import pytest
 import deepgrpo
 from deepgrpo import cli
 from deepgrpo.config import load_recipe, to_toml
+from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.errors import ConfigError
-from deepgrpo.shipped import find_recipe, list_recipes
 
 SRC = Path(deepgrpo.__file__).parents[1]
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from deepgrpo.config import PretrainedModel, load_recipe
-from deepgrpo.shipped import find_recipe, list_recipes
+from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
 from tiny import save_model, write_jsonl

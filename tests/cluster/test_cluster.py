@@ -49,7 +49,7 @@ RECIPE: dict[str, Any] = {
     },
     "loss": {"beta": 0.01},
     "optim": {"lr": 1e-3, "eps": 1e-4},
-    "learner": {"token_budget": 100},
+    "learner": {"tokens_per_pack": 100},
     "eval": {"every": 2, "limit": 8, "data": {"type": "synthetic", "chain_length": 1, "split": "test"}},
     "checkpoint": {"every": 1},
     "log": {"trees_every": 1},

@@ -16,13 +16,13 @@ from rich.console import Console
 os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 pytest.importorskip("ray")
 
-from deepgrpo.lab import bench
-from deepgrpo.lab.options import BenchOptions
-from deepgrpo.lab.parts import distribution
-from deepgrpo.lab.workloads import WORKLOADS, Workload
+from benchmarks import harness as bench
+from benchmarks.options import BenchOptions
+from benchmarks.suites import distribution
+from benchmarks.workloads import WORKLOADS, Workload
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
-SCRIPT = Path(__file__).parents[2] / "scripts" / "distribution.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plot_distribution.py"
 
 
 @pytest.fixture

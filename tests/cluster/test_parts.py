@@ -17,11 +17,11 @@ from deepgrpo.cluster.actors import LearnerRank
 from deepgrpo.cluster.sharding import whole_weights
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.model.parts import Filling, Fixed, Stored, first_of_each_kind, judge_part
+from deepgrpo.model.materialize import Filling, Fixed, Stored, first_of_each_kind, judge_part
 from deepgrpo.model.policy import Policy, Reference
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.setup import build_policy, outline_of
-from deepgrpo.train.step import Learner
 from tiny import byte_tokenizer, save_model
 
 TREES = [

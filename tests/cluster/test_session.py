@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deepgrpo.cluster.events import Events
-from deepgrpo.cluster.routing import Kept, Part, spread
+from deepgrpo.cluster.routing import RequestShare, RolloutIndex, spread
 from deepgrpo.cluster.run import train_on_cluster
 from deepgrpo.cluster.session import check_version
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError
@@ -73,17 +73,17 @@ def request(prefix: tuple[int, ...], count: int, tokens: int = 10) -> SampleRequ
 def test_requests_are_spread_by_their_tokens() -> None:
     """Costs 40, 80, 20, 40 in two shares of 90: the largest first, 80 | 40, then 80 | 80, then 100 | 80."""
     requests = [request((1,), 4), request((2,), 8), request((3,), 2), request((4,), 4)]
-    shares = spread(requests, [0, 1], Kept())
+    shares = spread(requests, [0, 1], RolloutIndex())
     assert {w: [part.request for part in share] for w, share in shares.items()} == {0: [1, 2], 1: [0, 3]}
 
 
 def test_a_single_large_request_is_split() -> None:
-    shares = spread([request((1,), 7)], [3, 5], Kept())
-    assert shares == {3: [Part(0, (0, 1, 2, 3))], 5: [Part(0, (4, 5, 6))]}
+    shares = spread([request((1,), 7)], [3, 5], RolloutIndex())
+    assert shares == {3: [RequestShare(0, (0, 1, 2, 3))], 5: [RequestShare(0, (4, 5, 6))]}
 
 
 def test_branches_go_to_who_has_their_rollout() -> None:
-    kept = Kept()
+    kept = RolloutIndex()
     for worker, prompt in ((0, (1, 2)), (1, (3,))):
         kept.put(prompt, [Completion((7, 8, 9), (0.0,) * 3, "stop"), Completion((6, 5, 4), (0.0,) * 3, "stop")], worker)
     branches = [request((3, 7, 8), 2), request((1, 2, 6), 2), request((3, 6, 5), 1), request((1, 2, 7, 8), 1)]

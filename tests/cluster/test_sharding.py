@@ -12,16 +12,16 @@ from group import close, run_group
 from trees import make_tree
 
 from conftest import TINY
-from deepgrpo.cluster.sharding import Ranks, shard, spread, take_weights, whole_weights
+from deepgrpo.cluster.sharding import DistributedRanks, shard, spread, take_weights, whole_weights
 from deepgrpo.config import Config, ScratchModel
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.errors import TrainingError
 from deepgrpo.model.policy import Policy, Reference, scratch_policy
 from deepgrpo.pack.budget import Pack
 from deepgrpo.prompts import synthetic
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments, save_shards
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.step import Learner
 
 TREES = [
     make_tree([(6, 0.0), (5, 1.0), (7, 0.0)], [(0, 4, [(2, 1.0), (3, 0.0)]), (2, 0, [(4, 0.0), (5, 1.0), (2, 0.0)])]),
@@ -48,8 +48,8 @@ def learner_of(config: Config, sharding: str, seed: int = 3) -> Learner:
         policy = shard(policy)
         if reference:
             reference.policy = shard(reference.policy)
-    peers = Ranks(sharded=sharding == "fsdp")
-    return Learner(policy, reference, build_optimizer(policy, config.optim), config, peers=peers)
+    ranks = DistributedRanks(sharded=sharding == "fsdp")
+    return Learner(policy, reference, build_optimizer(policy, config.optim), config, ranks=ranks)
 
 
 def work(rank: int, config: Config, sharding: str, steps: int) -> tuple[Any, Any, list[dict[str, float]]]:
@@ -77,13 +77,13 @@ OPTIM = {"lr": 1e-3, "eps": 1e-4}
 @pytest.mark.parametrize(
     ("size", "sections"),
     [
-        pytest.param(2, {"learner": {"token_budget": 30}}, id="several packs each"),
-        pytest.param(3, {"loss": {"beta": 0.1}, "learner": {"token_budget": 60}}, id="reference, fewer packs than learners"),
+        pytest.param(2, {"learner": {"tokens_per_pack": 30}}, id="several packs each"),
+        pytest.param(3, {"loss": {"beta": 0.1}, "learner": {"tokens_per_pack": 60}}, id="reference, fewer packs than learners"),
         pytest.param(
             2,
             {
                 "optim": {**OPTIM, "minibatches": 2, "epochs": 2}, "loss": {"ratio": "sequence"},
-                "learner": {"token_budget": 25},
+                "learner": {"tokens_per_pack": 25},
             },
             id="old log-probs",
         ),

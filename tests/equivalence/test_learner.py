@@ -20,8 +20,8 @@ from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.records import Tree
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer, learning_rate
-from deepgrpo.train.step import Learner
 
 TREES = [
     make_tree([(6, 0.0), (5, 1.0), (7, 0.0)], [(0, 4, [(2, 1.0), (3, 0.0)]), (2, 0, [(4, 0.0), (5, 1.0), (2, 0.0)])]),
@@ -60,7 +60,7 @@ def config(recipe: Any) -> Any:
 def test_the_micro_batch_split_does_not_change_the_gradient(policy: Policy, config: Any) -> None:
     whole = gradient(policy, config(loss={"beta": 0.1, "lambda": 0.7}))
     for budget in (1, 20, 40):
-        split = gradient(policy, config(loss={"beta": 0.1, "lambda": 0.7}, learner={"token_budget": budget}))
+        split = gradient(policy, config(loss={"beta": 0.1, "lambda": 0.7}, learner={"tokens_per_pack": budget}))
         assert distance(split, whole) < 1e-5
 
 
@@ -163,7 +163,7 @@ def test_unique_tokens_count_each_token_once() -> None:
 
 def test_packs_hold_every_row_once_within_the_budget() -> None:
     layout = lay_out(TREES, [sibling_credit(t) for t in TREES])
-    packs = pack_rows(layout.rows, token_budget=30)
+    packs = pack_rows(layout.rows, tokens_per_pack=30)
     assert sorted(np.concatenate([p.terms_n for p in packs]).tolist()) == list(range(len(layout.terms)))
     assert all(p.input_ids_BT.size <= 30 for p in packs)
     assert sum(p.num_tokens for p in packs) == sum(len(r.input_ids) for r in layout.rows)
@@ -174,7 +174,7 @@ def test_packs_hold_every_row_once_within_the_budget() -> None:
 
 @pytest.mark.parametrize("budget", [20, 40, 1000])
 def test_tree_packs_give_the_gradient_of_rows(policy: Policy, config: Any, budget: int) -> None:
-    settings = config(loss={"beta": 0.1, "lambda": 0.7}, learner={"token_budget": budget})
+    settings = config(loss={"beta": 0.1, "lambda": 0.7}, learner={"tokens_per_pack": budget})
     rows = gradient(policy, settings)
     assert policy.try_tree_packing().packs
     assert distance(gradient(policy, settings), rows) < 1e-5

@@ -20,8 +20,8 @@ from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.tree import pack_trees
 from deepgrpo.records import Tree
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.step import Learner
 
 TREES = [
     make_tree([(6, 0.0), (5, 1.0), (7, 0.0)], [(0, 4, [(2, 1.0), (3, 0.0)]), (2, 0, [(4, 0.0), (5, 1.0), (2, 0.0)])]),
@@ -120,10 +120,10 @@ def test_the_split_into_packs_does_not_change_the_gradient(policy: Policy, confi
     old_N = old_logprobs(policy, TREES)
     whole = gradient(policy, config(), old_N)
     for budget in (1, 12, 20, 40):
-        assert distance(gradient(policy, config(learner={"token_budget": budget}), old_N), whole) < 1e-5
+        assert distance(gradient(policy, config(learner={"tokens_per_pack": budget}), old_N), whole) < 1e-5
     assert policy.try_tree_packing().packs
     for budget in (1, 12, 20, 40, 1000):
-        assert distance(gradient(policy, config(learner={"token_budget": budget}), old_N), whole) < 1e-5
+        assert distance(gradient(policy, config(learner={"tokens_per_pack": budget}), old_N), whole) < 1e-5
 
 
 @given(

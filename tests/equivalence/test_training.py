@@ -88,7 +88,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         texts = [synthetic.solution(prompt.question, data.modulus) for prompt in prompts]
         return [(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
 
-    warm_start(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, token_budget=4096)
+    warm_start(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, tokens_per_pack=4096)
     path = tmp_path_factory.mktemp("pretrained")
     policy.save(path)
     return {"type": "pretrained", "path": str(path)}
@@ -459,7 +459,7 @@ def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> N
         )
         return estimate.kept
 
-    small = {"token_budget": 1, "logprob_chunk": 1}
+    small = {"tokens_per_pack": 1, "logprob_chunk": 1}
     assert kept(learner=small) == 204_800
     assert kept(learner=small, run={"prompts_per_step": 400}, engine={"keep_mb": 3}) == 3 * 2**20
     assert kept(learner=small, engine={"keep_mb": 0}) == 0

@@ -16,12 +16,12 @@ from trees import make_tree
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.model.policy import Policy, load_policy
-from deepgrpo.model.tree_gate import Verdict, judge_model
+from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 from deepgrpo.pack.budget import Pack, pack_rows
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.tree import pack_trees
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.step import Learner
 from tiny import save_model
 
 pytest.importorskip("peft")
@@ -31,7 +31,7 @@ TREES = [
     make_tree([(3, 1.0), (8, 0.0), (2, 0.0)], [(1, 6, [(1, 1.0), (9, 0.0)]), (4, 3, [(2, 0.0), (4, 1.0)])], 5),
 ]
 CREDITS = [sibling_credit(tree) for tree in TREES]
-PER_PATH = Verdict(False, "to compare with")
+PER_PATH = PackingVerdict(False, "to compare with")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_the_learner_finds_the_gradients_of_a_row_per_path(
     verdict = policy.try_tree_packing()
     assert verdict.packs and verdict.backend == "cascade", verdict.reason
     for budget in (25, 1000):
-        config = recipe(**sections, learner={"token_budget": budget})
+        config = recipe(**sections, learner={"tokens_per_pack": budget})
         quick = learn(policy, config)
         assert quick.keys() == slow.keys() == policy.trainable().keys()
         assert all("lora_" in name for name in quick)

@@ -31,8 +31,8 @@ from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Tree
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.step import Learner
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -191,7 +191,7 @@ def config(recipe: Any) -> Callable[..., Config]:
                 "loss": {"beta": 0.0, **PLAIN, **loss},
                 # a second epoch makes `update` use old log-probs; at this rate it finds the same weights
                 "optim": {"lr": 1e-30, "epochs": 2, "max_grad_norm": "none"},
-                "learner": {"token_budget": 60},  # several packs
+                "learner": {"tokens_per_pack": 60},  # several packs
                 **sections,
             }
         )

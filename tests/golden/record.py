@@ -116,7 +116,7 @@ class Trace:
             "loss": {"reduction": self.reduction, **changes["loss"]},
             # a large eps: without it the direction of a weight without gradient is that of rounding
             "optim": {"lr": 3e-3, "eps": 1e-4, **changes.get("optim", {})},
-            "learner": {"tree_packing": LAYOUTS[self.layout], "token_budget": 384},
+            "learner": {"tree_packing": LAYOUTS[self.layout], "tokens_per_pack": 384},
             "checkpoint": {"every": "none"},
             "log": {"trees_every": "none"},
         }  # fmt: skip

@@ -19,15 +19,16 @@ import torch
 from rich.console import Console
 from vllm_here import HERE
 
+from benchmarks import harness as bench
+from benchmarks.arms import BenchSetting
+from benchmarks.baselines import trl_trainer as trl_peer
+from benchmarks.baselines import vllm_sampling as vllm_peer
+from benchmarks.baselines.hf_generate import plain_copy
+from benchmarks.options import BenchOptions
+from benchmarks.workloads import WORKLOADS, Workload, build_policy, build_trees
 from deepgrpo.engines.base import SampleStats
 from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.errors import ConfigError, EngineError
-from deepgrpo.lab import bench
-from deepgrpo.lab.arms import Setting
-from deepgrpo.lab.options import BenchOptions
-from deepgrpo.lab.peers import trl_peer, vllm_peer
-from deepgrpo.lab.peers.hf_generate import plain_copy
-from deepgrpo.lab.workloads import WORKLOADS, Workload, build_policy, build_trees
 from deepgrpo.records import Completion
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
@@ -85,7 +86,7 @@ def test_a_step_of_trl_is_counted_from_sampling_to_the_optimizer(dtype: Any) -> 
     seen: list[str] = []
     with ExitStack() as closing:
         # a budget of 40 tokens holds 3 rows of 12: two micro-batches
-        trainer, clock = trl_peer.build_trainer(Setting(SMALL, 40, 1, closing), policy, SMALL, dtype, False)
+        trainer, clock = trl_peer.build_trainer(BenchSetting(SMALL, 40, 1, closing), policy, SMALL, dtype, False)
         assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (3, 2)
 
         def listen(owner: Any, name: str, word: str) -> None:

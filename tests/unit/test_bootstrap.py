@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepgrpo.lab.bootstrap import EXACT_UP_TO, bootstrap_interval, sign_test
-from deepgrpo.lab.curves import Ending, area, ending, reach
+from deepgrpo.lab.compare.bootstrap import EXACT_UP_TO, bootstrap_interval, sign_test
+from deepgrpo.lab.compare.curves import Ending, area, ending, reach
 
 whole_numbers = st.integers(-50, 50)
 

@@ -12,17 +12,17 @@ import pytest
 from rich.console import Console
 
 from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig, merge
+from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab import figure
-from deepgrpo.lab.comparison import compare, differences, training_figures
-from deepgrpo.lab.experiment import Plan, expand, find_experiment, load_experiment
-from deepgrpo.lab.forecast import _pace
-from deepgrpo.lab.jobs import Job, Jobs
-from deepgrpo.lab.sheets import as_markdown, as_table, sheets, short
-from deepgrpo.lab.standing import is_finished, progress
-from deepgrpo.lab.untouched import refuse_too_few, untouched_prompts
+from deepgrpo.lab.compare import plot as figure
+from deepgrpo.lab.compare.experiment import Plan, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.figures import compare, differences, training_figures
+from deepgrpo.lab.compare.final_eval import refuse_too_few, untouched_prompts
+from deepgrpo.lab.compare.forecast import _pace
+from deepgrpo.lab.compare.jobs import Job, Jobs
+from deepgrpo.lab.compare.progress import is_finished, progress
+from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, short
 from deepgrpo.prompts import synthetic
-from deepgrpo.shipped import recipe_dir
 
 BASE = """
 [run]
@@ -213,7 +213,7 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
 
 def test_experiments_that_come_along() -> None:
     """Each expands, and can reach its budget; `deepgrpo compare NAME` finds it."""
-    from deepgrpo.lab.compare import refuse_unreachable
+    from deepgrpo.lab.compare.command import refuse_unreachable
 
     names = sorted(path.stem for path in (recipe_dir() / "lab").glob("*.toml"))
     assert {"ablations", "methods", "naive_scaling", "short_chains"} <= set(names)
@@ -230,7 +230,7 @@ def test_experiments_that_come_along() -> None:
 
 
 def test_an_arm_that_cannot_reach_its_budget(place: Path) -> None:
-    from deepgrpo.lab.compare import refuse_unreachable
+    from deepgrpo.lab.compare.command import refuse_unreachable
 
     text = EXPERIMENT.replace("budget = 10_000", "budget = 10_000_000")
     # 8 prompts x 8 rollouts x 256 tokens = 16,384 a step; 10,000,000 / 16,384 = 610.4

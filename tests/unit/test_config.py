@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from deepgrpo.config import Config, DeepExplore, RootExplore, load_recipe, parse_config, to_toml
+from deepgrpo.config.explain import describe_keys, section_names
+from deepgrpo.config.shipped import find_recipe, list_recipes, recipe_dir
 from deepgrpo.errors import ConfigError
-from deepgrpo.keys import describe_keys, section_names
-from deepgrpo.shipped import find_recipe, list_recipes, recipe_dir
 
 RECIPES = [name for name, _ in list_recipes()]
 

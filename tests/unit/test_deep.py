@@ -13,7 +13,7 @@ from trees import make_tree
 
 from deepgrpo.config import DeepExplore, RecoverabilityConfig, SegmentConfig
 from deepgrpo.explore.base import Limits
-from deepgrpo.explore.deep import DeepStrategy, log_weights
+from deepgrpo.explore.deep import DeepStrategy, log_q
 from deepgrpo.explore.pivots import candidates, draw_without_replacement
 from deepgrpo.explore.recoverability import Recoverability, fit_logistic
 from deepgrpo.explore.segments import build_segmenter, count_ends, sentence_ends, step_ends
@@ -99,25 +99,25 @@ def test_q_by_hand() -> None:
     Q                       =  .067171   .210480   .336167   .386182
     """
     estimate = Recoverability(w=-3.175, b=1.427, fitted=True)
-    q = np.exp(log_weights([0.2, 0.4, 0.6, 0.8], estimate, gamma=2.0))
+    q = np.exp(log_q([0.2, 0.4, 0.6, 0.8], estimate, gamma=2.0))
     assert q == pytest.approx([0.067171, 0.210480, 0.336167, 0.386182], abs=1e-6)
 
 
 def test_before_the_first_fit_only_depth_counts() -> None:
-    q = np.exp(log_weights([0.5, 1.0], Recoverability(w=-9.0, b=1.0), gamma=2.0))
+    q = np.exp(log_q([0.5, 1.0], Recoverability(w=-9.0, b=1.0), gamma=2.0))
     assert q == pytest.approx([0.2, 0.8])  # .25 : 1
 
 
 def test_gamma_minus_20_is_the_root_and_does_not_underflow() -> None:
     ratios = [(i + 1) / 2000 for i in range(1999)]
-    q = np.exp(log_weights(ratios, Recoverability(), gamma=-20.0))
+    q = np.exp(log_q(ratios, Recoverability(), gamma=-20.0))
     assert q[0] > 0.9999
-    assert np.isfinite(log_weights(ratios, Recoverability(), gamma=-200.0)).all()
+    assert np.isfinite(log_q(ratios, Recoverability(), gamma=-200.0)).all()
 
 
 @given(st.floats(-5, 5), st.integers(1, 12), st.floats(-10, 10), st.floats(-10, 10))
 def test_q_is_a_distribution(gamma: float, count: int, w: float, b: float) -> None:
-    q = np.exp(log_weights([(i + 1) / (count + 1) for i in range(count)], Recoverability(w=w, b=b, fitted=True), gamma))
+    q = np.exp(log_q([(i + 1) / (count + 1) for i in range(count)], Recoverability(w=w, b=b, fitted=True), gamma))
     assert q.sum() == pytest.approx(1.0)
 
 

@@ -15,8 +15,8 @@ import pytest
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.records import Pivot, Tree
 from deepgrpo.report.inspect import run_inspect
-from deepgrpo.report.lanes import plain
 from deepgrpo.report.options import InspectOptions
+from deepgrpo.report.tree_text import plain
 from saved_runs import node, random_tree, small_tree, write_run
 
 Show = Callable[..., str]

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks import harness as bench
+from benchmarks.arms import Arm, Timed
+from benchmarks.options import BenchOptions
+from benchmarks.suites import sampling
+from benchmarks.workloads import WORKLOADS, Workload, build_trees
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.lab import bench
-from deepgrpo.lab.arms import Arm, Timed
 from deepgrpo.lab.doctor import run_doctor
-from deepgrpo.lab.options import BenchOptions, DoctorOptions
-from deepgrpo.lab.parts import sampling
-from deepgrpo.lab.workloads import WORKLOADS, Workload, build_trees
+from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.prompts import synthetic
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
@@ -111,7 +112,7 @@ def test_a_benchmark_measures_something() -> None:
 def test_the_peak_of_memory_is_that_of_one_arm() -> None:
     """In a process of its own, as in use: this one may hold free memory that the arm would be given."""
     code = (
-        "import torch; from deepgrpo.lab.bench import Arm, peak_of; kept = []; "
+        "import torch; from benchmarks.harness import Arm, peak_of; kept = []; "
         "print(peak_of(Arm('big', lambda: len(kept) or kept.append(torch.ones(16, 2**20)) or 1)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
-from deepgrpo.model.outline import outline_policy
+from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
 from deepgrpo.prompts import synthetic
 from deepgrpo.train import memory, setup
@@ -40,7 +40,7 @@ from tiny import save_model
 #   outside        19 · 32 + 32                       =    640
 #   all            2 · 10,304 + 640                   = 21,248
 P, LAYER, REST = 21_248, 10_304, 640
-LEARNER = {"token_budget": 100}
+LEARNER = {"tokens_per_pack": 100}
 WITH_REFERENCE = {"beta": 1e-4}
 
 
@@ -150,7 +150,7 @@ def test_an_outline_has_the_parameters_of_the_loaded_model(tmp_path: Path, famil
     if lora:
         pytest.importorskip("peft")
     model = PretrainedModel.model_validate({"path": save_model(tmp_path, family), "lora": lora})
-    outline, loaded = outline_policy(model, load_tokenizer(model)), load_policy(model)
+    outline, loaded = build_meta_policy(model, load_tokenizer(model)), load_policy(model)
     assert outline is not None and {p.device.type for p in outline.model.parameters()} == {"meta"}
     assert Counts.of(outline) == Counts.of(loaded)
     shapes = [{name: tuple(p.shape) for name, p in policy.trainable().items()} for policy in (outline, loaded)]
@@ -162,7 +162,7 @@ def test_stored_in_another_form_it_is_loaded_to_be_counted(tmp_path: Path) -> No
     model = PretrainedModel(path=save_model(tmp_path))
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("{", '{"quantization_config": {"quant_method": "gptq", "bits": 4},', 1))
-    assert outline_policy(model, None) is None
+    assert build_meta_policy(model, None) is None
 
 
 def seventy_billion(place: Path) -> str:
@@ -305,7 +305,7 @@ def test_this_machine_has_memory() -> None:
 
 
 def table_script() -> Any:
-    path = Path(__file__).parents[2] / "scripts" / "memory_table.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "memory_table.py"
     spec = importlib.util.spec_from_file_location("memory_table", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

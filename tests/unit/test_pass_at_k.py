@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k, standard_error, wilson_interval
-from deepgrpo.rewards.ballot import loose_answer, normalise
+from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
+from deepgrpo.rewards.vote import loose_answer, normalise
+from deepgrpo.stats import standard_error, wilson_interval
 
 
 def by_enumeration(n: int, c: int, k: int) -> Fraction:

@@ -16,18 +16,25 @@ from deepgrpo import rng
 from deepgrpo.config import DeepExplore, RecoverabilityConfig
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import DataError
-from deepgrpo.eval.pass_at_k import wilson_interval
 from deepgrpo.explore.base import Limits
-from deepgrpo.explore.deep import DeepStrategy, log_weights
+from deepgrpo.explore.deep import DeepStrategy, log_q
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import count_ends
-from deepgrpo.lab.probe import estimate_tokens
-from deepgrpo.lab.probe_findings import Findings, analyse
-from deepgrpo.lab.probe_sampling import FailedRollout, Measured, ProbeStrategy, Sampled, band_of, draw_states, gather
-from deepgrpo.lab.probe_verdict import early_verdict, remarks, verdict
-from deepgrpo.lab.stats import cluster_weights, clustered_proportion, simultaneous_intervals
+from deepgrpo.lab.probe.command import estimate_tokens
+from deepgrpo.lab.probe.findings import Findings, analyse
+from deepgrpo.lab.probe.sampling import (
+    FailedRollout,
+    MeasuredState,
+    ProbeStrategy,
+    Sampled,
+    band_of,
+    draw_states,
+    gather,
+)
+from deepgrpo.lab.probe.verdict import early_verdict, remarks, verdict
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score
+from deepgrpo.stats import cluster_weights, clustered_proportion, simultaneous_intervals, wilson_interval
 
 # ---------------------------------------------------------------- intervals
 
@@ -250,7 +257,7 @@ def exact(findings: Findings, gamma: float, chance: Callable[[float], float] = f
     offsets = [0, *count_ends(LENGTH, segments)[:-1]]
     ratios = [(i + 1) / (segments + 1) for i in range(segments)]
     estimate = Recoverability(w=findings.fit.w, b=findings.fit.b, fitted=findings.fit.fitted)
-    q = np.exp(log_weights(ratios, estimate, gamma))
+    q = np.exp(log_q(ratios, estimate, gamma))
     mixed = sum(p * mixed_chance(chance(o / LENGTH)) for p, o in zip(q, offsets, strict=True))
     return float(1000 * mixed / sum(p * 8 * (LENGTH - o) for p, o in zip(q, offsets, strict=True)))
 
@@ -287,7 +294,7 @@ def test_the_fit_and_q_are_those_of_the_training() -> None:
     fit = Recoverability().observe([s.ratio for s in states], [int(s.successes > 0) for s in states], RecoverabilityConfig())
     assert (findings.fit.w, findings.fit.b) == (fit.w, fit.b) and findings.fit.items == len(states)
     assert findings.fit.w_low < findings.fit.w < findings.fit.w_high
-    q = np.exp(log_weights([i / 12 for i in range(1, 12)], fit, 2.0))
+    q = np.exp(log_q([i / 12 for i in range(1, 12)], fit, 2.0))
     two = next(g for g in findings.gammas if g.gamma == 2)
     assert two.q == pytest.approx([q[0], q[1], q[2:4].sum(), q[4:7].sum(), q[7:9].sum(), q[9:].sum()])
     assert two.depth == pytest.approx(float(q @ np.arange(1, 12) / 12))
@@ -347,7 +354,8 @@ def rollout(prompt: str, *states: tuple[int, float, int, tuple[float, ...]], len
     return FailedRollout(
         prompt, length, False, tuple(ratio for _, ratio, _, _ in states),
         tuple(
-            Measured(band, ratio, 0, 1, rewards, tokens, sum(r > 0 for r in rewards)) for band, ratio, tokens, rewards in states
+            MeasuredState(band, ratio, 0, 1, rewards, tokens, sum(r > 0 for r in rewards))
+            for band, ratio, tokens, rewards in states
         ),
     )  # fmt: skip
 

@@ -43,8 +43,7 @@ def test_what_no_operator_accounts_for_is_python() -> None:
 def test_a_recipe_and_a_run_are_profiled_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deepgrpo import shipped
-    from deepgrpo.config import load_recipe
+    from deepgrpo.config import load_recipe, shipped
 
     monkeypatch.chdir(tmp_path)
     # an untrained model is never right, and where all rewards are equal nothing is trained

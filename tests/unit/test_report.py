@@ -36,7 +36,7 @@ from deepgrpo.report.pivots import (
 )
 from deepgrpo.report.saved import SavedRun, SavedTree, nearest
 from deepgrpo.report.tokens import TokenTexts, own_text, read_tokens, segment_ends
-from deepgrpo.report.verdict import FLAGS, judge_tree
+from deepgrpo.report.verdict import FLAGS, tree_facts
 from deepgrpo.train import metrics as train_metrics
 from deepgrpo.train.trees import load_trees
 from saved_runs import encode, node, random_run, random_tree, small_tree, tokenizer, write_run
@@ -61,7 +61,7 @@ def texts() -> TokenTexts:
 
 
 def test_the_verdict_of_a_tree_worked_by_hand() -> None:
-    verdict = judge_tree(small_tree())
+    verdict = tree_facts(small_tree())
     # rewards 0 and 1 are unequal; of the one pivot's branches (1, 0) the first beats the rollout's 0
     assert verdict.flags == {"rescued", "mixed"}
     assert (verdict.rollouts, verdict.successes, verdict.reward) == (2, 1, 0.5)
@@ -73,16 +73,16 @@ def test_a_truncated_rollout_and_a_pivot_without_rescue() -> None:
     tree = small_tree()
     tree = tree.add([Pivot(0, 0, 1, ratio=0.25, candidates=(0, 6, 12), q=(0.2, 0.5, 0.3))], [])
     tree = tree.add([], [node(tree, 0, 0, "3+4=", 0.0, 2, finish="length")])
-    assert judge_tree(tree).flags == {"rescued", "unrecoverable", "truncated", "mixed"}
+    assert tree_facts(tree).flags == {"rescued", "unrecoverable", "truncated", "mixed"}
     # with a threshold that no reward is above, every rollout failed
-    assert "failed" in judge_tree(tree, threshold=1.0).flags
+    assert "failed" in tree_facts(tree, threshold=1.0).flags
 
 
 def test_a_pivot_in_a_success_is_no_chance_lost() -> None:
     tree = small_tree()
     tree = tree.add([Pivot(1, 6, 1, ratio=0.5)], [])
     tree = tree.add([], [node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
-    verdict = judge_tree(tree)
+    verdict = tree_facts(tree)
     # the second rollout has reward 1: its pivot, whose branch fails, had nothing to rescue
     assert (verdict.pivots, verdict.chances, verdict.rescued) == (2, 1, 1)
     assert "unrecoverable" not in verdict.flags
@@ -91,7 +91,7 @@ def test_a_pivot_in_a_success_is_no_chance_lost() -> None:
 @given(st.integers(0, 10_000))
 def test_rescues_are_counted_as_the_metrics_of_the_run_count_them(seed: int) -> None:
     tree = random_tree("q", seed)
-    verdict, metrics = judge_tree(tree), train_metrics.pivot_metrics([tree])
+    verdict, metrics = tree_facts(tree), train_metrics.pivot_metrics([tree])
     assert verdict.pivots == metrics["pivots/count"]
     if verdict.pivots:
         assert verdict.rescued == pytest.approx(metrics["pivots/rescue_rate"] * verdict.pivots)

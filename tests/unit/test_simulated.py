@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks import harness as bench
+from benchmarks.options import BenchOptions
+from benchmarks.simulated import Simulation, coin, schedule, take_notes
+from benchmarks.suites import distribution
+from benchmarks.workloads import WORKLOADS, Workload
 from deepgrpo.engines.base import SamplingParams
-from deepgrpo.lab import bench
-from deepgrpo.lab.options import BenchOptions
-from deepgrpo.lab.parts import distribution
-from deepgrpo.lab.simulated import Simulation, coin, schedule, take_notes
-from deepgrpo.lab.workloads import WORKLOADS, Workload
 from deepgrpo.records import SampleRequest
 
 SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)

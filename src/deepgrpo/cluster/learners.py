@@ -17,14 +17,14 @@ from deepgrpo.cluster.events import Events, LearnerLostError
 from deepgrpo.cluster.pool import raise_ours
 from deepgrpo.cluster.session import Needs, ray_options
 from deepgrpo.cluster.sharding import take_weights
-from deepgrpo.cluster.shelf import Shelf
+from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.errors import DeepGRPOError, EngineError
-from deepgrpo.model.parts import Fixed
+from deepgrpo.model.materialize import Fixed
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Credit, Tree
+from deepgrpo.train.learner import Update
 from deepgrpo.train.moments import SHARDED, read_moments, save_moments
-from deepgrpo.train.step import Update
 
 GRACE_S = 10.0
 """Seconds in which a death is heard of, after the others have lost their connection to it."""
@@ -34,7 +34,7 @@ class LearnerGroup:
     """See `train.place.UpdatesPolicy`. A group that has lost one of its own is of no more use."""
 
     def __init__(
-        self, config: Config, policy: Policy, needs: Needs, shelf: Shelf, events: Events, *, exact_sampler: bool
+        self, config: Config, policy: Policy, needs: Needs, shelf: WeightStore, events: Events, *, exact_sampler: bool
     ) -> None:
         assert config.cluster is not None
         self.config, self.policy, self.cluster, self.shelf, self.events = config, policy, config.cluster, shelf, events

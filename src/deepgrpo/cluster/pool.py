@@ -19,9 +19,9 @@ from ray.exceptions import RayError, RayTaskError
 from deepgrpo.cluster.actors import BuildEngine, Hello, RolloutWorker
 from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
-from deepgrpo.cluster.routing import Kept, Part, spread
+from deepgrpo.cluster.routing import RequestShare, RolloutIndex, spread
 from deepgrpo.cluster.session import Needs, nodes, ray_options
-from deepgrpo.cluster.shelf import Shelf
+from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import DeepGRPOError, EngineError, EngineLostError
@@ -41,12 +41,12 @@ class WorkerPool:
     """See `engines.base.Engine`. Several threads may sample at once (`explore/waves.py`)."""
 
     def __init__(
-        self, config: Config, needs: Needs, shelf: Shelf, events: Events, *, build: BuildEngine = build_engine
+        self, config: Config, needs: Needs, shelf: WeightStore, events: Events, *, build: BuildEngine = build_engine
     ) -> None:
         assert config.cluster is not None
         self.build = build
         self.config, self.cluster, self.needs, self.shelf, self.events = config, config.cluster, needs, shelf, events
-        self.kept = Kept()
+        self.kept = RolloutIndex()
         self._lock = threading.Lock()
         """For who is there and who has what."""
         self.learner_nodes: list[str] = []
@@ -91,9 +91,9 @@ class WorkerPool:
         began = time.perf_counter()
         results: list[list[Completion | None]] = [[None] * len(request.keys) for request in requests]
         cost = SampleStats()
-        calls: Calls[tuple[int, list[Part]]] = Calls("cluster.sample_deadline_s", self.cluster.sample_deadline_s)
+        calls: Calls[tuple[int, list[RequestShare]]] = Calls("cluster.sample_deadline_s", self.cluster.sample_deadline_s)
 
-        def send(wanted: Sequence[Part] | None = None) -> None:
+        def send(wanted: Sequence[RequestShare] | None = None) -> None:
             workers = list(self.workers)
             shares = spread(requests, workers, self.kept) if wanted is None else _moved(wanted, requests, workers, self.kept)
             for number, parts in shares.items():
@@ -245,18 +245,18 @@ def raise_ours(error: Exception) -> None:
         raise EngineError(f"a process of the cluster could not be built: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _cut(request: SampleRequest, part: Part) -> SampleRequest:
+def _cut(request: SampleRequest, part: RequestShare) -> SampleRequest:
     return replace(request, keys=tuple(request.keys[place] for place in part.places))
 
 
 def _moved(
-    parts: Sequence[Part], requests: Sequence[SampleRequest], workers: Sequence[int], kept: Kept
-) -> dict[int, list[Part]]:
+    parts: Sequence[RequestShare], requests: Sequence[SampleRequest], workers: Sequence[int], kept: RolloutIndex
+) -> dict[int, list[RequestShare]]:
     """The parts of a worker that is gone, shared out anew."""
     shares = spread([_cut(requests[part.request], part) for part in parts], workers, kept) if parts else {}
 
-    def named(part: Part) -> Part:
+    def named(part: RequestShare) -> RequestShare:
         whole = parts[part.request]
-        return Part(whole.request, tuple(whole.places[place] for place in part.places))
+        return RequestShare(whole.request, tuple(whole.places[place] for place in part.places))
 
     return {number: [named(part) for part in share] for number, share in shares.items()}

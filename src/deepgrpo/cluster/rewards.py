@@ -20,8 +20,8 @@ from deepgrpo.config import Config
 from deepgrpo.errors import EngineError
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.ballot import loose_answer
 from deepgrpo.rewards.base import Reward, Voting, build_reward
+from deepgrpo.rewards.vote import loose_answer
 
 
 class RewardWorker:

@@ -12,8 +12,8 @@ SPILL = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Some continuations of one request. Example: Part(3, (0, 1)): the first two keys of request 3."""
+class RequestShare:
+    """Some continuations of one request. Example: RequestShare(3, (0, 1)): the first two keys of request 3."""
 
     request: int
     places: tuple[int, ...]
@@ -21,7 +21,7 @@ class Part:
 
 
 @dataclass
-class Kept:
+class RolloutIndex:
     """Which worker sampled which rollout, and so may have its keys and values still."""
 
     _groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Kept:
             self._groups = {p: [each for each in found if each[1] != worker] for p, found in self._groups.items()}
 
 
-def spread(requests: Sequence[SampleRequest], workers: Sequence[int], kept: Kept) -> dict[int, list[Part]]:
+def spread(requests: Sequence[SampleRequest], workers: Sequence[int], kept: RolloutIndex) -> dict[int, list[RequestShare]]:
     """Share out requests by the tokens that they may cost.
 
     A branch goes to the worker that has its rollout, unless that one has `SPILL` times its fair share already; all else to
@@ -55,15 +55,15 @@ def spread(requests: Sequence[SampleRequest], workers: Sequence[int], kept: Kept
     costs = [len(r.keys) * r.max_new_tokens for r in requests]
     fair = max(1.0, sum(costs) / len(workers))
     load = dict.fromkeys(workers, 0.0)
-    shares: dict[int, list[Part]] = {worker: [] for worker in workers}
-    parts: list[tuple[float, Part]] = []
+    shares: dict[int, list[RequestShare]] = {worker: [] for worker in workers}
+    parts: list[tuple[float, RequestShare]] = []
     for index, request in enumerate(requests):
         pieces = min(len(request.keys), max(1, round(costs[index] / fair)))
         size = -(-len(request.keys) // pieces)
         for first in range(0, len(request.keys), size):
             places = tuple(range(first, min(first + size, len(request.keys))))
-            parts.append((len(places) * request.max_new_tokens, Part(index, places)))
-    homeless: list[tuple[float, Part]] = []
+            parts.append((len(places) * request.max_new_tokens, RequestShare(index, places)))
+    homeless: list[tuple[float, RequestShare]] = []
     for cost, part in parts:
         home = kept.find(requests[part.request].prefix)
         if home in load and load[home] + cost <= SPILL * fair:

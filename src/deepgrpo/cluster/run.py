@@ -16,10 +16,10 @@ from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.rewards.base import Reward, build_reward
+from deepgrpo.train.backend import UpdatesPolicy
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import check_cluster_room
 from deepgrpo.train.metrics import Metrics
-from deepgrpo.train.place import UpdatesPolicy
 from deepgrpo.train.setup import open_checkpoints
 
 
@@ -56,7 +56,7 @@ class RayPlace:
         from deepgrpo.cluster.learners import LearnerGroup
         from deepgrpo.cluster.pool import WorkerPool
         from deepgrpo.cluster.session import Needs
-        from deepgrpo.cluster.shelf import Shelf
+        from deepgrpo.cluster.weight_store import WeightStore
 
         assert config.cluster is not None
         self.cluster = config.cluster
@@ -64,7 +64,7 @@ class RayPlace:
         self.needs = Needs(config)
         self.needs.check()
         self.events = Events(config.cluster.max_restarts)
-        self.shelf = Shelf(holds=self.overlaps)
+        self.shelf = WeightStore(holds=self.overlaps)
         self.reward_nodes: list[str] = []
         self.pool: WorkerPool | None = None
         self.group: LearnerGroup | None = None

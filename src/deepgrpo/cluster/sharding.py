@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.model.parts import Filling, tensor_of
+from deepgrpo.model.materialize import Filling, tensor_of
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
-from deepgrpo.train.peers import clip
+from deepgrpo.train.ranks import clip
 
 BUCKET = 2**25
 """Numbers in one all-reduce."""
@@ -46,8 +46,8 @@ def spread(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
     return shares
 
 
-class Ranks:
-    """See `train.peers.Peers`. The default process group must be there.
+class DistributedRanks:
+    """See `train.ranks.Ranks`. The default process group must be there.
 
     Args:
         sharded: whether the parameters are (fsdp).

@@ -22,7 +22,7 @@ ZERO_LOCAL = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PathPart:
     """Tokens [start, end) of a node, between two places where something branches off.
 
     Example: node 0 of records.py has the parts [0, 4) and [4, 6); the first has responses 0, 2 and 3 below it.
@@ -37,7 +37,7 @@ class Part:
     """Nodes whose responses end in this part or below, ascending."""
 
 
-def tree_parts(tree: Tree) -> list[Part]:
+def tree_parts(tree: Tree) -> list[PathPart]:
     """All tokens of a tree, each in one part; a part comes after its parent, a node's parts in order.
 
     Whatever branches off before the first token of a node hangs where that node hangs.
@@ -60,7 +60,7 @@ def tree_parts(tree: Tree) -> list[Part]:
         while part != ROOT:
             leaves[part].append(index)
             part = spans[part][3]
-    return [Part(*span, tuple(below)) for span, below in zip(spans, leaves, strict=True)]
+    return [PathPart(*span, tuple(below)) for span, below in zip(spans, leaves, strict=True)]
 
 
 def treerl_credit(

@@ -19,10 +19,11 @@ from deepgrpo import rng
 from deepgrpo.config import SamplingConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k, standard_error
+from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
 from deepgrpo.records import Completion, Prompt, SampleRequest, Score
-from deepgrpo.rewards.ballot import loose_answer
 from deepgrpo.rewards.base import Reward, Voting, judge
+from deepgrpo.rewards.vote import loose_answer
+from deepgrpo.stats import standard_error
 
 
 @dataclass(frozen=True, slots=True)

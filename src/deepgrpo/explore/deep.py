@@ -45,7 +45,7 @@ class DeepStrategy:
         recoverability = Recoverability.from_dict(state)
 
         def weigh(ratios: Sequence[float]) -> np.ndarray:
-            return log_weights(ratios, recoverability, self.config.gamma)
+            return log_q(ratios, recoverability, self.config.gamma)
 
         return draw_pivots(tree, self.config, self.segment, weigh, limits, random)
 
@@ -77,7 +77,7 @@ class DeepStrategy:
         }
 
 
-def log_weights(ratios: Sequence[float], recoverability: Recoverability, gamma: float) -> np.ndarray:
+def log_q(ratios: Sequence[float], recoverability: Recoverability, gamma: float) -> np.ndarray:
     """`log Q`, normalised: `Q(r) ∝ P(success | r) · r^gamma`. In logs, so that gamma = -20 does not underflow."""
     depth = np.asarray(ratios, dtype=np.float64)
     raw = recoverability.log_probability(depth) + gamma * np.log(depth)

@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from deepgrpo import shipped
-from deepgrpo.config import Config, load_recipe
+from deepgrpo.config import Config, load_recipe, shipped
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.prompts.source import Cursor

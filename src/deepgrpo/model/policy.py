@@ -21,7 +21,7 @@ from deepgrpo.model import tree_attention
 from deepgrpo.model.head import Head, find_head
 from deepgrpo.model.logprobs import chunked_logprobs
 from deepgrpo.model.tree_attention import TreePlan
-from deepgrpo.model.tree_gate import Verdict, judge_model
+from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 
 PYPI_PREFIX = "pypi:"
 
@@ -44,7 +44,7 @@ class Policy:
     logprob_keep: int = 2**28
     """Bytes of logits that are kept from the forward to the backward pass."""
     version: int = 0
-    verdict: Verdict = field(default_factory=lambda: Verdict(False, "learner.tree_packing is off"))
+    verdict: PackingVerdict = field(default_factory=lambda: PackingVerdict(False, "learner.tree_packing is off"))
     """Whether the learner may pack trees; see `try_tree_packing`."""
     head: Head | None = field(init=False)
     """How logits come from the last hidden state; None if they do in no way we know, and full logits are computed."""
@@ -131,12 +131,12 @@ class Policy:
         """Name → parameter of everything the optimizer moves."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def try_tree_packing(self) -> Verdict:
+    def try_tree_packing(self) -> PackingVerdict:
         """Find out whether this model may be trained on packs of trees, and be ready for it if so."""
         self.verdict = judge_model(self.causal, self.dtype)
         return self.verdict
 
-    def pack_by(self, verdict: Verdict) -> None:
+    def pack_by(self, verdict: PackingVerdict) -> None:
         """Take over what has been found out elsewhere about a model of the same code."""
         self.verdict = verdict
         if verdict.packs:

@@ -35,7 +35,7 @@ from deepgrpo.model.decode_attention import DecodePlan, decode_attention
 NAME = "deepgrpo"
 """The name under which transformers knows these functions."""
 
-Backend = Literal["cascade", "flex", "gather", "dense"]
+Kernel = Literal["cascade", "flex", "gather", "dense"]
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -50,7 +50,7 @@ class TreePlan:
 
     segments: tuple[tuple[int, int, int, int], ...]
     """(start, end, until, parent) of each segment, parents first."""
-    backend: Backend = "cascade"
+    backend: Kernel = "cascade"
     seen: list[tuple[torch.nn.Module, int | None]] | None = field(default=None, compare=False)
     """If it is a list, each layer that attends appends (itself, its window): the proof that all of them came through."""
     masks: dict[torch.device, BlockMask] = field(default_factory=dict, compare=False, repr=False)
@@ -247,10 +247,10 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask_function)
 
 
-def backends(device: torch.device) -> tuple[Backend, ...]:
+def backends(device: torch.device) -> tuple[Kernel, ...]:
     """The back-ends that are worth a try there, the quickest first; the gate takes the first that proves itself."""
     # cascade knows heads of one size only, flex not every size; gather takes whatever SDPA takes
-    quickest: dict[str, tuple[Backend, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
+    quickest: dict[str, tuple[Kernel, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
     return (*quickest.get(device.type, ()), "gather")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from deepgrpo.model import tree_attention
-from deepgrpo.model.tree_attention import Backend, TreePlan
+from deepgrpo.model.tree_attention import Kernel, TreePlan
 
 TOLERANCE = 2e-3
 """Largest difference of a log-prob in float32. A branch that lost its prefix is off by more than 1 in most models."""
@@ -36,13 +36,13 @@ ROUNDING = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PackingVerdict:
     """Whether a model can be packed, and why not."""
 
     packs: bool
     reason: str
     """What was found; also why a quicker back-end than the one that serves was refused."""
-    backend: Backend = "cascade"
+    backend: Kernel = "cascade"
     window: int | None = None
     """Longest path that may be packed, in tokens; None: no limit but the context."""
 
@@ -51,7 +51,7 @@ class Verdict:
 _SEGMENTS = ((0, 5, 22, -1), (5, 9, 19, 0), (9, 12, 12, 1), (12, 14, 14, 1), (14, 19, 19, 1), (19, 22, 22, 0))
 _PATHS = ((0, 1, 2), (0, 1, 3), (0, 1, 4), (0, 5))
 
-_STRETCH: dict[Backend, int] = {"flex": 16}
+_STRETCH: dict[Kernel, int] = {"flex": 16}
 """How many times longer the tree of the probe is: flex takes 128 tokens at a time, so 22 would show it one block only."""
 
 
@@ -78,7 +78,7 @@ class _Outcome:
     """Of the sum of the log-probs of each path's own next tokens: a prefix counts once per path."""
 
 
-def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Backend | None = None) -> Verdict:
+def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Kernel | None = None) -> PackingVerdict:
     """Decide whether `causal`, a Hugging Face causal LM, may be trained on tree packs.
 
     Its attention implementation is switched to ours if the verdict is yes, and left as it was if not. Nothing else of it
@@ -91,11 +91,11 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Backen
     candidates = (backend,) if backend else tree_attention.backends(next(causal.parameters()).device)
     reason = _static(causal)
     if reason:
-        return Verdict(False, reason, candidates[0])
+        return PackingVerdict(False, reason, candidates[0])
     tree_attention.register()
     before = causal.config._attn_implementation
     training = causal.training
-    refused: dict[Backend, str] = {}
+    refused: dict[Kernel, str] = {}
     packs = False
     try:
         causal.eval()
@@ -109,7 +109,7 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Backen
                 packs, reason = False, _raised(error)
             if packs:
                 others = "".join(f"; {name} is not used: {why}" for name, why in refused.items())
-                return Verdict(True, reason + others, candidate, window)
+                return PackingVerdict(True, reason + others, candidate, window)
             refused[candidate] = reason
     except Exception as error:  # whatever a model's own code raises: it cannot be packed
         reason = _raised(error)
@@ -119,10 +119,10 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Backen
             causal.set_attn_implementation(before)
     if len(set(refused.values())) > 1:
         reason = "; ".join(f"{name}: {why}" for name, why in refused.items())
-    return Verdict(False, reason or "", candidates[-1])
+    return PackingVerdict(False, reason or "", candidates[-1])
 
 
-def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, backend: Backend, before: str) -> tuple[bool, str]:
+def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, backend: Kernel, before: str) -> tuple[bool, str]:
     """Whether a back-end serves, and what was found. Leaves the model with our attention."""
     probe = _probe(causal, _STRETCH.get(backend, 1))
     parameters = [p for p in layer.parameters() if p.is_floating_point()]
@@ -208,7 +208,7 @@ def _layers(causal: Any) -> tuple[nn.Module | None, int | None, str | None]:
 
 
 def _forward_pack(
-    causal: Any, probe: _Probe, backend: Backend, seen: list[tuple[nn.Module, int | None]] | None = None
+    causal: Any, probe: _Probe, backend: Kernel, seen: list[tuple[nn.Module, int | None]] | None = None
 ) -> Tensor:
     """Logits `[S, V]`."""
     plan = TreePlan(probe.segments, backend, seen)
@@ -233,7 +233,7 @@ def _one_by_one(causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequ
 
 @torch.enable_grad()
 def _packed(
-    causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequence[nn.Parameter], backend: Backend
+    causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequence[nn.Parameter], backend: Kernel
 ) -> _Outcome:
     """All paths as one pack."""
     with _autocast(causal, dtype), tree_attention.without_mask():

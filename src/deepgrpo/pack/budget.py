@@ -28,15 +28,15 @@ class Pack:
     """Tree packs: who sees whom (pack/tree.py). Empty: each row is one path."""
 
 
-def pack_rows(rows: Sequence[Row], token_budget: int) -> list[Pack]:
-    """Sort rows by length and fill micro-batches of at most `token_budget` tokens, padding included.
+def pack_rows(rows: Sequence[Row], tokens_per_pack: int) -> list[Pack]:
+    """Sort rows by length and fill micro-batches of at most `tokens_per_pack` tokens, padding included.
 
     A row that is longer than the budget gets a pass of its own: it has to be computed, and cannot be split.
     """
     packs: list[Pack] = []
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: len(row.input_ids)):  # stable: equal lengths keep their order
-        if batch and (len(batch) + 1) * len(row.input_ids) > token_budget:
+        if batch and (len(batch) + 1) * len(row.input_ids) > tokens_per_pack:
             packs.append(_stack(batch))
             batch = []
         batch.append(row)

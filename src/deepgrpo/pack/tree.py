@@ -37,8 +37,8 @@ class _Unit:
     """Distinct tokens without the prompt."""
 
 
-def pack_trees(trees: Sequence[Tree], layout: Layout, token_budget: int) -> list[Pack]:
-    """Fill packs of at most `token_budget` tokens with whole rollouts and their branches.
+def pack_trees(trees: Sequence[Tree], layout: Layout, tokens_per_pack: int) -> list[Pack]:
+    """Fill packs of at most `tokens_per_pack` tokens with whole rollouts and their branches.
 
     First-fit decreasing: within a tree only the prompt repeats between packs; what is left of several trees shares a
     pack. A rollout too large for a pack is split along its branches and its prefix repeats; a single path that is longer
@@ -54,9 +54,9 @@ def pack_trees(trees: Sequence[Tree], layout: Layout, token_budget: int) -> list
     for tree, rows in rows_of.items():
         prompt = len(trees[tree].prompt.tokens)
         bins: list[tuple[int, list[int]]] = []
-        for unit in sorted(_units(trees[tree], list(rows), token_budget - prompt), key=lambda u: -u.tokens):
+        for unit in sorted(_units(trees[tree], list(rows), tokens_per_pack - prompt), key=lambda u: -u.tokens):
             for index, (used, nodes) in enumerate(bins):
-                if used + unit.tokens <= token_budget:
+                if used + unit.tokens <= tokens_per_pack:
                     bins[index] = (used + unit.tokens, [*nodes, *unit.nodes])
                     break
             else:
@@ -65,7 +65,7 @@ def pack_trees(trees: Sequence[Tree], layout: Layout, token_budget: int) -> list
     packs: list[tuple[int, list[tuple[int, tuple[int, ...]]]]] = []
     for used, tree, members in sorted(shares, key=lambda share: -share[0]):
         for index, (total, content) in enumerate(packs):
-            if total + used <= token_budget:
+            if total + used <= tokens_per_pack:
                 packs[index] = (total + used, [*content, (tree, members)])
                 break
         else:

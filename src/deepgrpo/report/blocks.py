@@ -19,7 +19,7 @@ from typing import Any
 from deepgrpo.records import Node
 from deepgrpo.report.saved import SavedTree
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import FLAGS, judge_tree
+from deepgrpo.report.verdict import FLAGS, tree_facts
 
 BLOCK_TREES = 64
 """Trees in a block: opening one tree costs its block."""
@@ -47,7 +47,7 @@ class TreeIndex:
     rescued: list[int] = field(default_factory=list)
 
     def add(self, saved: SavedTree, block: int, threshold: float) -> None:
-        verdict = judge_tree(saved.tree, threshold)
+        verdict = tree_facts(saved.tree, threshold)
         prompt = saved.tree.prompt
         self.step.append(saved.step)
         self.number.append(saved.number)

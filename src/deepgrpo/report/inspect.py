@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.report.lanes import draw_tree, plain
 from deepgrpo.report.options import InspectOptions
 from deepgrpo.report.saved import SavedRun, SavedTree, nearest
 from deepgrpo.report.tokens import read_tokens
-from deepgrpo.report.verdict import Verdict, judge_tree
+from deepgrpo.report.tree_text import draw_tree, plain
+from deepgrpo.report.verdict import TreeFacts, tree_facts
 
 _SHOWN = 60
 """Trees in a list; --only makes it shorter."""
@@ -61,7 +61,7 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
     wanted = options.prompt
     assert wanted is not None
     steps = [_step(run, options.step)] if options.step is not None else list(run.tree_files)[::-1]
-    refused: Verdict | None = None
+    refused: TreeFacts | None = None
     known: list[str] = []
     read: list[int] = []
     for step in steps:
@@ -77,7 +77,7 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
             found = [each for each in trees if each.number == int(wanted)]
         known = known or [each.tree.prompt.id for each in trees]
         for each in found:
-            verdict = judge_tree(each.tree, run.success_threshold)
+            verdict = tree_facts(each.tree, run.success_threshold)
             if options.only is None or options.only in verdict.flags:
                 return each
             refused = verdict
@@ -112,7 +112,7 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
     newest = None
     for step in run.tree_files:
         try:
-            verdicts = [judge_tree(each.tree, run.success_threshold) for each in run.trees(step)]
+            verdicts = [tree_facts(each.tree, run.success_threshold) for each in run.trees(step)]
         except DataError as error:
             damaged.append(str(error))
             table.add_row(str(step), "?")
@@ -132,7 +132,7 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
         console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
 
 
-def _count(verdicts: Sequence[Verdict], flag: str) -> str:
+def _count(verdicts: Sequence[TreeFacts], flag: str) -> str:
     return str(sum(flag in verdict.flags for verdict in verdicts))
 
 
@@ -141,7 +141,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOptions) -> None:
-    trees = [(each, judge_tree(each.tree, run.success_threshold)) for each in run.trees(step)]
+    trees = [(each, tree_facts(each.tree, run.success_threshold)) for each in run.trees(step)]
     chosen = [(each, verdict) for each, verdict in trees if options.only is None or options.only in verdict.flags]
     if not chosen:
         counts = ", ".join(f"{flag} {_count([v for _, v in trees], flag)}" for flag in ("rescued", "unrecoverable", "mixed"))

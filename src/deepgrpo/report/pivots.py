@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.lab.stats import clustered_proportion
 from deepgrpo.records import Pivot, Tree
+from deepgrpo.stats import clustered_proportion
 
 BINS = 10
 """Bins of depth ratio and of predicted probability; depth bin i holds i / 10 < r ≤ (i + 1) / 10, as in the metrics."""

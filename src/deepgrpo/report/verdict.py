@@ -17,10 +17,10 @@ _EQUAL = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TreeFacts:
     """A tree in a few figures.
 
-    Example (the worked tree of records.py): Verdict(flags={"rescued", "mixed"}, rollouts=2, reward=0.5, branches=2,
+    Example (the worked tree of records.py): TreeFacts(flags={"rescued", "mixed"}, rollouts=2, reward=0.5, branches=2,
     successes=1, pivots=1, chances=1,
     rescued=1, tokens=16).
     """
@@ -44,7 +44,7 @@ class Verdict:
     """Sampled tokens, each once."""
 
 
-def judge_tree(tree: Tree, threshold: float = 0.0) -> Verdict:
+def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     """Count what a tree holds. A segment is no response, so it has no reward and is never truncated.
 
     Args:
@@ -64,7 +64,7 @@ def judge_tree(tree: Tree, threshold: float = 0.0) -> Verdict:
         "solved": bool(main) and successes == len(main),
         "failed": bool(main) and successes == 0,
     }
-    return Verdict(
+    return TreeFacts(
         flags=frozenset(flag for flag, holds in flags.items() if holds),
         rollouts=len(main), reward=sum(main) / len(main) if main else 0.0, successes=successes,
         branches=sum(node.complete for _, node in tree.stream("branch")), pivots=len(pivots), chances=chances,

@@ -14,9 +14,9 @@ from typing import Literal
 from deepgrpo.boxed import last_boxed
 from deepgrpo.config import MathReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.ballot import loose_answer, normalise
 from deepgrpo.rewards.base import references
 from deepgrpo.rewards.math_check import check_answer, warm_up
+from deepgrpo.rewards.vote import loose_answer, normalise
 from deepgrpo.rewards.workers import Workers
 
 AnswerFormat = Literal["boxed", "gsm8k", "any"]

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from deepgrpo.config import TaskReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.ballot import loose_answer
 from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting
+from deepgrpo.rewards.vote import loose_answer
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from deepgrpo.errors import CheckpointError
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Ledger
-from deepgrpo.train.place import UpdatesPolicy
+from deepgrpo.train.backend import UpdatesPolicy
 
 _NAME = re.compile(r"^step-(\d{6,})$")
 

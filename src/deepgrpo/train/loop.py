@@ -32,11 +32,11 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
 from deepgrpo.rewards.base import judge
+from deepgrpo.train.backend import Place
 from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
-from deepgrpo.train.place import Place
 from deepgrpo.train.setup import Run, open_run, save_start, take_start
 from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import Example, warm_start
@@ -250,7 +250,7 @@ def _warm_start(run: Run, stop: _Stop) -> None:
         return _sampled_accuracy(run)
 
     imitated = warm_start(
-        run.policy, config.warmstart, examples, token_budget=config.learner.token_budget,
+        run.policy, config.warmstart, examples, tokens_per_pack=config.learner.tokens_per_pack,
         check=check, progress=progress, stop=lambda: stop.requested,
     )  # fmt: skip
     if imitated.stopped:

@@ -23,7 +23,7 @@ from deepgrpo.config import Config, EmbeddedEngine, PretrainedModel, VLLMEngine
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Strategy
-from deepgrpo.model.parts import first_of_each_kind
+from deepgrpo.model.materialize import first_of_each_kind
 from deepgrpo.model.policy import Policy
 
 GIB = 1024**3
@@ -121,7 +121,7 @@ def estimate_memory(config: Config, policy: Policy, strategy: Strategy, slot_len
     """Of a run in one process, on its device.
 
     Args:
-        policy: only its shapes are looked at: one without weights (`model/outline.py`) will do.
+        policy: only its shapes are looked at: one without weights (`model/meta_policy.py`) will do.
         strategy: whether later rounds come back to rollouts.
         slot_length: the longest prompt plus response, in tokens.
     """
@@ -177,7 +177,7 @@ def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> Mem
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     value = 2 if config.learner.dtype == "bfloat16" else 4
     intermediate = getattr(shape, "intermediate_size", None) or 4 * hidden
-    tokens = config.learner.token_budget
+    tokens = config.learner.tokens_per_pack
     one_layer = 12 + 4 * intermediate // hidden
     kept = 2 * layers + one_layer if config.learner.gradient_checkpointing else layers * one_layer
     # logits, their softmax and its gradient; all rows of a pass at once where the head is not known

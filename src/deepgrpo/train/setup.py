@@ -19,21 +19,21 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.outline import outline_policy
+from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer, scratch_policy
-from deepgrpo.model.tree_gate import Verdict
+from deepgrpo.model.tree_gate import PackingVerdict
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
-from deepgrpo.train.ahead import Ahead
+from deepgrpo.train.backend import OneProcess, Place, UpdatesPolicy
 from deepgrpo.train.checkpoint import Checkpoints, TrainState
 from deepgrpo.train.engine import response_limits
 from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
-from deepgrpo.train.place import OneProcess, Place, UpdatesPolicy
+from deepgrpo.train.prefetch import Ahead
 from deepgrpo.train.signals import build_signals
 
 START = "start"
@@ -233,10 +233,10 @@ def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
 
 
 def outline_of(config: Config) -> Policy | None:
-    """The policy of a recipe without its weights; None if its config alone does not tell (see `model/outline.py`)."""
+    """The policy of a recipe without its weights; None if its config alone does not tell (see `model/meta_policy.py`)."""
     model, learner = config.model, config.learner
     tokenizer = synthetic.tokenizer() if isinstance(model, ScratchModel) else load_tokenizer(model)
-    policy = outline_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    policy = build_meta_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     if policy is not None:
         _equip(policy, config)
     return policy
@@ -267,7 +267,7 @@ def _equip(policy: Policy, config: Config) -> None:
         policy.checkpoint_activations()
 
 
-def check_packing(config: Config, verdict: Verdict) -> None:
+def check_packing(config: Config, verdict: PackingVerdict) -> None:
     """Raise ModelError if the recipe insists on tree packs and the model cannot be packed."""
     if not verdict.packs and config.learner.tree_packing == "on":
         raise ModelError(

@@ -34,7 +34,7 @@ class Imitated:
 
 
 def warm_start(
-    policy: Policy, config: WarmstartConfig, examples: Callable[[int, int], Sequence[Example]], *, token_budget: int,
+    policy: Policy, config: WarmstartConfig, examples: Callable[[int, int], Sequence[Example]], *, tokens_per_pack: int,
     check: Callable[[], float] | None = None, progress: Callable[[int, float, float | None], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Imitated:  # fmt: skip
@@ -57,7 +57,7 @@ def warm_start(
         lr = config.lr * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = _step(policy, examples(step * config.batch_size, config.batch_size), token_budget)
+        loss = _step(policy, examples(step * config.batch_size, config.batch_size), tokens_per_pack)
         torch.nn.utils.clip_grad_norm_(policy.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -72,7 +72,7 @@ def warm_start(
     return Imitated(config.steps, accuracy, stopped=False)
 
 
-def _step(policy: Policy, batch: Sequence[Example], token_budget: int) -> float:
+def _step(policy: Policy, batch: Sequence[Example], tokens_per_pack: int) -> float:
     """Accumulate the gradient of the mean loss per solution token; returns that loss in nats."""
     rows: list[Row] = []
     total = 0
@@ -83,7 +83,7 @@ def _step(policy: Policy, batch: Sequence[Example], token_budget: int) -> float:
         total += count
     targets = torch.from_numpy(np.concatenate([np.array(solution, dtype=np.int64) for _, solution in batch]))
     loss_sum = 0.0
-    for pack in pack_rows(rows, token_budget):
+    for pack in pack_rows(rows, tokens_per_pack):
         logprob_n, _ = policy.logprobs(
             torch.from_numpy(pack.input_ids_BT).to(policy.device),
             torch.from_numpy(pack.rows_n).to(policy.device),

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from deepgrpo.engines.base import NOT_FINITE, SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded.generate import GenerateWay, generate_way, sample_with_generate
-from deepgrpo.engines.embedded.kept import KeptRollouts
+from deepgrpo.engines.embedded.prefix_store import PrefixStore
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import decoding_mask, may_share, why_no_slots, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
@@ -64,7 +64,7 @@ class EmbeddedEngine:
         self.policy = policy
         self.weights = EngineWeights(policy, dtype or policy.dtype)
         self.max_rows, self.share_prefixes = max_rows, share_prefixes
-        self.kept = KeptRollouts(keep_bytes)
+        self.kept = PrefixStore(keep_bytes)
         # bf16 attention rounds differently over one query than over a whole row, so only fp32 log-probs are the learner's
         self.exact = policy.dtype == self.weights.dtype == torch.float32
         self.no_slots = why_no_slots(policy)
@@ -139,7 +139,7 @@ class _Call:
 
     def __init__(
         self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, max_rows: int,
-        kept: KeptRollouts, keep: bool, sharing: bool, merge: bool = True,
+        kept: PrefixStore, keep: bool, sharing: bool, merge: bool = True,
     ) -> None:  # fmt: skip
         self.policy, self.requests, self.params, self.merge = policy, requests, params, merge
         self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))

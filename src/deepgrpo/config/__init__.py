@@ -1,0 +1,96 @@
+"""The recipe: frozen models, every default stated once, no torch.
+
+A recipe is a TOML file with one table per section; each module here holds one domain. Where a section has several kinds
+(`data`, `reward`, `explore`, ...), its key `type` chooses one. Unknown keys, wrong types and impossible combinations raise
+`ConfigError` with the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+from deepgrpo.config.base import Section, tables_of
+from deepgrpo.config.data import (
+    ColumnMap,
+    DataConfig,
+    HubData,
+    JsonlData,
+    ParquetData,
+    ReasoningGymData,
+    SyntheticData,
+    TemplateConfig,
+)
+from deepgrpo.config.explore import (
+    AttnRLExplore,
+    DeepExplore,
+    ExploreConfig,
+    FR3EExplore,
+    OracleExplore,
+    RandomExplore,
+    RecoverabilityConfig,
+    RootExplore,
+    SegmentConfig,
+    SPOTreeExplore,
+    TreeRLExplore,
+)
+from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
+from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, OptimConfig
+from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
+from deepgrpo.config.problems import parse_section
+from deepgrpo.config.recipe import Config
+from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
+from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
+from deepgrpo.config.sampling import EmbeddedEngine, EngineConfig, SamplingConfig, VLLMEngine
+
+__all__ = [
+    "AttnRLExplore",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "ColumnMap",
+    "Config",
+    "CreditConfig",
+    "DataConfig",
+    "DeepExplore",
+    "EmbeddedEngine",
+    "EngineConfig",
+    "EvalConfig",
+    "ExactReward",
+    "ExploreConfig",
+    "FR3EExplore",
+    "HubData",
+    "JsonlData",
+    "LearnerConfig",
+    "LogConfig",
+    "LoraConfig",
+    "LossConfig",
+    "MathReward",
+    "ModelConfig",
+    "OptimConfig",
+    "OracleExplore",
+    "OverlongConfig",
+    "ParquetData",
+    "PretrainedModel",
+    "RandomExplore",
+    "ReasoningGymData",
+    "RecoverabilityConfig",
+    "RewardConfig",
+    "RootExplore",
+    "RunConfig",
+    "SPOTreeExplore",
+    "SamplingConfig",
+    "ScratchModel",
+    "Section",
+    "SegmentConfig",
+    "SyntheticData",
+    "TaskReward",
+    "TemplateConfig",
+    "TreeRLExplore",
+    "UserReward",
+    "VLLMEngine",
+    "WarmstartConfig",
+    "load_recipe",
+    "merge",
+    "parse_config",
+    "parse_section",
+    "read_recipe",
+    "tables_of",
+    "to_toml",
+]

@@ -1,0 +1,38 @@
+"""Common base of all recipe sections: frozen, unknown keys refused, docstrings kept as descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, raw: Any) -> Any:
+        """TOML has no null: the word "none" takes its place where a field may be absent."""
+        if not isinstance(raw, dict):
+            return raw
+        optional = {
+            name
+            for field, info in cls.model_fields.items()
+            if type(None) in get_args(info.annotation)
+            for name in (field, info.alias)
+        }
+        return {key: None if value == "none" and key in optional else value for key, value in raw.items()}
+
+
+def tables_of(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation such as Annotated[A | B, ...] or A | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in tables_of(part)]

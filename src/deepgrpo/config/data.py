@@ -1,0 +1,135 @@
+"""Section `data`: where questions come from, and how they become prompts."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from deepgrpo.config.base import Section
+
+
+class ColumnMap(Section):
+    """Names of the columns of a data file."""
+
+    id: str | None = "id"
+    """Column with a unique id; absent or missing in the file: the row number is the id."""
+    question: str = "question"
+    """Column with the question."""
+    answer: str | None = "answer"
+    """Column with the reference answer (a string, or a list of accepted strings); none: the reward needs no answer."""
+    answer_after: str | None = None
+    """Take what follows the last occurrence of this in the answer column, e.g. '####'."""
+
+
+class TemplateConfig(Section):
+    """How a question becomes a prompt."""
+
+    preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
+    """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
+    user: str | None = None
+    """With preset = "custom": the user turn, with {question} where the question goes; any other column of the row can be
+    named as well, nested ones with dots ({metadata.expression})."""
+    system: str | None = None
+    """System turn of the chat template."""
+    chat: bool = True
+    """Use the tokenizer's chat template; off: the user turn is the prompt as it stands."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> TemplateConfig:
+        if self.preset == "custom" and self.user is None:
+            raise ValueError(
+                'template.preset is "custom", but template.user is missing; add the user turn with {question} in it'
+            )
+        if self.user is not None and self.preset != "custom":
+            raise ValueError(
+                f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user '
+                'turn; set template.preset = "custom" or remove template.user'
+            )
+        if self.user is not None and not re.search(r"\{\w+(\.\w+)*\}", self.user):
+            raise ValueError(
+                f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes "
+                "(or {column} for another column of the row)"
+            )
+        if self.system is not None and not self.chat:
+            raise ValueError(
+                f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
+                "move the text into template.user or set template.chat = true"
+            )
+        return self
+
+
+class _DataBase(Section):
+    template: TemplateConfig = TemplateConfig()
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Rows whose prompt is longer are skipped and counted; default: half of
+    `sampling.max_total_tokens`, or of the model's context."""
+
+
+class JsonlData(_DataBase):
+    """A file with one JSON object per line."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: str
+    """The file."""
+    columns: ColumnMap = ColumnMap()
+
+
+class ParquetData(_DataBase):
+    """A parquet file (needs the extra `data`)."""
+
+    type: Literal["parquet"] = "parquet"
+    path: str
+    """The file."""
+    columns: ColumnMap = ColumnMap()
+
+
+class HubData(_DataBase):
+    """A Hugging Face data set, from the hub or a local directory (needs the extra `data`)."""
+
+    type: Literal["hf"] = "hf"
+    path: str
+    """Hub name or directory."""
+    name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    """Split of the data set."""
+    columns: ColumnMap = ColumnMap()
+
+
+class SyntheticData(_DataBase):
+    """Chains of modular arithmetic with a written chain of thought; endless, made as it is read."""
+
+    type: Literal["synthetic"] = "synthetic"
+    chain_length: PositiveInt = 6
+    """Operations in a chain."""
+    modulus: Annotated[int, Field(ge=2, le=10)] = 10
+    """All values are taken modulo this."""
+    split: Literal["train", "test"] = "train"
+    """The splits share no question."""
+    size: PositiveInt | None = None
+    """Keep to this many distinct questions; absent: fresh questions for ever (needs `limit` in `eval`)."""
+    seed: int = 0
+    """Other seeds make other questions."""
+
+
+class ReasoningGymData(_DataBase):
+    """A task of reasoning-gym, with the task's own verifier as reward (needs the extra `gym`)."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    """Name of the task, e.g. "chain_sum"."""
+    params: dict[str, Any] = {}
+    """Parameters of the task, e.g. {min_terms = 2, max_terms = 3}."""
+    size: PositiveInt = 10_000
+    """Number of questions."""
+    seed: int = 0
+    """Other seeds make other questions."""
+
+
+DataConfig = Annotated[
+    JsonlData | ParquetData | HubData | SyntheticData | ReasoningGymData, Field(discriminator="type")
+]

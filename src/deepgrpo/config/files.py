@@ -1,0 +1,175 @@
+"""Recipes as TOML files: reading, overriding, writing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from deepgrpo.config.base import Section
+from deepgrpo.config.problems import fields_at, parse_section
+from deepgrpo.config.recipe import Config
+from deepgrpo.config.shipped import find_recipe
+from deepgrpo.errors import ConfigError
+
+
+def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Read a TOML recipe and apply `--section.key value` overrides.
+
+    Raises ConfigError: the file is missing or not TOML, a key is unknown, a value does not fit.
+    """
+    path = Path(path)
+    raw = read_recipe(path)
+    # another type first: the keys that follow are meant for it
+    for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
+        _set_dotted(raw, dotted, value)
+        if dotted.endswith(".type"):
+            _keep_known(raw, dotted.split(".")[:-1])
+    return parse_config(raw, source=str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe as a nested dict, not checked yet.
+
+    A key `base` at its top names another recipe (one that comes along, or a path from where this one is), which it then is
+    with changes; see `merge`.
+
+    Raises ConfigError: a file is missing or not TOML, or recipes are each other's base.
+    """
+    raw: dict[str, Any] = {}
+    seen: list[Path] = []
+    while True:
+        if path.resolve() in seen:
+            raise ConfigError(f"recipe {str(path)!r} is its own base, by way of {[each.stem for each in seen]}; remove a base")
+        seen.append(path.resolve())
+        found = _read_toml(path)
+        base = found.pop("base", None)
+        raw = merge(found, raw)
+        if base is None:
+            return raw
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base is {base!r}; it should be the name or the path of a recipe")
+        beside = path.parent / base
+        path = beside if beside.suffix == ".toml" else find_recipe(base)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists those that come along") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with changes: tables are merged key by key, but one of another `type` takes the place of the former.
+
+    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"gamma": 1.0}})
+    {'explore': {'type': 'deep', 'gamma': 1.0}}
+    >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"type": "root"}})
+    {'explore': {'type': 'root'}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        former = merged.get(key)
+        if not isinstance(value, Mapping):
+            merged[key] = value
+        elif isinstance(former, Mapping) and value.get("type", former.get("type")) == former.get("type"):
+            merged[key] = merge(former, value)
+        else:
+            merged[key] = merge({}, value)
+    return merged
+
+
+def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
+    """After `--explore.type root`, drop the recipe's keys that only its former type has: they cannot be meant."""
+    table: Any = raw
+    for name in section:
+        table = table[name]
+    known = fields_at([*section, str(table["type"])], Config)
+    for key in [key for key in table if key not in known]:
+        del table[key]
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "the recipe") -> Config:
+    """Validate a nested dict. Raises ConfigError that lists every problem, one per line."""
+    return parse_section(Config, raw, source)
+
+
+def to_toml(config: Config) -> str:
+    """The resolved recipe as TOML; `load_recipe` reads it back to an equal config."""
+    lines: list[str] = []
+    _write_table(lines, "", _dump(config))
+    return "\n".join(lines).strip() + "\n"
+
+
+def _dump(section: Section) -> dict[str, Any]:
+    """A section as a dict for TOML: an absent value is left out, or "none" where absent is not the default."""
+    table: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            table[info.alias or name] = _dump(value)
+        elif value is not None:
+            table[info.alias or name] = value
+        elif info.default is not None:
+            table[info.alias or name] = "none"
+    return table
+
+
+def _write_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
+    plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
+    nested = {k: v for k, v in table.items() if isinstance(v, dict)}
+    if name and (plain or not nested):
+        lines += ["", f"[{name}]"]
+    prefix = f"{name}." if name else ""
+    lines += [f"{_key(k)} = {_value(v, prefix + _key(k))}" for k, v in plain.items()]
+    for key, value in nested.items():
+        _write_table(lines, prefix + _key(key), value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name, name)
+
+
+def _value(value: Any, key: str) -> str:
+    """A value on one line; a table inside an array becomes an inline table. Raises ConfigError for a null."""
+    if value is None:
+        raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(k)} = {_value(v, f'{key}.{_key(k)}')}" for k, v in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item, key) for item in value)}]"
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf, nan
+    # JSON scalars and strings are TOML too (1e-06 is fine), but for one control character that JSON leaves as it is
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
+    *sections, key = dotted.split(".")
+    table: Any = raw
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
+    if value.lower() in ("none", "null"):
+        # absent is how TOML says none; fields whose default is not None accept an explicit null
+        table[key] = None
+        return
+    try:
+        table[key] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        table[key] = value  # a bare word is a string

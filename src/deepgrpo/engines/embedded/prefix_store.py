@@ -1,0 +1,99 @@
+"""Rollouts whose keys and values are kept, so that their branches need not encode a prefix again.
+
+Within a memory budget, first come first kept; a rollout that no longer fits is simply not kept, and a prefix that is not
+found is encoded like any other (and billed). The prompt's keys are kept once for all its rollouts.
+
+Shapes: h key/value heads, n tokens, d head dimension, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deepgrpo.engines.embedded.slots import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    tokens: tuple[int, ...]
+    """Sampled tokens that have keys: all but the last."""
+    layers: list[tuple[Tensor, Tensor]]
+    """`[h, n, d]` keys and values of these tokens."""
+    hidden: Tensor
+    """`[1 + n, H]` last hidden states from the end of the prefix on: what the output layer needs for the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    prefix: Prefix
+    rollouts: list[_Rollout] = field(default_factory=list)
+
+
+class PrefixStore:
+    """Finished rollouts by the prefix that they were sampled from.
+
+    Args:
+        budget: bytes of keys, values and hidden states.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed, or nobody will come back."""
+        self.used = 0
+        self._groups: dict[tuple[int, ...], _Group] = {}
+
+    def put(
+        self, prefix_tokens: tuple[int, ...], prefix: Prefix, tokens: tuple[int, ...],
+        layers: list[tuple[Tensor, Tensor]], hidden: Tensor,
+    ) -> None:  # fmt: skip
+        """Keep a rollout, if there is room.
+
+        Args:
+            prefix_tokens, prefix: what it was sampled from; referred to, not copied.
+            tokens: the n sampled tokens that were fed back, so all but the last one.
+            layers: views into the slots, `[h, n, d]`; copied.
+            hidden: `[1 + n, H]` from the last token of the prefix on; copied.
+        """
+        group = self._groups.get(prefix_tokens)
+        size = _size(layers) + hidden.numel() * hidden.element_size() + (0 if group else _size(prefix.layers))
+        if self.used + size > self.budget:
+            return
+        self.used += size
+        if group is None:
+            group = self._groups[prefix_tokens] = _Group(prefix)
+        copies = [(keys.clone(), values.clone()) for keys, values in layers]
+        group.rollouts.append(_Rollout(tokens, copies, hidden.clone()))
+
+    def find(self, wanted: tuple[int, ...]) -> Prefix | None:
+        """The encoded prefix if some rollout begins with it; else None."""
+        for start in {len(prefix) for prefix in self._groups}:
+            group = self._groups.get(wanted[:start])
+            if group is None:
+                continue
+            rest = wanted[start:]
+            count = len(rest)
+            for rollout in group.rollouts:
+                if rollout.tokens[:count] == rest:
+                    return Prefix(_joined(group.prefix.layers, rollout.layers, count), rollout.hidden[count])
+        return None
+
+
+def _joined(
+    prefix: Sequence[tuple[Tensor, Tensor]], own: Sequence[tuple[Tensor, Tensor]], count: int
+) -> list[tuple[Tensor, Tensor]]:
+    """A prefix and the first `count` tokens behind it, one run of memory per layer."""
+    return [
+        (torch.cat([keys, more_keys[:, :count]], 1), torch.cat([values, more_values[:, :count]], 1))
+        for (keys, values), (more_keys, more_values) in zip(prefix, own, strict=True)
+    ]
+
+
+def _size(layers: Sequence[tuple[Tensor, Tensor]]) -> int:
+    return sum(x.numel() * x.element_size() for pair in layers for x in pair)

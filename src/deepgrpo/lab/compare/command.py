@@ -1,0 +1,284 @@
+"""`deepgrpo compare`: run every arm of an experiment on every seed to the same budget, and tell them apart.
+
+    experiment.toml ─► Plan ─► jobs: warm start ─► train ─► untouched questions ─► comparison.json, .md, .png
+                                      (per seed)   (per seed and arm)
+
+Everything is in the experiment's directory, and what is there is not done again:
+
+    experiment.toml   the file as it was given          warmstart/seed-1/      a run of no steps; its start/ is shared
+    jobs/             recipe and output of every job     arms/deep/seed-1/      a run like any other, with final.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deepgrpo.config import Config, load_recipe, to_toml
+from deepgrpo.errors import ConfigError
+from deepgrpo.lab.compare.experiment import Plan, PlannedRun, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.figures import compare
+from deepgrpo.lab.compare.final_eval import refuse_too_few
+from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
+from deepgrpo.lab.compare.plot import can_draw, draw
+from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
+from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, show
+from deepgrpo.lab.compare.watch import Watch
+from deepgrpo.lab.options import CompareOptions
+
+START = "start"
+"""Inside a run with a warm start: the weights behind it (as in train/setup.py, which would load torch)."""
+
+
+def run_compare(options: CompareOptions, console: Console | None = None) -> int:
+    """Run the command. Returns 0, or 1 if a run failed or ended short of its budget (the figures are of the others then).
+
+    Raises ConfigError for an experiment that cannot be run, KeyboardInterrupt after Ctrl-C.
+    """
+    out = console or Console(highlight=False)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs is {options.jobs}, but something has to run; set it to 1 or more")
+    source = find_experiment(options.experiment)
+    experiment = load_experiment(source)
+    if options.dir is not None:
+        experiment = experiment.model_copy(update={"dir": options.dir})
+    plan = expand(experiment, source)
+    refuse_unreachable(plan)
+    refuse_too_few(plan.runs[0].config, plan.final)
+    if options.dry_run:
+        from deepgrpo.lab.compare.forecast import forecast
+
+        forecast(plan, options.jobs, out)
+        return 0
+    with _alone(plan.directory) as lock:
+        refuse_changed(plan)
+        _write(plan)
+        jobs = Jobs(make_jobs(plan), workers=options.jobs, keep_open=[lock] if lock is not None else [])
+        _run(plan, jobs, out)
+        finished = [run for run in plan.runs if is_finished(plan, run)]
+        for sentence in failures(plan, jobs):
+            out.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+        if finished:
+            _report(plan, finished, options.jobs, out)
+    return 0 if len(finished) == len(plan.runs) else 1
+
+
+# ---------------------------------------------------------------- the jobs
+
+
+def make_jobs(plan: Plan) -> list[Job]:
+    """Warm start, training and measurement of every seed and arm; a directory without a checkpoint is begun anew."""
+    jobs: list[Job] = []
+    place = plan.directory / "jobs"
+    for seed in plan.experiment.seeds:
+        before: tuple[str, ...] = ()
+        for warm in plan.warmstarts:
+            # arms that have all begun need it no more
+            if warm.seed == seed and not all(_kept(run) for run in plan.runs if run.seed == seed):
+                jobs.append(_train(warm, place, (warm.directory / START).is_dir, ()))
+                before = (warm.name,)
+        for run in plan.runs:
+            if run.seed != seed:
+                continue
+            jobs.append(_train(run, place, functools.partial(has_budget, run), before))
+            jobs.append(
+                Job(
+                    f"{run.name}-final",
+                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(place / "final.json")),
+                    place / f"{run.name}-final.log",
+                    functools.partial(is_finished, plan, run),
+                    after=(run.name,),
+                )
+            )
+    return jobs
+
+
+def _train(run: PlannedRun, place: Path, finished: Callable[[], bool], after: tuple[str, ...]) -> Job:
+    command: tuple[str, ...] = ("deepgrpo.cli", "train", str(place / f"{run.name}.toml"))
+    if run.arm is not None and progress(run).step:
+        wanted = run.config.run
+        command = (
+            "deepgrpo.cli", "train", "--resume", str(run.directory), "--run.steps", str(wanted.steps),
+            "--run.max_sampled_tokens", str(wanted.max_sampled_tokens),
+        )  # fmt: skip
+    return Job(run.name, command, place / f"{run.name}.log", finished, after)
+
+
+def failures(plan: Plan, jobs: Jobs) -> list[str]:
+    """A sentence for each job that did not come to its end."""
+    said = []
+    runs = {run.name: run for run in (*plan.warmstarts, *plan.runs)}
+    for job in jobs.jobs:
+        if jobs.state[job.name] != "failed":
+            continue
+        run = runs.get(job.name)
+        at = progress(run) if run is not None and run.arm is not None else None
+        if run is not None and at is not None and at.over:
+            needed = -(-at.step * plan.experiment.budget // max(1, at.tokens))
+            said.append(
+                f"{job.name} ended at {at.tokens:,} of {plan.experiment.budget:,} sampled tokens, as its run.steps = "
+                f"{run.config.run.steps} steps were over; about {needed} are needed: raise run.steps (of the arm, or in "
+                "[common]) and give the same command again, the run goes on from there"
+            )
+        else:
+            said.append(f"{job.name} failed: {last_line(job.log) or 'it said nothing'} (all of it: {job.log})")
+    if skipped := [name for name, state in jobs.state.items() if state == "skipped"]:
+        said.append(f"not run for that reason: {', '.join(skipped)}")
+    return said
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refuse_unreachable(plan: Plan) -> None:
+    """Raise ConfigError if an arm cannot sample its budget within run.steps, were every response as long as it may be."""
+    from deepgrpo.train.dry_run import estimate_tokens
+
+    for run in plan.runs:
+        config = run.config
+        most = estimate_tokens(config).total * (config.sampling.max_rounds if config.sampling.dynamic else 1)
+        if most * config.run.steps < plan.experiment.budget:
+            raise ConfigError(
+                f"the arm {run.arm!r} cannot reach the budget of {plan.experiment.budget:,} sampled tokens: its run.steps = "
+                f"{config.run.steps} steps sample at most {most:,} each; set common.run.steps to at least "
+                f"{-(-plan.experiment.budget // most)} (and well above, as responses are shorter than they may be), or lower "
+                "the budget"
+            )
+
+
+def refuse_changed(plan: Plan) -> None:
+    """Raise ConfigError if a run in the directory was made by another recipe than the experiment now asks for.
+
+    More steps or a larger budget are no other recipe, as long as the learning rate does not depend on them.
+    """
+    for run in (*plan.warmstarts, *plan.runs):
+        path = run.directory / "config.toml"
+        if not path.is_file() or not _kept(run):
+            continue
+        before = load_recipe(path)
+        longer = run.config.optim.schedule == "constant" and _length(before) <= _length(run.config)
+        then, now = (_flat(_freed(config) if longer else config) for config in (before, run.config))
+        if changed := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
+            key = changed[0]
+            raise ConfigError(
+                f"{run.directory} was run with {key} = {then.get(key)!r}, and the experiment now says {now.get(key)!r}"
+                + (f" (and {len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
+                + "; runs of two recipes cannot stand in one comparison: delete that directory to run it anew, or give the "
+                "experiment another name"
+            )
+
+
+def _kept(run: PlannedRun) -> bool:
+    """Whether there is something in a run's directory that is going to be used."""
+    return (run.directory / START).is_dir() if run.arm is None else progress(run).step > 0
+
+
+def _length(config: Config) -> tuple[int, int]:
+    return config.run.max_sampled_tokens or 0, config.run.steps
+
+
+def _freed(config: Config) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update={"steps": 0, "max_sampled_tokens": None})})
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    def walk(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    # where a run is says nothing about what it is
+    place = ("run.dir", "run.name", "warmstart.from")
+    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in place}
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[int | None]:
+    """Hold the experiment's lock; jobs hold it too, so it is free only when none of them is left.
+
+    Yields the file descriptor of the lock, or None where the system has no such locks. Raises ConfigError if it is held.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be made: {error}; choose another place with --dir") from error
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{directory} is in use by another `deepgrpo compare`, or by a run that one has left behind; wait for it, or "
+                "end it (`ps` shows it as deepgrpo.cli train)"
+            ) from None
+        yield file.fileno()
+
+
+# ---------------------------------------------------------------- running and reporting
+
+
+def _write(plan: Plan) -> None:
+    """The recipes of the jobs; what is left of runs that have no checkpoint goes away."""
+    place = plan.directory / "jobs"
+    place.mkdir(parents=True, exist_ok=True)
+    text = plan.source.read_bytes()
+    (plan.directory / "experiment.toml").write_bytes(text)  # the source may be that very file
+    (place / "final.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
+    for run in (*plan.warmstarts, *plan.runs):
+        (place / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
+        if run.directory.is_dir() and not _kept(run):
+            shutil.rmtree(run.directory)
+
+
+def _run(plan: Plan, jobs: Jobs, out: Console) -> None:
+    budget, seeds = plan.experiment.budget, len(plan.experiment.seeds)
+    done = sum(progress(run).done for run in plan.runs)
+    out.print(
+        f"{plan.experiment.name}: {len(plan.experiment.arms)} arms × {seeds} seeds, {budget:,} sampled tokens each"
+        + (f"; {done} of {len(plan.runs)} runs are there already" if done else ""),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    try:
+        with Watch(plan, jobs, out) as watch:
+            jobs.run(watch.changed, watch.tick)
+    except KeyboardInterrupt:
+        left = sum(not progress(run).done for run in plan.runs)
+        out.print(
+            f"stopped; {len(plan.runs) - left} of {len(plan.runs)} runs are finished and kept, running ones were saved; go on "
+            "with the same command",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        raise
+
+
+def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> None:
+    from deepgrpo.lab.machine import machine_and_versions
+
+    result = {**compare(plan, finished), "jobs": jobs, **machine_and_versions()}
+    place = plan.directory
+    (place / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (place / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
+    for sheet in sheets(result):
+        show(as_table(sheet), out)
+    for note in result["notes"]:
+        out.print(f"· {note}", markup=False, soft_wrap=True)
+    files = ["comparison.json", "comparison.md"]
+    if can_draw():
+        draw(result, place / "comparison.png")
+        files.append("comparison.png")
+    else:
+        out.print('no figure: matplotlib is not installed (pip install "deepgrpo[plots]")', markup=False, soft_wrap=True)
+    out.print(f"{place}: {', '.join(files)}", markup=False, soft_wrap=True)

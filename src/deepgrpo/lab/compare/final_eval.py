@@ -1,0 +1,141 @@
+"""Measure a finished run on questions that nobody looked at before. Runs as a process of its own:
+
+    python -m deepgrpo.lab.compare.final_eval RUN_DIR SPEC.json     (SPEC: a `FinalConfig`) writes RUN_DIR/final.json
+
+Every run of a seed answers the same questions with the same random numbers, so differences between arms carry less noise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from deepgrpo.config import Config, DataConfig, SyntheticData, TaskReward, parse_section
+from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.lab.compare.experiment import FinalConfig
+from deepgrpo.prompts import synthetic
+from deepgrpo.records import Prompt
+
+FINAL = "final.json"
+"""Inside a run directory: its figures on the untouched questions."""
+
+
+def measured(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
+    """The figures of a run if they are there and of the same questions and the same checkpoint."""
+    try:
+        found: dict[str, Any] = json.loads((directory / FINAL).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return found if found["spec"] == spec.model_dump(mode="json") and found["step"] == step else None
+
+
+def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
+    """Greedy accuracy on all untouched questions, sampled accuracy and pass@k on the first of them; writes final.json.
+
+    Raises DataError if no untouched question is left, ModelError if the run has no checkpoint.
+    """
+    import torch
+
+    from deepgrpo.engines.embedded.engine import EmbeddedEngine
+    from deepgrpo.eval.command import find_model, load_model
+    from deepgrpo.eval.evaluate import evaluate
+    from deepgrpo.model.device import resolve_device
+    from deepgrpo.prompts.tasks import build_task
+    from deepgrpo.rewards.base import build_reward
+    from deepgrpo.train.log import replace_file
+
+    source = find_model(str(directory))
+    config = source.run
+    assert config is not None and spec.data is not None and spec.sampling is not None
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    policy = load_model(source, resolve_device(config.run.device), "auto")
+    context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
+    sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
+    prompts, left_out = untouched_prompts(config, spec, policy.tokenizer, context)
+    wanted = config.eval.reward or config.reward
+    reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
+    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
+
+    def figures(some: tuple[Prompt, ...], samples: int, k: tuple[int, ...]) -> dict[str, float]:
+        result = evaluate(
+            engine, reward, some, policy.tokenizer, sampling=sampling, samples=samples, k=k, seed=config.run.seed,
+            truncated_value=wanted.truncated_value, success_threshold=config.explore.success_threshold,
+        )  # fmt: skip
+        return dict(result.metrics)
+
+    try:
+        greedy = figures(prompts, 0, ())
+        sampled = figures(prompts[: spec.sampled_limit], spec.samples, spec.k)
+    finally:
+        reward.close()
+    found = {
+        "spec": spec.model_dump(mode="json"),
+        "step": int(Path(source.path).parent.name.removeprefix("step-")),
+        "questions": len(prompts),
+        "sampled_questions": min(spec.sampled_limit, len(prompts)),
+        "left_out": left_out,
+        # of the greedy answers all questions count, of the others those that were sampled
+        "metrics": {**sampled, **greedy},
+    }
+    replace_file(directory / FINAL, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def untouched_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
+    """The questions of `spec` without those that are watched while training, and how many were left out for that."""
+    from deepgrpo.prompts.source import build_source
+
+    assert spec.data is not None and config.eval.data is not None
+
+    def source(data: DataConfig) -> Any:
+        return build_source(data, tokenizer, seed=0, context=context, shuffle=False)
+
+    watched = {prompt.text for prompt in source(config.eval.data).head(config.eval.limit)}
+    candidates = source(enough(spec.data, spec.limit + len(watched))).head(spec.limit + len(watched))
+    kept = [prompt for prompt in candidates if prompt.text not in watched]
+    if not kept:
+        raise DataError("final.data has no question that is not watched while training (eval.data); name others")
+    return tuple(kept[: spec.limit]), len(candidates) - len(kept)
+
+
+def enough(data: DataConfig, count: int) -> DataConfig:
+    """Endless questions may repeat themselves; a limit makes them distinct."""
+    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+        return data.model_copy(update={"limit": count})
+    return data
+
+
+def refuse_too_few(config: Config, spec: FinalConfig) -> None:
+    """Raise ConfigError if the synthetic task has not as many distinct questions as are wanted: before the runs, not after."""
+    data = spec.data
+    if not isinstance(data, SyntheticData) or data.size is not None or data.limit is not None:
+        return
+    watched = config.eval.limit
+    try:
+        synthetic.make_distinct(spec.limit + watched, data)
+    except ConfigError as error:
+        raise ConfigError(
+            f"final.limit is {spec.limit}, and {watched} questions are watched while training (eval.limit): together more "
+            f"than the task has. {error}"
+        ) from error
+
+
+def _main(directory: str, spec: str) -> int:
+    from deepgrpo.errors import DeepGRPOError
+
+    try:
+        raw = json.loads(Path(spec).read_text(encoding="utf-8"))
+        found = measure(Path(directory), parse_section(FinalConfig, raw, spec))
+    except DeepGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    shown = {key: round(value, 4) for key, value in found["metrics"].items() if key in ("eval/greedy", "eval/sampled")}
+    print(f"untouched questions: {found['questions']}, {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

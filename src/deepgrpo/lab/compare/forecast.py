@@ -1,0 +1,153 @@
+"""`deepgrpo compare --dry-run`: how many runs, tokens and minutes an experiment is, before any of it is started.
+
+Seconds per token come from the arm's finished runs where there are some, else from two small steps of the arm itself after a
+warm start of a few seconds, made in a temporary directory. Such a calibration sees a weaker model and fewer prompts than
+the runs will: take it for the order of magnitude.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deepgrpo.config import Config, to_toml
+from deepgrpo.errors import ConfigError
+from deepgrpo.lab.compare.experiment import Plan, PlannedRun
+from deepgrpo.lab.compare.figures import read_metrics
+from deepgrpo.lab.compare.jobs import environment, last_line
+from deepgrpo.lab.compare.progress import has_budget, progress
+from deepgrpo.lab.compare.tables import show
+
+_WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a run of an arm takes.
+
+    Example: Pace(per_token=5e-5, tokens_per_step=250_000.0, evaluation=1.2, source="2 finished runs").
+    """
+
+    per_token: float
+    """Seconds per sampled token, sampling, rewards and learning together."""
+    tokens_per_step: float
+    evaluation: float
+    """Seconds of an evaluation on the watched questions."""
+    source: str
+
+    def seconds(self, config: Config, budget: int, final_answers: float, watched_answers: float) -> float:
+        """Of a whole run: its steps, its evaluations, and the untouched questions at the end."""
+        steps = budget / self.tokens_per_step
+        evaluations = 2.0 + steps / (config.eval.every or steps)
+        return budget * self.per_token + self.evaluation * (evaluations + final_answers / watched_answers)
+
+
+def forecast(plan: Plan, jobs: int, out: Console) -> None:
+    """Print a table of the arms and what all of it takes; runs nothing of the experiment.
+
+    Raises ConfigError if an arm cannot take a single step.
+    """
+    paces = {arm: pace for arm in plan.experiment.arms if (pace := _from_runs(plan.of(arm)))}
+    missing = [arm for arm in plan.experiment.arms if arm not in paces]
+    if missing:
+        out.print(f"no finished run of {', '.join(missing)}: measuring two small steps of each", markup=False, soft_wrap=True)
+        paces |= _calibrate(plan, missing)
+    final = plan.final
+    answers = final.limit + final.sampled_limit * (1 + final.samples)
+    table = Table(title=plan.experiment.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from"):
+        table.add_column(column, justify="left" if column in ("arm", "from") else "right")
+    budget, total, left_tokens = plan.experiment.budget, 0.0, 0
+    for arm in plan.experiment.arms:
+        left = [run for run in plan.of(arm) if not has_budget(run)]
+        config, pace = plan.of(arm)[0].config, paces[arm]
+        seconds = pace.seconds(config, budget, answers, config.eval.limit * (1 + config.eval.samples))
+        total += seconds * len(left)
+        left_tokens += budget * len(left)
+        table.add_row(
+            arm, str(len(left)), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
+        )
+    show(table, out)
+    begun = {run.seed for run in plan.runs if progress(run).step}
+    warm = sum(run.seed not in begun for run in plan.warmstarts)
+    out.print(
+        f"{sum(not has_budget(run) for run in plan.runs)} runs, {left_tokens:,} sampled tokens, about "
+        f"{_duration(total / jobs)} with --jobs {jobs}" + (f", and {warm} warm starts before them" if warm else ""),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    out.print("dry run: nothing was trained")
+
+
+def _from_runs(runs: list[PlannedRun]) -> Pace | None:
+    paces = [_pace(read_metrics(run.directory), "") for run in runs if has_budget(run)]
+    if not paces:
+        return None
+    n = len(paces)
+    return Pace(
+        sum(p.per_token for p in paces) / n, sum(p.tokens_per_step for p in paces) / n,
+        sum(p.evaluation for p in paces) / n, f"{n} finished run{'s' if n > 1 else ''}",
+    )  # fmt: skip
+
+
+def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: float = 1.0) -> Pace:
+    """From the lines of a run, steps before `first` left out; `scale`: prompts of a step over those that were taken."""
+    steps = [line for line in lines if line["step"] >= first]
+    tokens = sum(line["sampled_tokens"] for line in steps)
+    evaluations = [line["time/eval"] for line in lines if line.get("time/eval") is not None]
+    seconds = sum(line["time/step"] - (line.get("time/eval") or 0.0) for line in steps)
+    return Pace(
+        seconds / tokens, scale * tokens / len(steps), sum(evaluations) / max(1, len(evaluations)), source
+    )  # fmt: skip
+
+
+def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
+    """Two small steps of each arm in a temporary directory; the first one is not counted, as it warms up."""
+    paces: dict[str, Pace] = {}
+    with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as place:
+        start: dict[str, str] | None = None
+        for warm in plan.warmstarts[:1]:
+            settings = warm.config.model_dump(mode="json")
+            steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
+            settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
+            _train(settings, Path(place), "warm")
+            start = {"from": str(Path(place) / "warm" / "start")}
+        for i, arm in enumerate(arms):
+            config = plan.of(arm)[0].config
+            settings = config.model_dump(mode="json")
+            prompts = min(_PROMPTS, config.run.prompts_per_step)
+            settings["run"] |= {"steps": _STEPS, "prompts_per_step": prompts, "max_sampled_tokens": None}
+            settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
+            if start is not None:
+                settings["warmstart"] = start
+            directory = _train(settings, Path(place), f"arm-{i}")
+            scale = config.run.prompts_per_step / prompts
+            paces[arm] = _pace(read_metrics(directory), "two small steps", first=_STEPS, scale=scale)
+    return paces
+
+
+def _train(settings: Mapping[str, Any], place: Path, name: str) -> Path:
+    """Run a recipe in a process of its own. Raises ConfigError with what it said if it fails."""
+    raw = {**settings, "run": {**settings["run"], "dir": str(place), "name": name}}
+    recipe, log = place / f"{name}.toml", place / f"{name}.log"
+    recipe.write_text(to_toml(Config.model_validate(raw)), encoding="utf-8")
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "deepgrpo.cli", "train", str(recipe)], stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, env=environment(), check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise ConfigError(f"a trial of two steps failed: {last_line(log)}; it was this recipe:\n{recipe.read_text()}")
+    return place / name
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,44 @@
+"""How far the runs of an experiment have come, read from what they left on disk. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from deepgrpo.lab.compare.experiment import Plan, PlannedRun
+from deepgrpo.lab.compare.final_eval import measured
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run's newest checkpoint. Example: Progress(step=40, tokens=812_000, done=False, over=False)."""
+
+    step: int
+    tokens: int
+    done: bool
+    """It has sampled its budget."""
+    over: bool
+    """Its last step was taken before that."""
+
+
+def progress(run: PlannedRun) -> Progress:
+    """Where a run of an arm stands; all zero where it has no checkpoint."""
+    states = sorted((run.directory / "checkpoints").glob("step-*/state.json"), key=lambda path: int(path.parent.name[5:]))
+    if not states:
+        return Progress(0, 0, False, False)
+    state = json.loads(states[-1].read_text(encoding="utf-8"))
+    step, tokens = int(state["step"]), int(state["ledger"]["sampled_tokens"])
+    budget = run.config.run.max_sampled_tokens
+    done = budget is not None and tokens >= budget
+    return Progress(step, tokens, done, not done and step >= run.config.run.steps)
+
+
+def has_budget(run: PlannedRun) -> bool:
+    """Whether a run has sampled its budget."""
+    return progress(run).done
+
+
+def is_finished(plan: Plan, run: PlannedRun) -> bool:
+    """Whether a run has sampled its budget and answered the untouched questions with its last weights."""
+    at = progress(run)
+    return at.done and measured(run.directory, plan.final, at.step) is not None

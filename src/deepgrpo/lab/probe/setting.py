@@ -1,0 +1,268 @@
+"""What `deepgrpo probe` is asked: model, data, reward, sampling and segments, from a recipe, a run, or the options alone.
+
+Whatever can be wrong with the options is found before a model is loaded. Models, data and wordings are named as in
+`deepgrpo eval` (eval/command.py, eval/suites.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from deepgrpo.config import (
+    Config,
+    DataConfig,
+    DeepExplore,
+    EmbeddedEngine,
+    EngineConfig,
+    ReasoningGymData,
+    RewardConfig,
+    SamplingConfig,
+    SegmentConfig,
+    SyntheticData,
+    TemplateConfig,
+    load_recipe,
+    shipped,
+)
+from deepgrpo.errors import ConfigError, MissingExtraError, ModelError
+from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, ModelSource, find_model, load_model
+from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.lab.options import ProbeOptions
+from deepgrpo.lab.probe.sampling import MIN_FAILED
+
+if TYPE_CHECKING:
+    from deepgrpo.model.policy import Policy
+
+START = "start"
+"""Inside a run directory: the weights behind its warm start."""
+
+DEFAULT_SEGMENTS = 10
+"""For `--segments count` without a size."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSetting:
+    """Everything that is asked, resolved.
+
+    Example: ProbeSetting(name="gsm8k", data=JsonlData(...), reward=MathReward(...), explore=DeepExplore(...), ...).
+    """
+
+    name: str
+    """Of the data."""
+    data: DataConfig
+    reward: RewardConfig
+    sampling: SamplingConfig
+    engine: EngineConfig
+    explore: DeepExplore
+    """Segments, K, threshold and fit of the method; of another strategy's recipe, what they have in common."""
+    gammas: tuple[float, ...]
+    """Ascending."""
+    source: ModelSource | None
+    """Where the weights are; None: the model that the recipe starts from."""
+    config: Config | None
+    """The recipe, or that of the run."""
+
+    @property
+    def model(self) -> str:
+        """The model in a word, for the headline."""
+        if self.source is not None:
+            return self.source.path
+        assert self.config is not None
+        return str(getattr(self.config.model, "path", "a model from scratch"))
+
+
+def resolve_setting(options: ProbeOptions, overrides: Sequence[tuple[str, str]]) -> ProbeSetting:
+    """What the options mean.
+
+    Raises ConfigError (impossible or unknown options), DataError (a file is missing), ModelError (a run without weights),
+    MissingExtraError (a plot without matplotlib).
+    """
+    _check(options)
+    config, source = _find(options.model, overrides)
+    one = _data(options, config)
+    sampling = config.sampling if config else SamplingConfig(max_new_tokens=one.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+    wanted: dict[str, Any] = {
+        "temperature": options.temperature, "top_p": options.top_p, "max_new_tokens": options.max_new_tokens
+    }  # fmt: skip
+    sampling = sampling.model_copy(update={key: value for key, value in wanted.items() if value is not None})
+    explore = _explore(options, config)
+    gammas = {*options.gammas, *({explore.gamma} if config and isinstance(config.explore, DeepExplore) else ())}
+    engine = config.engine if config else EmbeddedEngine()
+    if options.max_rows:
+        engine = engine.model_copy(update={"max_rows": options.max_rows})
+    return ProbeSetting(one.name, one.data, one.reward, sampling, engine, explore, tuple(sorted(gammas)), source, config)
+
+
+def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
+    """The model on its device.
+
+    Raises ConfigError (an unknown device), ModelError, MissingExtraError.
+    """
+    import torch
+
+    from deepgrpo.model.device import resolve_device
+    from deepgrpo.train.setup import build_policy
+
+    config = setting.config
+    threads = options.threads or (config.run.threads if config else None)
+    if threads:
+        torch.set_num_threads(threads)
+    if setting.source is not None:
+        return load_model(setting.source, resolve_device(options.device, "--device"), options.dtype)
+    assert config is not None
+    # nothing is trained: no need to ask whether the model could be packed
+    learner: dict[str, Any] = {"tree_packing": "off"}
+    if options.dtype != "auto":
+        learner["dtype"] = options.dtype
+    run = {} if options.device == "auto" else {"device": resolve_device(options.device, "--device")}
+    torch.manual_seed(config.run.seed)  # new adapters draw from the global stream
+    policy = build_policy(
+        config.model_copy(
+            update={"learner": config.learner.model_copy(update=learner), "run": config.run.model_copy(update=run)}
+        )
+    )
+    if config.warmstart is not None and config.warmstart.from_ is not None:
+        _take(policy, Path(config.warmstart.from_))
+    return policy
+
+
+def _take(policy: Policy, start: Path) -> None:
+    try:
+        policy.load_weights(start)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"warmstart.from is {str(start)!r}, but no weights can be read there ({error})") from error
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(options: ProbeOptions) -> None:
+    for name in ("limit", "max_new_tokens", "max_rows", "threads", "depths", "segment_size", "max_sampled_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it should be 1 or more")
+    if options.rollouts < MIN_FAILED:
+        raise ConfigError(f"--rollouts is {options.rollouts}, but fewer than {MIN_FAILED} say nothing; 64 is the default")
+    if options.branches is not None and options.branches < 2:
+        raise ConfigError(f"--branches is {options.branches}, but a group of one is never mixed; set it to 2 or more")
+    if options.temperature is not None and not options.temperature > 0:
+        raise ConfigError(f"--temperature is {options.temperature}; rollouts are sampled, so it should be above 0")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ConfigError(f"--top-p is {options.top_p}; it should be above 0 and at most 1")
+    if not options.gammas or not all(math.isfinite(gamma) for gamma in options.gammas):
+        raise ConfigError(f"--gammas is {options.gammas}; name at least one finite number, e.g. --gammas 0 1 2")
+    if options.segment_size is not None and options.segments not in ("tokens", "count"):
+        raise ConfigError(
+            f"--segment-size is {options.segment_size}, but --segments is {options.segments!r}, which has no size; add "
+            "--segments tokens or --segments count"
+        )
+    for name in ("json", "plot"):
+        value = getattr(options, name)
+        if value is not None and not Path(value).expanduser().parent.is_dir():
+            raise ConfigError(f"--{name} {value!r}: its directory does not exist; make it first")
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plots", f"--plot {options.plot}")
+
+
+# ---------------------------------------------------------------- model
+
+
+def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | None, ModelSource | None]:
+    """The recipe, if there is one, and the weights; None for the weights: those that the recipe names."""
+    path = Path(model).expanduser()
+    run = path.parent if path.name == START and (path.parent / "config.toml").is_file() else path
+    if (run / "config.toml").is_file():
+        config = load_recipe(run / "config.toml", overrides)
+        if run == path and any((path / "checkpoints").glob("step-*/model")):
+            return config, replace(find_model(model), run=config)
+        if not (run / START).is_dir():
+            raise ModelError(
+                f"the run {model!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first "
+                "one, or probe its recipe"
+            )
+        return config, ModelSource(str(run / START), config)
+    if not path.is_dir() and (path.suffix == ".toml" or model in [name for name, _ in shipped.list_recipes()]):
+        config = load_recipe(shipped.find_recipe(model), overrides)
+        if config.warmstart is not None and config.warmstart.from_ is None:
+            raise ConfigError(
+                f"the recipe {model!r} begins with a warm start, which a probe does not train; do it alone with "
+                f"`deepgrpo train {model} --run.steps 0`, then probe what it left: "
+                f"deepgrpo probe {config.run.dir}/{config.run.name}/{START}"
+            )
+        return config, None
+    source = find_model(model)
+    if overrides:
+        key = overrides[0][0]
+        raise ConfigError(
+            f"--{key} is a key of a recipe, but MODEL {model!r} is neither a recipe nor the directory of a run; use the "
+            "options of `deepgrpo probe --help`"
+        )
+    return source.run, source
+
+
+# ---------------------------------------------------------------- data, reward, segments
+
+
+def _data(options: ProbeOptions, config: Config | None) -> EvalSet:
+    """Data and reward: those of the training where `--data` does not name others, as pivots are chosen there."""
+    if options.data is None:
+        if config is None:
+            raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_train.jsonl")
+        data = config.data
+        changes: dict[str, Any] = {}
+        if options.limit:
+            # a task of reasoning-gym is as long as its size says
+            changes["size" if isinstance(data, ReasoningGymData) else "limit"] = options.limit
+        if options.chat != "auto":
+            changes["template"] = data.template.model_copy(update={"chat": options.chat == "on"})
+        return EvalSet(data.type, data.model_copy(update=changes), config.reward)
+    # a task's own questions have their own wording: it says nothing about how a suite should be asked
+    own_words = config is not None and not isinstance(config.data, SyntheticData | ReasoningGymData)
+    template = None if options.template == "auto" else TemplateConfig(preset=options.template)
+    if template is None and config is not None and own_words:
+        template = config.data.template
+    one = resolve(
+        options.data, data_dir=options.data_dir, template=template,
+        answer_format=None if options.answer_format == "auto" else options.answer_format, limit=options.limit,
+    )  # fmt: skip
+    if config is not None and own_words and options.template == options.answer_format == "auto":
+        one = replace(one, reward=config.reward)
+    return one
+
+
+def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataConfig:
+    """The data section with its chat template on or off, for data that `--data` named."""
+    if options.data is None:
+        return data
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    on = options.chat == "on" or (options.chat == "auto" and data.template.chat and has_one)
+    return data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
+
+
+def _explore(options: ProbeOptions, config: Config | None) -> DeepExplore:
+    explore = DeepExplore()
+    if config is not None:
+        # of another strategy's section, what it has in common with this one
+        shared = ("segments", "success_threshold", "branches_per_pivot", "root_pivot", "recoverability", "gamma")
+        known = {name: getattr(config.explore, name) for name in shared if hasattr(config.explore, name)}
+        explore = explore.model_copy(update=known)
+    changes: dict[str, Any] = {}
+    if options.branches is not None:
+        changes["branches_per_pivot"] = options.branches
+    elif explore.branches_per_pivot < 2:
+        raise ConfigError(
+            f"explore.branches_per_pivot is {explore.branches_per_pivot}, but a group of one is never mixed; give a larger "
+            "one with --branches"
+        )
+    if options.segments != "auto":
+        size = options.segment_size
+        if size is None and options.segments == "count":
+            size = DEFAULT_SEGMENTS
+        changes["segments"] = SegmentConfig(type=options.segments, **({} if size is None else {"size": size}))
+    return explore.model_copy(update=changes)

@@ -1,0 +1,305 @@
+"""A tree as lines of text: a lane per rollout, its pivots with Q along the chain, and the branches below them.
+
+    rollout 2  ✗ 0  advantage -0.375  15 tokens
+      ━━━━━━◆━━━━━┿━━
+      3+4=7;◆7*2=5;│#5<eos>
+      ◆ after token 6, r = .50, Q = .50: 3 of 8 branches better, rescued
+        Q along the chain  .25▄ .50█ .75▅
+            ━━━━━━━━━  ✓ 1  advantage +0.625  3×  7*2=4;#4<eos>
+            ━━━━━━━━━  ✗ 0  advantage -0.375  5×  7*2=3;#3<eos>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from deepgrpo.records import ROOT, Node, Pivot
+from deepgrpo.report.pivots import candidate_ratios
+from deepgrpo.report.saved import SavedTree
+from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
+from deepgrpo.report.verdict import floor_of, is_rescued, tree_facts
+
+_BARS = "▁▂▃▄▅▆▇█"
+_GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
+_LANE = 72
+"""Most columns of a lane."""
+_BESIDE = 30
+"""Columns that stay free beside it, for what came of a branch."""
+
+
+def draw_tree(
+    console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, *, only: str | None = None
+) -> None:
+    """Print a tree.
+
+    Args:
+        console: where to.
+        saved: the tree with its credit.
+        texts: cuts tokens; None: texts are printed whole.
+        threshold: rewards above it are successes.
+        only: "rescued" or "unrecoverable" leaves out rollouts without such a pivot, "truncated" those without a response
+            that was cut off.
+    """
+    _Drawing(console, saved, texts, threshold, only).draw()
+
+
+class _Drawing:
+    def __init__(
+        self, console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, only: str | None
+    ) -> None:
+        self.console, self.saved, self.tree = console, saved, saved.tree
+        self.texts, self.threshold, self.only = texts, threshold, only
+        self.starts = [len(self.tree.response(node.parent, node.offset)) for node in self.tree.nodes]
+        longest = max((s + len(n.tokens) for s, n in zip(self.starts, self.tree.nodes, strict=True)), default=1)
+        self.scale = min(1.0, max(8, min(_LANE, console.width - 2 - _BESIDE)) / max(1, longest))
+        self.columns = 2 + round(longest * self.scale)
+
+    def draw(self) -> None:
+        prompt = self.tree.prompt
+        verdict = tree_facts(self.tree, self.threshold)
+        flags = ", ".join(sorted(verdict.flags - {"solved", "failed"})) or "no signal"
+        self._say(f"step {self.saved.step} · prompt {prompt.id} · {flags}", style="bold")
+        self._say(prompt.question, name="question  ")
+        if prompt.answer is not None:
+            self._say(prompt.answer, name="answer    ")
+        self._say(
+            f"{verdict.successes} of {verdict.rollouts} rollouts succeed, "
+            + (f"{verdict.rescued} of {_several(verdict.chances, 'pivot')} rescued, " if verdict.pivots else "")
+            + _several(verdict.tokens, "sampled token")
+        )
+        roots = [i for i, node in enumerate(self.tree.nodes) if node.parent == ROOT]
+        shown = [i for i in roots if self._wanted(i)]
+        for number, index in enumerate(roots, 1):
+            if index in shown:
+                self.console.print()
+                self._rollout(index, number)
+        if len(shown) < len(roots):
+            self._say(f"\n{_several(len(roots) - len(shown), 'rollout')} left out by --only {self.only}", style="dim")
+
+    def _wanted(self, root: int) -> bool:
+        if self.only not in ("rescued", "unrecoverable", "truncated"):
+            return True
+        below = set(self._below(root))
+        if self.only == "truncated":
+            return any(self.tree.nodes[i].finish == "length" for i in below)
+        return any(
+            pivot.parent in below and pivot.stream == "branch" and is_rescued(self.tree, i) == (self.only == "rescued")
+            for i, pivot in enumerate(self.tree.pivots)
+        )
+
+    def _below(self, root: int) -> Iterator[int]:
+        """A node and everything that hangs off it."""
+        yield root
+        for index, node in enumerate(self.tree.nodes):
+            if node.parent == root:
+                yield from self._below(index)
+
+    def _rollout(self, index: int, number: int) -> None:
+        node = self.tree.nodes[index]
+        line = Text(f"rollout {number}  ", style="bold")
+        line.append_text(self._reward(node))
+        line.append(f"  {self._advantage(index)}  {_several(len(node.tokens), 'token')}{self._remark(node)}")
+        self.console.print(line)
+        self._parts(index, "  ")
+        self.console.print(self._bar(index))
+        self._fold(self._text(index), "  ")
+        self._pivots(index, "  ")
+
+    def _pivots(self, index: int, indent: str) -> None:
+        for number, pivot in self._pivots_in(index):
+            children = self.tree.children(number)
+            line = Text(indent)
+            line.append("◆", style=_PIVOT)
+            line.append(f" after token {pivot.offset}")
+            if pivot.ratio:
+                line.append(f", r = {_short(pivot.ratio)}")
+            if pivot.offset in pivot.candidates and pivot.q:
+                line.append(f", Q = {_short(pivot.q[pivot.candidates.index(pivot.offset)])}")
+            if pivot.stream == "branch":
+                floor = floor_of(self.tree, number)
+                better = sum(self.tree.nodes[child].reward > floor for child in children)
+                line.append(f": {better} of {len(children)} branches better, ")
+                if is_rescued(self.tree, number):
+                    line.append("rescued", style=_GOOD)
+                elif floor > self.threshold:
+                    line.append("nothing to rescue", style="dim")
+                else:
+                    line.append("unrecoverable", style=_BAD)
+            self.console.print(line)
+            if len(pivot.q) > 1:
+                self._chain(number, indent)
+            self._branches(children, indent)
+
+    def _pivots_in(self, index: int) -> list[tuple[int, Pivot]]:
+        """The pivots of a node, the deepest first: so no branch is drawn across the line to another."""
+        found = [(number, pivot) for number, pivot in enumerate(self.tree.pivots) if pivot.parent == index]
+        return sorted(found, key=lambda each: -each[1].offset)
+
+    def _chain(self, number: int, indent: str) -> None:
+        """Q at every state of the chain."""
+        pivot = self.tree.pivots[number]
+        ratios = candidate_ratios(pivot) or [0.0] * len(pivot.q)
+        top = max(pivot.q)
+        line = Text(indent + "  Q along the chain ", style="dim")
+        states = [
+            (_short(ratio), _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top)) if top > 0 else 0], offset == pivot.offset)
+            for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True)
+        ]
+        if line.cell_len + sum(len(ratio) + 2 for ratio, *_ in states) <= self.console.width:
+            for ratio, bar, drawn in states:
+                line.append(f" {ratio}").append(bar, style=_PIVOT if drawn else "cyan")
+        else:  # only the ends of the chain by name, and of neighbours that share a column the highest
+            room = max(8, self.console.width - line.cell_len - 11)
+            line.append(f" {states[0][0]} ")
+            size = -(-len(states) // room)
+            for first in range(0, len(states), size):
+                some = states[first : first + size]
+                line.append(max(bar for _, bar, _ in some), style=_PIVOT if any(drawn for *_, drawn in some) else "cyan")
+            line.append(f" {states[-1][0]}")
+        self.console.print(line)
+
+    def _branches(self, children: Sequence[int], indent: str) -> None:
+        """A line per branch, or two if any text is too long for one. Equal ones without pivots are drawn once."""
+        inner = {pivot.parent for pivot in self.tree.pivots}
+        alike: dict[object, list[int]] = {}
+        for child in children:
+            node = self.tree.nodes[child]
+            same = (node.tokens, node.reward, self._advantage(child), self._remark(node))
+            alike.setdefault(child if child in inner else same, []).append(child)
+        most = max((len(each) for each in alike.values()), default=1)
+        lines = [self._branch(each[0], len(each) if most > 1 else 0) for each in alike.values()]
+        texts = [self._text(each[0]) for each in alike.values()]
+        short = all(head.cell_len + 2 + text.cell_len <= self.console.width for head, text in zip(lines, texts, strict=True))
+        for (child, *_), head, text in zip(alike.values(), lines, texts, strict=True):
+            if short:
+                self.console.print(head.append("  ").append_text(text))
+            else:
+                self.console.print(head)
+                self._fold(text, self._under(child, text, f"{indent}    "))
+            self._parts(child, indent + "    ")
+            self._pivots(child, indent + "    ")
+
+    def _under(self, index: int, text: Text, indent: str) -> str:
+        """Blanks before a text: up to where its bar begins, if it then fits into the line."""
+        start = 2 + round(self.starts[index] * self.scale)
+        return " " * start if start + text.cell_len <= self.console.width else indent
+
+    def _branch(self, index: int, times: int) -> Text:
+        """The bar of a branch and what came of it; `times` there are of it, if any siblings are alike."""
+        node = self.tree.nodes[index]
+        line = self._bar(index)
+        line.append(" " * max(0, self.columns - line.cell_len) + "  ")
+        line.append_text(self._reward(node))
+        line.append(f"  {self._advantage(index)}{self._remark(node)}")
+        if times:
+            line.append(f"  {times}×", style="bold" if times > 1 else "dim")
+        return line
+
+    def _bar(self, index: int) -> Text:
+        """Where a node lies along its path, cut where its segments end and where pivots are."""
+        node = self.tree.nodes[index]
+        start = round(self.starts[index] * self.scale)
+        length = max(1, round((self.starts[index] + len(node.tokens)) * self.scale) - start)
+        cells = ["━" if node.finish != "length" else "╍"] * length
+        ends = segment_ends(self.tree, index, self.texts)
+        for end in ends if 3 * len(ends) <= length else ():  # more would be a fence
+            cells[self._cell(index, end, start, length)] = "┿"
+        for pivot in self.tree.pivots:
+            if pivot.parent == index:
+                cells[self._cell(index, pivot.offset, start, length)] = "◆"
+        bar = Text(" " * (start + 2))
+        for cell in cells:
+            bar.append(cell, style=_PIVOT if cell == "◆" else self._colour(node))
+        return bar
+
+    def _cell(self, index: int, offset: int, start: int, length: int) -> int:
+        return min(length - 1, max(0, round((self.starts[index] + offset) * self.scale) - start))
+
+    def _text(self, index: int) -> Text:
+        node = self.tree.nodes[index]
+        text = Text()
+        marks = {pivot.offset for pivot in self.tree.pivots if pivot.parent == index}
+        ends = set(segment_ends(self.tree, index, self.texts))
+        if self.texts is None:
+            text.append(plain(own_text(self.tree, index)))
+        else:
+            for place, piece in enumerate([*self.texts.pieces(node.tokens), ""]):
+                if place in marks:
+                    text.append("◆", style=_PIVOT)
+                elif place in ends:
+                    text.append("│", style="dim")
+                text.append(plain(piece), style="dim" if piece in self.texts.specials else "")
+        return text
+
+    def _reward(self, node: Node) -> Text:
+        if not node.complete:
+            return Text("segment", style="dim")
+        good = node.reward > self.threshold
+        return Text(f"{'✓' if good else '✗'} {node.reward:g}", style=_GOOD if good else _BAD)
+
+    def _colour(self, node: Node) -> str:
+        return "dim" if not node.complete else _GOOD if node.reward > self.threshold else _BAD
+
+    def _advantage(self, index: int) -> str:
+        spans = self.saved.advantages(index)
+        if not spans:
+            return "not trained"
+        values = {round(span.advantage, 4) for span in spans}
+        if len(values) == 1:
+            return f"advantage {values.pop():+.3f}"
+        return "advantages by part"
+
+    def _parts(self, index: int, indent: str) -> None:
+        """A line for the advantages of a node whose tokens have several."""
+        spans = self.saved.advantages(index)
+        if len({round(span.advantage, 4) for span in spans}) > 1:
+            parts = ", ".join(f"tokens {span.start + 1}–{span.end} {span.advantage:+.3f}" for span in spans)
+            self._fold(Text(parts, style="dim"), indent)
+
+    def _remark(self, node: Node) -> str:
+        notes = []
+        if node.finish == "length":
+            notes.append("cut off at the length limit")
+        if node.complete and node.score.checked and not node.score.parsed:
+            notes.append("no answer found")
+        if node.score.problem:
+            notes.append(f"check failed: {node.score.problem}")
+        return "".join(f", {note}" for note in notes)
+
+    def _say(self, text: str, style: str = "", name: str = "") -> None:
+        self._fold(Text(plain(text, keep="\n"), style=style), name)
+
+    def _fold(self, text: Text, indent: str) -> None:
+        """Print a text with `indent` before its first line and as many blanks before the others."""
+        for number, line in enumerate(text.wrap(self.console, max(1, self.console.width - len(indent)), overflow="fold")):
+            self.console.print(Text(indent if number == 0 else " " * len(indent)).append_text(line))
+
+
+def plain(text: str, keep: str = "") -> str:
+    r"""Text that cannot steer a terminal: control characters and direction marks become visible, line breaks a sign.
+
+    >>> plain("a\nb\x1b[2J")
+    'a⏎b\\x1b[2J'
+    """
+    return "".join(c if c in keep or c.isprintable() else "⏎" if c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if character.isspace() and code > 0x20:
+        return " "  # blanks of all widths
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _several(count: int, noun: str) -> str:
+    """`1 token`, `1,086 tokens`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _short(value: float) -> str:
+    """`.41`, `1.00`."""
+    return f"{value:.2f}".removeprefix("0")
+

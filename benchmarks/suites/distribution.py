@@ -42,8 +42,8 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Completion, SampleRequest
+from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.backend import OneProcess
-from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, build_policy, open_run

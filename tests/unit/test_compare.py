@@ -15,11 +15,12 @@ from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartCo
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
-from deepgrpo.lab.compare.experiment import Plan, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, differences, training_figures
 from deepgrpo.lab.compare.final_eval import refuse_too_few, untouched_prompts
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
+from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, short
 from deepgrpo.prompts import synthetic

@@ -172,7 +172,7 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log.trees_every is not set.*--log.trees_every 10"):
         run_inspect(InspectOptions(never))
     lost = write_run(tmp_path / "lost", {}, last_step=30, recipe={"log": {"trees_every": 10}})
-    with pytest.raises(DataError, match=r"no saved trees, although log.trees_every is 10 .* at step 30: .*trees is not there"):
+    with pytest.raises(DataError, match=r"although log.trees_every is 10 .* at step 30: .*trees is missing or empty"):
         run_inspect(InspectOptions(lost))
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):

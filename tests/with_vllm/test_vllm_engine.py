@@ -24,7 +24,7 @@ from deepgrpo.errors import EngineError, ModelError
 from deepgrpo.model.policy import Policy, load_policy, scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Completion, SampleRequest
-from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import Cursor, train_step

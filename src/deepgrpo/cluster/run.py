@@ -16,6 +16,7 @@ from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.rewards.base import Reward, build_reward
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import UpdatesPolicy
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import check_cluster_room
@@ -31,7 +32,7 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
     """
     assert config.cluster is not None
     require_ray()
-    directory = resume or Path(config.run.dir) / config.run.name
+    directory = resume or RunDir.of(config.run).path
     with session(config.cluster):
         place = RayPlace(config)
         try:
@@ -42,7 +43,7 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
                     if open_checkpoints(config, directory).steps():
                         resume = directory
                     else:  # lost while the start was being saved: what it logged is said again
-                        (directory / "metrics.jsonl").unlink(missing_ok=True)
+                        RunDir(directory).metrics.unlink(missing_ok=True)
         finally:
             place.close()
 

@@ -8,7 +8,6 @@ Whatever can be wrong with the options is found before the model is loaded.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,8 @@ from deepgrpo.config import (
 from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.runs.checkpoints import model_in, newest_checkpoint
+from deepgrpo.runs.layout import RunDir, run_around
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -98,19 +99,18 @@ def find_model(model: str) -> ModelSource:
     Raises ModelError if a run has no checkpoint.
     """
     path = Path(model).expanduser()
-    if (path / "config.toml").is_file():
-        found = [p for p in (path / "checkpoints").glob("step-*/model") if re.fullmatch(r"step-\d+", p.parent.name)]
-        if not found:
+    run = RunDir(path)
+    if run.has_recipe():
+        newest = newest_checkpoint(run)
+        if newest is None:
             raise ModelError(
                 f"the run {model!r} has no checkpoint yet (checkpoints/step-*/model); wait for its first one, "
                 "or name a model directory"
             )
-        newest = max(found, key=lambda p: int(p.parent.name.removeprefix("step-")))
-        return ModelSource(str(newest), load_recipe(path / "config.toml"))
-    directory = path / "model" if (path / "model").is_dir() else path
-    for above in (path.parent.parent, path.parent.parent.parent):
-        if path.is_dir() and "checkpoints" in path.parts and (above / "config.toml").is_file():
-            return ModelSource(str(directory), load_recipe(above / "config.toml"))
+        return ModelSource(str(newest.model), load_recipe(run.config))
+    directory = model_in(path) if model_in(path).is_dir() else path
+    if (around := run_around(path)) is not None:
+        return ModelSource(str(directory), load_recipe(around.config))
     if path.is_dir():
         return ModelSource(str(directory))
     if model.startswith(("/", "./", "../", "~")):

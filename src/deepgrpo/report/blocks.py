@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepgrpo.records import Node
-from deepgrpo.report.saved import SavedTree
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import FLAGS, tree_facts
+from deepgrpo.runs.facts import FLAGS, tree_facts
+from deepgrpo.runs.trees import SavedTree
 
 BLOCK_TREES = 64
 """Trees in a block: opening one tree costs its block."""

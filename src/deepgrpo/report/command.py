@@ -16,7 +16,7 @@ from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.report.gather import RunPage, gather
 from deepgrpo.report.options import ReportOptions
 from deepgrpo.report.page import write_page
-from deepgrpo.report.saved import SavedRun
+from deepgrpo.runs.saved import SavedRun
 
 _LARGE = 100 * 2**20
 """Bytes beyond which a browser takes long to open a page."""
@@ -36,10 +36,11 @@ def run_report(options: ReportOptions) -> int:
     runs = [SavedRun(path) for path in unique(options.runs)]
     for run in runs:
         if not run.metrics:
-            raise DataError(f"{run.directory / 'metrics.jsonl'} has no step yet; wait for the first, or name another run")
-    path = options.out or runs[0].directory / "report.html"
+            raise DataError(f"{run.paths.metrics} has no step yet; wait for the first, or name another run")
+    path = options.out or runs[0].paths.report
     if path.is_dir():
-        raise ConfigError(f"--out is {str(path)!r}, which is a directory; name a file, e.g. --out {path / 'report.html'}")
+        example = path / runs[0].paths.report.name
+        raise ConfigError(f"--out is {str(path)!r}, which is a directory; name a file, e.g. --out {example}")
     names = label_runs(runs)
     pages = _gather(runs, names, options.max_trees)
     for page, name in zip(pages, names, strict=True):

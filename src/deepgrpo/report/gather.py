@@ -10,8 +10,9 @@ from deepgrpo.errors import DataError
 from deepgrpo.report.blocks import TreeIndex, choose_steps, tree_blocks
 from deepgrpo.report.curves import ledger_totals, metric_columns, run_warnings
 from deepgrpo.report.pivots import Seen, q_mass, q_over_time, reliability, rescue_over_time, seen_pivots
-from deepgrpo.report.saved import SavedRun, SavedTree
 from deepgrpo.report.tokens import TokenTexts, read_tokens
+from deepgrpo.runs.saved import SavedRun
+from deepgrpo.runs.trees import SavedTree
 
 Progress = Callable[[int, int], None]
 """Called with the steps of trees that have been read, and all of them."""

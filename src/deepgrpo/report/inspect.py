@@ -11,10 +11,11 @@ from rich.text import Text
 
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.report.options import InspectOptions
-from deepgrpo.report.saved import SavedRun, SavedTree, nearest
 from deepgrpo.report.tokens import read_tokens
 from deepgrpo.report.tree_text import draw_tree, plain
-from deepgrpo.report.verdict import TreeFacts, tree_facts
+from deepgrpo.runs.facts import TreeFacts, tree_facts
+from deepgrpo.runs.saved import SavedRun, nearest
+from deepgrpo.runs.trees import SavedTree
 
 _SHOWN = 60
 """Trees in a list; --only makes it shorter."""

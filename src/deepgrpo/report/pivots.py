@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.records import Pivot, Tree
+from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, succeeds
 from deepgrpo.stats import clustered_proportion
 
-BINS = 10
-"""Bins of depth ratio and of predicted probability; depth bin i holds i / 10 < r ≤ (i + 1) / 10, as in the metrics."""
+PREDICTION_BINS = 10
+"""Bins of the predicted probability in the reliability diagram."""
 COLUMNS = 60
 """Most columns of a picture over time; neighbouring steps are put together."""
 
@@ -38,7 +38,7 @@ class Seen:
 def seen_pivots(tree: Tree, step: int, threshold: float) -> list[Seen]:
     """The pivots of a tree in the branch stream."""
     return [
-        Seen(step, tree.prompt.id, pivot.ratio, any(tree.nodes[child].reward > threshold for child in tree.children(index)))
+        Seen(step, tree.prompt.id, pivot.ratio, succeeds(tree, index, threshold))
         for index, pivot in enumerate(tree.pivots)
         if pivot.stream == "branch" and pivot.ratio > 0
     ]
@@ -57,19 +57,13 @@ def candidate_ratios(pivot: Pivot) -> list[float]:
     return [(place + first + 1) / length for place in range(len(pivot.candidates))]
 
 
-def depth_bin(ratio: float) -> int:
-    """The tenth that a depth ratio belongs to."""
-    # 3 / 10 belongs to bin 2 although 0.3 * 10 is 3.0000000000000004 for some quotients
-    return min(BINS - 1, max(0, math.ceil(ratio * BINS - 1e-9) - 1))
-
-
 def q_mass(trees: Iterable[Tree]) -> tuple[list[float], int]:
     """Mean mass of Q in each tenth of the depth, `[10]`, and the number of rollouts behind it.
 
     A rollout counts once however many pivots were drawn in it: they share one Q. The oracle, which has one candidate and no
     distribution, counts with that.
     """
-    mass, rollouts = [0.0] * BINS, 0
+    mass, rollouts = [0.0] * DEPTH_BINS, 0
     for tree in trees:
         done: set[int] = set()
         for pivot in tree.pivots:
@@ -88,9 +82,9 @@ def q_over_time(masses: Mapping[int, tuple[list[float], int]]) -> Table | None:
     steps = [step for step, (_, rollouts) in sorted(masses.items()) if rollouts]
     if not steps:
         return None
-    table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * BINS for s in steps])
+    table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * DEPTH_BINS for s in steps])
     # a depth at which no state of the run lies is blank: not the same as states that are hardly ever drawn
-    there = [any(masses[step][0][row] > 0 for step in steps) for row in range(BINS)]
+    there = [any(masses[step][0][row] > 0 for step in steps) for row in range(DEPTH_BINS)]
     table["cells"] = [[mass if known else None for mass, known in zip(c, there, strict=True)] for c in table["cells"]]
     return table
 
@@ -154,9 +148,9 @@ def reliability(pivots: Sequence[Seen], metrics: Sequence[Mapping[str, Any]]) ->
     ratios = np.array([pivot.ratio for pivot in known])
     predicted = np.exp(-np.logaddexp(0.0, -(slopes[:, 0] * ratios + slopes[:, 1])))
     outcome = np.array([float(pivot.success) for pivot in known])
-    places = np.minimum(BINS - 1, (predicted * BINS).astype(int))
+    places = np.minimum(PREDICTION_BINS - 1, (predicted * PREDICTION_BINS).astype(int))
     bins, error = [], 0.0
-    for place in range(BINS):
+    for place in range(PREDICTION_BINS):
         chosen = places == place
         if not chosen.any():
             continue

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from deepgrpo.config import SegmentConfig
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Node, Tree
-from deepgrpo.report.saved import SavedRun
+from deepgrpo.runs.checkpoints import saved_checkpoints
+from deepgrpo.runs.saved import SavedRun
 
 _BROKEN = "\ufffd"
 """What a decoder puts where bytes are no whole character."""
@@ -117,12 +118,11 @@ def read_tokens(run: SavedRun) -> TokenTexts | None:
 
 def find_tokenizer(run: SavedRun) -> Path | None:
     """The tokenizer.json that belongs to a run."""
-    checkpoints = sorted((run.directory / "checkpoints").glob("step-*/model/tokenizer.json"), reverse=True)
-    places = [*checkpoints, run.directory / "start" / "tokenizer.json"]
-    model = run.section("model").get("path")
-    if isinstance(model, str):
-        places.append(Path(model) / "tokenizer.json")
-    return next((place for place in places if place.is_file()), None)
+    models = [*(each.model for each in saved_checkpoints(run.paths)[::-1]), run.paths.start]
+    recipe_model = run.section("model").get("path")
+    if isinstance(recipe_model, str):
+        models.append(Path(recipe_model))
+    return next((file for model in models if (file := model / "tokenizer.json").is_file()), None)
 
 
 def own_text(tree: Tree, index: int) -> str:

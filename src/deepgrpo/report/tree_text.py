@@ -18,9 +18,9 @@ from rich.text import Text
 
 from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.pivots import candidate_ratios
-from deepgrpo.report.saved import SavedTree
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import floor_of, is_rescued, tree_facts
+from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
+from deepgrpo.runs.trees import SavedTree
 
 _BARS = "▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,6 +19,7 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.engine import response_limits
 from deepgrpo.train.memory import GIB, Counts, Holder, check_room, estimate_cluster, estimate_memory
 from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, outline_of, refuse_used
@@ -56,7 +56,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     ModelError.
     """
     out = console or Console(highlight=False)
-    directory = Path(config.run.dir) / config.run.name
+    directory = RunDir.of(config.run).path
     refuse_used(directory, open_checkpoints(config, directory))
     device = _device(config)
     policy = outline_of(config) or build_policy(config, "cpu")

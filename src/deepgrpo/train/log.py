@@ -10,7 +10,6 @@ Without a terminal (a pipe, a batch job) the output is plain text: no colours, n
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -25,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
-from deepgrpo.errors import CheckpointError
 from deepgrpo.records import StepReport
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import write_step
 from deepgrpo.train.sinks import Sink, open_sinks
 
 
@@ -73,11 +73,11 @@ class RunLog:
             MissingExtraError: a sink's package is not installed.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
+        self.paths = RunDir(directory)
         self.console = console or _Console(highlight=False)
         self.total_steps, self.done_steps = total_steps, done_steps
         self.sinks: list[Sink] = open_sinks(
-            config or LogConfig(), directory, name=name, recipe=recipe, first_step=done_steps + 1
+            config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
         )
         self._metrics: TextIO | None = None
         self._text: TextIO | None = None
@@ -85,8 +85,8 @@ class RunLog:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._text = (self.directory / "log.txt").open("a", encoding="utf-8")
+        self._metrics = self.paths.metrics.open("a", encoding="utf-8")
+        self._text = self.paths.log.open("a", encoding="utf-8")
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -117,9 +117,7 @@ class RunLog:
         """Write one step everywhere and show its line, then its warnings."""
         assert self._metrics is not None, "RunLog.step outside of its with statement"
         self.total_steps = total_steps or self.total_steps
-        line = step_json(report)
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
+        line = write_step(self._metrics, report)
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
         for sink in self.sinks:
             sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
@@ -147,16 +145,6 @@ class RunLog:
             self._text.flush()
 
 
-def step_json(report: StepReport) -> dict[str, Any]:
-    """A step as a line of metrics.jsonl: step, the metrics, `ledger/...` totals, warnings.
-
-    NaN and infinities become None, as JSON has neither.
-    """
-    ledger = {f"ledger/{key}": value for key, value in report.ledger.as_dict().items()}
-    values = {key: _plain(value) for key, value in {**report.metrics, **ledger}.items()}
-    return {"step": report.step, **values, "warnings": list(report.warnings)}
-
-
 def step_line(report: StepReport, total_steps: int) -> str:
     """A step as a line to read, figures that it does not have left out.
 
@@ -164,71 +152,6 @@ def step_line(report: StepReport, total_steps: int) -> str:
     """
     figures = _figures(report.metrics, tuple(_LABELS))
     return "  ".join([f"step {report.step:>{len(str(total_steps))}}/{total_steps}", *figures])
-
-
-def truncate(path: Path, step: int) -> int:
-    """Drop the lines of a metrics.jsonl that come after `step`, and any half-written one; returns how many went.
-
-    A resumed run goes on from its checkpoint; lines of the steps it is going to repeat would stand there twice. A missing
-    file is fine.
-
-    Raises CheckpointError if the file cannot be rewritten.
-    """
-    if not path.exists():
-        return 0
-    kept, dropped = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n") and _step_of(line) <= step:
-                kept.append(line)
-            else:
-                dropped += 1
-    if not dropped:
-        return 0
-    try:
-        replace_file(path, "".join(kept))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be cut back to step {step}: {error}; free some space or fix the permissions"
-        ) from error
-    return dropped
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file aside, flush it to disk and rename it: a kill or a full disk leaves the old one or the new one.
-
-    Raises OSError; nothing is left aside then.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _step_of(line: str) -> float:
-    try:
-        step = json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # torn by a kill: it belongs to no step
-    return float(step)
-
-
-def _plain(value: Any) -> Any:
-    """A number or a list of numbers as JSON takes it; numpy and torch scalars included."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def _finite_only(value: Any) -> Any:

@@ -32,13 +32,13 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import Ledger, Prompt, SampleRequest, StepReport
 from deepgrpo.rewards.base import judge
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Place
-from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, tree_metrics
 from deepgrpo.train.setup import Run, open_run, save_start, take_start
-from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import Example, warm_start
 
 
@@ -143,7 +143,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         "time/learn": seconds_learn,
     }
     if config.log.trees_every and step % config.log.trees_every == 0:
-        save_trees(run.directory / "trees" / f"step-{step:06d}.jsonl.gz", growth.trees, credits)
+        save_trees(run.paths.trees(step), growth.trees, credits)
     if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):
         state, found = _evaluate(run, state)
         metrics |= found
@@ -295,7 +295,7 @@ def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         truncated_value=(config.eval.reward or config.reward).truncated_value,
         success_threshold=config.explore.success_threshold,
     )  # fmt: skip
-    path = run.directory / "eval" / f"step-{state.step:06d}.jsonl"
+    path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)

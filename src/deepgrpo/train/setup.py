@@ -28,16 +28,17 @@ from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Reward, build_reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.files import replace_file
+from deepgrpo.runs.layout import START, RunDir
+from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.backend import OneProcess, Place, UpdatesPolicy
-from deepgrpo.train.checkpoint import Checkpoints, TrainState
+from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.engine import response_limits
 from deepgrpo.train.health import HealthMonitor
-from deepgrpo.train.log import RunLog, replace_file, truncate
+from deepgrpo.train.log import RunLog
 from deepgrpo.train.prefetch import Ahead
 from deepgrpo.train.signals import build_signals
-
-START = "start"
-"""Inside a run directory: the weights behind a warm start, from which the KL reference is made on resume."""
 
 
 @dataclass
@@ -67,6 +68,10 @@ class Run:
     """From `open_log` on."""
 
     @property
+    def paths(self) -> RunDir:
+        return RunDir(self.directory)
+
+    @property
     def judge(self) -> Judge:
         return functools.partial(judge, self.reward, self.config.reward.truncated_value, penalty=self.overlong)
 
@@ -91,12 +96,13 @@ class Run:
 
     def restore(self) -> TrainState:
         """Weights, moments and state of the newest checkpoint; the reference is the start model, as ever."""
-        if (self.directory / START).is_dir():
+        start = self.paths.start
+        if start.is_dir():
             try:
-                self.policy.load_weights(self.directory / START)
+                self.policy.load_weights(start)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"the start model {self.directory / START} cannot be read: {error}; without it the KL term has no "
+                    f"the start model {start} cannot be read: {error}; without it the KL term has no "
                     "reference: start the run anew, or set loss.beta to 0 and delete that directory"
                 ) from error
         self.freeze_reference()
@@ -116,20 +122,20 @@ class Run:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if not resumed:
-                shutil.rmtree(directory / START, ignore_errors=True)
+                shutil.rmtree(self.paths.start, ignore_errors=True)
             self.log = RunLog(
                 directory, config.log, total_steps=config.run.steps, name=config.run.name,
                 recipe=config.model_dump(mode="json"), done_steps=done,
             )  # fmt: skip
-            replace_file(directory / "config.toml", to_toml(config))
+            replace_file(self.paths.config, to_toml(config))
         except OSError as error:
             if resumed:
                 raise CheckpointError(
-                    f"{directory / 'config.toml'} could not be written: {error}; the run is as it was: free some space or "
+                    f"{self.paths.config} could not be written: {error}; the run is as it was: free some space or "
                     f"fix the permissions, and continue with: deepgrpo train --resume {directory}"
                 ) from error
             raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
-        truncate(directory / "metrics.jsonl", done)
+        truncate_metrics(self.paths.metrics, done)
         self.place.listen(self.log.note)
         return self.log
 
@@ -179,7 +185,7 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
     model cannot be loaded or cannot fit.
     """
     place = place or OneProcess()
-    directory = resume or Path(config.run.dir) / config.run.name
+    directory = resume or RunDir.of(config.run).path
     checkpoints = open_checkpoints(config, directory)
     if resume:
         _require_checkpoint(directory, checkpoints)
@@ -214,7 +220,7 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
 
 def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
     """Raise ConfigError if a directory holds a run already. What failed before its first step is no run."""
-    metrics = directory / "metrics.jsonl"
+    metrics = RunDir(directory).metrics
     if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(
             f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME"
@@ -228,7 +234,7 @@ def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
 
 def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
     return Checkpoints(
-        directory / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+        RunDir(directory), keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
 
 
@@ -298,12 +304,13 @@ def held_out(config: Config, policy: Policy, limits: Limits, reward: Reward) -> 
 
 def save_start(run: Run) -> None:
     """Keep the weights behind a warm start: a resumed run takes its KL reference from them."""
-    aside = run.directory / f".tmp-{START}"
+    start = run.paths.start
+    aside = start.with_name(f".tmp-{start.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     run.policy.save(aside)
-    shutil.rmtree(run.directory / START, ignore_errors=True)  # a rename does not replace a directory
-    aside.rename(run.directory / START)
+    shutil.rmtree(start, ignore_errors=True)  # a rename does not replace a directory
+    aside.rename(start)
 
 
 def take_start(run: Run, directory: Path) -> None:
@@ -311,7 +318,7 @@ def take_start(run: Run, directory: Path) -> None:
 
     Raises ConfigError if there are none, ModelError if they do not fit the model.
     """
-    remedy = "name the directory `start` of a run with a warm start, or a checkpoint's `model`"
+    remedy = f"name the directory `{START}` of a run with a warm start, or a checkpoint's `model`"
     if not directory.is_dir():  # as a name on the hub it is not meant
         raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
     try:

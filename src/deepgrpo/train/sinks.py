@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.runs.layout import RunDir
 
 Values = Mapping[str, float | list[float]]
 
@@ -23,13 +24,13 @@ class Sink(Protocol):
 
 
 def open_sinks(
-    config: LogConfig, directory: Path, *, name: str, recipe: Mapping[str, Any] | None, first_step: int
+    config: LogConfig, run: RunDir, *, name: str, recipe: Mapping[str, Any] | None, first_step: int
 ) -> list[Sink]:
     """Open what `[log]` asks for. Call it before anything expensive, so that a missing package is noticed at once.
 
     Args:
         config: the recipe's `[log]`.
-        directory: the run directory; TensorBoard and wandb keep their files under it. trackio keeps all runs in a database
+        run: the run directory; TensorBoard and wandb keep their files under it. trackio keeps all runs in a database
             of its own, which `trackio show` reads (the environment variable TRACKIO_DIR moves it).
         name: name of the run in wandb and trackio.
         recipe: the resolved config, shown beside the run.
@@ -44,9 +45,9 @@ def open_sinks(
             raise MissingExtraError(package, package, f"log.{package} = true")
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(TensorBoardSink(directory / "tensorboard", first_step))
+        sinks.append(TensorBoardSink(run.tensorboard, first_step))
     if config.wandb:
-        sinks.append(WandbSink(directory, config.project, name, recipe))
+        sinks.append(WandbSink(run, config.project, name, recipe))
     if config.trackio:
         sinks.append(TrackioSink(config.project, name, recipe))
     return sinks
@@ -96,17 +97,17 @@ class TensorBoardSink:
 class WandbSink:
     """A run in Weights & Biases; scalars only. `WANDB_MODE=offline` keeps it in the run directory for `wandb sync`."""
 
-    def __init__(self, directory: Path, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
+    def __init__(self, run: RunDir, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import wandb
 
         # the id is kept beside the run, so that a resumed run goes on in the same curve
-        id_file = directory / "wandb-id.txt"
+        id_file = run.wandb_id
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8").strip()
         try:
             self.run: Any = wandb.init(
-                project=project, name=name, id=run_id, resume="allow", dir=str(directory), config=dict(recipe or {})
+                project=project, name=name, id=run_id, resume="allow", dir=str(run.path), config=dict(recipe or {})
             )
         except wandb.Error as error:
             raise ConfigError(

@@ -23,18 +23,16 @@ from rich.console import Console
 
 from deepgrpo.config import Config, load_recipe, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare
 from deepgrpo.lab.compare.final_eval import refuse_too_few
 from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
+from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.plot import can_draw, draw
 from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
 from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, show
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
-
-START = "start"
-"""Inside a run with a warm start: the weights behind it (as in train/setup.py, which would load torch)."""
 
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> int:
@@ -82,7 +80,7 @@ def make_jobs(plan: Plan) -> list[Job]:
         for warm in plan.warmstarts:
             # arms that have all begun need it no more
             if warm.seed == seed and not all(_kept(run) for run in plan.runs if run.seed == seed):
-                jobs.append(_train(warm, place, (warm.directory / START).is_dir, ()))
+                jobs.append(_train(warm, place, warm.paths.start.is_dir, ()))
                 before = (warm.name,)
         for run in plan.runs:
             if run.seed != seed:
@@ -159,7 +157,7 @@ def refuse_changed(plan: Plan) -> None:
     More steps or a larger budget are no other recipe, as long as the learning rate does not depend on them.
     """
     for run in (*plan.warmstarts, *plan.runs):
-        path = run.directory / "config.toml"
+        path = run.paths.config
         if not path.is_file() or not _kept(run):
             continue
         before = load_recipe(path)
@@ -177,7 +175,7 @@ def refuse_changed(plan: Plan) -> None:
 
 def _kept(run: PlannedRun) -> bool:
     """Whether there is something in a run's directory that is going to be used."""
-    return (run.directory / START).is_dir() if run.arm is None else progress(run).step > 0
+    return run.paths.start.is_dir() if run.arm is None else progress(run).step > 0
 
 
 def _length(config: Config) -> tuple[int, int]:

@@ -14,13 +14,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from deepgrpo.lab.compare.bootstrap import bootstrap_interval
 from deepgrpo.lab.compare.curves import Ending, Points, area, ending, reach
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
-from deepgrpo.lab.compare.final_eval import FINAL
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.metrics import read_metrics
+from deepgrpo.stats import bootstrap_interval
 
 Figures = dict[str, float | None]
 """Metric → value of one run; None where it has none (a target that was not reached, a metric that never occurred)."""
@@ -41,7 +40,7 @@ def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
     Args:
         finished: the runs that reached their budget and were measured; at least one.
     """
-    lines = {run.name: read_metrics(run.directory) for run in finished}
+    lines = {run.name: read_metrics(run.paths.metrics) for run in finished}
     steps = min(_spent(each[-1], "optimizer_steps") for each in lines.values())
     arms: dict[str, Any] = {}
     for arm in plan.experiment.arms:
@@ -92,7 +91,7 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
     greedy_s, sampled_s = (points(lines, metric, "optimizer_steps") for metric in ("eval/greedy", "eval/sampled"))
     within_s = [p for p in greedy_s if p[0] <= steps]
     whole = ending(greedy, last=last, share=share, end=budget)
-    final = json.loads((run.directory / FINAL).read_text(encoding="utf-8"))["metrics"]
+    final = json.loads(run.paths.final.read_text(encoding="utf-8"))["metrics"]
     target = plan.experiment.curve.target
     figures: Figures = {
         "start/greedy": greedy[0][1] if greedy else None,
@@ -207,17 +206,6 @@ def _distribution(run: PlannedRun) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a line torn by a kill is left out."""
-    lines = []
-    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def points(lines: Sequence[Mapping[str, Any]], metric: str, spent: str) -> Points:

@@ -17,15 +17,13 @@ from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
-
-FINAL = "final.json"
-"""Inside a run directory: its figures on the untouched questions."""
+from deepgrpo.runs.layout import RunDir, step_of
 
 
 def measured(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
     """The figures of a run if they are there and of the same questions and the same checkpoint."""
     try:
-        found: dict[str, Any] = json.loads((directory / FINAL).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(RunDir(directory).final.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
     return found if found["spec"] == spec.model_dump(mode="json") and found["step"] == step else None
@@ -44,7 +42,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     from deepgrpo.model.device import resolve_device
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards.base import build_reward
-    from deepgrpo.train.log import replace_file
+    from deepgrpo.runs.files import replace_file
 
     source = find_model(str(directory))
     config = source.run
@@ -73,14 +71,14 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
         reward.close()
     found = {
         "spec": spec.model_dump(mode="json"),
-        "step": int(Path(source.path).parent.name.removeprefix("step-")),
+        "step": step_of(Path(source.path).parent.name),
         "questions": len(prompts),
         "sampled_questions": min(spec.sampled_limit, len(prompts)),
         "left_out": left_out,
         # of the greedy answers all questions count, of the others those that were sampled
         "metrics": {**sampled, **greedy},
     }
-    replace_file(directory / FINAL, json.dumps(found, indent=1) + "\n")
+    replace_file(RunDir(directory).final, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -21,11 +21,12 @@ from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
-from deepgrpo.lab.compare.figures import read_metrics
 from deepgrpo.lab.compare.jobs import environment, last_line
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
 from deepgrpo.lab.compare.tables import show
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import read_metrics
 
 _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
@@ -88,7 +89,7 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
 
 
 def _from_runs(runs: list[PlannedRun]) -> Pace | None:
-    paces = [_pace(read_metrics(run.directory), "") for run in runs if has_budget(run)]
+    paces = [_pace(read_metrics(run.paths.metrics), "") for run in runs if has_budget(run)]
     if not paces:
         return None
     n = len(paces)
@@ -118,8 +119,7 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            _train(settings, Path(place), "warm")
-            start = {"from": str(Path(place) / "warm" / "start")}
+            start = {"from": str(_train(settings, Path(place), "warm").start)}
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -128,13 +128,13 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            directory = _train(settings, Path(place), f"arm-{i}")
+            run = _train(settings, Path(place), f"arm-{i}")
             scale = config.run.prompts_per_step / prompts
-            paces[arm] = _pace(read_metrics(directory), "two small steps", first=_STEPS, scale=scale)
+            paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces
 
 
-def _train(settings: Mapping[str, Any], place: Path, name: str) -> Path:
+def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
     """Run a recipe in a process of its own. Raises ConfigError with what it said if it fails."""
     raw = {**settings, "run": {**settings["run"], "dir": str(place), "name": name}}
     recipe, log = place / f"{name}.toml", place / f"{name}.log"
@@ -146,7 +146,7 @@ def _train(settings: Mapping[str, Any], place: Path, name: str) -> Path:
         )  # fmt: skip
     if done.returncode:
         raise ConfigError(f"a trial of two steps failed: {last_line(log)}; it was this recipe:\n{recipe.read_text()}")
-    return place / name
+    return RunDir(place / name)
 
 
 def _duration(seconds: float) -> str:

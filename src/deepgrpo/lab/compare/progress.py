@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
 from deepgrpo.lab.compare.final_eval import measured
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.checkpoints import newest_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Progress:
 
 def progress(run: PlannedRun) -> Progress:
     """Where a run of an arm stands; all zero where it has no checkpoint."""
-    states = sorted((run.directory / "checkpoints").glob("step-*/state.json"), key=lambda path: int(path.parent.name[5:]))
-    if not states:
+    newest = newest_checkpoint(run.paths)
+    if newest is None:
         return Progress(0, 0, False, False)
-    state = json.loads(states[-1].read_text(encoding="utf-8"))
-    step, tokens = int(state["step"]), int(state["ledger"]["sampled_tokens"])
+    state = newest.read_state()
+    step, tokens = state.step, state.ledger.sampled_tokens
     budget = run.config.run.max_sampled_tokens
     done = budget is not None and tokens >= budget
     return Progress(step, tokens, done, not done and step >= run.config.run.steps)

@@ -30,7 +30,8 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.config import RecoverabilityConfig
 from deepgrpo.explore.recoverability import Recoverability
-from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout, band_of
+from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout
+from deepgrpo.lab.probe.table import ProbeTable
 from deepgrpo.stats import Proportion, cluster_weights, clustered_proportion, simultaneous_intervals
 
 REPLICATES = 2000
@@ -121,59 +122,6 @@ class Findings:
         return max(self.gammas, key=lambda gamma: gamma.gain, default=None)
 
 
-class _Table:
-    """The samples as arrays, column 0 the prompt, columns 1..S the bands."""
-
-    def __init__(self, failed: Sequence[FailedRollout], bands: int, root_pivot: bool) -> None:
-        shape = (len(failed), bands + 1)
-        self.there = np.zeros(shape)
-        self.mixed, self.tokens, self.trials = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        self.successes, self.rescued = np.zeros(shape), np.zeros(shape)
-        self.ratio, self.stands_for = np.ones(shape), np.zeros(shape)
-        self.every_ratio = np.full((len(failed), max(len(each.ratios) for each in failed)), np.nan)
-        """`[N, M]` depths of all candidates; nan behind a rollout's last, and at a prompt that may not be a pivot."""
-        self.every_band = np.zeros(self.every_ratio.shape, dtype=int)
-        skip = 0 if root_pivot else 1
-        for i, rollout in enumerate(failed):
-            for state in rollout.states:
-                at = (i, state.band)
-                self.there[at], self.mixed[at], self.tokens[at] = 1, state.mixed, state.tokens
-                self.successes[at], self.rescued[at] = state.successes, state.successes > 0
-                self.trials[at], self.ratio[at] = len(state.rewards), state.ratio
-                self.stands_for[at] = 0 if state.band == 0 and not root_pivot else state.stands_for
-            self.every_ratio[i, skip : len(rollout.ratios)] = rollout.ratios[skip:]
-            self.every_band[i, 1 : len(rollout.ratios)] = [band_of(ratio, bands) for ratio in rollout.ratios[1:]]
-        self.prompts = [rollout.prompt for rollout in failed]
-        self.cluster = np.unique(np.asarray(self.prompts), return_inverse=True)[1].reshape(-1)
-        # a rollout whose only candidate is the prompt, where that may not be one, gets no pivot at all
-        self.has_pivot = np.isfinite(self.every_ratio).any(axis=1)
-
-    def pair(self, band: int) -> np.ndarray:
-        """`[N, 2]` mixed and tokens of the states in a band."""
-        return np.stack([self.mixed[:, band], self.tokens[:, band]], axis=1)
-
-    def log_q(self, estimate: Recoverability, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """`[N, M]` log of the unnormalised Q of every candidate, -inf where there is none, and `[N]` log of its sum."""
-        known = np.isfinite(self.every_ratio)
-        depth = np.where(known, self.every_ratio, 1.0)
-        every = np.where(known, estimate.log_probability(depth) + gamma * np.log(depth), -np.inf)
-        total = np.logaddexp.reduce(every, axis=1)
-        return every, np.where(self.has_pivot, total, 0.0)
-
-    def q(self, estimate: Recoverability, gamma: float) -> np.ndarray:
-        """`[N, M]` Q of every candidate."""
-        every, total = self.log_q(estimate, gamma)
-        q: np.ndarray = np.exp(every - total[:, None])
-        return q
-
-    def expected(self, estimate: Recoverability, gamma: float) -> np.ndarray:
-        """`[N, 2]` mixed groups and tokens that one pivot of this gamma brings in each rollout, expected."""
-        _, total = self.log_q(estimate, gamma)
-        own = estimate.log_probability(self.ratio) + gamma * np.log(self.ratio) - total[:, None]
-        weight = self.stands_for * np.exp(np.where(self.stands_for > 0, own, 0.0))
-        return np.stack([(weight * self.mixed).sum(axis=1), (weight * self.tokens).sum(axis=1)], axis=1)
-
-
 def analyse(
     failed: Sequence[FailedRollout], *, bands: int, gammas: Sequence[float], recoverability: RecoverabilityConfig,
     root_pivot: bool = True, seed: int = 0, replicates: int = REPLICATES,
@@ -187,7 +135,7 @@ def analyse(
         root_pivot: whether the prompt may become a pivot. It is the standard of comparison in either case.
         seed: of the bootstrap.
     """
-    table = _Table(failed, bands, root_pivot)
+    table = ProbeTable(failed, bands, root_pivot)
     random = rng.generator(seed, "probe", "bootstrap")
     weights = cluster_weights(table.prompts, replicates, random)
     pseudo = random.gamma(0.5, size=replicates)
@@ -203,7 +151,7 @@ def analyse(
 # ---------------------------------------------------------------- by depth
 
 
-def _bands(table: _Table, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
+def _bands(table: ProbeTable, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
     used = [band for band in range(table.there.shape[1]) if table.there[:, band].any()]
     # the same rollouts on both sides: those that reach a band may be other ones than the rest
     roots = {band: table.there[:, [band]] * table.pair(0) for band in used}
@@ -220,7 +168,7 @@ def _bands(table: _Table, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band
     return tuple(_band(table, band, weights @ table.pair(band), gains.get(band)) for band in used)
 
 
-def _band(table: _Table, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
+def _band(table: ProbeTable, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
     there = table.there[:, band] > 0
 
     def share(successes: np.ndarray, trials: np.ndarray) -> Proportion:
@@ -255,7 +203,7 @@ def _with_intervals(points: np.ndarray, drawn: np.ndarray) -> list[tuple[float, 
 # ---------------------------------------------------------------- fit and gammas
 
 
-def _fitter(table: _Table, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
+def _fitter(table: ProbeTable, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
     """`[N]` times that each rollout counts → the training's estimate from its labels."""
     labelled = table.there.copy()
     if not root_pivot:
@@ -278,7 +226,7 @@ def _fit(estimate: Recoverability, estimates: Sequence[Recoverability]) -> Fit:
 
 
 def _gammas(
-    table: _Table, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
+    table: ProbeTable, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
     weights: np.ndarray, pseudo: np.ndarray,
 ) -> tuple[Gamma, ...]:  # fmt: skip
     root = table.has_pivot[:, None] * table.pair(0)

@@ -26,6 +26,7 @@ from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.segments import Segmenter
 from deepgrpo.prompts.source import Cursor, PromptSource
 from deepgrpo.records import Credit, Group, Pivot, Tree
+from deepgrpo.runs.facts import depth_bin
 
 FIRST_BATCH = 16
 """Prompts of the first batch, from which the cost is estimated anew."""
@@ -175,7 +176,7 @@ def band_of(ratio: float, bands: int) -> int:
     >>> [band_of(r, 4) for r in (0.1, 0.25, 0.26, 1.0)]
     [1, 1, 2, 4]
     """
-    return min(bands, max(1, math.ceil(ratio * bands - 1e-9)))
+    return depth_bin(ratio, bands) + 1
 
 
 def draw_states(ratios: Sequence[float], bands: int, random: np.random.Generator) -> list[int]:

@@ -35,12 +35,11 @@ from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, ModelSource, find_mode
 from deepgrpo.eval.suites import EvalSet, resolve
 from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.sampling import MIN_FAILED
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.layout import START, RunDir
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
-
-START = "start"
-"""Inside a run directory: the weights behind its warm start."""
 
 DEFAULT_SEGMENTS = 10
 """For `--segments count` without a size."""
@@ -176,24 +175,24 @@ def _check(options: ProbeOptions) -> None:
 def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | None, ModelSource | None]:
     """The recipe, if there is one, and the weights; None for the weights: those that the recipe names."""
     path = Path(model).expanduser()
-    run = path.parent if path.name == START and (path.parent / "config.toml").is_file() else path
-    if (run / "config.toml").is_file():
-        config = load_recipe(run / "config.toml", overrides)
-        if run == path and any((path / "checkpoints").glob("step-*/model")):
+    run = RunDir(path.parent if path.name == START and RunDir(path.parent).has_recipe() else path)
+    if run.has_recipe():
+        config = load_recipe(run.config, overrides)
+        if run.path == path and newest_checkpoint(run) is not None:
             return config, replace(find_model(model), run=config)
-        if not (run / START).is_dir():
+        if not run.start.is_dir():
             raise ModelError(
                 f"the run {model!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first "
                 "one, or probe its recipe"
             )
-        return config, ModelSource(str(run / START), config)
+        return config, ModelSource(str(run.start), config)
     if not path.is_dir() and (path.suffix == ".toml" or model in [name for name, _ in shipped.list_recipes()]):
         config = load_recipe(shipped.find_recipe(model), overrides)
         if config.warmstart is not None and config.warmstart.from_ is None:
             raise ConfigError(
                 f"the recipe {model!r} begins with a warm start, which a probe does not train; do it alone with "
                 f"`deepgrpo train {model} --run.steps 0`, then probe what it left: "
-                f"deepgrpo probe {config.run.dir}/{config.run.name}/{START}"
+                f"deepgrpo probe {RunDir.of(config.run).start}"
             )
         return config, None
     source = find_model(model)

@@ -1,7 +1,7 @@
-"""What saved pivots say: where Q put its mass, how often each depth was rescued, and whether P(success | r) was right.
+"""Pivot figures: the mass of Q by depth, the rescue rate by depth, and the reliability of P(success | r).
 
-    reliability   a pivot of step t is predicted by the fit behind step t - 1: it had not seen the pivot
-    Q over depth  mean over the expanded rollouts of the mass of Q in each tenth of the depth ratio
+    reliability   a pivot of step t is predicted by the fit after step t - 1, which had not seen it
+    Q over depth  mass of Q in each tenth of the depth ratio, averaged over the expanded rollouts
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from deepgrpo.stats import clustered_proportion
 PREDICTION_BINS = 10
 """Bins of the predicted probability in the reliability diagram."""
 COLUMNS = 60
-"""Most columns of a picture over time; neighbouring steps are put together."""
+"""Maximum number of columns of a heat map; neighbouring steps are merged."""
 
 Table = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A pivot that was tried. Example: Seen(step=12, prompt="q7", ratio=0.6, success=True)."""
+    """An expanded pivot. Example: Seen(step=12, prompt="q7", ratio=0.6, success=True)."""
 
     step: int
     prompt: str
     ratio: float
     success: bool
-    """At least one branch is a success: the label of the fit."""
+    """True if at least one branch succeeds: the label of the fit."""
 
 
 def seen_pivots(tree: Tree, step: int, threshold: float) -> list[Seen]:
@@ -45,10 +45,10 @@ def seen_pivots(tree: Tree, step: int, threshold: float) -> list[Seen]:
 
 
 def candidate_ratios(pivot: Pivot) -> list[float]:
-    """Depth ratios of a pivot's candidates. The pivot itself has one, which tells the length of the chain.
+    """Depth ratios of a pivot's candidates. The pivot's own ratio determines the length of the chain.
 
-    `r = (place in the chain + 1) / length`; the root has place 0. Candidates (0, 10, 20, 30) with the pivot at 20 and
-    r = .6 lie at .2, .4, .6, .8. Without the root, (10, 20, 30) lie at .4, .6, .8.
+    `r = (index in the chain + 1) / length`; the root has index 0. Candidates (0, 10, 20, 30) with the pivot at 20 and
+    r = .6 are at .2, .4, .6, .8. Without the root, (10, 20, 30) are at .4, .6, .8.
     """
     if pivot.offset not in pivot.candidates or pivot.ratio <= 0:
         return []
@@ -58,10 +58,10 @@ def candidate_ratios(pivot: Pivot) -> list[float]:
 
 
 def q_mass(trees: Iterable[Tree]) -> tuple[list[float], int]:
-    """Mean mass of Q in each tenth of the depth, `[10]`, and the number of rollouts behind it.
+    """Mean mass of Q in each tenth of the depth, `[10]`, and the number of rollouts it is based on.
 
-    A rollout counts once however many pivots were drawn in it: they share one Q. The oracle, which has one candidate and no
-    distribution, counts with that.
+    A rollout counts once however many pivots were drawn in it, since they share one Q. The oracle has a single candidate
+    and no distribution; its rollouts are left out.
     """
     mass, rollouts = [0.0] * DEPTH_BINS, 0
     for tree in trees:
@@ -78,12 +78,12 @@ def q_mass(trees: Iterable[Tree]) -> tuple[list[float], int]:
 
 
 def q_over_time(masses: Mapping[int, tuple[list[float], int]]) -> Table | None:
-    """Q by depth, a column per saved step or per group of them; None if nothing was drawn from a Q."""
+    """Q by depth, one column per saved step or group of steps; None if no pivot was drawn from a Q."""
     steps = [step for step, (_, rollouts) in sorted(masses.items()) if rollouts]
     if not steps:
         return None
     table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * DEPTH_BINS for s in steps])
-    # a depth at which no state of the run lies is blank: not the same as states that are hardly ever drawn
+    # blank marks a depth without any state, as opposed to states that are hardly ever drawn
     there = [any(masses[step][0][row] > 0 for step in steps) for row in range(DEPTH_BINS)]
     table["cells"] = [[mass if known else None for mass, known in zip(c, there, strict=True)] for c in table["cells"]]
     return table
@@ -104,12 +104,12 @@ def rescue_over_time(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
 def columns(
     steps: Sequence[int], values: Sequence[Sequence[float | None]], weights: Sequence[Sequence[float]], limit: int = COLUMNS
 ) -> Table:
-    """A picture over time with at most `limit` columns, neighbours put together by weighted means.
+    """A heat map over time with at most `limit` columns; neighbouring steps are merged by weighted means.
 
     Args:
         steps: `[S]` ascending.
-        values: `[S, B]`; None: nothing there.
-        weights: `[S, B]` how much each value counts.
+        values: `[S, B]`; None: no value.
+        weights: `[S, B]` weight of each value.
 
     Returns: `steps` `[C]` pairs (first, last), `cells` `[C, B]` means or None, `counts` `[C, B]` sums of the weights.
     """
@@ -130,11 +130,11 @@ def columns(
 
 
 def reliability(pivots: Sequence[Seen], metrics: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Predicted P(success | r) against what happened, in ten bins of the prediction; None without a fit or pivots.
+    """Predicted P(success | r) against the outcome, in ten bins of the prediction; None without a fit or pivots.
 
     Returns: `bins` with mean prediction, observed share, its 95% interval (pivots of a prompt are one cluster) and the
-    number of pivots; `brier`, the mean squared error; `brier_constant`, that of always saying the observed share;
-    `error`, the mean distance of the bins from the diagonal, weighted by their pivots; `pivots`, how many there are.
+    number of pivots; `brier`, the mean squared error; `brier_constant`, that of always predicting the observed share;
+    `error`, the mean distance of the bins from the diagonal, weighted by their pivots; `pivots`, the number of pivots.
     """
     fits = {
         each["step"] + 1: (each["recoverability/w"], each["recoverability/b"])

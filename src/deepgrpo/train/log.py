@@ -1,9 +1,9 @@
-"""What a run shows and writes while it goes on.
+"""The log of a run: files, terminal and external sinks.
 
     StepReport ─► metrics.jsonl   one JSON object per step, flushed at once
-               ─► log.txt         the same lines that a reader sees, with the time
-               ─► the terminal    a line per step; with a terminal also a live bar with the time left
-               ─► sinks           TensorBoard, wandb, trackio, if asked for
+               ─► log.txt         the lines of the terminal, with timestamps
+               ─► terminal        one line per step, and a live progress bar with the remaining time
+               ─► sinks           TensorBoard, wandb, trackio, if enabled
 
 Without a terminal (a pipe, a batch job) the output is plain text: no colours, no bar, no control characters.
 """
@@ -31,9 +31,9 @@ from deepgrpo.train.sinks import Sink, open_sinks
 
 
 class _Console(Console):
-    """Standard output; a run goes on without its reader, as log.txt has it all.
+    """Standard output that tolerates a closed pipe; log.txt holds everything.
 
-    `deepgrpo train | tee` ends `tee` with the same Ctrl-C: the run must still save its step.
+    In `deepgrpo train | tee` the same Ctrl-C ends `tee`, and the run must still save its step.
     """
 
     def on_broken_pipe(self) -> None:
@@ -42,7 +42,7 @@ class _Console(Console):
 
 
 class RunLog:
-    """The log of one run; use it in a `with` statement.
+    """The log of one run; a context manager.
 
     Example: `with RunLog(run_dir, config.log, total_steps=100, name="demo") as log: log.step(report, 100)`.
     """
@@ -58,16 +58,16 @@ class RunLog:
         done_steps: int = 0,
         console: Console | None = None,
     ) -> None:
-        """Open the sinks that `config` asks for; the files are opened on entering.
+        """Open the sinks that `config` enables; the files are opened on entering.
 
         Args:
-            directory: the run directory; made if it is missing.
-            config: which sinks to open; default: none.
-            total_steps: length of the run, for the bar.
+            directory: the run directory; created if missing.
+            config: sinks to open; default: none.
+            total_steps: length of the run, for the progress bar.
             name: name of the run in wandb and trackio.
             recipe: the resolved config, shown by wandb and trackio.
-            done_steps: steps behind the checkpoint that is resumed. Call `truncate` before entering.
-            console: where to show; default: standard output.
+            done_steps: step of the resumed checkpoint. Call `truncate_metrics` before entering.
+            console: output; default: standard output.
 
         Raises:
             MissingExtraError: a sink's package is not installed.
@@ -95,7 +95,7 @@ class RunLog:
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
-                # a step may take minutes: rich's window of 30 s would forget every earlier one and show no time left
+                # a step may take minutes: with rich's window of 30 s no earlier step would count, and no estimate appear
                 speed_estimate_period=24 * 3600.0,
             )
             self._task = self._bar.add_task("step", total=self.total_steps, completed=self.done_steps, figures="")
@@ -114,7 +114,7 @@ class RunLog:
                 file.close()
 
     def step(self, report: StepReport, total_steps: int | None = None) -> None:
-        """Write one step everywhere and show its line, then its warnings."""
+        """Write one step to all outputs and show its line, then its warnings."""
         assert self._metrics is not None, "RunLog.step outside of its with statement"
         self.total_steps = total_steps or self.total_steps
         line = write_step(self._metrics, report)
@@ -129,16 +129,16 @@ class RunLog:
             self._bar.update(self._task, completed=report.step, total=self.total_steps, figures="  ".join(figures))
 
     def note(self, text: str) -> None:
-        """A line that is no step: what the run does now."""
+        """Show a line about the progress of the run."""
         self._show(text)
 
     def warn(self, text: str) -> None:
-        """A line that the reader should not miss."""
+        """Show a highlighted warning."""
         self._show(f"warning: {text}", style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
-        # Text: brackets are no markup, and the colour does not spill into the bar below
-        # soft_wrap: a line stays one line in a pipe, where rich would otherwise break it at 80 columns
+        # Text: brackets are not markup, and the colour does not spill into the progress bar
+        # soft_wrap: in a pipe rich would otherwise break lines at 80 columns
         self.console.print(Text(text, style=style or ""), soft_wrap=True)
         if self._text:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
@@ -146,7 +146,7 @@ class RunLog:
 
 
 def step_line(report: StepReport, total_steps: int) -> str:
-    """A step as a line to read, figures that it does not have left out.
+    """A step as a readable line; missing figures are left out.
 
     `step 12/60  reward .41  mixed 62%  branch .23  eval .58  entropy .33  len 38  grad 0.8  19k tok/s`
     """
@@ -198,9 +198,9 @@ def _figures(metrics: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     for name in names:
         value = metrics.get(name)
         if name == "grad_norm" and value is not None and math.isnan(value):
-            figures.append("no signal")  # no row had an advantage; a gradient that is broken ends the run instead
+            figures.append("no signal")  # no row had an advantage; a broken gradient would have ended the run
         elif value is not None:
             label, form = _LABELS[name]
-            # a metric that is there but not a number is worth seeing
+            # show a metric that is present but not a number
             figures.append(label.format(form(float(value)) if math.isfinite(value) else "nan"))
     return figures

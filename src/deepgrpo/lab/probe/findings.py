@@ -30,8 +30,8 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.config import RecoverabilityConfig
 from deepgrpo.explore.recoverability import Recoverability
+from deepgrpo.lab.probe.arrays import ProbeArrays
 from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout
-from deepgrpo.lab.probe.table import ProbeTable
 from deepgrpo.stats import Proportion, cluster_weights, clustered_proportion, simultaneous_intervals
 
 REPLICATES = 2000
@@ -135,7 +135,7 @@ def analyse(
         root_pivot: whether the prompt may become a pivot. It is the standard of comparison in either case.
         seed: of the bootstrap.
     """
-    table = ProbeTable(failed, bands, root_pivot)
+    table = ProbeArrays(failed, bands, root_pivot)
     random = rng.generator(seed, "probe", "bootstrap")
     weights = cluster_weights(table.prompts, replicates, random)
     pseudo = random.gamma(0.5, size=replicates)
@@ -151,7 +151,7 @@ def analyse(
 # ---------------------------------------------------------------- by depth
 
 
-def _bands(table: ProbeTable, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
+def _bands(table: ProbeArrays, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
     used = [band for band in range(table.there.shape[1]) if table.there[:, band].any()]
     # the same rollouts on both sides: those that reach a band may be other ones than the rest
     roots = {band: table.there[:, [band]] * table.pair(0) for band in used}
@@ -168,7 +168,7 @@ def _bands(table: ProbeTable, weights: np.ndarray, pseudo: np.ndarray) -> tuple[
     return tuple(_band(table, band, weights @ table.pair(band), gains.get(band)) for band in used)
 
 
-def _band(table: ProbeTable, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
+def _band(table: ProbeArrays, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
     there = table.there[:, band] > 0
 
     def share(successes: np.ndarray, trials: np.ndarray) -> Proportion:
@@ -203,7 +203,7 @@ def _with_intervals(points: np.ndarray, drawn: np.ndarray) -> list[tuple[float, 
 # ---------------------------------------------------------------- fit and gammas
 
 
-def _fitter(table: ProbeTable, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
+def _fitter(table: ProbeArrays, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
     """`[N]` times that each rollout counts → the training's estimate from its labels."""
     labelled = table.there.copy()
     if not root_pivot:
@@ -226,7 +226,7 @@ def _fit(estimate: Recoverability, estimates: Sequence[Recoverability]) -> Fit:
 
 
 def _gammas(
-    table: ProbeTable, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
+    table: ProbeArrays, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
     weights: np.ndarray, pseudo: np.ndarray,
 ) -> tuple[Gamma, ...]:  # fmt: skip
     root = table.has_pivot[:, None] * table.pair(0)

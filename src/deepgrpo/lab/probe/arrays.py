@@ -14,7 +14,7 @@ from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.lab.probe.sampling import FailedRollout, band_of
 
 
-class ProbeTable:
+class ProbeArrays:
     """The samples as arrays, column 0 the prompt, columns 1..S the bands."""
 
     def __init__(self, failed: Sequence[FailedRollout], bands: int, root_pivot: bool) -> None:

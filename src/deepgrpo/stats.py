@@ -181,7 +181,8 @@ def bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> Int
     the interval. With more than 9 seeds, 100,000 resamples are drawn from a fixed seed.
 
     With few seeds the interval is too narrow: the resamples spread too little by a factor sqrt((n - 1) / n), and Student's t
-    is ignored. For normal differences from 5 seeds a "95%" interval covers the true mean in about 84 of 100 cases. Read it with `above`, `below` and `sign_p`.
+    is ignored. For normal differences from 5 seeds a "95%" interval covers the true mean in about 84 of 100 cases.
+    Read it with `above`, `below` and `sign_p`.
 
     Args:
         differences: one per seed, at least 2, in any unit.

@@ -130,7 +130,7 @@ def without(text: str, *lines: str) -> str:
     [
         (EXPERIMENT.replace("[1, 2]", "[7]"), "seeds is [7], but paired intervals need at least two seeds"),
         (EXPERIMENT.replace("[1, 2]", "[1, 2, 1]"), "seeds has 1 twice"),
-        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "grop"'), "'grop', which is no arm; did you mean 'grpo'?"),
+        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "grop"'), "'grop', which is not an arm; did you mean 'grpo'?"),
         (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "xyz"'), "the arms are: grpo, deep"),
         (without(EXPERIMENT, '[arms.grpo.explore]\ntype = "root"', "[arms.deep]") + "[arms]", "arms is empty"),
         (without(EXPERIMENT, "[arms.deep]"), "arms has ['grpo'] alone"),

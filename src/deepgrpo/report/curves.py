@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SECONDS = ("sample", "signals", "reward", "learn")
-"""Phases of a training step. Evaluations and checkpoints are excluded: their frequency is a setting, not a property of the method."""
+"""Phases of a training step. Evaluations and checkpoints are excluded: their frequency is not a property of the method."""
 _DIGITS = 6
 _NO_CURVES = ("step", "warnings")
 

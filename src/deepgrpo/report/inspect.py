@@ -146,7 +146,8 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
     trees = [(each, tree_facts(each.tree, run.success_threshold)) for each in run.trees(step)]
     chosen = [(each, facts) for each, facts in trees if options.only is None or options.only in facts.flags]
     if not chosen:
-        counts = ", ".join(f"{flag} {_count([facts for _, facts in trees], flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
+        every = [facts for _, facts in trees]
+        counts = ", ".join(f"{flag} {_count(every, flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
         console.print(Text(f"none of the {len(trees)} trees of step {step} is {options.only} ({counts}); drop --only"))
         return
     table = Table(box=None, pad_edge=False)

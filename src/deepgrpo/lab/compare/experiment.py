@@ -1,9 +1,8 @@
-"""An experiment file: arms × seeds from one base recipe, and the runs that it stands for. No torch.
+"""The experiment file: arms × seeds from one base recipe. plan.py turns it into runs. No torch.
 
-    experiment.toml ─► Experiment ─► expand ─► Plan: a warm start per seed, a run per seed and arm
+    experiment.toml ─► Experiment
 
-All that makes a comparison fair is decided here: what arms may differ in, what they share, and that what is measured in the
-end is not what was watched on the way. docs/compare.md has an example with every key.
+docs/compare.md has an example with every key.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from deepgrpo.errors import ConfigError
 
 
 class FinalConfig(Section):
-    """What the finished runs are measured on: questions that nobody looked at before."""
+    """The final evaluation of finished runs, on untouched questions: never used for training or evaluation before."""
 
     data: DataConfig | None = None
-    """The untouched questions; default, for generated data: as eval.data, with a seed of their own. Questions that are also
-    watched while training are left out and counted."""
+    """The untouched questions; default, for generated data: eval.data with another seed. Questions that also occur in
+    eval.data are left out and counted."""
     limit: PositiveInt = 1024
-    """Questions that are answered greedily."""
+    """Number of questions answered greedily."""
     sampled_limit: PositiveInt = 256
-    """The first so many of them are also sampled."""
+    """Number of these questions, from the first, that are also sampled."""
     samples: Annotated[int, Field(ge=2)] = 64
-    """Sampled responses for each of those."""
+    """Sampled responses per question."""
     k: tuple[PositiveInt, ...] = (1, 4, 16, 64)
     """pass@k for these k; each at most `samples`."""
     sampling: SamplingConfig | None = None
-    """How they are answered; default: the common recipe's [sampling], also for an arm that trains with another."""
+    """Sampling settings; default: the common recipe's [sampling], also for an arm that trains with different ones."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> FinalConfig:
@@ -55,21 +54,21 @@ class FinalConfig(Section):
 
 
 class CurveConfig(Section):
-    """What is read off the learning curves, which are watched on eval.data while training."""
+    """Summary of the learning curves, which are measured on eval.data during training."""
 
     last: PositiveInt | None = None
-    """Mean of so many last evaluations; default: 10."""
+    """Number of last evaluations to average; default: 10."""
     last_share: Probability | None = None
-    """In place of `last`: of those in the last part of the budget, e.g. 0.2. The same stretch of tokens for every arm, also
-    where the arms are evaluated at different intervals of tokens."""
+    """Instead of `last`: average the evaluations in the last part of the budget, e.g. 0.2. This covers the same range of tokens
+    for every arm, even if arms are evaluated at different intervals."""
     target: Probability | None = None
-    """The greedy accuracy for "tokens to reach"; absent: not reported."""
+    """Greedy accuracy for "tokens to reach"; absent: not reported."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> CurveConfig:
         if self.last is not None and self.last_share is not None:
             raise ValueError(
-                f"curve.last is {self.last} and curve.last_share is {self.last_share}; they say the same thing in two ways: "
+                f"curve.last is {self.last} and curve.last_share is {self.last_share}; they are two ways to say the same: "
                 "remove one"
             )
         if self.last_share == 0:
@@ -90,18 +89,18 @@ class Experiment(Section):
     dir: str = "runs"
     """Directory that holds it."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3, 4, 5)
-    """A run of every arm for each; at least two."""
+    """Seeds; every arm is run on each. At least two."""
     baseline: str
-    """The arm that the others are compared with."""
+    """Arm that all others are compared with."""
     budget: PositiveInt
     """Sampled tokens per run."""
     base: str
-    """The recipe that all arms share: a name (see `deepgrpo recipes`), or a path from here or from the experiment file."""
+    """Recipe shared by all arms: a name (see `deepgrpo recipes`), or a path relative to here or to the experiment file."""
     common: dict[str, Any] = Field(default_factory=dict)
     """Changes to that recipe for all arms."""
     arms: dict[str, dict[str, Any]]
-    """By the arm's name: its changes to the recipe. A table of another `type` replaces the recipe's as a whole, any other is
-    merged key by key."""
+    """Changes to the recipe by arm. A table with another `type` replaces the recipe's table; any other is merged key by
+    key."""
     final: FinalConfig = FinalConfig()
     curve: CurveConfig = CurveConfig()
 
@@ -109,7 +108,7 @@ class Experiment(Section):
     @classmethod
     def _paired(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            raise ValueError(f"seeds has {twice[0]} twice: it would be the same run again; name every seed once")
+            raise ValueError(f"seeds has {twice[0]} twice, which repeats the same run; name every seed once")
         if len(seeds) < 2:
             raise ValueError(
                 f"seeds is {list(seeds)}, but paired intervals need at least two seeds (five or more to say much); a single "
@@ -136,8 +135,8 @@ class Experiment(Section):
                 )
             if arm.lower() in seen:
                 raise ValueError(
-                    f"arms has {seen[arm.lower()]!r} and {arm!r}, which clash: they are one directory where file names know "
-                    "no case; rename one"
+                    f"arms has {seen[arm.lower()]!r} and {arm!r}, which clash: they are one directory where file names ignore "
+                    "case; rename one"
                 )
             seen[arm.lower()] = arm
         if len(self.arms) < 2:
@@ -145,7 +144,7 @@ class Experiment(Section):
         if self.baseline not in self.arms:
             close = difflib.get_close_matches(self.baseline, list(self.arms), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the arms are: {', '.join(self.arms)}"
-            raise ValueError(f"baseline is {self.baseline!r}, which is no arm; {hint}")
+            raise ValueError(f"baseline is {self.baseline!r}, which is not an arm; {hint}")
         return self
 
 
@@ -153,9 +152,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 
 
 def find_experiment(name: str) -> Path:
-    """The file of an experiment given by path, or by the name of one that comes along (`recipes/lab/`).
+    """The experiment file given by path, or by the name of a shipped experiment (`recipes/lab/`).
 
-    Raises ConfigError, with the nearest name, if there is none.
+    Raises ConfigError with the nearest name if there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -167,7 +166,7 @@ def find_experiment(name: str) -> Path:
                 return each
     names = [each.stem for each in shipped]
     close = difflib.get_close_matches(path.stem, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"those that come along are: {', '.join(names)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"shipped experiments: {', '.join(names)}"
     raise ConfigError(f"experiment {name!r} does not exist; {hint}")
 
 
@@ -177,7 +176,7 @@ def load_experiment(path: Path) -> Experiment:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         said = str(error)
-        # TOML's own word for a second [arms.NAME]
+        # TOML's message for a repeated [arms.NAME]
         twice = "; are there two arms of the same name?" if "twice" in said or "overwrite" in said else ""
         raise ConfigError(f"experiment {str(path)!r} cannot be read: {said}{twice}") from None
     if "explore" in raw or "run" in raw:

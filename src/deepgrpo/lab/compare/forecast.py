@@ -1,8 +1,8 @@
-"""`deepgrpo compare --dry-run`: how many runs, tokens and minutes an experiment is, before any of it is started.
+"""`deepgrpo compare --dry-run`: estimate the runs, tokens and minutes of an experiment before starting it.
 
-Seconds per token come from the arm's finished runs where there are some, else from two small steps of the arm itself after a
-warm start of a few seconds, made in a temporary directory. Such a calibration sees a weaker model and fewer prompts than
-the runs will: take it for the order of magnitude.
+Seconds per token come from finished runs of the arm if there are any, else from two small steps of the arm after a warm
+start of a few seconds, in a temporary directory. Such a calibration uses a weaker model and fewer prompts than the runs:
+take it as an order of magnitude.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a run of an arm takes.
+    """Speed of an arm.
 
     Example: Pace(per_token=5e-5, tokens_per_step=250_000.0, evaluation=1.2, source="2 finished runs").
     """
 
     per_token: float
-    """Seconds per sampled token, sampling, rewards and learning together."""
+    """Seconds per sampled token, including sampling, rewards and learning."""
     tokens_per_step: float
     evaluation: float
-    """Seconds of an evaluation on the watched questions."""
+    """Seconds of one evaluation during training."""
     source: str
 
     def seconds(self, config: Config, budget: int, final_answers: float, watched_answers: float) -> float:
-        """Of a whole run: its steps, its evaluations, and the untouched questions at the end."""
+        """Seconds of a whole run: steps, evaluations, and the final evaluation."""
         steps = budget / self.tokens_per_step
         evaluations = 2.0 + steps / (config.eval.every or steps)
         return budget * self.per_token + self.evaluation * (evaluations + final_answers / watched_answers)
 
 
 def forecast(plan: Plan, jobs: int, out: Console) -> None:
-    """Print a table of the arms and what all of it takes; runs nothing of the experiment.
+    """Print a table of the arms and the total cost; no run of the experiment is started.
 
     Raises ConfigError if an arm cannot take a single step.
     """
@@ -100,7 +100,7 @@ def _from_runs(runs: list[PlannedRun]) -> Pace | None:
 
 
 def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: float = 1.0) -> Pace:
-    """From the lines of a run, steps before `first` left out; `scale`: prompts of a step over those that were taken."""
+    """Speed from the metrics of a run, from step `first` on; `scale`: prompts per step of the arm over those of this run."""
     steps = [line for line in lines if line["step"] >= first]
     tokens = sum(line["sampled_tokens"] for line in steps)
     evaluations = [line["time/eval"] for line in lines if line.get("time/eval") is not None]
@@ -111,7 +111,7 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
 
 
 def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
-    """Two small steps of each arm in a temporary directory; the first one is not counted, as it warms up."""
+    """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
     with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as place:
         start: dict[str, str] | None = None
@@ -135,7 +135,7 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
 
 
 def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
-    """Run a recipe in a process of its own. Raises ConfigError with what it said if it fails."""
+    """Run a recipe in a separate process. Raises ConfigError with its last output if it fails."""
     raw = {**settings, "run": {**settings["run"], "dir": str(place), "name": name}}
     recipe, log = place / f"{name}.toml", place / f"{name}.log"
     recipe.write_text(to_toml(Config.model_validate(raw)), encoding="utf-8")
@@ -145,7 +145,7 @@ def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
             stderr=subprocess.STDOUT, env=environment(), check=False,
         )  # fmt: skip
     if done.returncode:
-        raise ConfigError(f"a trial of two steps failed: {last_line(log)}; it was this recipe:\n{recipe.read_text()}")
+        raise ConfigError(f"a trial of two steps failed: {last_line(log)}; the recipe was:\n{recipe.read_text()}")
     return RunDir(place / name)
 
 

@@ -26,10 +26,10 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare.experiment import Experiment, FinalConfig
 from deepgrpo.runs.layout import RunDir
 
-_OURS = ("run.name", "run.dir", "run.seed", "run.max_sampled_tokens")
-"""Keys that the experiment sets for every run."""
+_RESERVED = ("run.name", "run.dir", "run.seed", "run.max_sampled_tokens")
+"""Keys set by the experiment for every run."""
 _SHARED = ("model", "warmstart", "eval")
-"""What all arms have in common, or the comparison would not be one."""
+"""Sections that no arm may change, so that arms remain comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class PlannedRun:
     """
 
     arm: str | None
-    """None: the warm start of the seed, which every arm of the seed begins with."""
+    """None: the warm start that every arm of the seed begins with."""
     seed: int
     config: Config
 
@@ -54,13 +54,13 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What it is called, and its files in `jobs/`; no arm can begin with an underscore."""
+        """Name of the run and of its files in `jobs/`; an arm cannot begin with an underscore."""
         return f"{self.arm or '_warmstart'}-seed-{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that an experiment is going to do."""
+    """All runs of an experiment."""
 
     experiment: Experiment
     source: Path
@@ -68,9 +68,9 @@ class Plan:
     warmstarts: tuple[PlannedRun, ...]
     """One per seed; none if the recipe has no warm start."""
     runs: tuple[PlannedRun, ...]
-    """Seed by seed, the arms in the order of the file: pairs are complete as early as can be."""
+    """Seed by seed, arms in the order of the file, so that pairs complete as early as possible."""
     final: FinalConfig
-    """With its data filled in."""
+    """The final evaluation, with its data filled in."""
 
     @property
     def directory(self) -> Path:
@@ -81,13 +81,13 @@ class Plan:
 
 
 def expand(experiment: Experiment, source: Path) -> Plan:
-    """All runs of an experiment.
+    """Plan all runs of an experiment.
 
-    Raises ConfigError: an override is invalid (named with its arm), an arm changes what all must share, two arms are the
-    same recipe, the untouched questions are not untouched.
+    Raises ConfigError: an override is invalid (the message names the arm), an arm changes a shared section, two arms have the
+    same recipe, or the final questions are used in training or evaluation.
     """
     base = _base(experiment, source)
-    _refuse_ours(experiment.common, "common", _OURS)
+    _refuse_reserved(experiment.common, "common", _RESERVED)
     shared = merge(base, experiment.common)
     template = parse_config(shared, source=f"{source}, common")
     if template.eval.every is None:
@@ -101,15 +101,15 @@ def expand(experiment: Experiment, source: Path) -> Plan:
     for seed in experiment.seeds:
         if template.warmstart is not None and template.warmstart.from_ is None:
             raw = _for_seed(shared, seed, str(place / "warmstart"), f"seed-{seed}")
-            raw["run"]["steps"] = 0  # the warm start alone
+            raw["run"]["steps"] = 0  # warm start only
             warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
         for arm, changes in experiment.arms.items():
-            _refuse_ours(changes, f"arms.{arm}", _OURS)
+            _refuse_reserved(changes, f"arms.{arm}", _RESERVED)
             _refuse_shared(changes, arm)
             raw = _for_seed(merge(shared, changes), seed, str(place / "arms" / arm), f"seed-{seed}")
             raw["run"]["max_sampled_tokens"] = experiment.budget
             if "reward" in changes and template.eval.reward is None:
-                # a reward of its own is for training: answers are judged alike for all arms
+                # an arm's own reward is for training; evaluations judge all arms alike
                 judge = {key: value for key, value in shared["reward"].items() if key != "overlong"}
                 raw["eval"] = {**raw["eval"], "reward": judge}
             if seed in starts:
@@ -124,7 +124,7 @@ def expand(experiment: Experiment, source: Path) -> Plan:
 
 
 def _base(experiment: Experiment, source: Path) -> dict[str, Any]:
-    """The base recipe as a nested dict, after it has been checked by itself."""
+    """The base recipe as a nested dict, checked on its own."""
     beside = source.parent / experiment.base
     path = beside if beside.suffix == ".toml" and beside.is_file() else find_recipe(experiment.base)
     load_recipe(path)
@@ -132,23 +132,23 @@ def _base(experiment: Experiment, source: Path) -> dict[str, Any]:
 
 
 def _for_seed(recipe: Mapping[str, Any], seed: int, directory: str, name: str) -> dict[str, Any]:
-    """A recipe for one seed. Generated questions are others for each: seeds stand for the whole procedure repeated."""
+    """A recipe for one seed. Generated questions differ by seed: a seed repeats the whole procedure."""
     raw = merge(recipe, {"run": {"seed": seed, "dir": directory, "name": name}})
     data = raw.get("data")
     if isinstance(data, dict) and data.get("type") == "synthetic":
-        # its splits share no question whatever the seed; other generated data may keep evaluation apart by the seed alone
+        # its splits are disjoint for any seed; other generated data may separate evaluation by the seed alone
         raw["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return raw
 
 
 def _start_tables(template: Config, place: Path, seeds: Sequence[int]) -> dict[int, dict[str, str]]:
-    """The [warmstart] of the arms of each seed: the weights of the seed's one warm start."""
+    """Seed → [warmstart] of its arms, which names the weights of the seed's warm start."""
     if template.warmstart is None or template.warmstart.from_ is not None:
         return {}
     return {seed: {"from": str(RunDir(place / "warmstart" / f"seed-{seed}").start)} for seed in seeds}
 
 
-def _refuse_ours(changes: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
+def _refuse_reserved(changes: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
     for dotted in keys:
         section, _, key = dotted.partition(".")
         table = changes.get(section)
@@ -163,13 +163,13 @@ def _refuse_shared(changes: Mapping[str, Any], arm: str) -> None:
     for section in _SHARED:
         if section in changes:
             raise ConfigError(
-                f"arms.{arm}.{section} is {changes[section]!r}, but all arms must share the same [{section}], or they could "
-                f"not be compared; move it to [common.{section}], or remove it"
+                f"arms.{arm}.{section} is {changes[section]!r}, but arms are comparable only if they share "
+                f"[{section}]; move it to [common.{section}], or remove it"
             )
 
 
 def _refuse_twins(runs: Sequence[PlannedRun], source: Path) -> None:
-    """Two arms of one recipe would be the same run twice, bit for bit."""
+    """Raise ConfigError if two arms have the same recipe, which would repeat a run bit for bit."""
     seen: list[PlannedRun] = []
     for run in runs:
         if run.seed != runs[0].seed:
@@ -188,14 +188,14 @@ def _without_place(config: Config) -> Config:
 
 
 def _final(experiment: Experiment, template: Config, source: Path) -> FinalConfig:
-    """The untouched questions. Raises ConfigError if they are those of the training, or those that are watched."""
+    """The final evaluation. Raises ConfigError if its questions are those of training or of eval.data."""
     watched, wanted = template.eval.data, experiment.final.data
     assert watched is not None  # eval.every is set, and that needs eval.data
     if wanted is None:
         if not isinstance(watched, SyntheticData | ReasoningGymData):
             raise ConfigError(
-                f"{source}: final.data is missing: with eval.data of type {watched.type!r} there are no other questions to be "
-                "had; add a table [final.data] with questions that are neither trained on nor watched"
+                f"{source}: final.data is missing: with eval.data of type {watched.type!r} there is no way to generate "
+                "other questions; add a table [final.data] with questions that are neither trained on nor watched"
             )
         wanted = watched.model_copy(update={"seed": 1 + max(watched.seed, getattr(template.data, "seed", 0))})
     if wanted == watched:
@@ -216,5 +216,5 @@ def _final(experiment: Experiment, template: Config, source: Path) -> FinalConfi
 
 
 def _rows_of(data: Any) -> tuple[Any, ...]:
-    """What names the rows of a file or a data set."""
+    """The keys that identify the rows of a file or data set."""
     return tuple(getattr(data, key, None) for key in ("type", "path", "name", "split"))

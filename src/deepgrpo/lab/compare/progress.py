@@ -1,4 +1,4 @@
-"""How far the runs of an experiment have come, read from what they left on disk. No torch."""
+"""Progress of the runs of an experiment, read from their checkpoints. No torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Progress:
     step: int
     tokens: int
     done: bool
-    """It has sampled its budget."""
+    """True if it has sampled its budget."""
     over: bool
-    """Its last step was taken before that."""
+    """True if it took its last step short of the budget."""
 
 
 def progress(run: PlannedRun) -> Progress:
-    """Where a run of an arm stands; all zero where it has no checkpoint."""
+    """Progress of a run; all zero without a checkpoint."""
     newest = newest_checkpoint(run.paths)
     if newest is None:
         return Progress(0, 0, False, False)
@@ -34,11 +34,11 @@ def progress(run: PlannedRun) -> Progress:
 
 
 def has_budget(run: PlannedRun) -> bool:
-    """Whether a run has sampled its budget."""
+    """True if a run has sampled its budget."""
     return progress(run).done
 
 
 def is_finished(plan: Plan, run: PlannedRun) -> bool:
-    """Whether a run has sampled its budget and answered the untouched questions with its last weights."""
+    """True if a run has sampled its budget and has a final evaluation of its last weights."""
     at = progress(run)
     return at.done and measured(run.directory, plan.final, at.step) is not None

@@ -1,4 +1,4 @@
-"""What `deepgrpo compare` shows while its jobs run: a live table on a terminal, a line per event elsewhere."""
+"""Display of running jobs: a live table on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _REFRESH_S = 1.0
 
 
 class Watch:
-    """Use it in a `with` statement around `Jobs.run`."""
+    """Context manager around `Jobs.run`."""
 
     def __init__(self, plan: Plan, jobs: Jobs, out: Console) -> None:
         self.plan, self.jobs, self.out = plan, jobs, out
         self._runs = {run.name: run for run in plan.runs}
         self._began: dict[str, tuple[float, float]] = {}
-        """Name → when a run was started, and the tokens that it had by then."""
+        """Name → start time of a run, and the tokens it had sampled by then."""
         self._live: Live | None = None
         self._shown = 0.0
 
@@ -44,16 +44,16 @@ class Watch:
             self._live.stop()
 
     def changed(self, job: Job, state: State) -> None:
-        """A job has started or ended."""
+        """Report a job that has started or ended."""
         run = self._runs.get(job.name)
         if state == "running":
             tokens = 0.0 if run is None else _tokens(newest_metrics(run.paths.metrics))
             self._began[job.name] = (time.monotonic(), tokens)
         if run is None and state != "failed" and job.name.endswith("-final"):
-            return  # a line for the run itself is enough
+            return  # the line of the run itself suffices
         said = f"{job.name} {'started' if state == 'running' else state}"
         if run is not None and state == "running" and self._began[job.name][1]:
-            said = f"{job.name} goes on at {self._began[job.name][1]:,.0f} tokens"
+            said = f"{job.name} continues at {self._began[job.name][1]:,.0f} tokens"
         if run is not None and state == "done":
             line = newest_metrics(run.paths.metrics)
             greedy = line.get("eval/greedy")
@@ -64,7 +64,7 @@ class Watch:
         self.out.print(said, markup=False, soft_wrap=True)
 
     def tick(self) -> None:
-        """Draw the table again, once a second."""
+        """Redraw the table, at most once a second."""
         if self._live is not None and time.monotonic() - self._shown > _REFRESH_S:
             self._shown = time.monotonic()
             self._live.update(self._table(), refresh=True)

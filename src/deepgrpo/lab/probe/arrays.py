@@ -15,7 +15,7 @@ from deepgrpo.lab.probe.sampling import FailedRollout, band_of
 
 
 class ProbeArrays:
-    """The samples as arrays, column 0 the prompt, columns 1..S the bands."""
+    """Samples as arrays; column 0 is the prompt, columns 1..S are the bands."""
 
     def __init__(self, failed: Sequence[FailedRollout], bands: int, root_pivot: bool) -> None:
         shape = (len(failed), bands + 1)
@@ -26,7 +26,7 @@ class ProbeArrays:
         self.place = np.zeros(shape, dtype=int)
         """Index of the measured state among the rollout's candidates."""
         self.every_ratio = np.full((len(failed), max(len(each.ratios) for each in failed)), np.nan)
-        """`[N, M]` depths of all candidates; nan behind a rollout's last, and at a prompt that may not be a pivot."""
+        """`[N, M]` depths of all candidates; nan pads short rows and marks a prompt that may not be a pivot."""
         self.every_band = np.zeros(self.every_ratio.shape, dtype=int)
         skip = 0 if root_pivot else 1
         for i, rollout in enumerate(failed):
@@ -41,11 +41,11 @@ class ProbeArrays:
             self.every_band[i, 1 : len(rollout.ratios)] = [band_of(ratio, bands) for ratio in rollout.ratios[1:]]
         self.prompts = [rollout.prompt for rollout in failed]
         self.cluster = np.unique(np.asarray(self.prompts), return_inverse=True)[1].reshape(-1)
-        # a rollout whose only candidate is the prompt, where that may not be one, gets no pivot at all
+        # a rollout whose only candidate is an excluded prompt gets no pivot
         self.has_pivot = np.isfinite(self.every_ratio).any(axis=1)
 
     def pair(self, band: int) -> np.ndarray:
-        """`[N, 2]` mixed and tokens of the states in a band."""
+        """`[N, 2]` mixed groups and tokens of the states in a band."""
         return np.stack([self.mixed[:, band], self.tokens[:, band]], axis=1)
 
     def q(self, estimate: Recoverability, gamma: float) -> np.ndarray:

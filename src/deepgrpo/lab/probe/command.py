@@ -1,10 +1,10 @@
-"""`deepgrpo probe`: before any training, tell whether pivots would help.
+"""`deepgrpo probe`: estimate, before any training, whether pivots would help.
 
-    options ─► setting (probe_setting.py) ─► failed rollouts and continuations (probe_sampling.py)
-                                          ─► figures (probe_findings.py) ─► verdict (probe_verdict.py), table, JSON, plot
+    options ─► setting (setting.py) ─► failed rollouts and continuations (sampling.py)
+                                    ─► figures (findings.py) ─► verdict (verdict.py), tables, JSON, plot
 
-It samples as a step of DEEP-GRPO would, with the same reward, temperature, segments and number of branches, but at all
-depths; nothing is trained and nothing but --json and --plot is written. See docs/probe.md.
+It samples like a step of DEEP-GRPO, with the same reward, temperature, segments and number of branches, but at all depths.
+Nothing is trained, and only the files of --json and --plot are written. See docs/probe.md.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from deepgrpo.rewards.overlong import OverlongPenalty
 
 
 def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), console: Console | None = None) -> int:
-    """Run the command. Returns the exit code: 0, whatever the verdict.
+    """Run the command. Returns exit code 0 for every verdict.
 
     Raises:
         ConfigError: impossible or unknown options.
-        DataError: a file cannot be used, (nearly) every response is cut off, or too few of them fail to say anything.
+        DataError: a file cannot be used, (nearly) every response is cut off, or too few fail for any conclusion.
         ModelError: the model cannot be loaded.
         MissingExtraError: --plot without matplotlib.
     """
@@ -58,8 +58,8 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
     say(
         out,
         f"cost: {options.rollouts} failed responses, each continued {K} times from the prompt and from up to {options.depths} "
-        f"depths: about {most:,} sampled tokens if all responses fail and have {setting.sampling.max_new_tokens} tokens, most "
-        "often less",
+        f"depths: about {most:,} sampled tokens if all responses fail and have {setting.sampling.max_new_tokens} tokens, "
+        "usually fewer",
     )
     sampled = _sample(options, setting, policy, cap, most, out)
     findings: Findings | None = None
@@ -79,9 +79,9 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
 
 
 def estimate_tokens(rollouts: int, branches: int, depths: int, length: int) -> int:
-    """Tokens of a probe in which every rollout fails and every response has this length.
+    """Sampled tokens of a probe if every rollout fails and every response has this length.
 
-    A continuation from the middle of band j leaves 1 - (j - 1/2)/S of the response, S/2 responses over the bands:
+    A continuation from the middle of band j has 1 - (j - 1/2)/S of a response, which sums to S/2 responses over the bands:
     `N · L · (1 + K · (1 + S/2))`. With 64 rollouts of 32 tokens, K = 4, S = 6: 64 · 32 · 17 = 34,816.
     """
     return round(rollouts * length * (1 + branches * (1 + depths / 2)))
@@ -90,7 +90,7 @@ def estimate_tokens(rollouts: int, branches: int, depths: int, length: int) -> i
 def _sample(
     options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int, most: int, out: Console
 ) -> Sampled:
-    """Build what sampling needs, and sample."""
+    """Build data, engine and reward, and sample."""
     total = min(setting.sampling.max_total_tokens or policy.context, policy.context)
     limits = Limits(setting.sampling.max_new_tokens, total)
     data = with_chat(options, setting.data, policy.tokenizer)
@@ -132,7 +132,7 @@ def _sample(
 
 @contextmanager
 def _progress(out: Console, wanted: int) -> Iterator[Callable[[Sampled], None]]:
-    """A bar on a terminal's standard error, elsewhere a line per batch; after the first batch what it will all cost."""
+    """A progress bar on a terminal's standard error, otherwise one line per batch; after the first batch the total cost."""
 
     def refine(found: Sampled) -> str:
         speed = found.tokens / max(found.seconds, 1e-9)
@@ -140,7 +140,7 @@ def _progress(out: Console, wanted: int) -> Iterator[Callable[[Sampled], None]]:
         if not found.failed or len(found.failed) >= wanted:
             return head
         times = wanted / len(found.failed)
-        return f"{head}; about {round(found.tokens * times, -2):,.0f} tokens and {duration(found.seconds * times)} in all"
+        return f"{head}; about {round(found.tokens * times, -2):,.0f} tokens and {duration(found.seconds * times)} in total"
 
     errors = Console(stderr=True, highlight=False)
     if errors.is_terminal:
@@ -180,7 +180,7 @@ def _write(
             say(out, f"figures: {options.json}")
         if options.plot is not None:
             if findings is None:
-                say(out, f"no plot: there is nothing to draw, {options.plot} was not written")
+                say(out, f"no plot: there is nothing to plot, {options.plot} was not written")
             else:
                 from deepgrpo.lab.probe.plot import draw
 
@@ -194,7 +194,7 @@ def as_dict(
     options: ProbeOptions, setting: ProbeSetting, sampled: Sampled, findings: Findings | None, said: ProbeVerdict,
     notes: Sequence[str], most: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures as plain JSON. What differs between two runs with one seed is in `seconds`, `machine` and `versions`."""
+    """All figures as plain JSON. Two probes with equal seeds differ only in `seconds`, `machine` and `versions`."""
     explore = setting.explore
     return {
         "model": setting.model,

@@ -31,10 +31,10 @@ def show(out: Console, sampled: Sampled, findings: Findings | None, said: ProbeV
                 f"{fit.w_high:.2f}], b {fit.b:.2f} [{fit.b_low:.2f}, {fit.b_high:.2f}]",
             )
         else:
-            say(out, f"no fit: {fit.items} states, all of one kind or too few; P = 1 at every depth")
+            say(out, f"no fit: {fit.items} states, all with the same outcome or too few; P = 1 at every depth")
         if findings.gammas:
             _print(out, _gammas(findings))
-        say(out, "[ ] are 95% intervals over prompts; those of × prompt hold for all lines of a table at once")
+        say(out, "[ ] are 95% intervals over prompts; those of × prompt hold simultaneously for all lines of a table")
     for note in notes:
         say(out, f"note: {note}")
     say(out, said.sentence)
@@ -54,7 +54,7 @@ def _depths(findings: Findings) -> Table:
 
 
 def _gammas(findings: Findings) -> Table:
-    """A line per gamma, a column of Q per place that a pivot can be at."""
+    """One line per gamma, one column of Q per possible position of a pivot."""
     places = [band.band for band in findings.bands]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("gamma", justify="right", no_wrap=True)
@@ -80,7 +80,7 @@ def _share(p: Proportion) -> str:
 
 def _print(out: Console, table: Table) -> None:
     if not out.is_terminal:
-        # a file has no right edge: rich would otherwise cut the figures off at 80 columns
+        # outside a terminal rich would cut the figures off at 80 columns
         out.width = max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum)
     out.print(table)
 

@@ -85,8 +85,9 @@ def log_q(ratios: Sequence[float] | np.ndarray, recoverability: Recoverability, 
             gets -inf.
     """
     depth = np.asarray(ratios, dtype=np.float64)
-    raw = recoverability.log_probability(depth) + gamma * np.log(depth)
-    raw = np.where(np.isnan(depth), -np.inf, raw)
+    padding = np.isnan(depth)
+    depth = np.where(padding, 1.0, depth)
+    raw = np.where(padding, -np.inf, recoverability.log_probability(depth) + gamma * np.log(depth))
     total = np.logaddexp.reduce(raw, axis=-1, keepdims=True)
     normalised: np.ndarray = raw - np.where(np.isneginf(total), 0.0, total)
     return normalised

@@ -74,7 +74,7 @@ def newest_metrics(path: Path) -> Mapping[str, Any]:
 def truncate_metrics(path: Path, step: int) -> int:
     """Drop the lines after `step` and any torn line; returns how many were dropped. A missing file is fine.
 
-    A resumed run repeats the steps after its checkpoint; their old lines would otherwise stand twice.
+    A resumed run repeats the steps after its checkpoint; their old lines would otherwise be duplicates.
 
     Raises CheckpointError if the file cannot be rewritten.
     """

@@ -1,4 +1,4 @@
-"""The runs an experiment stands for, and the checks that make their comparison fair. No torch.
+"""All runs of an experiment, and the checks that keep their comparison fair. No torch.
 
     Experiment ─► expand ─► Plan: one warm start per seed, one run per seed and arm
 
@@ -163,8 +163,8 @@ def _refuse_shared(changes: Mapping[str, Any], arm: str) -> None:
     for section in _SHARED:
         if section in changes:
             raise ConfigError(
-                f"arms.{arm}.{section} is {changes[section]!r}, but arms are comparable only if they share "
-                f"[{section}]; move it to [common.{section}], or remove it"
+                f"arms.{arm}.{section} is {changes[section]!r}, but all arms must share the same [{section}] to "
+                f"be comparable; move it to [common.{section}], or remove it"
             )
 
 

@@ -11,7 +11,8 @@ import pytest
 from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import Voting, build_reward, judge, references
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Voting, judge, references
 from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer
 from tiny import SHARED_DATA
 
@@ -357,36 +358,36 @@ class Task:
 """
 
 
-class TestBallots:
+class TestVotes:
     """maj@k votes over what the reward reads."""
 
-    def ballots(self, reward, *texts, answer="7"):
+    def votes(self, reward, *texts, answer="7"):
         assert isinstance(reward, Voting)
-        return [reward.ballot(prompt(answer), text) for text in texts]
+        return [reward.vote(prompt(answer), text) for text in texts]
 
     def test_math(self):
         boxed = MathAnswerReward(MathReward(answer_format="boxed"))
         texts = ("\\boxed{1,200} \\boxed{3", "#### 7", "\\boxed{5}\n#### 7")
-        assert self.ballots(boxed, *texts) == ["1200", None, "5"]
+        assert self.votes(boxed, *texts) == ["1200", None, "5"]
         gsm8k = MathAnswerReward(MathReward(answer_format="gsm8k"))
-        assert self.ballots(gsm8k, "\\boxed{5}\n#### 7\nbecause", "7") == ["7", None]
+        assert self.votes(gsm8k, "\\boxed{5}\n#### 7\nbecause", "7") == ["7", None]
         anywhere = MathAnswerReward(MathReward())
-        assert self.ballots(anywhere, "so 7.", "#### 8", "no idea") == ["7", "8", None]
+        assert self.votes(anywhere, "so 7.", "#### 8", "no idea") == ["7", "8", None]
 
     def test_exact(self):
         reward = build_reward(ExactReward(marker="Answer:"))
-        assert self.ballots(reward, "\\boxed{1} Answer: 4  2 \nbye", "42") == ["4 2", None]
+        assert self.votes(reward, "\\boxed{1} Answer: 4  2 \nbye", "42") == ["4 2", None]
 
     def test_task(self):
         class Spelled:
             def verify(self, prompt, completion):
                 return Score(1.0)
 
-            def ballot(self, prompt, completion):
+            def vote(self, prompt, completion):
                 return completion[::-1]
 
-        assert self.ballots(build_reward(TaskReward(), Spelled()), "abc") == ["cba"]
-        assert self.ballots(build_reward(TaskReward(), TestTask.Half()), "so 7") == ["7"]  # a task that does not say
+        assert self.votes(build_reward(TaskReward(), Spelled()), "abc") == ["cba"]
+        assert self.votes(build_reward(TaskReward(), TestTask.Half()), "so 7") == ["7"]  # a task that does not say
 
     def test_a_users_function_does_not_say(self):
         assert not isinstance(build_reward(UserReward(function="statistics:mean")), Voting)

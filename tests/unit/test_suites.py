@@ -35,7 +35,7 @@ from deepgrpo.model.policy import scratch_policy
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.synthetic import tokenizer
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import build_reward
+from deepgrpo.rewards import build_reward
 from tiny import SHARED_DATA
 
 ROWS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "amc": 83, "minerva": 272, "olympiad_bench": 675}

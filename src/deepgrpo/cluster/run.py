@@ -15,7 +15,8 @@ from deepgrpo.config import Config
 from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
-from deepgrpo.rewards.base import Reward, build_reward
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward
 from deepgrpo.train.backend import UpdatesPolicy
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import check_cluster_room

@@ -241,7 +241,7 @@ def _evaluate_set(
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.prompts.source import build_source
     from deepgrpo.prompts.tasks import build_task
-    from deepgrpo.rewards.base import build_reward
+    from deepgrpo.rewards import build_reward
 
     data = one.data
     if options.chat == "off" or (options.chat == "auto" and not getattr(policy.tokenizer, "chat_template", None)):

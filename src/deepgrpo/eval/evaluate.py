@@ -52,10 +52,9 @@ class EvalRow:
 class EvalResult:
     """The figures of one evaluation.
 
-    Example: EvalResult(step=50, metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
+    Example: EvalResult(metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
     """
 
-    step: int
     metrics: Mapping[str, float]
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
@@ -64,7 +63,6 @@ class EvalResult:
     rows: tuple[EvalRow, ...]
     stats: SampleStats
     """What both rounds of sampling cost."""
-    verifier_calls: int
 
 
 def evaluate(
@@ -78,7 +76,6 @@ def evaluate(
     k: Sequence[int] = (),
     truncated_value: float | None = 0.0,
     seed: int = 0,
-    step: int = 0,
     success_threshold: float = 0.0,
     chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -96,7 +93,6 @@ def evaluate(
         k: report pass@k and maj@k for these; each in 1..samples.
         truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
         seed: of the random keys, with the prompt's id and the index of the sample.
-        step: recorded in the result. It does not enter the random keys.
         success_threshold: a reward above it counts as correct in pass@k and maj@k. The other figures are mean rewards.
         chunk: completions per call to the engine (at least those of one prompt); None: all at once. No figure depends
             on it: it only sets how often `progress` is called.
@@ -148,7 +144,7 @@ def evaluate(
         for each_k in k:
             correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
             metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
-            winners = [maj_at_k([each.ballot for each in group], each_k) for group in drawn]
+            winners = [maj_at_k([each.vote for each in group], each_k) for group in drawn]
             metrics[f"eval/maj@{each_k}"] = _mean(
                 [
                     winner is not None and group[winner].score.value > success_threshold
@@ -156,8 +152,6 @@ def evaluate(
                 ]
             )
     metrics["eval/problems"] = float(sum(each.score.problem is not None for each in scored))
-    # the reward never sees a completion that was cut off, unless those are scored like any other
-    calls = sum(truncated_value is None or each.completion.finish != "length" for each in scored)
 
     rows = tuple(
         EvalRow(
@@ -168,11 +162,11 @@ def evaluate(
             greedy_length=len(first.completion.tokens),
             greedy_finish=first.completion.finish,
             sampled_rewards=tuple(each.score.value for each in group),
-            sampled_answers=tuple(each.ballot for each in group),
+            sampled_answers=tuple(each.vote for each in group),
         )
         for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
     )
-    return EvalResult(step, dict(sorted(metrics.items())), rows, stats, calls)
+    return EvalResult(dict(sorted(metrics.items())), rows, stats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +174,7 @@ class _Judged:
     completion: Completion
     text: str
     score: Score
-    ballot: str | None
+    vote: str | None
     """The answer that it votes for in maj@k."""
 
 
@@ -225,7 +219,7 @@ class _Judge:
         )
         judged = iter(
             [
-                _Judged(done, text, score, self._ballot(prompt, done, text, score))
+                _Judged(done, text, score, self._vote(prompt, done, text, score))
                 for (prompt, done), text, score in zip(flat, texts, scores, strict=True)
             ]
         )
@@ -234,11 +228,11 @@ class _Judge:
             self.progress(len(flat))
         return groups
 
-    def _ballot(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
+    def _vote(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
         cut_off = done.finish == "length" and self.truncated_value is not None
         if cut_off or not score.parsed:
             return None
-        return self.reward.ballot(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
+        return self.reward.vote(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
 
 
 def _room(prompt: Prompt, sampling: SamplingConfig) -> int:

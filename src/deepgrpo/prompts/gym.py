@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -85,7 +86,7 @@ class GymTask:
         answer, found = extract_answer(completion, prompt.answer)
         return partial(_score, pickle.dumps(self.data), answer, dict(prompt.columns)) if found else None
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer that is scored."""
         answer, found = extract_answer(completion, prompt.answer)
         return answer if found else None
@@ -96,6 +97,11 @@ class GymTask:
         # the whole entry travels in `columns`: it is what score_answer wants back
         name = f"{self.data.task}-{self.data.seed}-{index}"
         return Row(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
+
+
+def rows(data: ReasoningGymData, skipped: Counter[str]) -> list[Row]:
+    """All questions of the data set; none is unusable."""
+    return build_gym(data).rows(data.limit)
 
 
 def build_gym(data: ReasoningGymData) -> GymTask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,12 +12,27 @@ from typing import Any
 
 from deepgrpo.config import HubData, JsonlData, ParquetData
 from deepgrpo.errors import DataError, MissingExtraError
-from deepgrpo.prompts.rows import RawRow
+from deepgrpo.prompts.rows import RawRow, Row, pick
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def read_jsonl(data: JsonlData) -> Iterator[RawRow]:
+def jsonl_rows(data: JsonlData, skipped: Counter[str]) -> list[Row]:
+    """The usable rows of a JSONL file, see `rows.pick`."""
+    return pick(_read_jsonl(data), data.columns, data.path, "line", skipped)
+
+
+def parquet_rows(data: ParquetData, skipped: Counter[str]) -> list[Row]:
+    """The usable rows of a parquet file, see `rows.pick`."""
+    return pick(_read_parquet(data), data.columns, data.path, "row", skipped)
+
+
+def hub_rows(data: HubData, skipped: Counter[str]) -> list[Row]:
+    """The usable rows of a Hugging Face data set, see `rows.pick`."""
+    return pick(_read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
+
+
+def _read_jsonl(data: JsonlData) -> Iterator[RawRow]:
     """One row per line that is not blank. A line that is not UTF-8 becomes a row without values.
 
     Raises DataError: the file cannot be read, a line is not a JSON object.
@@ -36,7 +52,7 @@ def read_jsonl(data: JsonlData) -> Iterator[RawRow]:
             yield RawRow(number, _parse(line, data.path, number))
 
 
-def read_parquet(data: ParquetData) -> Iterator[RawRow]:
+def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
     """The rows of a parquet file. Raises DataError if it cannot be read, MissingExtraError without pyarrow."""
     path = _existing(data.path)
     try:
@@ -52,7 +68,7 @@ def read_parquet(data: ParquetData) -> Iterator[RawRow]:
         raise DataError(f"{data.path} is not a readable parquet file: {error}; write it anew") from error
 
 
-def read_hub(data: HubData) -> Iterator[RawRow]:
+def _read_hub(data: HubData) -> Iterator[RawRow]:
     """The rows of a Hugging Face data set: a hub name, a directory (of files, or saved), or a single file.
 
     Raises DataError if it cannot be loaded, MissingExtraError without datasets.

@@ -14,13 +14,12 @@ from functools import partial
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import DataConfig, HubData, JsonlData, ParquetData, ReasoningGymData, SyntheticData
+from deepgrpo.config import DataConfig, SyntheticData
 from deepgrpo.errors import DataError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
-from deepgrpo.prompts.gym import build_gym
-from deepgrpo.prompts.readers import read_hub, read_jsonl, read_parquet
-from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row, pick
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row
+from deepgrpo.prompts.tasks import read_rows
 from deepgrpo.records import Prompt
 
 ACCEPTED = "accepted_answers"
@@ -139,21 +138,8 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
         # all questions have the same number of characters, so a few speak for all
         _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
         return PromptSource(partial(synthetic.make, config=data), renderer, seed=seed, shuffle=shuffle, skipped={})
-    rows = _drop_long(_read(data, skipped), renderer, longest, skipped, data)
+    rows = _drop_long(read_rows(data, skipped), renderer, longest, skipped, data)
     return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped)
-
-
-def _read(data: DataConfig, skipped: Counter[str]) -> list[Row]:
-    if isinstance(data, JsonlData):
-        return pick(read_jsonl(data), data.columns, data.path, "line", skipped)
-    if isinstance(data, ParquetData):
-        return pick(read_parquet(data), data.columns, data.path, "row", skipped)
-    if isinstance(data, HubData):
-        return pick(read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
-    if isinstance(data, ReasoningGymData):
-        return build_gym(data).rows(data.limit)
-    sizes = [size for size in (data.size, data.limit) if size is not None]
-    return synthetic.make_distinct(min(sizes), data)
 
 
 def _drop_long(

@@ -12,6 +12,7 @@ A language model may be trained on the task as well: `verify` only looks at what
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,20 +107,25 @@ def make(index: int, config: SyntheticData) -> Row:
     )
 
 
+def rows(config: SyntheticData, skipped: Counter[str]) -> list[Row]:
+    """The distinct questions of a section with a size or a limit; none is unusable."""
+    return make_distinct(min(size for size in (config.size, config.limit) if size is not None), config)
+
+
 def make_distinct(size: int, config: SyntheticData) -> list[Row]:
     """The first `size` distinct questions of a split, in order of their index.
 
     Raises ConfigError if so many cannot be found.
     """
-    rows: dict[str, Row] = {}
+    found: dict[str, Row] = {}
     for index in range(20 * size + 10_000):
         row = make(index, config)
-        rows.setdefault(row.question, row)
-        if len(rows) == size:
-            return list(rows.values())
+        found.setdefault(row.question, row)
+        if len(found) == size:
+            return list(found.values())
     raise ConfigError(
         f"data.size (or data.limit) is {size}, but data.chain_length = {config.chain_length} and data.modulus = "
-        f"{config.modulus} allow {_count(config)} questions in both splits, {len(rows)} of them found in "
+        f"{config.modulus} allow {_count(config)} questions in both splits, {len(found)} of them found in "
         f"{config.split!r}; lower the size or raise one of the two"
     )
 
@@ -154,7 +160,7 @@ class SyntheticTask:
     def verify(self, prompt: Prompt, completion: str) -> Score:
         return verify(prompt.question, completion, self.config.modulus)
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """What `verify` compares: the text after the last '#'."""
         return completion.rpartition("#")[2].strip() or None if "#" in completion else None
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from deepgrpo.config import ExactReward, MathReward, RewardConfig, TaskReward
-from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.errors import RewardError
 from deepgrpo.records import FinishReason, Prompt, Score
 
 
@@ -54,7 +53,7 @@ class RemoteVerifier(Verifier, Protocol):
 class Voting(Protocol):
     """A reward, or a verifier, that says which answer of a response it reads: maj@k votes over these."""
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer as a short text, equal for responses that agree; None if there is none."""
         ...
 
@@ -106,31 +105,3 @@ def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
             'to the column with the answers, or choose reward.type = "user"'
         )
     return (prompt.answer,)
-
-
-def build_reward(config: RewardConfig, task: Verifier | None = None) -> Reward:
-    """The reward of a recipe. `task` is the verifier that the data brings along, if any.
-
-    Raises ConfigError: a task's verifier is asked for and there is none, or a user's function cannot be found.
-    """
-    # each kind is imported when it is chosen: a user's function needs neither pebble nor math-verify
-    if isinstance(config, MathReward):
-        from deepgrpo.rewards.math_answer import MathAnswerReward
-
-        return MathAnswerReward(config)
-    if isinstance(config, ExactReward):
-        from deepgrpo.rewards.exact import ExactMatchReward
-
-        return ExactMatchReward(config)
-    if isinstance(config, TaskReward):
-        from deepgrpo.rewards.task import TaskVerifierReward
-
-        if task is None:
-            raise ConfigError(
-                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '
-                '"user", or data.type = "synthetic" or "reasoning_gym"'
-            )
-        return TaskVerifierReward(config, task)
-    from deepgrpo.rewards.user import UserFunctionReward
-
-    return UserFunctionReward(config)

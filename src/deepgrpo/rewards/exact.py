@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deepgrpo.config import ExactReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import references
+from deepgrpo.rewards.base import Verifier, references
 
 
 class ExactMatchReward:
@@ -21,12 +21,16 @@ class ExactMatchReward:
     def __init__(self, config: ExactReward) -> None:
         self._marker = config.marker
 
+    @classmethod
+    def build(cls, config: ExactReward, task: Verifier | None) -> ExactMatchReward:
+        return cls(config)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The text that is compared."""
         return self._answer(completion) or None
 

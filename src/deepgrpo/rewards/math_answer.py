@@ -14,7 +14,7 @@ from typing import Literal
 from deepgrpo.boxed import last_boxed
 from deepgrpo.config import MathReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import references
+from deepgrpo.rewards.base import Verifier, references
 from deepgrpo.rewards.math_check import check_answer, warm_up
 from deepgrpo.rewards.vote import loose_answer, normalise
 from deepgrpo.rewards.workers import Workers
@@ -36,6 +36,10 @@ class MathAnswerReward:
             'reward.type = "math"', warm_up, "math_verify", count=config.workers, timeout_s=config.timeout_s
         )
 
+    @classmethod
+    def build(cls, config: MathReward, task: Verifier | None) -> MathAnswerReward:
+        return cls(config)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
@@ -49,7 +53,7 @@ class MathAnswerReward:
         scores = dict(zip(once, self._workers.run([partial(self._check, *job) for job in once]), strict=True))
         return [Score(0.0, parsed=False) if job is None else scores[job] for job in jobs]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer where the format wants it; with "any", where one would look for it."""
         if self._format == "any":
             return loose_answer(completion)

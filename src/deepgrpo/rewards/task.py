@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deepgrpo.config import TaskReward
+from deepgrpo.errors import ConfigError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting
 from deepgrpo.rewards.vote import loose_answer
@@ -37,6 +38,15 @@ class TaskVerifierReward:
                 count=config.workers, timeout_s=config.timeout_s,
             )  # fmt: skip
 
+    @classmethod
+    def build(cls, config: TaskReward, task: Verifier | None) -> TaskVerifierReward:
+        if task is None:
+            raise ConfigError(
+                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '
+                '"user", or data.type = "synthetic" or "reasoning_gym"'
+            )
+        return cls(config, task)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
@@ -53,9 +63,9 @@ class TaskVerifierReward:
             scores = [Score(0.0, parsed=False) if check is None else next(found) for check in checks]
         return [score if score.value >= self._threshold else replace(score, value=0.0) for score in scores]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer that the task reads, if it says so."""
-        return self._task.ballot(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
+        return self._task.vote(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
 
     def close(self) -> None:
         if self._remote is not None:

@@ -27,6 +27,7 @@ from deepgrpo.config import UserReward
 from deepgrpo.errors import RewardError
 from deepgrpo.loading import load_object, show
 from deepgrpo.records import Prompt, Score
+from deepgrpo.rewards.base import Verifier
 
 _RESERVED = ("prompts", "completions", "completion_ids", "answer")
 
@@ -44,6 +45,10 @@ class UserFunctionReward:
         self._timeout = config.timeout_s
         self._messages = config.format == "messages"
         self._function = load_object(config.function, "reward.function")
+
+    @classmethod
+    def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
+        return cls(config)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]

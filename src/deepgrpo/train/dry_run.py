@@ -19,7 +19,7 @@ from deepgrpo.model.device import resolve_device
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import build_reward
+from deepgrpo.rewards import build_reward
 from deepgrpo.train.engine import response_limits
 from deepgrpo.train.memory import GIB, Counts, Holder, check_room, estimate_cluster, estimate_memory
 from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, outline_of, refuse_used

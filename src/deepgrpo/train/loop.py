@@ -291,7 +291,7 @@ def _evaluate(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     config = run.config
     result = evaluate(
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer, sampling=_sampling(run),
-        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed, step=state.step,
+        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
         truncated_value=(config.eval.reward or config.reward).truncated_value,
         success_threshold=config.explore.success_threshold,
     )  # fmt: skip

@@ -26,7 +26,8 @@ from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import Reward, build_reward, judge
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.train.backend import OneProcess, Place, UpdatesPolicy
 from deepgrpo.train.checkpoint import Checkpoints, TrainState

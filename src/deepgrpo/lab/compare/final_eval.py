@@ -43,7 +43,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.model.device import resolve_device
     from deepgrpo.prompts.tasks import build_task
-    from deepgrpo.rewards.base import build_reward
+    from deepgrpo.rewards import build_reward
     from deepgrpo.train.log import replace_file
 
     source = find_model(str(directory))

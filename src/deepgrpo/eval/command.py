@@ -1,6 +1,6 @@
 """`deepgrpo eval`: load a model, evaluate it on each data set, print a table, write the figures.
 
-    options ─► sets resolved (files exist, names known) ─► model loaded ─► evaluate, set by set ─► table, JSON, rows
+    options ─► data sets resolved (files exist, names known) ─► model ─► evaluate each set ─► table, JSON, rows
 
 Every error in the options is reported before the model is loaded.
 """
@@ -131,7 +131,7 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
 
 
 def sampling_for(options: EvalOptions, run: Config | None, one: EvalSet, context: int) -> SamplingConfig:
-    """Sampling of one data set: the options, else the run's section, else the suite's default; within the model's context."""
+    """Sampling section of a data set: options, else the run's section, else the suite's default; within `context`."""
     base = run.sampling if run else SamplingConfig(max_new_tokens=one.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
     changes = {
         "temperature": options.temperature,

@@ -1,11 +1,11 @@
-"""Measure a policy on held-out questions: greedy accuracy, and with samples pass@k and maj@k.
+"""Accuracy of a policy on held-out questions: greedy, and with samples pass@k and maj@k.
 
     prompts ─► one greedy completion each ─┐
           └──► `samples` draws each ───────┴─► judge ─► EvalResult(metrics, rows, stats)
 
-The draws of a prompt depend on (seed, prompt id, index) and not on the training step: every evaluation of a run
-uses the same random numbers (common random numbers), so the difference between two points of a curve carries less
-sampling noise. Another seed gives an independent evaluation.
+The draws of a prompt depend on (seed, prompt id, index) and not on the training step. All evaluations of a run share
+their random numbers (common random numbers), which reduces the sampling noise of differences along a curve. Another
+seed gives an independent evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deepgrpo.stats import standard_error
 
 @dataclass(frozen=True, slots=True)
 class EvalRow:
-    """What happened to one prompt: a line of the rows file.
+    """Result of one prompt: a line of the rows file.
 
     Example: EvalRow(id="gsm8k-7", answer="72", greedy_text="... #### 72", greedy_reward=1.0,
     sampled_rewards=(1.0, 0.0), sampled_answers=("72", "70")).
@@ -42,7 +42,7 @@ class EvalRow:
     greedy_finish: str
     sampled_rewards: tuple[float, ...] = ()
     sampled_answers: tuple[str | None, ...] = ()
-    """What was voted over; None for a sample without a vote."""
+    """Votes; None for a sample without a vote."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -50,7 +50,7 @@ class EvalRow:
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """The figures of one evaluation.
+    """Figures of one evaluation.
 
     Example: EvalResult(metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
     """
@@ -58,11 +58,11 @@ class EvalResult:
     metrics: Mapping[str, float]
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
-    prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion whose
-    answer nobody looked for is not unparsed."""
+    prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion that
+    the reward did not see is not unparsed."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
-    """What both rounds of sampling cost."""
+    """Cost of both rounds of sampling."""
 
 
 def evaluate(
@@ -83,29 +83,28 @@ def evaluate(
     """Score one greedy completion and `samples` sampled ones per prompt.
 
     Args:
-        engine: continues the prompts with the policy to measure.
+        engine: samples from the policy to measure.
         reward: scores the completions.
         prompts: at least one, tokenized.
         tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
-        sampling: temperature, top_p and stop of the sampled completions; `max_new_tokens`, cut so that prompt and
-            response stay within `max_total_tokens`, bounds the greedy one too.
+        sampling: temperature, top_p and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
+            too, and is reduced so that prompt and response fit into `max_total_tokens`.
         samples: sampled completions per prompt; 0: greedy only.
         k: report pass@k and maj@k for these; each in 1..samples.
-        truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
-        seed: of the random keys, with the prompt's id and the index of the sample.
-        success_threshold: a reward above it counts as correct in pass@k and maj@k. The other figures are mean rewards.
-        chunk: completions per call to the engine (at least those of one prompt); None: all at once. No figure depends
-            on it: it only sets how often `progress` is called.
+        truncated_value: reward of a truncated completion; None: score it like any other.
+        seed: random seed; the keys are those of (seed, prompt id, index of the sample).
+        success_threshold: rewards above it count as correct in pass@k and maj@k. The other figures are mean rewards.
+        chunk: completions per call of the engine (at least those of one prompt); None: all at once. It sets how often
+            `progress` is called and changes no figure.
         progress: called with the number of completions just finished.
 
-    In maj@k a completion votes with the answer that the reward reads (see `Voting`; of a reward that does not say, with
-    what `loose_answer` finds), unless the reward found no answer in it or it was cut off (and `truncated_value` is set):
-    such a completion could win no reward. The majority is correct if the first completion that has the winning answer
-    is; it is not if nobody votes.
+    In maj@k a completion votes with the answer that the reward reads (`Voting`, or else `loose_answer`). A completion
+    has no vote if the reward found no answer in it, or if it was truncated and `truncated_value` is set. The majority
+    is correct if the first completion with the winning answer is correct; without any vote it is wrong.
 
     Raises:
         ConfigError: a k is not in 1..samples.
-        DataError: there are no prompts, or one leaves no room for a response.
+        DataError: there are no prompts, or a prompt leaves no room for a response.
     """
     bad = [each for each in k if not 1 <= each <= samples]
     if bad:
@@ -175,7 +174,7 @@ class _Judged:
     text: str
     score: Score
     vote: str | None
-    """The answer that it votes for in maj@k."""
+    """Vote in maj@k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +235,7 @@ class _Judge:
 
 
 def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
-    """Tokens that a response may have: at most max_new_tokens, within max_total_tokens."""
+    """Longest response in tokens: max_new_tokens, within max_total_tokens."""
     if sampling.max_total_tokens is None:
         return sampling.max_new_tokens
     room = min(sampling.max_new_tokens, sampling.max_total_tokens - len(prompt.tokens))

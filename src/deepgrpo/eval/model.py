@@ -1,4 +1,4 @@
-"""Models by name for evaluation: a run, a checkpoint, a model directory or a hub name → weights and the run's recipe."""
+"""Models by name: a run, a checkpoint, a model directory or a hub name → weights and the run's recipe."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_model(model: str) -> ModelSource:
 
 
 def model_section(source: ModelSource) -> PretrainedModel:
-    """The section `model` that loads a source: the run's settings (remote code, attention, ...) on a checkpoint's weights.
+    """Section `model` that loads a source: the run's settings (attention, remote code, ...) with a checkpoint's weights.
 
     Adapters keep the run's section unchanged, because their base model is loaded first.
 
@@ -67,8 +67,9 @@ def model_section(source: ModelSource) -> PretrainedModel:
     if _holds_adapters(path):
         if own is None:
             raise ModelError(
-                f"{source.path!r} holds adapters (LoRA) without the run that they come from, whose config.toml names their "
-                "base model; name the run's directory or a checkpoint in it (runs/NAME or runs/NAME/checkpoints/step-...)"
+                f"{source.path!r} holds adapters (LoRA) without the run that they come from, whose config.toml names "
+                "their base model; name the run's directory or a checkpoint in it (runs/NAME or "
+                "runs/NAME/checkpoints/step-...)"
             )
         return own
     # a checkpoint holds plain weights and its own tokenizer

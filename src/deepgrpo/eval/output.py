@@ -18,7 +18,7 @@ from deepgrpo.errors import DataError
 
 @contextmanager
 def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for finished responses. A terminal's standard error shows a bar, a file a line at every tenth."""
+    """Yield a callback for finished responses; stderr shows a bar on a terminal, else a line at every tenth."""
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -39,7 +39,7 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Print one column per data set and one row per figure: accuracies in percent, `±` one standard error over questions.
+    """Print one column per data set, one row per figure: accuracies in percent, `±` one standard error over questions.
 
     Args:
         results: data set → {"metrics": `EvalResult.metrics`, "tokens_per_s": float or None, ...}.

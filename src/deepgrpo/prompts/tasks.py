@@ -1,4 +1,4 @@
-"""Data by `data.type`: how its rows are read, and the verifier that a task brings along."""
+"""Registry of data types: reader of the rows, and verifier for tasks that have one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepgrpo.records import Prompt, Score
 
 
 class Task(Protocol):
-    """A verifier: does a completion solve a prompt? `SyntheticTask` also has the solution and the first error."""
+    """Verifier of a task. `SyntheticTask` also has the solution and the first error."""
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """Score one response: `completion` is its text without the prompt and without special tokens such as EOS."""

@@ -201,6 +201,13 @@ def test_the_same_random_numbers_at_every_evaluation() -> None:
     assert first.prefix == P.tokens
 
 
+def test_a_chunk_counts_completions() -> None:
+    engine = Scripted(SCRIPT)
+    evaluate(engine, LastWord(), [P, Q], Characters(), sampling=ROOM, samples=4, chunk=4)
+    # 2 greedy completions are one chunk of up to 4; 4 samples of each prompt are one chunk per prompt
+    assert [len(requests) for requests, _ in engine.calls] == [2, 1, 1]
+
+
 def test_chunks_change_nothing_but_the_progress() -> None:
     assert requests_of(seed=1) == requests_of(seed=1, chunk=1)
     heard: list[int] = []

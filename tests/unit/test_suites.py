@@ -31,7 +31,6 @@ from deepgrpo.errors import ConfigError, DataError, DeepGRPOError, ModelError
 from deepgrpo.eval.command import evaluate_model, sampling_for
 from deepgrpo.eval.model import find_model
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.eval.output import print_table
 from deepgrpo.eval.suites import SUITES, resolve, resolve_suite
 from deepgrpo.model.policy import scratch_policy
 from deepgrpo.prompts.source import build_source
@@ -317,16 +316,6 @@ def test_the_options_parse_without_torch() -> None:
     assert "data=('gsm8k', 'mine=x.jsonl')" in done.stdout
     assert "k=(1, 4)" in done.stdout
     assert done.stdout.strip().endswith("False")
-
-
-def test_a_table_keeps_all_its_figures_in_a_file(tmp_path: Path) -> None:
-    metrics = {"eval/prompts": 1319.0, "eval/greedy": 0.583, "eval/greedy_se": 0.0136, "eval/length": 120.0}
-    names = [f"a_rather_long_name_{i}" for i in range(8)]
-    shown = io.StringIO()
-    print_table({name: {"metrics": metrics, "tokens_per_s": 1200.0} for name in names}, Console(file=shown))
-    lines = [line.strip() for line in shown.getvalue().splitlines()]
-    assert any(line.split() == names for line in lines)
-    assert [line.split() for line in lines if line.startswith("greedy")] == [["greedy", "%", *["58.3"] * 8]]
 
 
 def test_sampling_stays_within_the_models_context() -> None:

@@ -46,7 +46,7 @@ def broken_links(page: Path, text: str) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
-        if not there.exists() or anchor and anchor not in anchors(there):
+        if not there.exists() or (anchor and anchor not in anchors(there)):
             broken.append(target)
     return broken
 
@@ -69,7 +69,8 @@ def missing_files(page: Path, text: str) -> list[str]:
             found = any((ROOT / home / name).exists() for home in HOMES) or (page.parent / name).exists()
             if not found and not name.startswith(TOP):
                 # a package's table names files relative to the package
-                found = any((folder / name).exists() for folder in [*(ROOT / "src" / "deepgrpo").iterdir(), ROOT / "benchmarks"])
+                packages = [*(ROOT / "src" / "deepgrpo").iterdir(), ROOT / "benchmarks"]
+                found = any((package / name).exists() for package in packages)
         if not found:
             missing.append(name)
     return missing
@@ -87,8 +88,8 @@ def test_every_file_in_backticks_exists(name: str) -> None:
 
 def test_what_the_checks_find() -> None:
     page = ROOT / "docs" / "made_up.md"
-    text = "[a](concepts.md#gamma) [b](concepts.md#nowhere) [c](gone.md) [d](https://x.y/z) `train/loop.py` `train/gone.py` `nowhere.py`"
-    assert broken_links(page, text) == ["concepts.md#nowhere", "gone.md"]
-    assert missing_files(page, text) == ["train/gone.py", "nowhere.py"]
+    links = "[a](concepts.md#gamma) [b](concepts.md#nowhere) [c](gone.md) [d](https://x.y/z)"
+    assert broken_links(page, links) == ["concepts.md#nowhere", "gone.md"]
+    assert missing_files(page, "`train/loop.py` `train/gone.py` `nowhere.py`") == ["train/gone.py", "nowhere.py"]
     assert missing_files(page, "`recipes/lab/methods.toml` `scripts/gone.sh` `mine.py`") == ["scripts/gone.sh"]
     assert slug("Dr. GRPO, DAPO: `loss.ratio`") == "dr-grpo-dapo-lossratio"

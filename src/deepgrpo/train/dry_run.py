@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,6 +19,7 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.directory import refuse_used
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
@@ -58,7 +58,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     DataError, ModelError.
     """
     out = console or Console(highlight=False)
-    directory = Path(config.run.dir) / config.run.name
+    directory = RunDir.of(config.run).path
     refuse_used(directory, open_checkpoints(config.checkpoint, directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")

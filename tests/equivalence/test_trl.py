@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from learners import ListeningRank, OffPolicy
 from torch import Tensor
 from trees import make_tree
 
@@ -31,7 +32,6 @@ from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Tree
-from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
 
 trl = pytest.importorskip("trl")
@@ -155,28 +155,12 @@ def our_steps(
         old_N: log-probs that take the place of those before the first step (which are computed if `optim.epochs` > 1).
     """
     optimizer = build_optimizer(policy, config.optim)
-    learner = Learner(policy, reference, optimizer, config)
-    losses: list[float] = []
+    ranks = ListeningRank()
+    learner = OffPolicy(policy, reference, optimizer, config, old_N=old_N, ranks=ranks)
     gradients: list[dict[str, Tensor]] = []
-    loss_function = learner._loss_function
-
-    def listening(*args: Any) -> Any:
-        losses.append(0.0)
-        loss_of = loss_function(*args)
-
-        def loss_of_pack(*args: Any) -> Tensor:
-            loss = loss_of(*args)
-            losses[-1] += float(loss.detach())
-            return loss
-
-        return loss_of_pack
-
-    learner._loss_function = listening  # type: ignore[method-assign]
-    if old_N is not None:
-        learner._old_logprobs = lambda *_: old_N  # type: ignore[method-assign]
     optimizer.register_step_pre_hook(lambda *_: gradients.append(gradient_of(policy.model)))
     update = learner.update(trees, [sibling_credit(tree, config.credit.scale) for tree in trees])
-    return [Step(*step) for step in zip(losses, gradients, strict=True)], update.metrics
+    return [Step(*step) for step in zip(ranks.losses, gradients, strict=True)], update.metrics
 
 
 @pytest.fixture

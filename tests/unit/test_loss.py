@@ -56,7 +56,7 @@ def test_k3_by_hand() -> None:
 
 def test_importance_weight_is_capped_and_detached() -> None:
     learner = torch.tensor([0.0, 0.0], requires_grad=True)
-    weight = importance_weight(learner, torch.tensor([-math.log(1.5), -math.log(9.0)]), cap=2.0)
+    weight = importance_weight(learner, torch.tensor([-math.log(1.5), -math.log(9.0)]), 0.0, 2.0)
     assert weight.tolist() == pytest.approx([1.5, 2.0])
     assert not weight.requires_grad
 

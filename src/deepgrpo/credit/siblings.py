@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from deepgrpo.credit.group import centre
+from deepgrpo.credit.group import Scale, centre
 from deepgrpo.records import Credit, CreditSpan, Group, Tree
 
 
-def sibling_credit(tree: Tree, scale: Literal["none", "std"] = "none") -> Credit:
+def sibling_credit(tree: Tree, scale: Scale = "none") -> Credit:
     """Advantage of every node against the siblings at its pivot, in the pivot's stream.
 
     The G rollouts of the prompt are the siblings of the first pivot, so this is GRPO's group advantage for the main

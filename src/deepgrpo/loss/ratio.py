@@ -19,6 +19,8 @@ same update: A ∇log π_t per term, weighted by the reduction (`sequence`, as i
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -41,18 +43,30 @@ def log_ratio(logprob_N: Tensor, old_logprob_N: Tensor, sequence_N: Tensor | Non
 
 
 def importance_weight(
-    learner_logprob_N: Tensor, sampler_logprob_N: Tensor, cap: float, sequence_N: Tensor | None = None
-) -> Tensor:
-    """Truncated importance weight `min(π_learner / μ_sampler, cap)` per token, without gradient, TIS.
+    learner_logprob_N: Tensor, sampler_logprob_N: Tensor, low: float, high: float,
+    *, mode: Literal["truncate", "mask"] = "truncate", sequence_N: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Importance weight `w = π_learner / μ_sampler` per token, bounded, without gradient.
 
-    It corrects for tokens that were drawn from a slightly different distribution than the learner computes (another
-    dtype, another engine, a nucleus); the cap bounds its variance. With `sequence_N` (as in `log_ratio`) it is the geometric
-    mean over the sequence, one weight for all of its tokens.
+    Tokens are drawn from a slightly different distribution than the learner computes (another dtype, another engine, a
+    nucleus). The weight corrects for that, and the bounds limit its variance (docs/details.md 9 and 46):
+
+        truncate    min(max(w, low), high)                  TIS; low = 0 bounds from above only
+        mask        w where low ≤ w ≤ high, else 0          IcePop (Ring-1T, arXiv:2510.18855)
+
+    Args:
+        low, high: bounds of the weight itself, included.
+        sequence_N: int labels as in `log_ratio`; w is then the geometric mean over the sequence, one for all of its tokens.
+
+    Example: w = 0.25, 0.5, 3 and 8 with bounds 0.5 and 5: truncated 0.5, 0.5, 3, 5; masked 0, 0.5, 3, 0.
     """
     difference_N = learner_logprob_N.detach() - sampler_logprob_N
     if sequence_N is not None:
         difference_N = sequence_mean(difference_N, sequence_N)
-    return torch.exp(difference_N).clamp(max=cap)
+    weight_N = torch.exp(difference_N)
+    if mode == "mask":
+        return torch.where((weight_N >= low) & (weight_N <= high), weight_N, 0.0)
+    return weight_N.clamp(low, high)
 
 
 def sequence_mean(values_N: Tensor, sequence_N: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepgrpo.loss.inputs import LossInputs, LossOutput, LossSettings
+
 
 def surrogate(
     log_ratio_N: Tensor, advantage_N: Tensor,
@@ -31,3 +33,13 @@ def surrogate(
         if dual_clip is not None:
             outside_N |= (ratio_N > dual_clip) & (advantage_N < 0)
     return loss_N, outside_N
+
+
+def ppo(inputs: LossInputs, config: LossSettings) -> LossOutput:
+    """`loss.policy = "ppo"`."""
+    clip_low, clip_high = config.clip_range
+    loss_N, clipped_N = surrogate(
+        inputs.log_ratio(config.ratio), inputs.advantage_N, clip_low=clip_low, clip_high=clip_high,
+        dual_clip=config.dual_clip,
+    )  # fmt: skip
+    return LossOutput(loss_N, clipped_N)

@@ -24,6 +24,7 @@ from deepgrpo.train.engine import response_limits
 from deepgrpo.train.memory import GIB, Counts, Holder, check_room, estimate_cluster, estimate_memory
 from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, outline_of, refuse_used
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     for each in {id(reward): reward, id(eval_reward): eval_reward}.values():
         each.close()
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     build_signals(policy, strategy)  # refuses a model that cannot tell what the strategy wants to know
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")

@@ -35,6 +35,7 @@ from deepgrpo.train.health import HealthMonitor
 from deepgrpo.train.log import RunLog, replace_file, truncate
 from deepgrpo.train.prefetch import Ahead
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 START = "start"
 """Inside a run directory: the weights behind a warm start, from which the KL reference is made on resume."""
@@ -201,6 +202,7 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
     signals = build_signals(policy, strategy)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on, before anything is started
     # last: engine and learner may start processes, which whoever has the run will close
     engine = place.engine(config, policy)
     # what is sampled ahead of its turn is by weights that the learner has left behind

@@ -13,7 +13,7 @@ from deepgrpo.train.learner import Learner
 from deepgrpo.train.ranks import SingleRank
 
 
-class OffPolicy(Learner):
+class LearnerWithOld(Learner):
     """A learner whose old log-probs are given, which makes any ratio; None: its own."""
 
     def __init__(self, *args: Any, old_N: Tensor | None, **options: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from learners import ListeningRank, OffPolicy
+from learners import LearnerWithOld, ListeningRank
 from torch import Tensor
 from trees import make_tree
 
@@ -156,7 +156,7 @@ def our_steps(
     """
     optimizer = build_optimizer(policy, config.optim)
     ranks = ListeningRank()
-    learner = OffPolicy(policy, reference, optimizer, config, old_N=old_N, ranks=ranks)
+    learner = LearnerWithOld(policy, reference, optimizer, config, old_N=old_N, ranks=ranks)
     gradients: list[dict[str, Tensor]] = []
     optimizer.register_step_pre_hook(lambda *_: gradients.append(gradient_of(policy.model)))
     update = learner.update(trees, [sibling_credit(tree, config.credit.scale) for tree in trees])

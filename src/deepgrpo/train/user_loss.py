@@ -48,12 +48,12 @@ def build_loss(config: LossConfig) -> ChosenLoss:
     function = load_object(config.policy, "loss.policy")
     try:
         _check_signature(function)
-        names = {_try(function, config, inputs) for inputs in (_trial(6), _trial(1))}
-        if len(names) > 1:
-            raise _FaultError(f"gives other figures for other terms: {' and '.join(map(str, sorted(names)))}; always give the same")
+        names = [_try(function, config, inputs) for inputs in (_trial(6), _trial(1))]
+        if names[0] != names[1]:
+            raise _FaultError(f"names its figures {' and then '.join(str(list(each)) for each in names)}; name the same always")
     except _FaultError as fault:
         raise ConfigError(f"loss.policy is {config.policy!r}, but the function {fault}") from fault.__cause__
-    (figures,) = names
+    figures = names[0]
 
     def checked(inputs: LossInputs, settings: LossSettings) -> LossOutput:
         try:
@@ -82,7 +82,9 @@ def _try(function: PolicyLoss, config: LossConfig, inputs: LossInputs) -> tuple[
         raise _FaultError(f"gives the losses {_numbers(output.loss_N)} {number} {_REMEDY}")
     (gradient,) = torch.autograd.grad(output.loss_N.sum(), inputs.logprob_N, allow_unused=True)
     if gradient is None:
-        raise _FaultError("returned a loss_N that does not depend on inputs.logprob_N; compute it from that, or nothing is trained")
+        raise _FaultError(
+            "returned a loss_N that does not depend on inputs.logprob_N, so nothing is trained; compute it from that"
+        )
     if not gradient.isfinite().all():
         raise _FaultError(f"has the gradient {_numbers(gradient)} {number} {_REMEDY}")
     return tuple(output.figures)
@@ -119,7 +121,7 @@ def _call(
     if WEIGHT in output.figures:
         raise _FaultError(f'returned a figure named "{WEIGHT}", a name that is taken; rename it')
     if figures is not None and tuple(output.figures) != figures:
-        raise _FaultError(f"returned the figures {list(output.figures)}, but {list(figures)} before; always give the same")
+        raise _FaultError(f"returned the figures {list(output.figures)}, but {list(figures)} before; name the same always")
     return output
 
 

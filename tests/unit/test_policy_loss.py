@@ -189,7 +189,7 @@ def test_a_users_loss(built: Any) -> None:
             "guard its divisions and logarithms",
         ),
         (
-            "a = inputs.advantage_N\nreturn LossOutput(-(a - a.mean()) / a.std() * inputs.logprob_N)",
+            "a = inputs.advantage_N\nreturn LossOutput(-(a - a.mean()) / a.var(correction=0) * inputs.logprob_N)",
             "gives the losses [nan] of a single term, as a pack may hold one, although the inputs are finite",
         ),
         ("return 1 / 0", "raised ZeroDivisionError: division by zero ("),
@@ -220,7 +220,7 @@ def test_what_is_refused_before_the_run(built: Any, body: str, says: str) -> Non
     ("head", "name", "says"),
     [
         (HEAD, "other", "does not have it; it has LossOutput, my_loss"),
-        ("import nothing_of_this_name\ndef my_loss(inputs, config):\n", "my_loss", "running the file failed: ModuleNotFoundError: No module named"),
+        ("import nothing_of_this_name\n" + HEAD, "my_loss", "running the file failed: ModuleNotFoundError: No module named"),
         ("my_loss = 3\ndef f():\n", "my_loss", "has it as 3 (a int), which cannot be called"),
         ("def my_loss(inputs):\n", "my_loss", "takes (inputs); it is called with two arguments"),
     ],

@@ -28,11 +28,11 @@ class LossConfig(Section):
 
     lambda_: NonNegative = Field(default=1.0, alias="lambda")
     """Weight of the branch stream."""
+    beta: NonNegative = 1e-4
+    """Weight of the KL divergence (k3) to the frozen start model; 0 loads no reference model."""
     policy: str = "ppo"
     """Loss of a token. ppo: clipped surrogate. cispo: clipped weight times log-prob. Or a function of yours, as
     "path/to/file.py:name" or "package.module:name"."""
-    beta: NonNegative = 1e-4
-    """Weight of the KL divergence (k3) to the frozen start model; 0 loads no reference model."""
     ratio: Literal["token", "sequence"] = "token"
     """What is compared with the old policy, and clipped. token: each token. sequence: each rollout or branch as a whole, by
     the geometric mean of its tokens' ratios (GSPO)."""

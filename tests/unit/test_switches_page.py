@@ -22,8 +22,8 @@ def config(name: str, explore: str = "root") -> Config:
 
 
 def test_every_table_is_read() -> None:
-    assert list(SNIPPETS) == ["dr-grpo", "dapo", "gspo"]
-    assert PAGE.read_text().count("```toml") == 3
+    assert list(SNIPPETS) == ["dr-grpo", "dapo", "gspo", "cispo", "maxrl", "icepop", "own-loss"]
+    assert PAGE.read_text().count("```toml") == len(SNIPPETS)
 
 
 @pytest.mark.parametrize("explore", ["root", "deep"])
@@ -53,6 +53,26 @@ def test_gspo() -> None:
     found = config("gspo")
     assert (found.loss.ratio, found.loss.clip_range, found.loss.reduction) == ("sequence", (3e-4, 4e-4), "sequence")
     assert found.optim.minibatches == 4
+
+
+def test_cispo() -> None:
+    found = config("cispo")
+    assert (found.loss.policy, found.loss.cispo_low, found.loss.cispo_high) == ("cispo", 0.0, 5.0)
+    assert (found.credit.scale, found.loss.reduction, found.optim.minibatches) == ("std", "token", 16)
+
+
+def test_maxrl() -> None:
+    assert config("maxrl").credit.scale == "mean"
+
+
+def test_icepop() -> None:
+    found = config("icepop").loss
+    assert (found.importance, found.importance_mode, found.importance_range) == ("auto", "mask", (0.5, 5.0))
+
+
+def test_a_loss_of_your_own() -> None:
+    found = config("own-loss").loss
+    assert found.policy == "mine.py:my_loss" and found.user_function
 
 
 # ---------------------------------------------------------------- combinations that cannot be meant

@@ -29,23 +29,23 @@ class LossConfig(Section):
     lambda_: NonNegative = Field(default=1.0, alias="lambda")
     """Weight of the branch stream."""
     beta: NonNegative = 1e-4
-    """Weight of the KL divergence (k3) to the frozen start model; 0 loads no reference model."""
+    """Weight of the KL divergence (k3) to the frozen start model; with 0, no reference model is loaded."""
     policy: str = "ppo"
-    """Loss of a token. ppo: clipped surrogate. cispo: clipped weight times log-prob. Or a function of yours, as
+    """Loss of a token. ppo: clipped surrogate. cispo: clipped weight times log-prob. Or your own function, as
     "path/to/file.py:name" or "package.module:name"."""
     ratio: Literal["token", "sequence"] = "token"
-    """What is compared with the old policy, and clipped. token: each token. sequence: each rollout or branch as a whole, by
-    the geometric mean of its tokens' ratios (GSPO)."""
+    """Level of the ratio to the old policy. token: each token. sequence: each rollout or branch as a whole, by the geometric
+    mean of its tokens' ratios (GSPO)."""
     clip_low: PositiveFloat = 0.2
-    """A token's ratio is clipped from below at 1 - clip_low."""
+    """Lower clip bound of a token's ratio: 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
-    """A token's ratio is clipped from above at 1 + clip_high."""
+    """Upper clip bound of a token's ratio: 1 + clip_high."""
     sequence_clip_low: PositiveFloat = 3e-4
-    """The same for ratio = "sequence", in place of clip_low; a mean moves far less than a token."""
+    """For ratio = "sequence", in place of clip_low; a mean moves far less than a token."""
     sequence_clip_high: PositiveFloat = 4e-4
-    """The same for ratio = "sequence", in place of clip_high."""
+    """For ratio = "sequence", in place of clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    """For negative advantages the surrogate is bounded by this times the advantage; absent: no bound."""
+    """Bound of the surrogate for negative advantages, as a multiple of the advantage; none: no bound."""
     cispo_low: NonNegative = 0.0
     """For policy = "cispo": lower bound of the ratio; 0 is none."""
     cispo_high: PositiveFloat = 5.0
@@ -56,17 +56,17 @@ class LossConfig(Section):
     reduction_length: PositiveInt | None = None
     """For reduction = "constant"; default: sampling.max_new_tokens."""
     streams: Literal["dual", "merged"] = "dual"
-    """merged: one mean over the tokens of both streams together, lambda as a weight."""
+    """dual: a mean per stream. merged: one mean over both streams together, with lambda as a weight."""
     drop_zero_advantage: bool = True
-    """Rows without advantage leave the loss, the KL and the denominators."""
+    """Drop rows without advantage from the loss, the KL and the denominators."""
     min_branch_sequences: Annotated[int, Field(ge=0)] = 0
-    """Drop the whole branch stream of a step with fewer rows than this (the reference has 128)."""
+    """Drop the branch stream of a step that has fewer rows than this (the reference: 128)."""
     lambda_scales_kl: bool = False
     """Also multiply the KL of the branch stream by lambda."""
     importance: Literal["auto", "on", "off"] = "auto"
     """Importance weight learner / sampler. auto: only if the engine's log-probs can differ from the learner's."""
     importance_mode: Literal["truncate", "mask"] = "truncate"
-    """truncate: a weight above `importance_cap` becomes that. mask: a token whose weight is out of bounds gets none."""
+    """truncate: bound the weight by `importance_cap`. mask: leave out tokens whose weight is out of bounds (IcePop)."""
     importance_cap: PositiveFloat = 2.0
     """For importance_mode = "truncate": upper bound of the weight."""
     importance_low: NonNegative = 0.5

@@ -1,4 +1,4 @@
-"""Compare siblings: rewards of one group become advantages."""
+"""Rewards of a sibling group → advantages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def centre(rewards: Sequence[float], scale: Scale = "none") -> np.ndarray:
         )
     if values.max() == values.min():
         return np.zeros_like(values)  # the mean of equal floats need not be that float
-    advantages: np.ndarray = values - values.mean()
-    if scale == "std":
-        return advantages / (values.std(ddof=1) + STD_EPSILON)
-    return advantages / values.mean() if scale == "mean" else advantages
+    divisor = {"none": 1.0, "std": values.std(ddof=1) + STD_EPSILON, "mean": values.mean()}[scale]
+    advantages: np.ndarray = (values - values.mean()) / divisor
+    return advantages

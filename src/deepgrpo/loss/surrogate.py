@@ -1,4 +1,4 @@
-"""The clipped policy-gradient surrogate. Shapes: N terms."""
+"""Clipped policy-gradient surrogate. Shapes: N terms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def surrogate(
         advantage_N: one per token.
 
     Returns:
-        `[N]` losses, and `[N]` booleans: the clipped branch was taken, so the token has no gradient.
+        `[N]` losses, and `[N]` booleans: the token was clipped and has no gradient.
+
+    Example: bounds 0.8 and 1.3, dual clip 3. ρ = 1.5, A = 2: ℓ = -1.3 · 2 = -2.6. ρ = 5, A = -2: ℓ = 3 · 2 = 6. Both clipped.
     """
     ratio_N = torch.exp(log_ratio_N)
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)

@@ -1,10 +1,10 @@
-"""The update: trees with credit go in, new weights come out.
+"""The update: trees with credit → new weights.
 
     select rows ─► lay out terms ─► pack ─► [old log-probs] ─► for each pack: log-probs, loss, backward ─► clip, step
 
-What the textbook algorithm has and this one leaves out: a value network, an entropy bonus, and (with one optimizer step
-per batch, the default) the pass for old log-probs, which would only find a ratio of exactly 1. Shapes: N terms of an
-optimizer step, n those of one pack.
+Not here, although in the textbook algorithm: a value network, an entropy bonus, and (with one optimizer step per batch, the
+default) a pass for old log-probs, which would only find a ratio of exactly 1. The loss is in `train/objective.py`.
+Shapes: N terms of an optimizer step, n those of a pack.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from deepgrpo.train.user_loss import build_loss
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What an update has to say."""
+    """Outcome of an update."""
 
     metrics: dict[str, float]
     ledger: Ledger
@@ -45,13 +45,15 @@ class Update:
 
 
 class Learner:
-    """Policy, optimizer and what the update needs to know of the recipe.
+    """Updates a policy.
 
     Args:
-        reference: the frozen start model; None if `loss.beta` is 0.
-        exact_sampler: whether the engine's log-probs are the learner's own up to rounding.
-        optimizer_steps: steps taken so far.
-        ranks: the processes that compute the update together; every one of them makes the same calls.
+        reference: frozen start model; None if `loss.beta` is 0.
+        exact_sampler: the engine's log-probs equal the learner's up to rounding.
+        optimizer_steps: number of steps taken before.
+        ranks: processes that compute the update together; all of them make the same calls.
+
+    Raises ConfigError if a user's loss cannot be used.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Learner:
         )
 
     def adopt(self) -> None:
-        """See `train.backend.UpdatesPolicy`. The policy is this learner's own: there is nothing to take over."""
+        """See `train.backend.UpdatesPolicy`. The policy is this learner's own, so there is nothing to do."""
 
     def freeze_reference(self) -> None:
         """See `train.backend.UpdatesPolicy`."""
@@ -156,7 +158,7 @@ class Learner:
                 loss = 0.0 * loss
             self.ranks.backward(loss)
             total += loss.detach()
-        # asked of the sum, so that all processes come to the same answer
+        # test the sum, so that all processes decide alike
         total = self.ranks.add(total)
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""

@@ -15,7 +15,8 @@ from deepgrpo.cluster.session import Resources, nodes, require_ray, session
 from deepgrpo.config import Config
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
-from deepgrpo.rewards.base import Reward, build_reward
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward
 from deepgrpo.train.backend import Parts
 from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.loop import train

@@ -19,7 +19,7 @@ from deepgrpo.model.device import resolve_device
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import build_reward
+from deepgrpo.rewards import build_reward
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.directory import refuse_used
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory

@@ -22,7 +22,7 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer,
         # with the model's context filled in
         sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
-        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed, step=state.step,
+        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
         truncated_value=(config.eval.reward or config.reward).truncated_value,
         success_threshold=config.explore.success_threshold,
     )  # fmt: skip

@@ -20,7 +20,8 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import Reward, build_reward, judge
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits

@@ -14,7 +14,7 @@ from trees import make_tree
 
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.model.policy import Policy
+from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.records import Tree
 from deepgrpo.train.learner import Learner, Update
@@ -125,3 +125,57 @@ def test_a_loss_names_figures_of_its_own(policy: Policy, recipe: Any, tmp_path: 
     metrics = update(policy, config, [tree]).metrics
     assert metrics["main/figure/advantage"] == pytest.approx(-1 / 12)
     assert metrics["branch/figure/advantage"] == pytest.approx(0.0) and metrics["main/clip_fraction"] == 0.0
+
+
+# ---------------------------------------------------------------- what an update counts
+
+TREE = make_tree([(6, 0.0), (4, 1.0), (6, 0.0)], [(0, 3, [(2, 1.0), (2, 0.0)])])
+"""20 tokens of its own behind a prompt of 3; as rows 9 + 7 + 9 + 8 + 8 = 41."""
+
+
+@pytest.mark.parametrize(
+    ("optim", "beta", "passes"),
+    [
+        ({}, 0.0, 1),
+        ({}, 0.1, 2),  # and one by the reference
+        ({"epochs": 2}, 0.0, 3),  # two, and one for the old log-probs
+        ({"epochs": 2}, 0.1, 5),
+        ({"minibatches": 2}, 0.0, 2),  # one, and one for the old log-probs
+    ],
+)
+def test_tokens_are_counted_for_every_pass(policy: Policy, recipe: Any, optim: Any, beta: float, passes: int) -> None:
+    config = recipe(optim={"lr": 1e-30, **optim}, loss={"beta": beta})
+    reference = Reference.of(policy) if beta else None
+    learner = Learner(policy, reference, build_optimizer(policy, config.optim), config)
+    found = learner.update([TREE, TREE], [sibling_credit(TREE)] * 2)
+    assert found.ledger.learner_tokens == 2 * 41 * passes and found.ledger.learner_tokens_unique == 2 * 23 * passes
+    assert found.ledger.trained_tokens == 40
+    assert found.metrics["main/sequences"] == 6 and found.metrics["branch/sequences"] == 4
+
+
+def test_dropped_rows_are_counted_by_their_reason(policy: Policy, recipe: Any) -> None:
+    """Three rollouts that agree; of the other tree, two branches, which are fewer than three."""
+    config = recipe(optim={"lr": 1e-30}, loss={"beta": 0.0, "min_branch_sequences": 3})
+    found = update(policy, config, [TREE, make_tree([(2, 1.0), (2, 1.0), (2, 1.0)])])
+    assert found.metrics["loss/dropped_zero_advantage"] == 3 and found.metrics["loss/dropped_few_branches"] == 2
+    assert found.ledger.trained_tokens == 16
+
+
+def test_whitening_brings_no_dropped_row_back(policy: Policy, recipe: Any) -> None:
+    """Nine tokens without advantage would get one: the mean over all tokens is not 0."""
+    config = recipe(optim={"lr": 1e-30}, credit={"whiten": True}, loss={"beta": 0.0})
+    found = update(policy, config, [TREE, make_tree([(3, 1.0), (3, 1.0), (3, 1.0)])])
+    assert found.ledger.trained_tokens == 20 and found.metrics["main/terms"] == 16
+
+
+def test_the_schedule_counts_optimizer_steps(policy: Policy, recipe: Any) -> None:
+    """Three steps of 2 mini-batches and 2 epochs are 12 optimizer steps. The metric is the rate of the last one.
+
+    Linear: after the first update it is that of step 3, (12 - 3) / 12; after the second that of step 7, 5 / 12.
+    With a warm-up of 8: 4 / 8, then 8 / 8.
+    """
+    for schedule, expected in (({"schedule": "linear"}, [0.75, 5 / 12]), ({"warmup_steps": 8}, [0.5, 1.0])):
+        config = recipe(optim={"lr": 1e-20, "minibatches": 2, "epochs": 2, **schedule}, loss={"beta": 0.0})
+        learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
+        rates = [learner.update([TREE, TREE], [sibling_credit(TREE)] * 2).metrics["lr"] for _ in range(2)]
+        assert [rate / 1e-20 for rate in rates] == pytest.approx(expected)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Starter
 from surroundings import clean_environment
 from trees import make_tree
 
@@ -60,6 +61,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Starter]:
+    """Starts commands of `deepgrpo` in processes of their own."""
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture

@@ -149,6 +149,11 @@ class Fork:
             os.kill(self.pid, number)
 
 
+def run_fork(command: list[str], **how: Any) -> SimpleNamespace:
+    """`subprocess.run` likewise."""
+    return SimpleNamespace(returncode=Fork(command, **how).wait())
+
+
 def fork(work: Callable[[], None]) -> int:
     """Do some work in a child, which ends with it."""
     pid = os.fork()
@@ -191,10 +196,13 @@ def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int
 
 def serve(address: str) -> None:
     """Fork for each connection, and tell it the child's number and, at its end, its exit code."""
-    for module in MODULES:
-        importlib.import_module(module)
-    jobs: Any = importlib.import_module("deepgrpo.lab.compare.jobs")
-    jobs.subprocess = SimpleNamespace(Popen=Fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    for each in MODULES:
+        importlib.import_module(each)
+    for name in ("jobs", "forecast"):
+        module: Any = importlib.import_module(f"deepgrpo.lab.compare.{name}")
+        module.subprocess = SimpleNamespace(
+            Popen=Fork, run=run_fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+        )  # fmt: skip
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)

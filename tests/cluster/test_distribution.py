@@ -19,7 +19,9 @@ from benchmarks.options import BenchOptions
 from benchmarks.suites import distribution
 from benchmarks.workloads import WORKLOADS, Workload
 
-SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
+SMALL = Workload(
+    "S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64, hidden=64, layers=2
+)  # fmt: skip
 SCRIPT = ROOT / "benchmarks" / "plot_distribution.py"
 
 

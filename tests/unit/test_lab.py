@@ -28,7 +28,9 @@ from deepgrpo.lab.doctor import run_doctor
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.prompts import synthetic
 
-SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
+SMALL = Workload(
+    "S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64, hidden=64, layers=2
+)  # fmt: skip
 
 
 def console() -> Console:

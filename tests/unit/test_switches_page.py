@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surroundings import ROOT
 
 from deepgrpo.config import Config, load_recipe, parse_config, to_toml
 from deepgrpo.errors import ConfigError
 
-PAGE = Path(__file__).parents[2] / "docs" / "algorithms" / "switches.md"
+PAGE = ROOT / "docs" / "algorithms" / "switches.md"
 SNIPPETS = dict(re.findall(r"```toml\n# (\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 REST: dict[str, Any] = {"model": {"type": "pretrained", "path": "some/model"}, "data": {"type": "jsonl", "path": "train.jsonl"}}
 

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 
-# nodes at 127.0.0.1 and nowhere else, as Ray does by itself on systems with a firewall that asks; which of the two is read
-# depends on the version
-os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from vllm_here import needs_vllm
 
-os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray")
 
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402

@@ -26,6 +26,7 @@ from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimat
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import held_out, open_checkpoints
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     if eval_reward is not None:
         eval_reward.close()
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")

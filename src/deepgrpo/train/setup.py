@@ -33,6 +33,7 @@ from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass
@@ -173,6 +174,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     )
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
     signals = build_signals(policy, strategy)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(

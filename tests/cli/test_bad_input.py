@@ -176,7 +176,7 @@ def test_a_row_that_cannot_be_used_is_counted_and_the_run_goes_on(
 def test_a_batch_that_is_larger_than_the_data_is_told_once(deepgrpo: Any, place: Path) -> None:
     done = deepgrpo("tiny.toml", "--run.prompts_per_step", "6")
     assert (done.code, done.err) == (0, "")
-    told = "the data has 4 prompts and a step takes run.prompts_per_step = 6: some stand in a batch more than once\n"
+    told = "the data has 4 prompts and a step takes run.prompts_per_step = 6: some occur more than once in a batch\n"
     assert done.out.count(told) == 1
     assert "more than once" not in deepgrpo("tiny.toml", "--run.name", "fits", "--run.prompts_per_step", "4").out
 

@@ -188,7 +188,7 @@ def finished_runs_are_kept_and_a_killed_one_goes_on(done: dict[str, Any]) -> Non
 def ctrl_c_saves_and_says_how_to_go_on(done: dict[str, Any]) -> None:
     out, err, code = done["stopped"]
     assert (code, err) == (130, "interrupted\n")
-    assert re.search(r"^stopped; [23] of 4 runs are finished and kept, running ones were saved; go on", out, re.MULTILINE)
+    assert re.search(r"^stopped; [23] of 4 runs are finished, the others were saved; continue", out, re.MULTILINE)
     assert "tiny: 2 arms × 2 seeds, 8,000 sampled tokens each; 1 of 4 runs are finished already\n" in out
     assert re.search(r"^deep-seed-1 continues at [\d,]+ tokens$", out, re.MULTILINE)
 
@@ -285,7 +285,7 @@ def test_what_fails_or_falls_short_is_named(tmp_path: Path, commands: Starter) -
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (1, ""), out
     said = " ".join(out.split())
-    log = r"\(all of it: runs/tiny/jobs/crash-seed-1\.log\)"
+    log = r"\(full output: runs/tiny/jobs/crash-seed-1\.log\)"
     assert re.search(rf"warning: crash-seed-1 failed: error: .*absent\.py.* {log}", said)
     over = r"as its run\.steps = 6 steps were over; about \d+ are needed: raise run\.steps"
     assert re.search(rf"warning: short-seed-2 ended at \d+ of 1,100 sampled tokens, {over}", said)

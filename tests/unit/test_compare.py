@@ -372,10 +372,10 @@ def test_the_pace_of_a_run_by_hand() -> None:
 WORK = """
 import sys, time, pathlib, signal
 what, path = sys.argv[1], pathlib.Path(sys.argv[2])
-print("begun", what)
+print("begun", what, flush=True)
 if what == "wait":
     def stop(*_):
-        print("told to stop"); sys.exit(0)
+        print("told to stop", flush=True); sys.exit(0)
     signal.signal(signal.SIGTERM, stop)
     path.with_suffix(".begun").touch()
     time.sleep(60)

@@ -15,21 +15,17 @@ nothing is passed. A function without `**kwargs` gets only what its parameters n
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from deepgrpo import rng
 from deepgrpo.config import UserReward
-from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.errors import RewardError
+from deepgrpo.loading import load_object, show
 from deepgrpo.records import Prompt, Score
 
 _RESERVED = ("prompts", "completions", "completion_ids", "answer")
@@ -47,7 +43,7 @@ class UserFunctionReward:
         self._name = config.function
         self._timeout = config.timeout_s
         self._messages = config.format == "messages"
-        self._function = load_function(config.function)
+        self._function = load_object(config.function, "reward.function")
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
@@ -130,12 +126,12 @@ class UserFunctionReward:
             entries = list(returned.tolist() if hasattr(returned, "tolist") else returned)
         except TypeError:
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(returned)}; return a list with one number "
+                f"the reward function {self._name!r} returned {show(returned)}; return a list with one number "
                 f"(or None) per response, {count} here"
             ) from None
         if isinstance(returned, str | bytes | dict):
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(returned)}; return a list of {count} numbers"
+                f"the reward function {self._name!r} returned {show(returned)}; return a list of {count} numbers"
             )
         if len(entries) != count:
             raise RewardError(
@@ -151,74 +147,11 @@ class UserFunctionReward:
             entry = entry.item()
         if not isinstance(entry, numbers.Real):
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(entry)} for response {index}; "
+                f"the reward function {self._name!r} returned {show(entry)} for response {index}; "
                 "return a number or None"
             )
         value = float(entry)
         return Score(value) if math.isfinite(value) else Score(0.0, problem="not finite")
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Find "package.module:name" or "path/to/file.py:name".
-
-    Raises ConfigError: the form is wrong, the file, the module or the name is missing, importing it fails.
-    """
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ConfigError(
-            f'reward.function is {name!r}; write "package.module:name" or "path/to/file.py:name", with a colon '
-            "before the function's name"
-        )
-    module = _load_file(place, name) if place.endswith(".py") else _load_module(place, name)
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = "does not have it" if found is None else f"has it as {_show(found)}, which cannot be called"
-        raise ConfigError(
-            f"reward.function is {name!r}, but {place} {what}; it has {', '.join(public) or 'no function at all'}"
-        )
-    function: Callable[..., Any] = found
-    return function
-
-
-def _load_file(place: str, name: str) -> Any:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise ConfigError(
-            f"reward.function is {name!r}, but the file {str(path)!r} does not exist; "
-            "a relative path starts where you run"
-        )
-    # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
-    module_name = f"deepgrpo_user_{path.stem}_{rng.key(str(path)):x}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # a .py file always has a spec and a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[module_name]
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ConfigError(f"reward.function is {name!r}, but running the file failed: {_last(error)}") from error
-    return module
-
-
-def _load_module(place: str, name: str) -> Any:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
-            raise ConfigError(
-                f"reward.function is {name!r}, but there is no module {error.name!r}; install it, add its folder to "
-                'PYTHONPATH, or name a file: "path/to/file.py:name"'
-            ) from None
-        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
-    except Exception as error:
-        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:
@@ -227,14 +160,3 @@ def _message(role: str, content: str) -> list[dict[str, str]]:
 
 async def _wait(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _last(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{where}; correct it"
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}{'...' if len(text) > 60 else ''} (a {type(value).__name__})"

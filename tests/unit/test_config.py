@@ -187,7 +187,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("eval.data.type", "synthetic", "synthetic"),
         ("sampling.stop", '["\\n\\n", "#"]', ("\n\n", "#")),
         ("optim.betas", "[0.8, 0.99]", (0.8, 0.99)),
-        ("explore.segments", '{type = "tokens", size = 8}', {"type": "tokens", "size": 8, "extra_ends": ()}),
+        ("explore.segments", '{type = "tokens", size = 8}', {"type": "tokens", "size": 8, "extra_ends": (), "function": None}),
         ("loss.dual_clip", "none", None),
         ("loss.dual_clip", "None", None),
         ("warmstart", "none", None),

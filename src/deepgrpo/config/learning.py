@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -103,6 +103,13 @@ class OptimConfig(Section):
     """Split the prompts of a step into this many optimizer steps."""
     epochs: PositiveInt = 1
     """Passes over the batch of a step."""
+
+    def check(self, recipe: Any) -> None:
+        if self.minibatches > recipe.run.prompts_per_step:
+            raise ValueError(
+                f"optim.minibatches is {self.minibatches}, but a step has only run.prompts_per_step = "
+                f"{recipe.run.prompts_per_step} prompts to split; lower it"
+            )
 
 
 class LearnerConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -36,7 +36,14 @@ class PretrainedModel(Section):
     """transformers' name of the attention function, e.g. "eager"; absent: its own choice, with tree packing where the
     model proves that it can."""
     lora: LoraConfig | None = None
-    """Adapters; absent: train all weights."""
+    """Adapters; none: train all weights."""
+
+    def check(self, recipe: Any) -> None:
+        if self.lora is not None and recipe.warmstart and recipe.loss.beta > 0:
+            raise ValueError(
+                f"loss.beta is {recipe.loss.beta} with model.lora and a warm start: the KL would be measured from the model "
+                "without adapters, not from the warm-started one; set loss.beta = 0, or leave out one of the other two"
+            )
 
 
 class ScratchModel(Section):
@@ -53,6 +60,13 @@ class ScratchModel(Section):
     """Width inside the feed-forward layers."""
     max_position: PositiveInt = 256
     """Longest prompt plus response, in tokens."""
+
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "synthetic":
+            raise ValueError(
+                f'model.type is "scratch", but data.type is "{recipe.data.type}": a model from scratch knows only the '
+                'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
+            )
 
 
 ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
@@ -79,6 +93,18 @@ class WarmstartConfig(Section):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
         populate_by_name=True, serialize_by_alias=True,
     )  # fmt: skip
+
+    def check(self, recipe: Any) -> None:
+        if self.from_ is None and recipe.data.type != "synthetic":
+            raise ValueError(
+                f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
+                'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if self.target_accuracy is not None and recipe.eval.every is None:
+            raise ValueError(
+                f"warmstart.target_accuracy is {self.target_accuracy}, but eval.every is missing, so there are no questions "
+                "to measure it on; set eval.every and add a table [eval.data], or remove warmstart.target_accuracy"
+            )
 
     @model_validator(mode="after")
     def _either_or(self) -> WarmstartConfig:

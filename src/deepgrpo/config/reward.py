@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -24,7 +24,15 @@ class _RewardBase(Section):
     truncated_value: float | None = 0.0
     """Reward of a response that was cut off at the length limit; absent ("none"): it is scored like any other."""
     overlong: OverlongConfig | None = None
-    """Penalty on length, for any reward; absent: none."""
+    """Penalty on length, for any reward; none: no penalty."""
+
+    def check(self, recipe: Any) -> None:
+        longest = recipe.sampling.max_new_tokens
+        if self.overlong is not None and self.overlong.cache > longest:
+            raise ValueError(
+                f"reward.overlong.cache is {self.overlong.cache}, but a response has at most sampling.max_new_tokens = "
+                f"{longest} tokens, so every one of them would be penalised; lower the one or raise the other"
+            )
 
 
 class MathReward(_RewardBase):
@@ -57,6 +65,14 @@ class TaskReward(_RewardBase):
     """For reasoning_gym: seconds for one check; then its worker process is killed and the sample scores 0."""
     workers: PositiveInt = 1
     """For reasoning_gym: worker processes."""
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        if recipe.data.type not in ("synthetic", "reasoning_gym"):
+            raise ValueError(
+                f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
+                'choose reward.type = "math", "exact" or "user"'
+            )
 
 
 class UserReward(_RewardBase):

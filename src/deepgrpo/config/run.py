@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -37,6 +37,11 @@ class EvalConfig(Section):
             )
         if self.every is not None and self.data is None:
             raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        if self.reward is not None and self.reward.overlong is not None:
+            raise ValueError(
+                f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
+                "alone; remove it there"
+            )
         return self
 
 
@@ -139,3 +144,10 @@ class ClusterConfig(Section):
     weight makes up for."""
     waves: PositiveInt = 1
     """Grow a batch in this many parts at once, so that branches of one are sampled while another samples its rollouts."""
+
+    def check(self, recipe: Any) -> None:
+        if self.overlap and recipe.loss.importance == "off":
+            raise ValueError(
+                'cluster.overlap is on and loss.importance is "off": nothing would make up for rollouts that are one update '
+                'old; set loss.importance = "auto"'
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -74,6 +74,13 @@ class VLLMEngine(Section):
     """Seconds for one call of the engine; one that takes longer ends the run with an error."""
     options: dict[str, str | int | float | bool] = {}
     """More arguments of vLLM's `LLM`, by their names there, e.g. { tensor_parallel_size = 2 }."""
+
+    def check(self, recipe: Any) -> None:
+        if recipe.sampling.temperature > 2:
+            raise ValueError(
+                f"sampling.temperature is {recipe.sampling.temperature}, but vLLM takes at most 2; lower it, or set "
+                'engine.type = "embedded"'
+            )
 
 
 EngineConfig = Annotated[EmbeddedEngine | VLLMEngine, Field(discriminator="type")]

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import AttnRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
-from deepgrpo.explore.base import ATTENTION, Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import ATTENTION, Context, Limits, Signal, State, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Credit, Node, Pivot, Tree
 
@@ -31,8 +30,8 @@ class AttnRLStrategy:
     segment: Segmenter
 
     @classmethod
-    def build(cls, config: AttnRLExplore, scale: Literal["none", "std"], tokenizer: Any) -> AttnRLStrategy:
-        return cls(config, build_segmenter(config.segments, tokenizer))
+    def build(cls, config: AttnRLExplore, context: Context) -> AttnRLStrategy:
+        return cls(config, build_segmenter(config.segments, context.tokenizer))
 
     @property
     def signals(self) -> frozenset[Signal]:

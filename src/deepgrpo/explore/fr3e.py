@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import FR3EExplore
 from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
 SHARPNESS = 1.5
@@ -28,17 +27,13 @@ SHARPNESS = 1.5
 
 
 @dataclass(frozen=True)
-class FR3EStrategy:
+class FR3EStrategy(Stateless):
     config: FR3EExplore
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
+    scale: Scale = "none"
 
     @classmethod
-    def build(cls, config: FR3EExplore, scale: Literal["none", "std"], tokenizer: Any) -> FR3EStrategy:
-        return cls(config, scale)
-
-    def initial_state(self) -> State:
-        return {}
+    def build(cls, config: FR3EExplore, context: Context) -> FR3EStrategy:
+        return cls(config, context.scale)
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -85,12 +80,6 @@ class FR3EStrategy:
         if self.config.values == "positive_advantage":
             return [float(np.mean(own > 0)) for own in advantages]
         return [float(np.mean([reward > self.config.success_threshold for reward in own])) for own in rewards]
-
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
 
 
 def anchors(node: Node, count: int, *, room: int) -> list[int]:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import OracleExplore
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, Scale, Signal, State, main_pivot
 from deepgrpo.records import Credit, Node, Pivot, Prompt, Tree
 
 FirstError = Callable[[Prompt, str], int | None]
@@ -32,14 +31,16 @@ class OracleStrategy:
     first_error: FirstError
     decode: Callable[[Sequence[int]], str]
     """Tokens → text without special tokens."""
-    scale: Literal["none", "std"] = "none"
+    scale: Scale = "none"
     signals: frozenset[Signal] = frozenset()
 
     @classmethod
-    def build(
-        cls, config: OracleExplore, scale: Literal["none", "std"], tokenizer: Any, first_error: FirstError
-    ) -> OracleStrategy:
-        return cls(config, first_error, lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)), scale)
+    def build(cls, config: OracleExplore, context: Context) -> OracleStrategy:
+        def decode(tokens: Sequence[int]) -> str:
+            return str(context.tokenizer.decode(tokens, skip_special_tokens=True))
+
+        # only the synthetic task knows first errors; the recipe is checked for it
+        return cls(config, context.task.first_error, decode, context.scale)
 
     def initial_state(self) -> State:
         return {"failed": 0, "without_error": 0}

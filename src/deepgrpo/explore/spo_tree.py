@@ -10,30 +10,25 @@ TreeRPO's relative advantage is a switch: V bottom up as the mean over children,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from deepgrpo.config import SPOTreeExplore
 from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Limits, Signal, State
+from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class SPOTreeStrategy:
+class SPOTreeStrategy(Stateless):
     config: SPOTreeExplore
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
+    scale: Scale = "none"
 
     @classmethod
-    def build(cls, config: SPOTreeExplore, scale: Literal["none", "std"], tokenizer: Any) -> SPOTreeStrategy:
-        return cls(config, scale)
-
-    def initial_state(self) -> State:
-        return {}
+    def build(cls, config: SPOTreeExplore, context: Context) -> SPOTreeStrategy:
+        return cls(config, context.scale)
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -57,15 +52,9 @@ class SPOTreeStrategy:
     def credit(self, tree: Tree) -> Credit:
         return segment_credit(tree, self.config.advantage, self.scale)
 
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
-
 
 def segment_credit(
-    tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Literal["none", "std"] = "none"
+    tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Scale = "none"
 ) -> Credit:
     """Credit of every edge of a tree of segments, each node trained once, in the stream of its pivot.
 

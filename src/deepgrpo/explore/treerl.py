@@ -12,38 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo import rng
 from deepgrpo.config import TreeRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class TreeRLStrategy:
+class TreeRLStrategy(Stateless):
     config: TreeRLExplore
     text_of: Callable[[int], str]
     """The text of a token."""
-    signals: frozenset[Signal] = frozenset()
 
     @classmethod
-    def build(cls, config: TreeRLExplore, scale: Literal["none", "std"], tokenizer: Any) -> TreeRLStrategy:
+    def build(cls, config: TreeRLExplore, context: Context) -> TreeRLStrategy:
         # there is no group to scale by; the recipe is checked for it
         texts: dict[int, str] = {}
 
         def text_of(token: int) -> str:
             if token not in texts:
-                texts[token] = tokenizer.decode([token])
+                texts[token] = context.tokenizer.decode([token])
             return texts[token]
 
         return cls(config, text_of)
-
-    def initial_state(self) -> State:
-        return {}
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -102,12 +97,6 @@ class TreeRLStrategy:
             tree, leaf_values=config.leaf_values, token_mean=config.token_mean, node_values=config.node_values,
             zero_local=config.zero_local, kept=kept,
         )  # fmt: skip
-
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
 
 
 def draw_leaves(tree: Tree, count: int, success_threshold: float) -> list[int]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -67,7 +68,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
     for each in {id(reward): reward, id(eval_reward): eval_reward}.values():
         each.close()
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_signals(policy, strategy)  # refuses a model that cannot tell what the strategy wants to know
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")

@@ -16,7 +16,7 @@ from deepgrpo.config import Config, PretrainedModel, ScratchModel, TaskReward, t
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import CheckpointError, ConfigError, ModelError
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits, Signals, Strategy
+from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
 from deepgrpo.model.meta_policy import build_meta_policy
@@ -199,7 +199,7 @@ def open_run(config: Config, resume: Path | None, place: Place | None = None) ->
     task = build_task(config.data)
     reward = place.reward(config, task)
     eval_prompts, eval_reward = held_out(config, policy, limits, reward)
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     signals = build_signals(policy, strategy)
     # last: engine and learner may start processes, which whoever has the run will close
     engine = place.engine(config, policy)

@@ -23,7 +23,7 @@ from deepgrpo.config import ExploreConfig, tables_of
 from deepgrpo.credit.group import STD_EPSILON
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits, Signal, State, Strategy
+from deepgrpo.explore.base import Context, Limits, Signal, State, Strategy
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.loss.streams import ZERO_ADVANTAGE
 from deepgrpo.pack.layout import lay_out
@@ -128,7 +128,7 @@ class Grown:
 
 def _build(config: dict[str, Any], scale: Literal["none", "std"] = "none") -> Strategy:
     section = TypeAdapter(ExploreConfig).validate_python(config)
-    return build_strategy(section, scale=scale, tokenizer=Letters(), task=_Task())
+    return build_strategy(section, Context(scale, Letters(), _Task()))
 
 
 def _grow(

@@ -17,6 +17,7 @@ from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
 from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
 from deepgrpo.prompts import synthetic
@@ -52,13 +53,13 @@ def outlined(config: Config) -> Policy:
 
 def one_process(config: Config) -> MemoryEstimate:
     policy = outlined(config)
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     return estimate_memory(config, policy, strategy, 20)
 
 
 def cluster(config: Config) -> dict[str, Holder]:
     policy = outlined(config)
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     return {f"{h.name}, {h.memory}": h for h in estimate_cluster(config, policy, strategy, 20)}
 
 

@@ -262,11 +262,12 @@ def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> None:
     from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
     from deepgrpo.train.memory import estimate_memory
 
     count = sum(p.numel() for p in policy.model.parameters())
     config = recipe(engine={"type": "vllm", "kv_cache_gb": 2})
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     found = estimate_memory(config, policy, strategy, 50)
     assert (found.engine, found.cache, found.kept) == (4 * count, 2 * 2**30, 0)
     # two GPUs share both; on a CPU the cache has a size of its own

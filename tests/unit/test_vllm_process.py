@@ -262,7 +262,7 @@ def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> None:
     from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Context
+    from deepgrpo.explore.base import Context
     from deepgrpo.train.memory import estimate_memory
 
     count = sum(p.numel() for p in policy.model.parameters())

@@ -196,10 +196,10 @@ def test_a_rollout_worker_and_a_learner_are_killed(
     assert "a learner has died; the run comes back from its last checkpoint" in text
 
 
-def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
+def test_reward_workers_are_killed_and_stuck_while_a_batch_grows_in_waves(
     two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One reward worker dies in step 1, the other answers nothing from step 2 on."""
+    """Two threads sample and score at once. One reward worker dies in step 1, the other answers nothing from step 2 on."""
     pids: list[int] = []
 
     def disturb(pool: RewardPool) -> None:
@@ -211,12 +211,12 @@ def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
         monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
         lambda group: os.kill(pids[1], signal.SIGSTOP),
     )  # fmt: skip
-    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "reward_deadline_s": 15}
-    run = train_on_cluster(recipe(tmp_path, "rewards", cluster))
+    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "waves": 2, "reward_deadline_s": 15}
+    run = train_on_cluster(recipe(tmp_path, "waves", cluster))
     assert_same(run, alone)
     assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
     text = (run / "log.txt").read_text()
-    assert "1 learners (ddp, gloo), 2 reward workers" in text
+    assert "1 learners (ddp, gloo), 2 reward workers, batches grown in 2 waves" in text
     assert "reward worker 0 has died; its responses are scored again" in text
     assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
 

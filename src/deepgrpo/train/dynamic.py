@@ -8,15 +8,13 @@ rollouts of a prompt fail, so asking after the first round of rollouts would thr
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from deepgrpo import rng
-from deepgrpo.explore.grow import Growth
+from deepgrpo.explore.grow import Growth, joined
 from deepgrpo.loss.streams import ZERO_ADVANTAGE
 from deepgrpo.prompts.source import Cursor, PromptSource
 from deepgrpo.records import Credit, Prompt, Tree
@@ -66,7 +64,7 @@ def gather(
             credits.append(credit(tree))
             if not dynamic or has_signal(credits[-1]):
                 kept.append(len(credits) - 1)
-    return Batch(functools.reduce(operator.add, growths), tuple(credits), tuple(kept), cursor, len(growths))
+    return Batch(joined(growths), tuple(credits), tuple(kept), cursor, len(growths))
 
 
 def round_seed(seed: int, number: int) -> int:

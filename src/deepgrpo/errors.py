@@ -5,6 +5,7 @@
     ├── DataError          a data file, a column or a row cannot be used
     ├── ModelError         a model or tokenizer cannot be loaded or cannot do what is asked
     ├── RewardError        a reward function breaks its contract
+    ├── StrategyError      a user's strategy or segmenter breaks its contract
     ├── EngineError        sampling cannot go on
     ├── TrainingError      the update is not usable (a loss that is not finite, ...)
     ├── CheckpointError    a checkpoint cannot be written or read
@@ -39,6 +40,10 @@ class ModelError(DeepGRPOError):
 
 class RewardError(DeepGRPOError):
     """A reward function breaks its contract."""
+
+
+class StrategyError(DeepGRPOError):
+    """A user's strategy or segmenter breaks its contract."""
 
 
 class EngineError(DeepGRPOError):

@@ -18,6 +18,7 @@ from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
+from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
 from deepgrpo.prompts import synthetic
@@ -33,7 +34,6 @@ from deepgrpo.train.memory import (
     estimate_cluster,
     estimate_memory,
 )
-from fakes import FakeEngine
 from tiny import save_model
 
 # The tiny policy has 19 tokens, width 32, 2 layers with 2 heads of 16 and a feed-forward of 64, the head tied:

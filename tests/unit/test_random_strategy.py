@@ -18,8 +18,8 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.grow import grow
 from deepgrpo.explore.random import RandomStrategy, log_uniform
+from deepgrpo.explore.toy import FakeEngine, Letters, decode, make_judge, make_prompt
 from deepgrpo.records import ROOT, Tree
-from fakes import FakeEngine, Letters, decode, make_judge, make_prompt
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 

@@ -20,9 +20,9 @@ from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.grow import grow
+from deepgrpo.explore.toy import FakeEngine, Letters, decode, make_judge, make_prompt
 from deepgrpo.explore.treerl import TreeRLStrategy, draw_leaves
 from deepgrpo.records import ROOT, Credit, Tree
-from fakes import FakeEngine, Letters, decode, make_judge, make_prompt
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 RANDOM = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from deepgrpo.errors import EngineError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals
 from deepgrpo.explore.grow import Growth, Judge, grow
+from deepgrpo.explore.toy import FakeEngine, Letters, make_judge
 from deepgrpo.explore.waves import grow_in_waves
 from deepgrpo.records import Prompt
-from fakes import FakeEngine, Letters, make_judge
 
 PROMPTS = [Prompt(f"p{i % 3}", "", (1, 2, 3), question="") for i in range(7)]
 

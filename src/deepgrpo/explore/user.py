@@ -18,7 +18,7 @@ import numpy as np
 from deepgrpo.config import UserExplore
 from deepgrpo.errors import ConfigError, DeepGRPOError, StrategyError
 from deepgrpo.explore.base import Context, Limits, Signal, State
-from deepgrpo.explore.checks import BrokenRule, check_credit, check_metrics, check_pivots, check_state
+from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_pivots, check_state
 from deepgrpo.loading import load_object, show
 from deepgrpo.records import Credit, Pivot, Tree
 
@@ -78,7 +78,7 @@ class UserStrategy:
         most = config.num_rollouts * (1 + config.most_branches)
         planned = sum(pivot.num_branches for pivot in (*tree.pivots, *pivots) if pivot.max_tokens is None)
         if planned > most:
-            raise BrokenRule(
+            raise BrokenRuleError(
                 f"plan has {planned} continuations for prompt {tree.prompt.id!r}, but explore.num_rollouts · (1 + "
                 f"explore.most_branches) is {config.num_rollouts} · (1 + {config.most_branches}) = {most}; raise one of the "
                 "two, or plan fewer"
@@ -106,7 +106,7 @@ class UserStrategy:
         answer = _call(self.config, name, call)
         try:
             return check(answer)
-        except BrokenRule as error:
+        except BrokenRuleError as error:
             raise StrategyError(f"{_head(self.config)}: {error}") from None
 
 
@@ -151,9 +151,10 @@ def _call(config: UserExplore, name: str, call: Callable[[], T]) -> T:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the user's code that raised: the first frame below ours."""
+    """File and line of the user's code that raised: the deepest frame in the file that we called."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    return f"{frames[0].filename}, line {frames[0].lineno}" if frames else "no line of its own"
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else "at the call"
 
 
 def _head(config: UserExplore) -> str:

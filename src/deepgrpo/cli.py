@@ -130,10 +130,11 @@ def _run(arguments: list[str]) -> int:
             config=_STYLE,
         )
         return 0
-    rest, overrides = arguments[1:], []
+    rest = arguments[1:]
+    overrides: Overrides = []
     if command.overrides != "none":
         rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
-    options = tyro.cli(
+    options: object = tyro.cli(
         command.options,
         prog=f"deepgrpo {name}",
         description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),

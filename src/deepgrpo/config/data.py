@@ -61,6 +61,7 @@ class TemplateConfig(Section):
 
 
 class _DataBase(Section):
+    type: str
     template: TemplateConfig = TemplateConfig()
     limit: PositiveInt | None = None
     """Use only the first rows."""

@@ -21,6 +21,7 @@ class OverlongConfig(Section):
 
 
 class _RewardBase(Section):
+    type: str
     truncated_value: float | None = 0.0
     """Reward of a response that was cut off at the length limit; absent ("none"): it is scored like any other."""
     overlong: OverlongConfig | None = None

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,16 +57,10 @@ class World:
         return f"seed {self.seed}, rewards {self.rewards}, responses: {lengths}"
 
 
-WORLDS = tuple(
-    World(seed, rewards, lengths)
-    for seed, (rewards, lengths) in itertools.product(
-        range(3),
-        [
-            ("mixed", "any"), ("graded", "any"), ("all right", "any"), ("all wrong", "any"), ("mixed", "one"),
-            ("mixed", "endless"),
-        ],
-    )
-)  # fmt: skip
+_KINDS: list[tuple[Rewards, Lengths]] = [
+    ("mixed", "any"), ("graded", "any"), ("all right", "any"), ("all wrong", "any"), ("mixed", "one"), ("mixed", "endless"),
+]  # fmt: skip
+WORLDS = tuple(World(seed, rewards, lengths) for seed in range(3) for rewards, lengths in _KINDS)
 
 
 class Watched:

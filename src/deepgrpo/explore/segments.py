@@ -91,14 +91,16 @@ def user_ends(function: Callable[[Sequence[str]], Any], name: str, texts: Sequen
         ends = list(found.tolist() if hasattr(found, "tolist") else found)
     except Exception as error:
         raise StrategyError(f"{head} raised {where(error)}; let it return a list of ints") from error
-    for index, end in enumerate(ends):
+    plain: list[int] = []
+    for end in ends:
         if isinstance(end, bool) or not isinstance(end, numbers.Integral):
             raise StrategyError(f"{head} returned {show(end)} as an end; return a list of ints")
-        if not 1 <= end <= count:
+        if not 1 <= int(end) <= count:
             raise StrategyError(f"{head} returned the end {end} for {count} tokens; an end is from 1 to {count}")
-        if index and end <= ends[index - 1]:
-            raise StrategyError(f"{head} returned {end} after {ends[index - 1]}; return ascending ends, each once")
-    return _close([int(end) for end in ends], count)
+        if plain and int(end) <= plain[-1]:
+            raise StrategyError(f"{head} returned {end} after {plain[-1]}; return ascending ends, each once")
+        plain.append(int(end))
+    return _close(plain, count)
 
 
 def count_ends(length: int, count: int) -> list[int]:

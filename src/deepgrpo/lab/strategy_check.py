@@ -25,21 +25,21 @@ def check_strategy(reference: str, explore: str, out: Console) -> int:
 
     Raises ConfigError or StrategyError if the strategy cannot be loaded or built.
     """
-    config = _section(reference, explore)
-    build_strategy(config, CONTEXT)
-    out.print(f"strategy {escape(reference)}: {len(WORLDS)} toy worlds per rule")
-    failed = False
-    for verdict in run_contract(lambda: build_strategy(config, CONTEXT)):
+    strategy = build_strategy(_section(reference, explore), CONTEXT)
+    out.print(escape(f"strategy {reference}: {len(WORLDS)} toy worlds per rule"))
+    failed, told = False, ""
+    # one instance for all rules: a memory outside its state shows
+    for verdict in run_contract(lambda: strategy):
         rule = verdict.rule
         if verdict.reason is None:
-            out.print(f"  passed    {rule.name}")
+            out.print(escape(f"  passed   {rule.name}"), soft_wrap=True)
             continue
         failed = failed or rule.required
+        out.print(escape(f"  {'failed' if rule.required else 'differs':<9}{rule.name}"), soft_wrap=True)
         reason = verdict.reason.removeprefix(f"the strategy {reference!r}: ")
-        out.print(escape(f"  {'failed' if rule.required else 'differs'}{'':<{4 if rule.required else 3}}{rule.name}"))
-        out.print(escape(f"            {reason}"), soft_wrap=True)
-        out.print(escape(f"            ({verdict.world})"), soft_wrap=True)
-    out.print("failed" if failed else "passed: it can be trained with")
+        out.print(escape(f"           {'as above' if reason == told else reason} ({verdict.world})"), soft_wrap=True)
+        told = reason
+    out.print("at least one rule is broken" if failed else "all required rules are kept")
     return int(failed)
 
 

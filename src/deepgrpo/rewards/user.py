@@ -2,14 +2,18 @@
 
     def reward(prompts, completions, completion_ids, answer, **columns) -> list[float | None]
 
-Everything is a list with one entry per response. `prompts` are the texts that the model read, `completions` those that
-it wrote: plain strings, also where a chat template was used. With `reward.format = "messages"` both are lists of messages,
-as TRL hands them over for conversational data and as its own functions (`trl.rewards:accuracy_reward`) want them: a prompt
-is [{"role": "user", "content": the question}], without the template's wording and system turn, a completion
-[{"role": "assistant", "content": text}].
-`answer` is the reference as a string, or a list of strings for a row with several. `columns` are the other columns
-of the data; a row that lacks one has None there. Of TRL's extras `trainer_state`, `log_extra` and `log_metric`
-nothing is passed. A function without `**kwargs` gets only what its parameters name.
+Every argument is a list with one entry per response.
+
+- `prompts`, `completions`: strings, the model's input and output, also with a chat template. With
+  `reward.format = "messages"` both are lists of messages, as in TRL for conversational data and as its own functions
+  (`trl.rewards:accuracy_reward`) require: a prompt is [{"role": "user", "content": question}], without the template's
+  wording and system turn; a completion is [{"role": "assistant", "content": text}].
+- `completion_ids`: tokens of the completions.
+- `answer`: the reference as a string, or a list of strings for a row with several.
+- `columns`: the other columns of the data, None for a row without the column.
+
+TRL's `trainer_state`, `log_extra` and `log_metric` are not passed. A function without `**kwargs` gets only the
+arguments that its parameters name.
 """
 
 from __future__ import annotations
@@ -27,31 +31,34 @@ from deepgrpo.config import UserReward
 from deepgrpo.errors import RewardError
 from deepgrpo.loading import load_object, show
 from deepgrpo.records import Prompt, Score
+from deepgrpo.rewards.base import Verifier
 
 _RESERVED = ("prompts", "completions", "completion_ids", "answer")
 
 
 class UserFunctionReward:
-    """Calls a function once per round of responses.
+    """Reward by a user's function, called once per round of responses.
 
-    An entry that is None scores 0 with `parsed` False (the function had nothing to say); one that is NaN or infinite
-    scores 0 with the problem "not finite".
+    A returned None scores 0 with `parsed` False; NaN or infinity scores 0 with the problem "not finite".
     """
 
     def __init__(self, config: UserReward) -> None:
-        """Raises ConfigError if the function cannot be found."""
+        """Load the function. Raises ConfigError if it cannot be loaded."""
         self._name = config.function
         self._timeout = config.timeout_s
         self._messages = config.format == "messages"
         self._function = load_object(config.function, "reward.function")
 
+    @classmethod
+    def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
+        return cls(config)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """Raises RewardError: the function raises, takes too long, or returns anything but one number per response.
+        """See `Reward.score`. Raises RewardError: the function raises, times out, or returns no list of numbers.
 
-        The call runs in a daemon thread. Python cannot kill a thread: one that has passed the limit runs on until
-        the process ends, which the error brings about.
+        The call runs in a daemon thread. Python cannot kill a thread: after a timeout it runs until the process exits.
         """
         if not prompts:
             return []
@@ -63,7 +70,7 @@ class UserFunctionReward:
             try:
                 result = self._function(**arguments)
                 outcome.append(asyncio.run(_wait(result)) if inspect.isawaitable(result) else result)
-            except BaseException as error:  # SystemExit too: a thread would swallow it
+            except BaseException as error:  # SystemExit too, which a thread would swallow
                 failure.append(error)
 
         thread = threading.Thread(target=call, name="deepgrpo-reward", daemon=True)
@@ -122,7 +129,7 @@ class UserFunctionReward:
 
     def _scores(self, returned: Any, count: int) -> list[Score]:
         try:
-            # tolist: numpy arrays and torch tensors become plain numbers
+            # tolist converts numpy arrays and torch tensors to numbers
             entries = list(returned.tolist() if hasattr(returned, "tolist") else returned)
         except TypeError:
             raise RewardError(

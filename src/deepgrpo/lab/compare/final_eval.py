@@ -39,11 +39,11 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     import torch
 
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
-    from deepgrpo.eval.command import find_model, load_model
     from deepgrpo.eval.evaluate import evaluate
+    from deepgrpo.eval.model import find_model, load_model
     from deepgrpo.model.device import resolve_device
     from deepgrpo.prompts.tasks import build_task
-    from deepgrpo.rewards.base import build_reward
+    from deepgrpo.rewards import build_reward
     from deepgrpo.train.log import replace_file
 
     source = find_model(str(directory))

@@ -36,7 +36,8 @@ from deepgrpo.lab.probe.setting import ProbeSetting, open_policy, resolve_settin
 from deepgrpo.lab.probe.verdict import ProbeVerdict, early_verdict, remarks, verdict
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
-from deepgrpo.rewards.base import build_reward, judge
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.stats import Proportion
 

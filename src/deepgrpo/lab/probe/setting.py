@@ -31,7 +31,8 @@ from deepgrpo.config import (
     shipped,
 )
 from deepgrpo.errors import ConfigError, MissingExtraError, ModelError
-from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, ModelSource, find_model, load_model
+from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS
+from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.suites import EvalSet, resolve
 from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.sampling import MIN_FAILED
@@ -107,7 +108,7 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
     import torch
 
     from deepgrpo.model.device import resolve_device
-    from deepgrpo.train.setup import build_policy
+    from deepgrpo.train.build import build_policy
 
     config = setting.config
     threads = options.threads or (config.run.threads if config else None)

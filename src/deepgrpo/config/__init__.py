@@ -1,4 +1,4 @@
-"""The recipe: frozen models, every default stated once, no torch.
+"""Recipes: frozen models, every default stated once, no torch.
 
 A recipe is a TOML file with one table per section; each module here holds one domain. Where a section has several kinds
 (`data`, `reward`, `explore`, ...), its key `type` chooses one. Unknown keys, wrong types and impossible combinations raise

@@ -23,7 +23,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     """
     path = Path(path)
     raw = read_recipe(path)
-    # another type first: the keys that follow are meant for it
+    # types first: the other keys belong to the new type
     for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
         _set_dotted(raw, dotted, value)
         if dotted.endswith(".type"):
@@ -32,10 +32,10 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe as a nested dict, not checked yet.
+    """Read a recipe as a nested dict, unchecked.
 
-    A key `base` at its top names another recipe (one that comes along, or a path from where this one is), which it then is
-    with changes; see `merge`.
+    A top-level key `base` names another recipe (a shipped one, or a path relative to this file) that this one changes; see
+    `merge`.
 
     Raises ConfigError: a file is missing or not TOML, or recipes are each other's base.
     """
@@ -69,7 +69,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with changes: tables are merged key by key, but one of another `type` takes the place of the former.
+    """Apply changes to a recipe: tables are merged key by key; a table of another `type` replaces the former one.
 
     >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"gamma": 1.0}})
     {'explore': {'type': 'deep', 'gamma': 1.0}}
@@ -89,7 +89,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
-    """After `--explore.type root`, drop the recipe's keys that only its former type has: they cannot be meant."""
+    """After `--explore.type root`, drop keys of the recipe that the new type does not have."""
     table: Any = raw
     for name in section:
         table = table[name]
@@ -143,7 +143,7 @@ def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
     if value.lower() in ("none", "null"):
-        # absent is how TOML says none; fields whose default is not None accept an explicit null
+        # TOML has no null; fields whose default is not None accept an explicit one
         table[key] = None
         return
     try:

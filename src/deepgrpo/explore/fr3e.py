@@ -1,13 +1,13 @@
-"""FR3E (arXiv:2507.04984): start anew from the least likely tokens of a rollout that succeeded and of one that failed.
+"""FR3E (arXiv:2507.04984): fresh rollouts from the least likely tokens of a rollout that succeeded and one that failed.
 
-    bases      the first success and the first failure among `num_bases` rollouts; looked at, not trained
+    bases      the first success and the first failure among `num_bases` rollouts; analysed, not trained
     states     of a base, j = 0: the prompt; j = 1..: before each of its `num_anchors` tokens of lowest probability, in order
     rollouts   n from every state
     V_j        share of successes among them
     ΔV_0       1 - V_0              ΔV_j = V_j - V_{j-1}
     advantage  (R - mean of the state's n) / exp(ΔV_j)
 
-Where a step gained much, its rollouts count less; where the base went wrong, they count more.
+Rollouts count less where a step gained much, and more where the base went wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless, main
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
 SHARPNESS = 1.5
-"""Exponent of |ΔV| with `explore.sharpen`, that of the released code."""
+"""Exponent of |ΔV| with `explore.sharpen`, as in the released code."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FR3EStrategy(Stateless):
         return pivots
 
     def _bases(self, tree: Tree) -> list[int]:
-        """The first rollout that succeeded and the first that failed, in the order of sampling."""
+        """The first rollout that succeeded and the first that failed, in sampling order."""
         succeeded = [self._success(tree.nodes[index]) for index in tree.children(0)]
         return sorted(succeeded.index(outcome) for outcome in set(succeeded))
 
@@ -61,7 +61,7 @@ class FR3EStrategy(Stateless):
         return level == 0
 
     def credit(self, tree: Tree) -> Credit:
-        """All in one stream, as published. The groups are named by where their rollouts start: prompt, or anchor."""
+        """Credit in one stream, as published; each group is labelled by the start of its rollouts, prompt or anchor."""
         spans: list[CreditSpan] = []
         groups: list[Group] = []
         for states in _chains(tree):

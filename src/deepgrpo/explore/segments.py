@@ -46,7 +46,7 @@ def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
 
 
 def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) -> list[int]:
-    """Segments end at a token whose text ends a sentence or a line, closing quotes and brackets aside.
+    """Segments end at a token whose text ends a sentence or a line, ignoring closing quotes and brackets.
 
     A full stop that is followed by a digit is a decimal point: `["3", ".", "5", " apples", "."]` has one end, 5.
     """
@@ -54,7 +54,7 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
     for i, text in enumerate(texts):
         bare = text if text.endswith("\n") else text.rstrip(_CLOSERS)
         if found and found[-1] == i and not text.strip():
-            found[-1] = i + 1  # white space after an end belongs to it: no segment is nothing but a line break
+            found[-1] = i + 1  # white space after an end belongs to it: no segment is only a line break
             continue
         if not bare.endswith(tuple(ends)):
             continue
@@ -66,14 +66,14 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
 
 
 def step_ends(texts: Sequence[str]) -> list[int]:
-    """Segments end at the token that completes a blank line, whether one token brings it or several do."""
+    """Segments end at the token that completes a blank line, which may span several tokens."""
     found: list[int] = []
     pending = ""
     for i, text in enumerate(texts):
         pending += text
         if "\n\n" in pending:
             found.append(i + 1)
-            # further line breaks of the same gap make no further step
+            # further line breaks of the same gap start no new step
             pending = pending.rpartition("\n\n")[2]
     return _close(found, len(texts))
 
@@ -109,5 +109,5 @@ def count_ends(length: int, count: int) -> list[int]:
 
 
 def _close(ends: list[int], length: int) -> list[int]:
-    """The last token always ends a segment."""
+    """Add the end of the last token if it is missing."""
     return ends if not length or (ends and ends[-1] == length) else [*ends, length]

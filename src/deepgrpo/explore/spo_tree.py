@@ -4,8 +4,8 @@
     V(node)   = mean reward of the responses below it
     A(edge)   = V(child) - V(parent)                                             advantage = "parent"
 
-What ends before its M tokens are full is a response, and nothing hangs below it. Edges without change carry no signal.
-TreeRPO's relative advantage is a switch: V bottom up as the mean over children, each child against its siblings.
+A node that ends before M tokens is a response, without children. Edges without a change of value carry no signal. TreeRPO's
+relative advantage is a switch: V bottom up as the mean over children, each child against its siblings.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class SPOTreeStrategy(Stateless):
 def segment_credit(
     tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Scale = "none"
 ) -> Credit:
-    """Credit of every edge of a tree of segments, each node trained once, in the stream of its pivot.
+    """Credit of every edge of a segment tree; each node is trained once, in the stream of its pivot.
 
     Args:
-        tree: every segment must have been continued, at its end.
+        tree: a tree in which every segment was continued at its end.
         advantage: "parent": `V(child) - V(parent)`, V the mean reward of the responses below. "siblings": `V(child) -
             mean V(siblings)`, V(node) the mean V of its children; the two differ only where some paths end early.
         scale: for "siblings", as in `centre`.

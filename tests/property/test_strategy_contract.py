@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from deepgrpo.config import ExploreConfig, tables_of
-from deepgrpo.credit.group import STD_EPSILON
+from deepgrpo.credit.group import STD_EPSILON, Scale
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Context, Scale, Strategy
+from deepgrpo.explore.base import Context, Strategy
 from deepgrpo.explore.contract import (
     RULES,
     Rule,
@@ -30,7 +30,7 @@ from deepgrpo.explore.contract import (
     grow_toy,
 )
 from deepgrpo.explore.toy import Letters, ToyTask
-from deepgrpo.train.trees import load_trees, save_trees
+from deepgrpo.runs.trees import load_trees, save_trees
 
 SEGMENTS = {"type": "tokens", "size": 3}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from surroundings import ROOT
 
 from deepgrpo.cli import main
 from deepgrpo.config import SegmentConfig, UserExplore, load_recipe, parse_config, to_toml
@@ -25,7 +26,7 @@ from deepgrpo.lab.doctor import run_doctor
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.records import Node, Pivot, Prompt, Score, Tree
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithms" / "your_own.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "algorithms" / "your_own.md").read_text(encoding="utf-8")
 (FILE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (RECIPE,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 OUTPUTS = dict(re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL))

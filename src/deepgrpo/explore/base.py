@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from deepgrpo.credit.group import Scale
 from deepgrpo.explore.segments import Segmenter
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
 State = Mapping[str, Any]
 """A strategy's memory between steps: plain JSON, saved in checkpoints."""
-
-Scale = Literal["none", "std"]
-"""How advantages are scaled (`credit.scale`)."""
 
 ATTENTION = "attention"
 """Signal: the attention that later steps pay to a token's step (model/signals.py)."""

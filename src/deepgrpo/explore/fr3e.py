@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import FR3EExplore
-from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless, main_pivot
+from deepgrpo.credit.group import Scale, centre
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
 SHARPNESS = 1.5

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import OracleExplore
+from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Context, Limits, Scale, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
 from deepgrpo.records import Credit, Node, Pivot, Prompt, Tree
 
 FirstError = Callable[[Prompt, str], int | None]

@@ -17,8 +17,9 @@ from typing import Generic, Self, TypeVar
 import numpy as np
 
 from deepgrpo.config import PivotExplore
+from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless, main_pivot
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Credit, Pivot, Tree
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import RootExplore
+from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless, main_pivot
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import Credit, Pivot, Tree
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from deepgrpo.config import SPOTreeExplore
-from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Context, Limits, Scale, State, Stateless
+from deepgrpo.credit.group import Scale, centre
+from deepgrpo.explore.base import Context, Limits, State, Stateless
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Pivot, Tree
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
+from surroundings import ROOT
 
 from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
@@ -341,7 +342,7 @@ def test_more_learners_are_a_remedy_only_where_they_would_help(
 
 
 def table_script() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "memory_table.py"
+    path = ROOT / "benchmarks" / "memory_table.py"
     spec = importlib.util.spec_from_file_location("memory_table", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

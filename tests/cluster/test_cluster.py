@@ -255,16 +255,14 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
 
 
 DRIVER = """
-import os, signal, sys
-from pathlib import Path
+import os, pathlib, signal, sys
 from deepgrpo import cli
-from deepgrpo.train import checkpoint
-flush = checkpoint._flush
-def killed(path):
-    if "step-000002" in str(path):
+rename = pathlib.Path.rename
+def killed(self, target):
+    if self.name == ".tmp-step-000002":
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
-checkpoint._flush = killed
+    return rename(self, target)
+pathlib.Path.rename = killed
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -24,11 +24,11 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.model.policy import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.runs.trees import load_trees
 from deepgrpo.train import evaluation, loop, warmstart
 from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import estimate_memory
-from deepgrpo.train.trees import load_trees
 from deepgrpo.train.warmstart import Example, imitate
 
 IMITATE = {"steps": 40, "batch_size": 16, "lr": 1e-2}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakeEngine
 
 from deepgrpo import rng
 from deepgrpo.config import Config
@@ -17,7 +18,6 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.backend import LocalBackend, Parts
 from deepgrpo.train.loop import train
-from fakes import FakeEngine
 
 REWARD = Path(__file__).parents[1] / "golden" / "reward.py"
 

@@ -201,4 +201,4 @@ def test_the_gate_chooses_flex() -> None:
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         verdict = judge_model(LlamaForCausalLM(config).cuda(), dtype)
-        assert verdict.packs and verdict.backend == "flex", verdict.reason
+        assert verdict.packs and verdict.kernel == "flex", verdict.reason

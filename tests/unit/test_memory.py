@@ -17,8 +17,9 @@ from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.model.loading import load_policy, load_tokenizer
 from deepgrpo.model.meta_policy import build_meta_policy
-from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.train import memory, setup
 from deepgrpo.train.dry_run import dry_run

@@ -11,7 +11,8 @@ import torch
 
 from deepgrpo.config import PretrainedModel
 from deepgrpo.errors import ModelError
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from tiny import save_model
 

@@ -13,7 +13,8 @@ from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import ATTENTION, Signal
 from deepgrpo.model import signals
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.model.signals import Steps, attention_influence, forwarded_tokens
 from deepgrpo.train.signals import build_signals
 from tiny import save_model

@@ -31,7 +31,7 @@ from deepgrpo.errors import ConfigError, DataError, DeepGRPOError, ModelError
 from deepgrpo.eval.command import evaluate_model, find_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.suites import SUITES, resolve, resolve_suite
-from deepgrpo.model.policy import scratch_policy
+from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.synthetic import tokenizer
 from deepgrpo.records import Prompt

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, shard, take_weights, whole_weights
 from deepgrpo.config import Config, EmbeddedEngine
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.model.materialize import Filling, Fixed, Values, judge_part
+from deepgrpo.model.materialize import FrozenState, Materializer, Values, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.engine import build_engine
@@ -127,7 +127,7 @@ class LearnerRank:
             timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
         )  # fmt: skip
 
-    def begin(self, weights: Weights, fixed: Fixed | None) -> bool:
+    def begin(self, weights: Weights, fixed: FrozenState | None) -> bool:
         """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for.
 
         Args:
@@ -158,17 +158,17 @@ class LearnerRank:
         )  # fmt: skip
         return self.sharded and values is None
 
-    def _find_out(self, fixed: Fixed, values: Values) -> None:
+    def _find_out(self, fixed: FrozenState, values: Values) -> None:
         """Tell an outline what only a model with weights can be asked."""
         policy = self.policy
         policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
         if fixed.verdict.packs:  # says the driver, by all layers on its device; this one may have other back-ends
-            here = judge_part(policy, values, self.device)
+            here = judge_meta_policy(policy, values, self.device)
             check_packing(self.config, here)
             policy.pack_by(replace(here, window=fixed.verdict.window))
 
-    def _filling(self, policy: Policy, values: Values | None) -> Filling | None:
-        return None if values is None else Filling(policy, values, self.device)
+    def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
+        return None if values is None else Materializer(policy, values, self.device)
 
     def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
         """Take over weights and moments; `moments` None: each reads its shards from the directory."""

@@ -20,7 +20,7 @@ from deepgrpo.cluster.sharding import take_weights
 from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.errors import DeepGRPOError, EngineError
-from deepgrpo.model.materialize import Fixed
+from deepgrpo.model.materialize import FrozenState
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.learner import Update
@@ -70,7 +70,7 @@ class LearnerGroup:
 
     def freeze_reference(self) -> None:
         # learners take the start weights over only now: a warm start before it is the driver's own
-        fixed = ray.put(Fixed.of(self.policy)) if any(hello.outlined for hello in self.hellos) else None
+        fixed = ray.put(FrozenState.of(self.policy)) if any(hello.outlined for hello in self.hellos) else None
         weights = self.shelf.put(self.policy)
         begun = [rank.begin.remote(weights, fixed) for rank in self.ranks]
         if any(self._wait(begun, self.cluster.start_deadline_s)):

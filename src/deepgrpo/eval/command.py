@@ -215,7 +215,7 @@ def model_section(source: ModelSource) -> PretrainedModel:
 
 def load_model(source: ModelSource, device: str, dtype: str) -> Policy:
     """Load what `find_model` found; dtype "auto" is that of the run, else float32."""
-    from deepgrpo.model.policy import load_policy
+    from deepgrpo.model.loading import load_policy
 
     if dtype == "auto":
         dtype = source.run.learner.dtype if source.run is not None else "float32"

@@ -50,7 +50,7 @@ class TreePlan:
 
     segments: tuple[tuple[int, int, int, int], ...]
     """(start, end, until, parent) of each segment, parents first."""
-    backend: Kernel = "cascade"
+    kernel: Kernel = "cascade"
     seen: list[tuple[torch.nn.Module, int | None]] | None = field(default=None, compare=False)
     """If it is a list, each layer that attends appends (itself, its window): the proof that all of them came through."""
     masks: dict[torch.device, BlockMask] = field(default_factory=dict, compare=False, repr=False)
@@ -171,7 +171,7 @@ def visibility(plan: TreePlan, length: int) -> Tensor:
     return (index[None, :] <= index[:, None]) & (index[:, None] < until[None, :])
 
 
-_BACKENDS = {"cascade": cascade_attention, "flex": flex_attention, "gather": gather_attention, "dense": dense_attention}
+KERNELS = {"cascade": cascade_attention, "flex": flex_attention, "gather": gather_attention, "dense": dense_attention}
 
 
 def attention_forward(
@@ -204,7 +204,7 @@ def attention_forward(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = _BACKENDS[tree_plan.backend](query, key, value, tree_plan, scale)
+    out = KERNELS[tree_plan.kernel](query, key, value, tree_plan, scale)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -247,8 +247,8 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask_function)
 
 
-def backends(device: torch.device) -> tuple[Kernel, ...]:
-    """The back-ends that are worth a try there, the quickest first; the gate takes the first that proves itself."""
+def kernels(device: torch.device) -> tuple[Kernel, ...]:
+    """The kernels that are worth a try there, the quickest first; the gate takes the first that proves itself."""
     # cascade knows heads of one size only, flex not every size; gather takes whatever SDPA takes
     quickest: dict[str, tuple[Kernel, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
     return (*quickest.get(device.type, ()), "gather")

@@ -8,7 +8,7 @@ silent document packing, so neither the config nor a trial of the log-probs alon
     layers    every layer must be seen to attend by our function; windows are read from what the layers and the mask
               maker hand over
     probe     a small tree against its paths one by one: log-probs and a gradient must agree. The gradient, as a kernel
-              may be right forward and missing or wrong backward. Each back-end of the device is tried in its turn, the
+              may be right forward and missing or wrong backward. Each kernel of the device is tried in its turn, the
               quickest first, and the first that passes serves
 """
 
@@ -41,8 +41,8 @@ class PackingVerdict:
 
     packs: bool
     reason: str
-    """What was found; also why a quicker back-end than the one that serves was refused."""
-    backend: Kernel = "cascade"
+    """What was found; also why a quicker kernel than the one that serves was refused."""
+    kernel: Kernel = "cascade"
     window: int | None = None
     """Longest path that may be packed, in tokens; None: no limit but the context."""
 
@@ -78,7 +78,7 @@ class _Outcome:
     """Of the sum of the log-probs of each path's own next tokens: a prefix counts once per path."""
 
 
-def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Kernel | None = None) -> PackingVerdict:
+def judge_model(causal: Any, dtype: torch.dtype = torch.float32, kernel: Kernel | None = None) -> PackingVerdict:
     """Decide whether `causal`, a Hugging Face causal LM, may be trained on tree packs.
 
     Its attention implementation is switched to ours if the verdict is yes, and left as it was if not. Nothing else of it
@@ -86,9 +86,9 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Kernel
 
     Args:
         dtype: the arithmetic of training. float32 is always tried, even if training is coarser.
-        backend: try only this one; None: those of the device, the quickest first.
+        kernel: try only this one; None: those of the device, the quickest first.
     """
-    candidates = (backend,) if backend else tree_attention.backends(next(causal.parameters()).device)
+    candidates = (kernel,) if kernel else tree_attention.kernels(next(causal.parameters()).device)
     reason = _static(causal)
     if reason:
         return PackingVerdict(False, reason, candidates[0])
@@ -102,7 +102,7 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Kernel
         layer, window, reason = _layers(causal)
         for candidate in candidates:
             if layer is None:
-                break  # whatever the back-end
+                break  # whatever the kernel
             try:
                 packs, reason = _try(causal, layer, dtype, candidate, before)
             except Exception as error:  # a kernel that this device, this head size or this version of torch lacks
@@ -122,9 +122,9 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, backend: Kernel
     return PackingVerdict(False, reason or "", candidates[-1])
 
 
-def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, backend: Kernel, before: str) -> tuple[bool, str]:
-    """Whether a back-end serves, and what was found. Leaves the model with our attention."""
-    probe = _probe(causal, _STRETCH.get(backend, 1))
+def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, kernel: Kernel, before: str) -> tuple[bool, str]:
+    """Whether a kernel serves, and what was found. Leaves the model with our attention."""
+    probe = _probe(causal, _STRETCH.get(kernel, 1))
     parameters = [p for p in layer.parameters() if p.is_floating_point()]
     if not parameters:
         return False, "its first attention layer has no weights, so no gradient can be tried"
@@ -136,7 +136,7 @@ def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, backend: Kernel, bef
             causal.set_attn_implementation(before)
             alone = _one_by_one(causal, probe, kind, parameters)
             causal.set_attn_implementation(tree_attention.NAME)
-            packed = _packed(causal, probe, kind, parameters, backend)
+            packed = _packed(causal, probe, kind, parameters, kernel)
         truth = truth or alone
         coarse = kind != torch.float32
         rounding = (_worst(alone, truth), _apart(alone, truth, coarse))
@@ -199,7 +199,7 @@ def _layers(causal: Any) -> tuple[nn.Module | None, int | None, str | None]:
     seen: list[tuple[nn.Module, int | None]] = []
     causal.set_attn_implementation(tree_attention.NAME)
     with tree_attention.without_mask() as windows:
-        _forward_pack(causal, _probe(causal, 1), "dense", seen)  # a back-end that runs everywhere
+        _forward_pack(causal, _probe(causal, 1), "dense", seen)  # a kernel that runs everywhere
     wanted, found = causal.config.get_text_config().num_hidden_layers, len({id(module) for module, _ in seen})
     if found != wanted:
         return None, None, f"only {found} of its {wanted} layers use our attention"
@@ -208,10 +208,10 @@ def _layers(causal: Any) -> tuple[nn.Module | None, int | None, str | None]:
 
 
 def _forward_pack(
-    causal: Any, probe: _Probe, backend: Kernel, seen: list[tuple[nn.Module, int | None]] | None = None
+    causal: Any, probe: _Probe, kernel: Kernel, seen: list[tuple[nn.Module, int | None]] | None = None
 ) -> Tensor:
     """Logits `[S, V]`."""
-    plan = TreePlan(probe.segments, backend, seen)
+    plan = TreePlan(probe.segments, kernel, seen)
     logits: Tensor = causal(
         input_ids=probe.tokens[None], position_ids=probe.positions[None], use_cache=False, tree_plan=plan
     ).logits[0]
@@ -233,11 +233,11 @@ def _one_by_one(causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequ
 
 @torch.enable_grad()
 def _packed(
-    causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequence[nn.Parameter], backend: Kernel
+    causal: Any, probe: _Probe, dtype: torch.dtype, parameters: Sequence[nn.Parameter], kernel: Kernel
 ) -> _Outcome:
     """All paths as one pack."""
     with _autocast(causal, dtype), tree_attention.without_mask():
-        logits = _forward_pack(causal, probe, backend)
+        logits = _forward_pack(causal, probe, kernel)
     return _outcome(logits, probe.tokens, probe.paths, probe.paths, parameters)
 
 

@@ -19,8 +19,9 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.loading import load_policy, load_tokenizer, scratch_policy
 from deepgrpo.model.meta_policy import build_meta_policy
-from deepgrpo.model.policy import Policy, load_policy, load_tokenizer, scratch_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import PackingVerdict
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import PromptSource, build_source

@@ -230,7 +230,7 @@ def test_beyond_its_memory_the_engine_encodes_again() -> None:
     requests = _requests(policy, count=3, siblings=4)
     engine = EmbeddedEngine(policy, keep_bytes=20_000)
     groups, _ = engine.sample(requests, SamplingParams(), keep=True)
-    assert 0 < engine.kept.used <= 20_000
+    assert 0 < engine.prefix_store.used <= 20_000
     branches = [
         SampleRequest(r.prefix + c.tokens[:1], (1,), 4)
         for r, group in zip(requests, groups, strict=True) for c in group if len(c.tokens) > 1

@@ -111,7 +111,7 @@ def test_a_model_that_looks_at_a_weight_is_left_as_it_was() -> None:
 
 def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not packs(CPU, torch.float32) and not packs(torch.device("cuda"), torch.bfloat16)
-    monkeypatch.setattr(packed_module, "_ops", object())
+    monkeypatch.setattr(packed_module, "OPERATORS", object())
     assert not packs(CPU, torch.bfloat16)
 
 

@@ -152,7 +152,7 @@ def test_recomputation_goes_through_tree_attention_again(adapted: Any) -> None:
     calls = []
     original = tree_attention.cascade_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tree_attention._BACKENDS, "cascade", lambda *args: calls.append(1) or original(*args))
+        patch.setitem(tree_attention.KERNELS, "cascade", lambda *args: calls.append(1) or original(*args))
         for expected in (2, 4):
             logprobs(policy, [pack]).sum().backward()
             assert len(calls) == expected

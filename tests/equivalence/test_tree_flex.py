@@ -137,7 +137,7 @@ def test_other_lengths_are_not_compiled_again() -> None:
 
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = flex._compiled(counter)
+    compiled = flex.compiled_attention(counter)
     for length in (352, 384, 1000, 257, 90, 128, 17, 640):
         mask = flex.block_mask(((0, 9, length, -1), (9, 15, 15, 0), (15, length, length, 0)), length, CPU)
         compiled(*inputs(length), block_mask=mask, scale=0.3, enable_gqa=True)

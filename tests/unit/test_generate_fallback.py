@@ -61,7 +61,7 @@ NO_SLOTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "qwen3_next": ({**GQA, **LINEAR}, "has layers of type linear_attention"),
     "lfm2": ({**GQA, "layer_types": ["conv", "full_attention"]}, "has layers of type conv"),
-    "rwkv": ({**COMMON, "attention_hidden_size": 32}, "fills 0 of its 2 layers when it is handed an empty cache"),
+    "rwkv": ({**COMMON, "attention_hidden_size": 32}, "fills 0 of its 2 layers when given an empty cache"),
 }
 
 
@@ -157,7 +157,7 @@ def test_the_way_of_generate_is_the_quickest_that_is_right(monkeypatch: pytest.M
 
     monkeypatch.setattr(LlamaModel, "forward", forgetful)
     assert find_generate_mode(policy) == GenerateMode(use_cache=False)
-    assert slot_objection(policy) == "fills 0 of its 2 layers when it is handed an empty cache"
+    assert slot_objection(policy) == "fills 0 of its 2 layers when given an empty cache"
 
 
 @pytest.mark.parametrize(

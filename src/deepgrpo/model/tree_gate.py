@@ -104,7 +104,7 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, kernel: Kernel 
             if layer is None:
                 break  # no kernel can help
             try:
-                packs, reason = _try(causal, layer, dtype, candidate, before)
+                packs, reason = _test_kernel(causal, layer, dtype, candidate, before)
             except Exception as error:  # a kernel that this device, this head size or this version of torch lacks
                 packs, reason = False, _raised(error)
             if packs:
@@ -122,7 +122,7 @@ def judge_model(causal: Any, dtype: torch.dtype = torch.float32, kernel: Kernel 
     return PackingVerdict(False, reason or "", candidates[-1])
 
 
-def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, kernel: Kernel, before: str) -> tuple[bool, str]:
+def _test_kernel(causal: Any, layer: nn.Module, dtype: torch.dtype, kernel: Kernel, before: str) -> tuple[bool, str]:
     """Test one kernel. Returns (passed, findings). Leaves the model with our attention."""
     probe = _probe(causal, _STRETCH.get(kernel, 1))
     parameters = [p for p in layer.parameters() if p.is_floating_point()]
@@ -139,14 +139,14 @@ def _try(causal: Any, layer: nn.Module, dtype: torch.dtype, kernel: Kernel, befo
             packed = _packed(causal, probe, kind, parameters, kernel)
         truth = truth or alone
         coarse = kind != torch.float32
-        rounding = (_logprob_error(alone, truth), _gradient_error(alone, truth, coarse))
-        worst, apart = _logprob_error(packed, truth), _gradient_error(packed, truth, coarse)
+        logprob_rounding, gradient_rounding = _logprob_error(alone, truth), _gradient_error(alone, truth, coarse)
+        logprob_error, gradient_error = _logprob_error(packed, truth), _gradient_error(packed, truth, coarse)
         in_dtype = f" in {str(kind).removeprefix('torch.')}" if coarse else ""
-        if not worst < TOLERANCE + ROUNDING * rounding[0]:
-            return False, f"packed log-probs differ from those of single paths by {worst:.1e}{in_dtype}"
-        if not apart < GRADIENT_TOLERANCE + ROUNDING * rounding[1]:
-            return False, f"packed gradients differ from those of single paths by {apart:.1e} of their size{in_dtype}"
-        reason = f"packed log-probs agree within {worst:.0e}, gradients within {apart:.0e}{in_dtype}"
+        if not logprob_error < TOLERANCE + ROUNDING * logprob_rounding:
+            return False, f"packed log-probs differ from those of single paths by {logprob_error:.1e}{in_dtype}"
+        if not gradient_error < GRADIENT_TOLERANCE + ROUNDING * gradient_rounding:
+            return False, f"packed gradients differ from those of single paths by {gradient_error:.1e} of their size{in_dtype}"
+        reason = f"packed log-probs agree within {logprob_error:.0e}, gradients within {gradient_error:.0e}{in_dtype}"
     return True, reason
 
 

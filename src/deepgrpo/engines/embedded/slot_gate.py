@@ -129,7 +129,7 @@ def _trial(policy: Policy, lengths: Sequence[int], attach: bool) -> str | None:
     ends = torch.tensor([i * width + n - 1 for i, n in enumerate(lengths)], device=device)
     output = policy.run(ends, input_ids=ids_PT[:, :width], past_key_values=filled, use_cache=True)
     if len(filled.layers) != layers:
-        return f"fills {len(filled.layers)} of its {layers} layers when it is handed an empty cache"
+        return f"fills {len(filled.layers)} of its {layers} layers when given an empty cache"
     for index, layer in enumerate(filled.layers):
         for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             shape = tuple(states.shape) if isinstance(states, Tensor) else None

@@ -61,7 +61,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What is simulated; called in the process that samples, it makes the engine (`cluster.actors.BuildEngine`).
+    """What is simulated; called in the process that samples, it makes the engine (`train.build.SamplerBuilder`).
 
     Example: Simulation("/tmp/notes", latency_s=0.002, max_rows=16, ends=0.02, vocabulary=64).
     """

@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,24 +33,23 @@ from benchmarks.arms import Arm, BenchSetting, LeftOutError, Offer, Suite, Timed
 from benchmarks.simulated import Note, Simulation, schedule, take_notes
 from benchmarks.workloads import branch_requests, build_trees, main_requests
 from deepgrpo import rng
-from deepgrpo.cluster.routing import spread
+from deepgrpo.cluster.routing import assign_requests
+from deepgrpo.cluster.run import RayBackend
 from deepgrpo.cluster.session import require_ray, session
 from deepgrpo.config import Config, parse_config
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import MissingExtraError
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Completion, SampleRequest
-from deepgrpo.train.backend import OneProcess
+from deepgrpo.train.backend import LocalBackend
+from deepgrpo.train.build import build_policy
 from deepgrpo.train.checkpoint import TrainState
-from deepgrpo.train.health import HealthState
 from deepgrpo.train.loop import train_step
-from deepgrpo.train.setup import Run, build_policy, open_run
+from deepgrpo.train.setup import Run, open_run
 
 if TYPE_CHECKING:
     from deepgrpo.cluster.pool import WorkerPool
-    from deepgrpo.cluster.run import RayPlace
 
 LATENCY_S, ROWS = 0.002, 16
 """Of the simulated engine: seconds for a token of all rows, and how many rows."""
@@ -111,7 +110,7 @@ class Watched:
         before = time.monotonic()
         workers = list(self.pool.workers) if self.pool else []
         if self.pool:
-            spread(requests, workers, self.pool.kept)  # as the pool is about to do
+            assign_requests(requests, workers, self.pool.rollouts)  # as the pool is about to do
         began = time.monotonic()
         done, stats = self.engine.sample(requests, params, keep=keep)
         ended = time.monotonic()
@@ -187,7 +186,7 @@ class _Arms:
         self.drawn: dict[str, list[Any]] = {}
         """What the first arm of a kind has sampled: all others must sample the same."""
         self._policies: dict[str, Policy] = {}
-        self._places: dict[str, RayPlace] = {}
+        self._backends: dict[str, RayBackend] = {}
         self._runs: dict[str, tuple[Run, TrainState]] = {}
         self.notes = Path(setting.closing.enter_context(tempfile.TemporaryDirectory(prefix="deepgrpo-bench-")))
         self.simulation = Simulation(
@@ -259,17 +258,18 @@ class _Arms:
 
     def weights(self, size: str, workers: int) -> Arm:
         """New weights into the object store, then one token by each worker, which takes them over first."""
-        place, policy = self._place(size), self._policy(size)
-        assert place.pool is not None
-        watched = Watched(place.pool, self.simulation, place.pool)
+        backend, policy = self._backend(size), self._policy(size)
+        pool = backend.pool
+        assert pool is not None
+        watched = Watched(pool, self.simulation, pool)
         told = self._tell(f"weights_{size}_{workers}", "weights", workers)
         carried = sum(parameter.numel() * 4 for parameter in policy.trainable().values())
 
         def run() -> Timed:
             watched.rounds.clear()
-            with self._as_if(place.pool, workers):
+            with self._as_if(pool, workers):
                 began = time.monotonic()
-                place.shelf.put(policy)
+                backend.store.put(policy)
                 put = time.monotonic() - began
                 watched.sample(_ping(workers), SamplingParams())
             seconds = put + watched.rounds[0].seconds
@@ -310,7 +310,7 @@ class _Arms:
         if not workers:
             config = self._recipe(first, None)
             return Watched(self.simulation(config, self._policy(first)), self.simulation, None)
-        pool = self._place(first).pool
+        pool = self._backend(first).pool
         assert pool is not None
         return Watched(pool, self.simulation, pool)
 
@@ -332,20 +332,15 @@ class _Arms:
         self.setting.closing.enter_context(session(config.cluster))
         return str(ray.__version__)
 
-    def _place(self, size: str) -> RayPlace:
-        """Where the workers with a model of that size are; they are started when first asked for."""
-        if size not in self._places:
+    def _backend(self, size: str) -> RayBackend:
+        """The backend with workers for a model of that size, which are started at the first call."""
+        if size not in self._backends:
             _ = self._session
-            from deepgrpo.cluster.pool import WorkerPool
-            from deepgrpo.cluster.run import RayPlace
-
-            config = self._recipe(size, max(WORKERS))
-            place = RayPlace(config)
-            self.setting.closing.callback(place.close)
-            place.pool = WorkerPool(config, place.needs, place.shelf, place.events, build=self.simulation)
-            place.engine(config, self._policy(size))  # the pool that is there, with its first weights
-            self._places[size] = place
-        return self._places[size]
+            backend = RayBackend(self._recipe(size, max(WORKERS)), sampler=self.simulation)
+            self.setting.closing.callback(backend.close)
+            backend.open_pool(self._policy(size))
+            self._backends[size] = backend
+        return self._backends[size]
 
     @contextmanager
     def _as_if(self, pool: WorkerPool | None, workers: int) -> Iterator[None]:
@@ -366,15 +361,13 @@ class _Arms:
         kind = "cluster" if workers else "here"
         if kind not in self._runs:
             first = next(iter(MODELS))
-            place = self._place(first) if workers else _Here(self.simulation)
-            run = open_run(self._recipe(first, max(WORKERS) if workers else None), None, place)
+            backend = self._backend(first) if workers else LocalBackend(self.simulation)
+            run = open_run(self._recipe(first, max(WORKERS) if workers else None), None, backend)
             if not workers:
                 self.setting.closing.callback(run.close)
-            run.engine = Watched(run.engine, self.simulation, self._place(first).pool if workers else None)
-            run.freeze_reference()
-            self._runs[kind] = run, TrainState(
-                cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict()
-            )
+            watched = Watched(run.engine, self.simulation, self._backend(first).pool if workers else None)
+            run.parts = replace(run.parts, engine=watched)
+            self._runs[kind] = run, run.begin()
         return self._runs[kind]
 
     def _recipe(self, size: str, workers: int | None) -> Config:
@@ -400,16 +393,6 @@ class _Arms:
                 **({"cluster": cluster} if cluster else {}),
             }
         )  # fmt: skip
-
-
-class _Here(OneProcess):
-    """The process of the run, with the simulated engine."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-
-    def engine(self, config: Config, policy: Policy) -> Engine:
-        return self.simulation(config, policy)
 
 
 def _count(workers: int) -> str:

@@ -22,11 +22,11 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from deepgrpo.cluster.actors import Hello  # noqa: E402
+from deepgrpo.cluster.actors import Ready  # noqa: E402
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
 from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
-from deepgrpo.cluster.run import RayPlace, train_on_cluster  # noqa: E402
+from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
 from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
 from deepgrpo.errors import ConfigError  # noqa: E402
@@ -168,10 +168,10 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, when: Callabl
     monkeypatch.setattr(owner, method, wrapped)
 
 
-def stop_then_kill(hello: Hello, seconds: float = 0.5) -> None:
+def stop_then_kill(process: Ready, seconds: float = 0.5) -> None:
     """Stop a process now, so that it cannot finish what it is about to get, and kill it in the middle of that."""
-    os.kill(hello.pid, signal.SIGSTOP)
-    threading.Timer(seconds, os.kill, (hello.pid, signal.SIGKILL)).start()
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL)).start()
 
 
 def test_a_rollout_worker_and_a_learner_are_killed(
@@ -180,11 +180,11 @@ def test_a_rollout_worker_and_a_learner_are_killed(
     """The worker in the sampling of step 1; the learner in the update of step 2, from which the run goes back to step 1."""
     once(
         monkeypatch, WorkerPool, "sample", lambda pool: pool.events.counts["worker_lost"] == 0 and pool.learner_nodes != [],
-        lambda pool: stop_then_kill(pool.workers[1].hello),
+        lambda pool: stop_then_kill(pool.workers[1].ready),
     )  # fmt: skip
     once(
         monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
-        lambda group: stop_then_kill(group.hellos[1]),
+        lambda group: stop_then_kill(group.ready[1]),
     )  # fmt: skip
     run = train_on_cluster(recipe(tmp_path, "killed", TWO))
     assert_same(run, alone)
@@ -196,14 +196,14 @@ def test_a_rollout_worker_and_a_learner_are_killed(
     assert "a learner has died; the run comes back from its last checkpoint" in text
 
 
-def test_reward_workers_are_killed_and_stuck_while_a_batch_grows_in_waves(
+def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
     two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads sample and score at once. One reward worker dies in step 1, the other answers nothing from step 2 on."""
+    """One reward worker dies in step 1, the other answers nothing from step 2 on."""
     pids: list[int] = []
 
     def disturb(pool: RewardPool) -> None:
-        pids.extend(ray.get(worker.hello.remote()).pid for worker in pool.workers)
+        pids.extend(ray.get(worker.ready.remote()).pid for worker in pool.workers)
         os.kill(pids[0], signal.SIGKILL)
 
     once(monkeypatch, RewardPool, "score", lambda pool: True, disturb)
@@ -211,12 +211,12 @@ def test_reward_workers_are_killed_and_stuck_while_a_batch_grows_in_waves(
         monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
         lambda group: os.kill(pids[1], signal.SIGSTOP),
     )  # fmt: skip
-    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "waves": 2, "reward_deadline_s": 15}
-    run = train_on_cluster(recipe(tmp_path, "waves", cluster))
+    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "reward_deadline_s": 15}
+    run = train_on_cluster(recipe(tmp_path, "rewards", cluster))
     assert_same(run, alone)
     assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
     text = (run / "log.txt").read_text()
-    assert "1 learners (ddp, gloo), 2 reward workers, batches grown in 2 waves" in text
+    assert "1 learners (ddp, gloo), 2 reward workers" in text
     assert "reward worker 0 has died; its responses are scored again" in text
     assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
 
@@ -226,13 +226,13 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
 ) -> None:
     """A worker that answers nothing for 10 seconds in step 1; before step 2 its node leaves, before step 3 another joins."""
     steps: list[int] = []
-    original = RayPlace.begin_step
+    original = RayBackend.begin_step
 
-    def begin_step(self: RayPlace) -> None:
+    def begin_step(self: RayBackend) -> None:
         assert self.pool is not None and self.group is not None
         steps.append(1)
         if len(steps) == 1:
-            os.kill(next(iter(self.pool.workers.values())).hello.pid, signal.SIGSTOP)
+            os.kill(next(iter(self.pool.workers.values())).ready.pid, signal.SIGSTOP)
         if len(steps) == 2:
             for node in list(two_nodes.worker_nodes):
                 two_nodes.remove_node(node)
@@ -242,7 +242,7 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
         two_nodes.wait_for_nodes()
         original(self)
 
-    monkeypatch.setattr(RayPlace, "begin_step", begin_step)
+    monkeypatch.setattr(RayBackend, "begin_step", begin_step)
     # two CPUs for each worker leave room for the learner only on the node that stays
     cluster = {"rollout_workers": 2, "learners": 1, "cpus_per_worker": 2, "sample_deadline_s": 10}
     run = train_on_cluster(recipe(tmp_path, "nodes", cluster))

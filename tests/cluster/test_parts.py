@@ -14,14 +14,14 @@ from torch import nn
 from trees import make_tree
 
 from deepgrpo.cluster.actors import LearnerRank
-from deepgrpo.cluster.sharding import whole_weights
+from deepgrpo.cluster.sharding import gather_weights
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.model.materialize import FrozenState, Materializer, TensorBytes, first_of_each_kind, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
+from deepgrpo.train.build import build_policy, build_shapes
 from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.setup import build_policy, outline_of
 from tiny import byte_tokenizer, save_model
 
 TREES = [
@@ -37,7 +37,7 @@ SECTIONS: dict[str, Any] = {
 
 def start_of(policy: Policy) -> tuple[dict[str, np.ndarray], FrozenState]:
     """What the driver hands over."""
-    weights = whole_weights(policy, keep=True)
+    weights = gather_weights(policy, keep=True)
     assert weights is not None
     return {name: value.copy() for name, value in weights.items()}, FrozenState.of(policy)
 
@@ -53,7 +53,7 @@ def moved(policy: Policy) -> Policy:
 
 def begun(config: Config, rank: int, weights: dict[str, np.ndarray], fixed: FrozenState, whole: bool) -> LearnerRank:
     learner = LearnerRank(config, "cpu", rank, exact_sampler=True)
-    assert learner.begin(weights, fixed) is whole
+    assert learner.start(weights, fixed) is whole
     return learner
 
 
@@ -62,7 +62,7 @@ def two_steps(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: 
     updates = [learner.learner.update(TREES, CREDITS).metrics for _ in range(2)]
     verdict = learner.policy.verdict
     recomputes = {getattr(layer, "gradient_checkpointing", None) for layer in learner.policy.layers or ()}
-    return whole_weights(learner.policy, keep=True), updates, verdict, recomputes == {True}
+    return gather_weights(learner.policy, keep=True), updates, verdict, recomputes == {True}
 
 
 def models(tmp_path: Path, kind: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_built_in_parts_they_take_the_steps_of_one_process(recipe: Any, tmp_path
     learner = Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config)
     expected = [learner.update(TREES, CREDITS).metrics for _ in range(2)]
     for theirs, updates, verdict, recomputes in run_group(2, two_steps, config, weights, fixed):
-        close(theirs, whole_weights(policy, keep=True))
+        close(theirs, gather_weights(policy, keep=True))
         for one, other in zip(updates, expected, strict=True):
             close(one, other)
         assert verdict.packs and verdict.kernel == policy.verdict.kernel
@@ -95,7 +95,7 @@ def test_built_in_parts_they_take_the_steps_of_one_process(recipe: Any, tmp_path
 
 
 def outlined(config: Config) -> Policy:
-    outline = outline_of(config)
+    outline = build_shapes(config)
     assert outline is not None
     return outline
 
@@ -129,14 +129,14 @@ def test_bfloat16_and_numbers_without_a_dimension_are_stored() -> None:
 def one_step(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: FrozenState, whole: bool) -> Any:
     learner = begun(config, rank, weights, fixed, whole)
     learner.learner.update(TREES, CREDITS)
-    return whole_weights(learner.policy, keep=True)
+    return gather_weights(learner.policy, keep=True)
 
 
 def takes_the_step_of(policy: Policy, config: Config, start: tuple[dict[str, np.ndarray], FrozenState], whole: bool) -> None:
     """Two learners that begin with `start`, which is the policy's, against the policy alone."""
     Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config).update(TREES, CREDITS)
     for theirs in run_group(2, one_step, config, *start, whole):
-        close(theirs, whole_weights(policy, keep=True))
+        close(theirs, gather_weights(policy, keep=True))
 
 
 @pytest.mark.parametrize("why", ["no outline", "another model"])
@@ -145,7 +145,7 @@ def test_otherwise_it_is_loaded_whole_and_learns_the_same(recipe: Any, monkeypat
     policy = moved(build_policy(config, "cpu"))
     weights, fixed = start_of(policy)
     if why == "no outline":
-        monkeypatch.setattr("deepgrpo.cluster.actors.outline_of", lambda config: None)
+        monkeypatch.setattr("deepgrpo.cluster.actors.build_shapes", lambda config: None)
     else:
         fixed = dataclasses.replace(fixed, buffers={})
     takes_the_step_of(policy, config, (weights, fixed), whole=True)
@@ -243,7 +243,7 @@ def starts(rank: int, config: Config, directory: Path, fixed: FrozenState) -> fl
         most = max(most, anonymous_mb() - before)
 
     Materializer.fill = watched  # type: ignore[method-assign]
-    assert not learner.begin(weights, fixed) and most > 0
+    assert not learner.start(weights, fixed) and most > 0
     return max(most, anonymous_mb() - before)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deepgrpo.cluster.events import Events
-from deepgrpo.cluster.routing import RequestShare, RolloutIndex, spread
+from deepgrpo.cluster.routing import RequestShare, RolloutIndex, assign_requests
 from deepgrpo.cluster.run import train_on_cluster
 from deepgrpo.cluster.session import check_version
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError
@@ -73,37 +73,37 @@ def request(prefix: tuple[int, ...], count: int, tokens: int = 10) -> SampleRequ
 def test_requests_are_spread_by_their_tokens() -> None:
     """Costs 40, 80, 20, 40 in two shares of 90: the largest first, 80 | 40, then 80 | 80, then 100 | 80."""
     requests = [request((1,), 4), request((2,), 8), request((3,), 2), request((4,), 4)]
-    shares = spread(requests, [0, 1], RolloutIndex())
+    shares = assign_requests(requests, [0, 1], RolloutIndex())
     assert {w: [part.request for part in share] for w, share in shares.items()} == {0: [1, 2], 1: [0, 3]}
 
 
 def test_a_single_large_request_is_split() -> None:
-    shares = spread([request((1,), 7)], [3, 5], RolloutIndex())
+    shares = assign_requests([request((1,), 7)], [3, 5], RolloutIndex())
     assert shares == {3: [RequestShare(0, (0, 1, 2, 3))], 5: [RequestShare(0, (4, 5, 6))]}
 
 
 def test_branches_go_to_who_has_their_rollout() -> None:
-    kept = RolloutIndex()
+    rollouts = RolloutIndex()
     for worker, prompt in ((0, (1, 2)), (1, (3,))):
-        kept.put(prompt, [Completion((7, 8, 9), (0.0,) * 3, "stop"), Completion((6, 5, 4), (0.0,) * 3, "stop")], worker)
+        rollouts.add(prompt, [Completion((7, 8, 9), (0.0,) * 3, "stop"), Completion((6, 5, 4), (0.0,) * 3, "stop")], worker)
     branches = [request((3, 7, 8), 2), request((1, 2, 6), 2), request((3, 6, 5), 1), request((1, 2, 7, 8), 1)]
-    shares = spread(branches, [0, 1], kept)
+    shares = assign_requests(branches, [0, 1], rollouts)
     assert {w: sorted(part.request for part in share) for w, share in shares.items()} == {0: [1, 3], 1: [0, 2]}
     # a worker does not drown in its own: of six branches it takes 1.5 times its fair share of three, rounded down
-    shares = spread([request((3, 7), 1)] * 6, [0, 1], kept)
+    shares = assign_requests([request((3, 7), 1)] * 6, [0, 1], rollouts)
     assert {w: len(share) for w, share in shares.items()} == {0: 2, 1: 4}
-    kept.forget(1)
-    assert kept.find((3, 7)) is None and kept.find((1, 2, 7)) == 0
+    rollouts.forget(1)
+    assert rollouts.find((3, 7)) is None and rollouts.find((1, 2, 7)) == 0
 
 
 def test_a_run_gives_up_when_losses_are_a_habit() -> None:
     events = Events(max_in_a_row=2)
     for _ in range(3):
-        events.lost("worker_lost", "rollout worker 0 has died")
-        events.lost("learner_lost", "a learner has died")
+        events.report_loss("worker_lost", "rollout worker 0 has died")
+        events.report_loss("learner_lost", "a learner has died")
         events.step_done()
-    events.lost("worker_lost", "a")
-    events.lost("worker_lost", "b")
+    events.report_loss("worker_lost", "a")
+    events.report_loss("worker_lost", "b")
     with pytest.raises(EngineError, match="3 processes of the cluster were lost without a step between them"):
-        events.lost("worker_lost", "c")
+        events.report_loss("worker_lost", "c")
     assert events.counts["worker_lost"] == 6

@@ -12,7 +12,7 @@ from group import close, run_group
 from trees import make_tree
 
 from conftest import TINY
-from deepgrpo.cluster.sharding import DistributedRanks, shard, spread, take_weights, whole_weights
+from deepgrpo.cluster.sharding import DistributedRanks, assign_packs, gather_weights, load_weights, shard
 from deepgrpo.config import Config, ScratchModel
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.errors import TrainingError
@@ -56,7 +56,7 @@ def learner_of(config: Config, sharding: str, seed: int = 3) -> Learner:
 def work(rank: int, config: Config, sharding: str, steps: int) -> tuple[Any, Any, list[dict[str, float]]]:
     learner = learner_of(config, sharding)
     metrics = [learner.update(TREES, CREDITS).metrics for _ in range(steps)]
-    weights = whole_weights(learner.policy, keep=True)
+    weights = gather_weights(learner.policy, keep=True)
     return weights, learner.optimizer_steps, metrics
 
 
@@ -65,7 +65,7 @@ def alone(config: Config, steps: int) -> tuple[dict[str, np.ndarray], list[dict[
     reference = Reference.of(fresh(4)) if config.loss.beta else None
     learner = Learner(policy, reference, build_optimizer(policy, config.optim), config)
     metrics = [learner.update(TREES, CREDITS).metrics for _ in range(steps)]
-    weights = whole_weights(policy, keep=True)
+    weights = gather_weights(policy, keep=True)
     assert weights is not None
     return weights, metrics
 
@@ -104,8 +104,8 @@ def test_a_group_takes_the_step_of_one(recipe: Any, sharding: str, size: int, se
 def test_packs_are_spread_by_tokens() -> None:
     """9 to the first, 6 to the second, which has less and takes 5 as well."""
     packs = [Pack(np.zeros((1, n)), np.zeros(0), np.zeros(0), n) for n in (5, 9, 6)]
-    assert [[pack.num_tokens for pack in share] for share in spread(packs, 2)] == [[9], [6, 5]]
-    assert [len(share) for share in spread(packs, 4)] == [1, 1, 1, 0]
+    assert [[pack.num_tokens for pack in share] for share in assign_packs(packs, 2)] == [[9], [6, 5]]
+    assert [len(share) for share in assign_packs(packs, 4)] == [1, 1, 1, 0]
 
 
 def broken(rank: int, config: Config, sharding: str) -> str:
@@ -131,17 +131,17 @@ def saves(rank: int, config: Config, directory: Path) -> Any:
     learner = learner_of(config, "fsdp")
     learner.update(TREES, CREDITS)
     save_shards(moments_of(learner.policy, learner.optimizer), directory)
-    at_save = whole_weights(learner.policy, keep=True)
+    at_save = gather_weights(learner.policy, keep=True)
     learner.update(TREES, CREDITS)
-    return at_save, whole_weights(learner.policy, keep=True)
+    return at_save, gather_weights(learner.policy, keep=True)
 
 
 def goes_on(rank: int, config: Config, sharding: str, directory: Path, weights: Any) -> Any:
     learner = learner_of(config, sharding, seed=8)
-    take_weights(learner.policy, weights)
+    load_weights(learner.policy, weights)
     load_moments(learner.policy, learner.optimizer, read_moments(learner.policy, directory))
     learner.update(TREES, CREDITS)
-    return whole_weights(learner.policy, keep=True)
+    return gather_weights(learner.policy, keep=True)
 
 
 def test_shards_are_resumed_by_any_number_of_learners(recipe: Any, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_shards_are_resumed_by_any_number_of_learners(recipe: Any, tmp_path: Pat
         for found in run_group(size, goes_on, config, sharding, tmp_path, weights):
             close(found, expected)
     policy = fresh(8)
-    take_weights(policy, weights)
+    load_weights(policy, weights)
     optimizer = build_optimizer(policy, config.optim)
     load_moments(policy, optimizer, read_moments(policy, tmp_path))
     # and back into a file that needs no torch.distributed, which two learners cut in shards again
@@ -160,6 +160,6 @@ def test_shards_are_resumed_by_any_number_of_learners(recipe: Any, tmp_path: Pat
     whole.mkdir()
     save_moments(moments_of(policy, optimizer), whole)
     Learner(policy, None, optimizer, config).update(TREES, CREDITS)
-    close(whole_weights(policy, keep=True), expected)
+    close(gather_weights(policy, keep=True), expected)
     for found in run_group(2, goes_on, config, "fsdp", whole, weights):
         close(found, expected)

@@ -29,7 +29,7 @@ from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import estimate_memory
 from deepgrpo.train.trees import load_trees
-from deepgrpo.train.warmstart import Example, warm_start
+from deepgrpo.train.warmstart import Example, imitate
 
 IMITATE = {"steps": 40, "batch_size": 16, "lr": 1e-2}
 """Enough that a third of the rollouts succeed: groups are mixed from the first step on."""
@@ -88,7 +88,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         texts = [synthetic.solution(prompt.question, data.modulus) for prompt in prompts]
         return [(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
 
-    warm_start(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, tokens_per_pack=4096)
+    imitate(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, tokens_per_pack=4096)
     path = tmp_path_factory.mktemp("pretrained")
     policy.save(path)
     return {"type": "pretrained", "path": str(path)}
@@ -219,16 +219,16 @@ def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(
     sections = {"loss": {"beta": 0.01}, "eval": {"every": 2, "limit": 8, "data": HELD_OUT}}
     whole = train(short("whole", **sections))
     with monkeypatch.context() as patch:
-        original = loop._evaluate
+        original = loop.evaluate_run
 
         def evaluate(run: Any, state: Any) -> Any:
             signal.raise_signal(signal.SIGTERM)
             return original(run, state)
 
-        patch.setattr(loop, "_evaluate", evaluate)
+        patch.setattr(loop, "evaluate_run", evaluate)
         run = train(short("stopped", **sections))
     assert checkpoint(run).name == "step-000000" and [line["step"] for line in trace(run)] == [0]
-    monkeypatch.setattr(loop, "_warm_start", None)
+    monkeypatch.setattr(loop, "warm_start", None)
     train(load_recipe(run / "config.toml"), resume=run)
     assert_same_run(whole, run)
 
@@ -243,7 +243,7 @@ def test_a_warm_start_that_is_stopped_leaves_nothing_to_resume(
     run = Path(config.run.dir) / "stopped"
     taken: list[int] = []
     with monkeypatch.context() as patch:
-        original = warmstart._step
+        original = warmstart.imitation_gradient
 
         def step(*arguments: Any) -> float:
             taken.append(1)
@@ -251,7 +251,7 @@ def test_a_warm_start_that_is_stopped_leaves_nothing_to_resume(
                 signal.raise_signal(signal.SIGTERM)
             return original(*arguments)
 
-        patch.setattr(warmstart, "_step", step)
+        patch.setattr(warmstart, "imitation_gradient", step)
         if last:
             train(config)
             assert checkpoint(run).name == "step-000000"

@@ -63,7 +63,7 @@ def test_rollout_workers_with_vllm_and_one_that_loses_it(tmp_path: Path, monkeyp
 
     def wrapped(self: WorkerPool, *arguments: Any, **options: Any) -> Any:
         if self.learner_nodes and not killed:
-            pid = child_of(self.workers[0].hello.pid)
+            pid = child_of(self.workers[0].ready.pid)
             killed.append(pid)
             os.kill(pid, signal.SIGSTOP)  # so that it cannot finish what it is about to get
             threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()

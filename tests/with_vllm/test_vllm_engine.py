@@ -25,10 +25,8 @@ from deepgrpo.model.loading import load_policy, scratch_policy
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Completion, SampleRequest
-from deepgrpo.train.checkpoint import TrainState
-from deepgrpo.train.health import HealthState
 from deepgrpo.train.learner import Learner
-from deepgrpo.train.loop import Cursor, train_step
+from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import open_run
 
 needs_smollm2 = pytest.mark.skipif(
@@ -195,10 +193,7 @@ def test_three_steps_of_deep_grpo(tmp_path: Path) -> None:
         assert isinstance(run.engine, VLLMEngine) and isinstance(run.learner, Learner)
         assert run.learner.weigh  # importance weights are on
         run.open_log(None)
-        run.freeze_reference()
-        state = TrainState(
-            cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict()
-        )
+        state = run.begin()
         requests, embedded = questions(run.policy), EmbeddedEngine(run.policy)
         before = greedy(run.engine, requests)
         for step in (1, 2, 3):

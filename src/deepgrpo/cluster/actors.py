@@ -1,11 +1,11 @@
-"""The two kinds of process: one that samples, one that learns. What runs inside them is the code of a single process."""
+"""The Ray actors that sample and learn. Inside them runs the code of a single process."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,74 +13,72 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, shard, take_weights, whole_weights
-from deepgrpo.config import Config, EmbeddedEngine
+from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, gather_weights, load_weights, shard
+from deepgrpo.config import Config, EmbeddedEngine, RunConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.model.materialize import FrozenState, Materializer, Values, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
-from deepgrpo.train.engine import build_engine
+from deepgrpo.train.build import SamplerBuilder, build_policy, build_sampler, build_shapes, check_packing
 from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.moments import Moments, load_moments, moments_of, read_moments, save_shards
 from deepgrpo.train.optim import build_optimizer
-from deepgrpo.train.setup import build_policy, check_packing, outline_of
 
 Weights = dict[str, np.ndarray]
-"""What is trained, by name: whole, float32."""
-
-BuildEngine = Callable[[Config, Policy], Engine]
-"""Makes a rollout worker's engine, in the worker; must be picklable."""
+"""Trained parameters by name: whole, float32."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """What a process says of itself once it is ready for weights."""
+class Ready:
+    """The first answer of an actor, once it can take weights."""
 
     pid: int
     node: str
+    """Ray's node id."""
     exact: bool = True
-    """Of its engine, as `remark`."""
+    """`exact` of a rollout worker's engine."""
     remark: str | None = None
-    outlined: bool = False
-    """Of a learner: whether it has a model without weights, and waits for all of them."""
+    """`remark` of a rollout worker's engine."""
+    without_weights: bool = False
+    """True if a learner's model has no weights yet, so that it needs all of them."""
 
     @classmethod
-    def of_this_process(cls, engine: Engine | None = None) -> Hello:
+    def of_this_process(cls, engine: Engine | None = None) -> Ready:
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
         return cls(os.getpid(), node) if engine is None else cls(os.getpid(), node, engine.exact, engine.remark)
 
 
-def _prepare(config: Config) -> None:
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    torch.manual_seed(config.run.seed)
+def _configure_torch(run: RunConfig) -> None:
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    torch.manual_seed(run.seed)
 
 
 class RolloutWorker:
-    """An engine with a copy of the policy of its own."""
+    """An engine with its own copy of the policy."""
 
-    def __init__(self, config: Config, device: str, build: BuildEngine = build_engine) -> None:
-        _prepare(config)
-        # it never trains, so it need not know whether it could be packed
+    def __init__(self, config: Config, device: str, build: SamplerBuilder = build_sampler) -> None:
+        _configure_torch(config.run)
+        # it never trains, so the packing check is skipped
         learner = config.learner.model_copy(update={"tree_packing": "off", "gradient_checkpointing": False})
         plain = config.model_copy(update={"learner": learner})
-        # vLLM has weights of its own on the device; ours are only what it gets them from
+        # vLLM has its own weights on the device; ours only supply them
         self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngine) else "cpu")
         self.engine = build(config, self.policy)
         self.serial = -1
 
-    def hello(self) -> Hello:
-        return Hello.of_this_process(self.engine)
+    def ready(self) -> Ready:
+        return Ready.of_this_process(self.engine)
 
     def sample(
         self, weights: Weights, serial: int, requests: Sequence[SampleRequest], params: SamplingParams, keep: bool
     ) -> tuple[list[list[Completion]], SampleStats]:
-        """As `Engine.sample`, with the weights of that serial number, which are taken over if they are new."""
+        """Sample as `Engine.sample`, with these weights, which are loaded if their serial number is new."""
         if serial != self.serial:
             self.engine.forget()
-            take_weights(self.policy, weights)
+            load_weights(self.policy, weights)
             self.serial = serial
         return self.engine.sample(requests, params, keep=keep)
 
@@ -89,23 +87,23 @@ class RolloutWorker:
 
 
 class LearnerRank:
-    """One of the processes that learn together."""
+    """One learner of a group."""
 
     def __init__(self, config: Config, device: str, rank: int, exact_sampler: bool) -> None:
         assert config.cluster is not None
-        _prepare(config)
+        _configure_torch(config.run)
         self.config, self.rank, self.exact_sampler = config, rank, exact_sampler
         self.sharded, self.device = config.cluster.sharding == "fsdp", torch.device(device)
-        # what is sharded is never whole: it has no weights before it is cut
-        outline = outline_of(config) if self.sharded else None
-        self.outlined, self.policy = outline is not None, outline or build_policy(config, device)
+        # a sharded model is never whole: it has no weights before it is sharded
+        shapes = build_shapes(config) if self.sharded else None
+        self.without_weights, self.policy = shapes is not None, shapes or build_policy(config, device)
         self.learner: Learner
 
-    def hello(self) -> Hello:
-        return replace(Hello.of_this_process(), outlined=self.outlined)
+    def ready(self) -> Ready:
+        return replace(Ready.of_this_process(), without_weights=self.without_weights)
 
     def address(self) -> tuple[str, int]:
-        """Where the others may meet this one."""
+        """Return a free address on this machine for the process group."""
         import ray
 
         host = ray.util.get_node_ip_address()
@@ -114,10 +112,11 @@ class LearnerRank:
             return host, free.getsockname()[1]
 
     def join(self, address: tuple[str, int]) -> None:
+        """Join the process group at an address."""
         assert self.config.cluster is not None
         host, port = address
         if host.startswith("127."):
-            # gloo would look for the interface of the machine's name
+            # otherwise gloo would resolve the interface from the machine's name
             loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
             if loopback:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
@@ -127,30 +126,30 @@ class LearnerRank:
             timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
         )  # fmt: skip
 
-    def begin(self, weights: Weights, fixed: FrozenState | None) -> bool:
-        """Take over the start weights, freeze the reference where the loss has one, cut both in shards if asked for.
+    def start(self, weights: Weights, fixed: FrozenState | None) -> bool:
+        """Load the start weights, freeze the reference if the loss has a KL term, and shard both if the recipe says so.
 
         Args:
-            fixed: all else that the driver's policy has, for outlines.
+            fixed: everything else of the driver's policy, for models without weights.
 
-        Returns whether the model is cut and was whole here before.
+        Returns True if the model is sharded and was whole here before.
         """
         config = self.config
         if self.sharded:
             decoder_layers(self.policy)  # an error if there are none
         values = fixed.values_for(self.policy, weights) if fixed is not None else None
         if fixed is not None and values is not None:
-            self._find_out(fixed, values)
+            self._adopt_findings(fixed, values)
         else:
-            if self.outlined:
+            if self.without_weights:
                 self.policy = build_policy(config, str(self.device))
-            take_weights(self.policy, weights)
+            load_weights(self.policy, weights)
         reference = Reference.of(self.policy) if config.loss.beta > 0 else None
         if self.sharded:
             if reference and not reference.adapters:
                 reference.policy = shard(reference.policy, self._filling(reference.policy, values))
             self.policy = shard(self.policy, self._filling(self.policy, values))
-            if reference and reference.adapters:  # they are switched off in the very model that is trained
+            if reference and reference.adapters:  # the reference is the trained model with its adapters switched off
                 reference.policy = self.policy
         self.learner = Learner(
             self.policy, reference, build_optimizer(self.policy, config.optim), config, exact_sampler=self.exact_sampler,
@@ -158,32 +157,33 @@ class LearnerRank:
         )  # fmt: skip
         return self.sharded and values is None
 
-    def _find_out(self, fixed: FrozenState, values: Values) -> None:
-        """Tell an outline what only a model with weights can be asked."""
+    def _adopt_findings(self, fixed: FrozenState, values: Values) -> None:
+        """Give a policy without weights the findings that need weights: its head, and if it can be packed."""
         policy = self.policy
         policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
-        if fixed.verdict.packs:  # says the driver, by all layers on its device; this one may have other back-ends
+        if fixed.verdict.packs:  # on all layers, on the driver's device; this device may have other kernels
             here = judge_meta_policy(policy, values, self.device)
-            check_packing(self.config, here)
+            check_packing(self.config.learner.tree_packing, here)
             policy.pack_by(replace(here, window=fixed.verdict.window))
 
     def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
         return None if values is None else Materializer(policy, values, self.device)
 
     def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
-        """Take over weights and moments; `moments` None: each reads its shards from the directory."""
-        take_weights(self.policy, weights)
+        """Load weights and moments; `moments` None: each rank reads its shards from the directory."""
+        load_weights(self.policy, weights)
         found = read_moments(self.policy, Path(directory)) if moments is None else moments
         load_moments(self.policy, self.learner.optimizer, found)
         self.policy.version = self.learner.optimizer_steps = optimizer_steps
 
-    def take(self, weights: Weights) -> None:
-        take_weights(self.policy, weights)
+    def adopt(self, weights: Weights) -> None:
+        """Load weights that the driver has changed."""
+        load_weights(self.policy, weights)
 
     def update(self, batch: tuple[Sequence[Tree], Sequence[Credit]]) -> tuple[Update | None, Weights | None]:
-        """The same batch on all ranks; the first one tells what came of it, with the new weights."""
+        """Update on a batch, the same on all ranks; rank 0 returns the outcome and the new weights."""
         update = self.learner.update(*batch)
-        weights = whole_weights(self.policy, keep=self.rank == 0)
+        weights = gather_weights(self.policy, keep=self.rank == 0)
         return (update, weights) if self.rank == 0 else (None, None)
 
     def moments(self) -> Moments:

@@ -1,4 +1,4 @@
-"""Calls to other processes that are under way, each with a deadline."""
+"""Pending calls to Ray actors, each with a deadline."""
 
 from __future__ import annotations
 
@@ -15,38 +15,45 @@ T = TypeVar("T")
 
 
 class Calls(Generic[T]):
-    """Answers in the order in which they come; more calls may be added meanwhile.
+    """Iterates over (subject, answer) in the order of the answers; calls may be added during the iteration.
+
+    An answer is an exception if the call failed or missed its deadline.
 
     Args:
-        key: of the recipe, that sets the deadline.
+        key: the recipe's key of the deadline, for messages.
         deadline_s: seconds for each call.
 
-    Example: `for what, answer in calls: ...`, where `answer` is an exception if the call failed or came too late.
+    Example: `for subject, answer in calls: ...`.
     """
 
     def __init__(self, key: str, deadline_s: float) -> None:
         self.key, self.deadline_s = key, deadline_s
-        self._running: dict[Any, tuple[T, float]] = {}
+        self._pending: dict[Any, tuple[T, float]] = {}
 
-    def add(self, answer: Any, what: T) -> None:
-        """A call that was just made: Ray's reference to its answer, and what it was about."""
-        self._running[answer] = what, time.monotonic() + self.deadline_s
+    def add(self, reference: Any, subject: T) -> None:
+        """Add a call that was just made.
+
+        Args:
+            reference: Ray's reference to its answer.
+            subject: returned with the answer.
+        """
+        self._pending[reference] = subject, time.monotonic() + self.deadline_s
 
     def __iter__(self) -> Iterator[tuple[T, Any]]:
-        while self._running:
-            patience = min(limit for _, limit in self._running.values()) - time.monotonic()
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=max(0.0, patience))
+        while self._pending:
+            patience = min(limit for _, limit in self._pending.values()) - time.monotonic()
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=max(0.0, patience))
             now = time.monotonic()
-            for answer in ready or [a for a, (_, limit) in self._running.items() if limit <= now]:
-                what, _ = self._running.pop(answer)
+            for reference in ready or [each for each, (_, limit) in self._pending.items() if limit <= now]:
+                subject, _ = self._pending.pop(reference)
                 try:
-                    found = ray.get(answer, timeout=0)
+                    answer = ray.get(reference, timeout=0)
                 except (RayError, TimeoutError) as error:
-                    found = error
-                yield what, found
+                    answer = error
+                yield subject, answer
 
-    def why(self, error: Exception, events: Events) -> str:
-        """What is to be said of a process that did not answer; a deadline is counted."""
+    def reason(self, error: Exception, events: Events) -> str:
+        """Describe why a process did not answer; a missed deadline is counted."""
         if not isinstance(error, TimeoutError | GetTimeoutError):
             return "has died"
         events.counts["deadline"] += 1

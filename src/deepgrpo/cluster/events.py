@@ -1,4 +1,4 @@
-"""What went wrong and was put right: a line in the log and a counter for each."""
+"""Events of a cluster: each one is a line in the log and a counter."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ KINDS = (
 
 
 class LearnerLostError(Exception):
-    """A learner is gone, and with it a part of the optimizer: the run comes back from its last checkpoint."""
+    """A learner is lost, and with it a part of the optimizer: the run must resume from its last checkpoint."""
 
 
 class Events:
-    """Counts since the process began. Example: `events.tell("node_left", "a node has left the cluster")`."""
+    """Counters since the process began. Example: `events.report("node_left", "a node has left the cluster")`.
+
+    Args:
+        max_in_a_row: lost processes without a completed step between them before `report_loss` raises.
+    """
 
     def __init__(self, max_in_a_row: int) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
         self.note: Callable[[str], None] = lambda text: None
         self.max_in_a_row, self._in_a_row = max_in_a_row, 0
 
-    def tell(self, kind: str, text: str) -> None:
+    def report(self, kind: str, text: str) -> None:
+        """Count and log an event."""
         self.counts[kind] += 1
         self.note(f"cluster: {text}")
 
-    def lost(self, kind: str, text: str) -> None:
-        """A process is gone. Raises EngineError if that has become a habit."""
-        self.tell(kind, text)
+    def report_loss(self, kind: str, text: str) -> None:
+        """Count and log a lost process. Raises EngineError after too many in a row."""
+        self.report(kind, text)
         self._in_a_row += 1
         if self._in_a_row > self.max_in_a_row:
             raise EngineError(
@@ -40,4 +45,5 @@ class Events:
             )
 
     def step_done(self) -> None:
+        """Reset the count of losses in a row."""
         self._in_a_row = 0

@@ -1,72 +1,72 @@
-"""Rollout workers as one engine.
+"""The worker pool: rollout workers as one engine.
 
-    sample ─► routing.spread ─► a call to each worker ─► completions, back in order
-                   ▲                     │ a worker dies, or does not answer in time
+    sample ─► assign_requests ─► a call to each worker ─► completions, in the order of the requests
+                   ▲                     │ a worker dies or misses the deadline
                    └── its requests ◄────┘ it is replaced; the same keys draw the same tokens
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from deepgrpo.cluster.actors import BuildEngine, Hello, RolloutWorker
+from deepgrpo.cluster.actors import Ready, RolloutWorker
 from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
-from deepgrpo.cluster.routing import RequestShare, RolloutIndex, spread
-from deepgrpo.cluster.session import Needs, nodes, ray_options
+from deepgrpo.cluster.failures import raise_actor_error, raise_task_error
+from deepgrpo.cluster.routing import RequestShare, RolloutIndex, assign_requests
+from deepgrpo.cluster.session import Resources, nodes, ray_options
 from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
-from deepgrpo.errors import DeepGRPOError, EngineError, EngineLostError
+from deepgrpo.errors import EngineError, EngineLostError
 from deepgrpo.records import Completion, SampleRequest
-from deepgrpo.train.engine import build_engine
+from deepgrpo.train.build import SamplerBuilder, build_sampler
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A rollout worker that has said hello."""
+    """A rollout worker that is ready."""
 
     actor: Any
-    hello: Hello
+    ready: Ready
 
 
 class WorkerPool:
-    """See `engines.base.Engine`. Several threads may sample at once (`explore/waves.py`)."""
+    """All rollout workers of a cluster (`engines.base.Engine`)."""
 
     def __init__(
-        self, config: Config, needs: Needs, shelf: WeightStore, events: Events, *, build: BuildEngine = build_engine
-    ) -> None:
+        self, config: Config, resources: Resources, store: WeightStore, events: Events, *,
+        sampler: SamplerBuilder = build_sampler,
+    ) -> None:  # fmt: skip
         assert config.cluster is not None
-        self.build = build
-        self.config, self.cluster, self.needs, self.shelf, self.events = config, config.cluster, needs, shelf, events
-        self.kept = RolloutIndex()
-        self._lock = threading.Lock()
-        """For who is there and who has what."""
+        self.config, self.cluster, self.resources, self.store, self.events = config, config.cluster, resources, store, events
+        self.sampler = sampler
+        self.rollouts = RolloutIndex()
         self.learner_nodes: list[str] = []
-        """Where the learners are, so that nothing is started in their place; and so with the reward workers."""
+        """Node of each learner: a worker must not be started in its place."""
         self.reward_nodes: list[str] = []
+        """Node of each reward worker."""
         self.workers: dict[int, Worker] = {}
-        self._next = 0
+        self._next_number = 0
         self._nodes = set(nodes())
-        self._trouble = ""
-        """Why a worker that was to be started last is not there."""
+        self._start_failure = ""
+        """Why the last worker could not be started."""
         started = self._start(self.cluster.rollout_workers)
         if len(started) < self.cluster.rollout_workers:
             raise EngineError(
                 f"only {len(started)} of cluster.rollout_workers = {self.cluster.rollout_workers} could be started: "
-                f"{self._trouble}; look at `ray status` and into Ray's logs"
+                f"{self._start_failure}; look at `ray status` and into Ray's logs"
             )
         self.workers.update(started)
-        hellos = [worker.hello for worker in self.workers.values()]
-        self.exact = all(hello.exact for hello in hellos)
-        self._remark = hellos[0].remark
+        ready = [worker.ready for worker in self.workers.values()]
+        self.exact = all(each.exact for each in ready)
+        self._remark = ready[0].remark
 
     @property
     def remark(self) -> str | None:
@@ -75,12 +75,12 @@ class WorkerPool:
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`."""
-        self.kept.forget()
+        self.rollouts.forget()
         for worker in self.workers.values():
             worker.actor.forget.remote()
 
     def close(self) -> None:
-        """See `engines.base.Engine.close`: the workers belong to the place, and outlive a run that comes back."""
+        """See `engines.base.Engine.close`. Workers outlive a run that resumes, so the backend ends them by `stop`."""
 
     # ------------------------------------------------------------ sampling
 
@@ -93,109 +93,107 @@ class WorkerPool:
         cost = SampleStats()
         calls: Calls[tuple[int, list[RequestShare]]] = Calls("cluster.sample_deadline_s", self.cluster.sample_deadline_s)
 
-        def send(wanted: Sequence[RequestShare] | None = None) -> None:
-            workers = list(self.workers)
-            shares = spread(requests, workers, self.kept) if wanted is None else _moved(wanted, requests, workers, self.kept)
-            for number, parts in shares.items():
-                asked = [_cut(requests[part.request], part) for part in parts]
-                weights, serial = self.shelf.current
-                calls.add(self.workers[number].actor.sample.remote(weights, serial, asked, params, keep), (number, parts))
+        def send(assigned: dict[int, list[RequestShare]]) -> None:
+            for number, shares in assigned.items():
+                cut = [_part_of(requests[share.request], share) for share in shares]
+                weights, serial = self.store.current
+                calls.add(self.workers[number].actor.sample.remote(weights, serial, cut, params, keep), (number, shares))
 
-        with self._lock:
-            send()
-        for (number, parts), answer in calls:
+        send(assign_requests(requests, list(self.workers), self.rollouts))
+        for (number, shares), answer in calls:
             if isinstance(answer, Exception):
-                why = _engine_lost(answer) or calls.why(answer, self.events)
-                with self._lock:
-                    self._lose(number, why)
-                    self.events.counts["resampled_requests"] += len(parts)
-                    send(parts)
+                self._replace(number, _engine_lost(answer) or calls.reason(answer, self.events))
+                self.events.counts["resampled_requests"] += len(shares)
+                send(_reassign(shares, requests, list(self.workers), self.rollouts))
                 continue
             groups, spent = answer
             cost += spent
-            for part, group in zip(parts, groups, strict=True):
-                for place, completion in zip(part.places, group, strict=True):
-                    results[part.request][place] = completion
-            if keep:
-                with self._lock:
-                    for part, group in zip(parts, groups, strict=True):
-                        self.kept.put(requests[part.request].prefix, group, number)
+            for share, group in zip(shares, groups, strict=True):
+                for index, completion in zip(share.indices, group, strict=True):
+                    results[share.request][index] = completion
+                if keep:
+                    self.rollouts.add(requests[share.request].prefix, group, number)
         done = [[c for c in group if c is not None] for group in results]
         assert all(len(group) == len(request.keys) for group, request in zip(done, requests, strict=True))
-        return done, SampleStats(
-            cost.sampled_tokens, cost.prefix_tokens, cost.prefix_tokens_encoded, time.perf_counter() - began
-        )
+        return done, replace(cost, seconds=time.perf_counter() - began)
 
-    # ------------------------------------------------------------ coming and going
+    # ------------------------------------------------------------ workers
 
-    def tend(self) -> None:
-        """Between steps: note which nodes came and went, drop workers that are gone, start those that are missing."""
+    def refresh(self) -> None:
+        """Between steps: report nodes that joined or left, drop workers on lost nodes, start missing workers."""
         alive = set(nodes())
         for node in self._nodes - alive:
-            self.events.tell("node_left", f"node {node[:8]} has left")
+            self.events.report("node_left", f"node {node[:8]} has left")
         for node in alive - self._nodes:
-            self.events.tell("node_joined", f"node {node[:8]} has joined")
+            self.events.report("node_joined", f"node {node[:8]} has joined")
         self._nodes = alive
-        for number in [n for n, worker in self.workers.items() if worker.hello.node not in alive]:
+        for number in [n for n, worker in self.workers.items() if worker.ready.node not in alive]:
             self._drop(number)
-            self.events.lost("worker_lost", f"rollout worker {number} was on a node that has left")
+            self.events.report_loss("worker_lost", f"rollout worker {number} was on a node that has left")
         missing = self.cluster.rollout_workers - len(self.workers)
-        if missing and self.needs.room(self._used()):
+        if missing and self.resources.has_room(self._used()):
             self.workers.update(self._start_one_by_one(missing))
         if not self.workers:
             raise EngineError(
                 "no rollout worker is left, and the cluster has no room for one; add a machine and continue with --resume"
             )
 
-    def _lose(self, number: int, why: str) -> None:
-        """A worker is gone or stuck, or what it samples with is: put another in its place if there is room."""
+    def stop(self) -> None:
+        """End all workers."""
+        for number in list(self.workers):
+            self._drop(number)
+
+    def _replace(self, number: int, reason: str) -> None:
+        """Drop a worker, and start another in its place if there is room."""
         known = number in self.workers
         self._drop(number)
         if known:
-            self.events.lost("worker_lost", f"rollout worker {number} {why}; its requests are sampled again")
+            self.events.report_loss("worker_lost", f"rollout worker {number} {reason}; its requests are sampled again")
             self.workers.update(self._start_one_by_one(1))
         if not self.workers:
             raise EngineError(
-                f"rollout worker {number} {why}, it was the last one, and the cluster has no room for another; add a machine "
-                "and continue with --resume"
+                f"rollout worker {number} {reason}, it was the last one, and the cluster has no room for another; add a "
+                "machine and continue with --resume"
             )
 
     def _drop(self, number: int) -> None:
-        self.kept.forget(number)
+        self.rollouts.forget(number)
         worker = self.workers.pop(number, None)
         if worker is not None:
             ray.kill(worker.actor)
 
     def _used(self) -> list[tuple[str, dict[str, float]]]:
+        """Node and resources of each running process."""
         return [
-            *((worker.hello.node, self.needs.worker) for worker in self.workers.values()),
-            *((node, self.needs.learner) for node in self.learner_nodes),
-            *((node, self.needs.reward_worker) for node in self.reward_nodes),
+            *((worker.ready.node, self.resources.worker) for worker in self.workers.values()),
+            *((node, self.resources.learner) for node in self.learner_nodes),
+            *((node, self.resources.reward_worker) for node in self.reward_nodes),
         ]
 
     def _start_one_by_one(self, count: int) -> dict[int, Worker]:
-        """As many as there is room for, at most `count`; each with its line in the log."""
+        """Start at most `count` workers, as many as there is room for, and report each."""
         started: dict[int, Worker] = {}
         for _ in range(count):
-            used = self._used() + [(worker.hello.node, self.needs.worker) for worker in started.values()]
-            if not self.needs.room(used):
+            used = self._used() + [(worker.ready.node, self.resources.worker) for worker in started.values()]
+            if not self.resources.has_room(used):
                 break
             new = self._start(1)
             if not new:
                 break
             started |= new
         for number, worker in started.items():
-            self.events.tell("worker_started", f"rollout worker {number} has started on node {worker.hello.node[:8]}")
+            self.events.report("worker_started", f"rollout worker {number} has started on node {worker.ready.node[:8]}")
         return started
 
     def _start(self, count: int) -> dict[int, Worker]:
-        """Those of `count` new workers that say hello in time."""
+        """Start `count` workers; return those that are ready in time."""
         # a worker on every node before a second one on any
-        options = {**ray_options(self.needs.worker), "scheduling_strategy": "SPREAD"}
+        options = {**ray_options(self.resources.worker), "scheduling_strategy": "SPREAD"}
         make = ray.remote(RolloutWorker).options(**options)
-        actors = {self._next + i: make.remote(self.config, self.needs.device, self.build) for i in range(count)}
-        self._next += count
-        answers = {number: actor.hello.remote() for number, actor in actors.items()}
+        device = self.resources.device
+        actors = {self._next_number + i: make.remote(self.config, device, self.sampler) for i in range(count)}
+        self._next_number += count
+        answers = {number: actor.ready.remote() for number, actor in actors.items()}
         ray.wait(list(answers.values()), num_returns=count, timeout=self.cluster.start_deadline_s)
         started: dict[int, Worker] = {}
         for number, answer in answers.items():
@@ -203,60 +201,39 @@ class WorkerPool:
                 started[number] = Worker(actors[number], ray.get(answer, timeout=0))
             except (RayError, TimeoutError) as error:
                 ray.kill(actors[number])
-                raise_ours(error)
+                raise_actor_error(error)
                 late = isinstance(error, TimeoutError)
-                self._trouble = (
+                self._start_failure = (
                     f"one had not loaded the model after cluster.start_deadline_s = {self.cluster.start_deadline_s:g} seconds"
                     if late
                     else f"one died before it had loaded the model ({str(error).strip().splitlines()[0]})"
                 )
         return started
 
-    def end(self) -> None:
-        """End the workers."""
-        for number in list(self.workers):
-            self._drop(number)
-
 
 def _engine_lost(error: Exception) -> str | None:
-    """What is to be said of a worker that has lost what it samples with; None if it is the worker that is gone.
-
-    Raises what else went wrong inside it.
-    """
+    """Describe the loss of a worker's engine; None if the worker itself is lost. Raises any other error of the worker."""
     if not isinstance(error, RayTaskError):
         return None
     if isinstance(error.cause, EngineLostError):
         return f"has lost its engine ({str(error.cause).splitlines()[0]})"
-    raise_inside(error)
+    raise_task_error(error)
 
 
-def raise_inside(error: RayTaskError) -> NoReturn:
-    """Raise what a call raised in another process: the error of our own, or Ray's with the traceback."""
-    raise error.cause if isinstance(error.cause, DeepGRPOError) else error from None
+def _part_of(request: SampleRequest, share: RequestShare) -> SampleRequest:
+    return replace(request, keys=tuple(request.keys[index] for index in share.indices))
 
 
-def raise_ours(error: Exception) -> None:
-    """Raise the error of our own, if that is what ended an actor: a model that cannot be loaded stays so."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, DeepGRPOError):
-        raise cause from None
-    # of an actor that failed in its constructor Ray tells by text only
-    if "because of an error raised in its creation task" in str(error):
-        raise EngineError(f"a process of the cluster could not be built: {str(error).strip().splitlines()[-1]}") from None
-
-
-def _cut(request: SampleRequest, part: RequestShare) -> SampleRequest:
-    return replace(request, keys=tuple(request.keys[place] for place in part.places))
-
-
-def _moved(
-    parts: Sequence[RequestShare], requests: Sequence[SampleRequest], workers: Sequence[int], kept: RolloutIndex
+def _reassign(
+    shares: Sequence[RequestShare], requests: Sequence[SampleRequest], workers: Sequence[int], rollouts: RolloutIndex
 ) -> dict[int, list[RequestShare]]:
-    """The parts of a worker that is gone, shared out anew."""
-    shares = spread([_cut(requests[part.request], part) for part in parts], workers, kept) if parts else {}
+    """Assign the shares of a lost worker to the others."""
+    if not shares:
+        return {}
+    parts = assign_requests([_part_of(requests[share.request], share) for share in shares], workers, rollouts)
 
-    def named(part: RequestShare) -> RequestShare:
-        whole = parts[part.request]
-        return RequestShare(whole.request, tuple(whole.places[place] for place in part.places))
+    def original(part: RequestShare) -> RequestShare:
+        whole = shares[part.request]
+        return RequestShare(whole.request, tuple(whole.indices[index] for index in part.indices))
 
-    return {number: [named(part) for part in share] for number, share in shares.items()}
+    return {number: [original(part) for part in own] for number, own in parts.items()}

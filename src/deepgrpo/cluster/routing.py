@@ -1,4 +1,4 @@
-"""Which worker samples what. Results do not depend on it: a draw depends on its key alone."""
+"""Assignment of requests to rollout workers. Results do not depend on it: a draw depends on its key alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from deepgrpo.records import Completion, SampleRequest
 
-SPILL = 1.5
-"""A worker takes branches of its own rollouts until it has this many times its fair share."""
+MAX_LOAD = 1.5
+"""A worker takes branches of its own rollouts up to this multiple of its fair share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,21 +16,21 @@ class RequestShare:
     """Some continuations of one request. Example: RequestShare(3, (0, 1)): the first two keys of request 3."""
 
     request: int
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     """Indices into the request's keys."""
 
 
 @dataclass
 class RolloutIndex:
-    """Which worker sampled which rollout, and so may have its keys and values still."""
+    """Which worker sampled which rollout, and so may still have its keys and values."""
 
     _groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = field(default_factory=dict)
 
-    def put(self, prefix: tuple[int, ...], completions: Iterable[Completion], worker: int) -> None:
+    def add(self, prefix: tuple[int, ...], completions: Iterable[Completion], worker: int) -> None:
         self._groups.setdefault(prefix, []).extend((c.tokens, worker) for c in completions)
 
     def find(self, wanted: tuple[int, ...]) -> int | None:
-        """The worker with a rollout that begins with `wanted`, if there is one."""
+        """Return the worker with a rollout that begins with `wanted`, None if there is none."""
         for start in {len(prefix) for prefix in self._groups}:
             rest = wanted[start:]
             for tokens, worker in self._groups.get(wanted[:start], ()) if rest else ():
@@ -39,40 +39,42 @@ class RolloutIndex:
         return None
 
     def forget(self, worker: int | None = None) -> None:
-        """All, or what one worker had."""
+        """Drop the rollouts of one worker; None: of all."""
         if worker is None:
             self._groups = {}
         else:
             self._groups = {p: [each for each in found if each[1] != worker] for p, found in self._groups.items()}
 
 
-def spread(requests: Sequence[SampleRequest], workers: Sequence[int], kept: RolloutIndex) -> dict[int, list[RequestShare]]:
-    """Share out requests by the tokens that they may cost.
+def assign_requests(
+    requests: Sequence[SampleRequest], workers: Sequence[int], rollouts: RolloutIndex
+) -> dict[int, list[RequestShare]]:
+    """Assign requests to workers by the tokens that they may cost. Deterministic.
 
-    A branch goes to the worker that has its rollout, unless that one has `SPILL` times its fair share already; all else to
-    whoever has least. A request that is more than a fair share by itself is split. Deterministic.
+    A branch goes to the worker that has its rollout, up to `MAX_LOAD` times that worker's fair share; everything else goes
+    to the least loaded worker. A request that exceeds a fair share by itself is split.
     """
     costs = [len(r.keys) * r.max_new_tokens for r in requests]
     fair = max(1.0, sum(costs) / len(workers))
     load = dict.fromkeys(workers, 0.0)
-    shares: dict[int, list[RequestShare]] = {worker: [] for worker in workers}
-    parts: list[tuple[float, RequestShare]] = []
-    for index, request in enumerate(requests):
-        pieces = min(len(request.keys), max(1, round(costs[index] / fair)))
+    assigned: dict[int, list[RequestShare]] = {worker: [] for worker in workers}
+    shares: list[tuple[float, RequestShare]] = []
+    for number, request in enumerate(requests):
+        pieces = min(len(request.keys), max(1, round(costs[number] / fair)))
         size = -(-len(request.keys) // pieces)
         for first in range(0, len(request.keys), size):
-            places = tuple(range(first, min(first + size, len(request.keys))))
-            parts.append((len(places) * request.max_new_tokens, RequestShare(index, places)))
-    homeless: list[tuple[float, RequestShare]] = []
-    for cost, part in parts:
-        home = kept.find(requests[part.request].prefix)
-        if home in load and load[home] + cost <= SPILL * fair:
-            shares[home].append(part)
+            indices = tuple(range(first, min(first + size, len(request.keys))))
+            shares.append((len(indices) * request.max_new_tokens, RequestShare(number, indices)))
+    free: list[tuple[float, RequestShare]] = []
+    for cost, share in shares:
+        home = rollouts.find(requests[share.request].prefix)
+        if home in load and load[home] + cost <= MAX_LOAD * fair:
+            assigned[home].append(share)
             load[home] += cost
         else:
-            homeless.append((cost, part))
-    for cost, part in sorted(homeless, key=lambda each: -each[0]):  # stable
+            free.append((cost, share))
+    for cost, share in sorted(free, key=lambda each: -each[0]):  # stable
         least = min(load, key=lambda worker: load[worker])
-        shares[least].append(part)
+        assigned[least].append(share)
         load[least] += cost
-    return {worker: share for worker, share in shares.items() if share}
+    return {worker: own for worker, own in assigned.items() if own}

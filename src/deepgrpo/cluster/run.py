@@ -1,118 +1,143 @@
-"""A recipe with a section [cluster]: the loop of `train/loop.py`, with engine and learner in other processes.
+"""The Ray backend: the loop of `train/loop.py`, with engine and learners in other processes.
 
-The driver, which is this process, keeps the loop, the prompts, the rewards, a copy of the weights in its memory and the run
-directory. It comes back by itself from the last checkpoint when a learner is lost; see docs/scaling.md.
+This process, the driver, keeps the loop, the prompts, the rewards, a copy of the weights in host memory and the run
+directory. If a learner is lost, it resumes from the last checkpoint by itself; see docs/scaling.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepgrpo.cluster.events import Events, LearnerLostError
-from deepgrpo.cluster.session import require_ray, session
+from deepgrpo.cluster.session import Resources, nodes, require_ray, session
 from deepgrpo.config import Config
-from deepgrpo.engines.base import Engine
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.rewards.base import Reward, build_reward
-from deepgrpo.train.backend import UpdatesPolicy
+from deepgrpo.train.backend import Parts
+from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.loop import train
-from deepgrpo.train.memory import check_cluster_room
 from deepgrpo.train.metrics import Metrics
+from deepgrpo.train.room import check_cluster_room
 from deepgrpo.train.setup import open_checkpoints
+
+if TYPE_CHECKING:  # these import Ray
+    from deepgrpo.cluster.learners import LearnerGroup
+    from deepgrpo.cluster.pool import WorkerPool
 
 
 def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
-    """As `train.loop.train`, on Ray.
+    """Train a recipe on Ray; see `train.loop.train`.
 
-    Raises DeepGRPOError, as that does: ConfigError also for an address that does not answer and a cluster that is too
-    small, EngineError if more processes are lost in a row than cluster.max_restarts.
+    Raises DeepGRPOError: ConfigError also for an address that does not answer and a cluster that is too small, EngineError
+    if more than `cluster.max_restarts` processes are lost in a row.
     """
     assert config.cluster is not None
     require_ray()
     directory = resume or Path(config.run.dir) / config.run.name
     with session(config.cluster):
-        place = RayPlace(config)
+        backend = RayBackend(config)
         try:
             while True:
                 try:
-                    return train(config, resume=resume, place=place)
+                    return train(config, resume=resume, backend=backend)
                 except LearnerLostError:
-                    if open_checkpoints(config, directory).steps():
+                    if open_checkpoints(config.checkpoint, directory).steps():
                         resume = directory
-                    else:  # lost while the start was being saved: what it logged is said again
+                    else:  # lost before the start was saved: the next attempt logs its metrics again
                         (directory / "metrics.jsonl").unlink(missing_ok=True)
         finally:
-            place.close()
+            backend.close()
 
 
-class RayPlace:
-    """See `train.place.Place`. Rollout workers outlive a run that comes back; learners do not."""
+class RayBackend:
+    """The backend of a recipe with a section [cluster] (`train.backend.Backend`).
 
-    loses = True
+    Rollout workers outlive a run that resumes after the loss of a learner; learners and reward workers do not.
 
-    def __init__(self, config: Config) -> None:
-        from deepgrpo.cluster.learners import LearnerGroup
-        from deepgrpo.cluster.pool import WorkerPool
-        from deepgrpo.cluster.session import Needs
+    Args:
+        sampler: builds the engine of each rollout worker.
+    """
+
+    def __init__(self, config: Config, sampler: SamplerBuilder = build_sampler) -> None:
         from deepgrpo.cluster.weight_store import WeightStore
 
         assert config.cluster is not None
-        self.cluster = config.cluster
-        self.overlaps, self.waves = config.cluster.overlap, config.cluster.waves
-        self.needs = Needs(config)
-        self.needs.check()
+        self.config, self.cluster, self.sampler = config, config.cluster, sampler
+        self.resources = Resources(config.cluster, config.run.device)
+        self.resources.check()
         self.events = Events(config.cluster.max_restarts)
-        self.shelf = WeightStore(holds=self.overlaps)
-        self.reward_nodes: list[str] = []
+        self.store = WeightStore(hold=config.cluster.overlap)
         self.pool: WorkerPool | None = None
         self.group: LearnerGroup | None = None
 
-    def device(self, config: Config) -> str:
+    def prepare(self, config: Config, shapes: Policy | None) -> str:
+        """See `train.backend.Backend.prepare`. The driver's policy stays on the CPU."""
+        if shapes is not None and self.pool is None:  # a resumed run has rollout workers in memory, and did fit
+            check_cluster_room(config, shapes, cuda=self.resources.cuda)
         return "cpu"
 
-    def check_room(self, config: Config, outline: Policy) -> None:
-        if self.pool is None:  # a run that comes back has rollout workers in memory, and did fit
-            check_cluster_room(config, outline, cuda=self.needs.cuda)
+    def open(self, config: Config, policy: Policy, task: Task | None) -> Parts:
+        """See `train.backend.Backend.open`."""
+        from deepgrpo.cluster.learners import LearnerGroup
 
-    def engine(self, config: Config, policy: Policy) -> Engine:
+        reward, reward_nodes = self._reward(config, task)
+        pool = self.open_pool(policy)
+        pool.reward_nodes = reward_nodes
+        if self.group is not None:
+            self.group.close()
+        # prefetched batches are sampled with older weights than the learner's
+        exact = pool.exact and config.sampling.top_p == 1.0 and not self.cluster.overlap
+        self.group = LearnerGroup(config, policy, self.resources, self.store, self.events, exact_sampler=exact)
+        pool.learner_nodes = [each.node for each in self.group.ready]
+        return Parts(
+            pool, self.group, reward, overlaps=self.cluster.overlap, loses_learners=True, description=self._describe(),
+            begin_step=self.begin_step, metrics=self._metrics, listen=self._listen,
+        )  # fmt: skip
+
+    def open_pool(self, policy: Policy) -> WorkerPool:
+        """Start the rollout workers unless they are running; they sample with the policy's weights."""
         from deepgrpo.cluster.pool import WorkerPool
 
         if self.pool is None:
-            self.pool = WorkerPool(config, self.needs, self.shelf, self.events)
-        self.pool.reward_nodes = self.reward_nodes
-        self.shelf.put(policy)
+            self.pool = WorkerPool(self.config, self.resources, self.store, self.events, sampler=self.sampler)
+        self.store.put(policy)
         return self.pool
 
-    def reward(self, config: Config, task: Task | None) -> Reward:
+    def begin_step(self) -> None:
+        """Replace lost workers and use the newest weights: nothing is being sampled."""
+        assert self.pool is not None
+        self.pool.refresh()
+        self.store.use_newest()
+
+    def close(self) -> None:
+        """End learners and rollout workers."""
+        if self.group is not None:
+            self.group.close()
+        if self.pool is not None:
+            self.pool.stop()
+
+    def _reward(self, config: Config, task: Task | None) -> tuple[Reward, list[str]]:
+        """Build the reward; also return the nodes of its workers."""
         from deepgrpo.cluster.rewards import RewardPool
 
         if not self.cluster.reward_workers:
-            return build_reward(config.reward, task)
+            return build_reward(config.reward, task), []
         rewards = RewardPool(config, task, self.events)
-        self.reward_nodes = rewards.nodes
-        return rewards
+        return rewards, rewards.nodes
 
-    def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy:
-        from deepgrpo.cluster.learners import LearnerGroup
+    def _describe(self) -> str:
+        cluster, count = self.cluster, len(nodes())
+        return (
+            f"cluster of {count} node{'s' if count > 1 else ''}: {cluster.rollout_workers} rollout workers, "
+            f"{cluster.learners} learners ({cluster.sharding}, {'NCCL' if self.resources.cuda else 'gloo'})"
+            + (f", {cluster.reward_workers} reward workers" if cluster.reward_workers else "")
+            + (", each batch sampled during the update on the previous one" if cluster.overlap else "")
+        )
 
-        if self.group is not None:
-            self.group.close()
-        self.group = LearnerGroup(config, policy, self.needs, self.shelf, self.events, exact_sampler=exact_sampler)
-        assert self.pool is not None
-        self.pool.learner_nodes = [hello.node for hello in self.group.hellos]
-        return self.group
-
-    def listen(self, note: Callable[[str], None]) -> None:
-        self.events.note = note
-
-    def begin_step(self) -> None:
-        assert self.pool is not None
-        self.pool.tend()
-        self.shelf.renew()
-
-    def metrics(self) -> Metrics:
+    def _metrics(self) -> Metrics:
         assert self.pool is not None
         self.events.step_done()
         return {
@@ -120,21 +145,5 @@ class RayPlace:
             **{f"cluster/{kind}": float(count) for kind, count in self.events.counts.items()},
         }
 
-    def describe(self) -> str | None:
-        from deepgrpo.cluster.session import nodes
-
-        backend = "NCCL" if self.needs.cuda else "gloo"
-        count = len(nodes())
-        return (
-            f"cluster of {count} node{'s' if count > 1 else ''}: {self.cluster.rollout_workers} rollout workers, "
-            f"{self.cluster.learners} learners ({self.cluster.sharding}, {backend})"
-            + (f", {self.cluster.reward_workers} reward workers" if self.cluster.reward_workers else "")
-            + (f", batches grown in {self.waves} waves" if self.waves > 1 else "")
-            + (", each batch sampled while the one before is learned from" if self.overlaps else "")
-        )
-
-    def close(self) -> None:
-        if self.group is not None:
-            self.group.close()
-        if self.pool is not None:
-            self.pool.end()
+    def _listen(self, note: Callable[[str], None]) -> None:
+        self.events.note = note

@@ -1,4 +1,4 @@
-"""Ray itself: found, started or joined, and asked what it has."""
+"""The Ray session: found, started or joined, and its resources."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from deepgrpo.config import ClusterConfig, Config
+from deepgrpo.config import ClusterConfig
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError
 
 OLDEST, TOO_NEW = (2, 49), (3, 0)
-"""Versions of Ray: from the first on, below the second."""
+"""Supported versions of Ray: from the first, below the second."""
 
 ANSWER_S = 5.0
-"""Seconds that an address has to accept a connection."""
+"""Time limit in seconds for an address to accept a connection."""
 
 
 def require_ray() -> ModuleType:
-    """The package. Raises MissingExtraError if it is not there, ConfigError if its version is out of range."""
-    # it must not report usage to anybody unasked, and not warn about what we do not use
+    """Import Ray. Raises MissingExtraError if it is not installed, ConfigError if its version is not supported."""
+    # no usage reports unless the user asks for them, and no warning about a variable that we do not use
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -35,7 +35,7 @@ def require_ray() -> ModuleType:
 
 
 def check_version(version: str) -> None:
-    """Raise ConfigError if we do not know that version of Ray."""
+    """Raise ConfigError if that version of Ray is not supported."""
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not OLDEST <= found < TOO_NEW:
         wanted = f"{OLDEST[0]}.{OLDEST[1]} or later, below {TOO_NEW[0]}.{TOO_NEW[1]}"
@@ -47,9 +47,9 @@ def check_version(version: str) -> None:
 
 @contextlib.contextmanager
 def session(config: ClusterConfig) -> Iterator[None]:
-    """Inside, Ray is connected. A Ray that this process has already is used and left as it is.
+    """Connect to Ray for the duration of the context. An existing connection of this process is used and left open.
 
-    Raises ConfigError if the address does not answer, or is of another version.
+    Raises ConfigError if the address does not answer, or runs another version.
     """
     ray = require_ray()
     if ray.is_initialized():
@@ -57,16 +57,16 @@ def session(config: ClusterConfig) -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if config.address is None:
-        # processes take turns, so that on one machine there may be more of them than cores
+        # processes take turns, so one machine may run more of them than it has cores
         asked = (
             config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
             + config.reward_workers * config.cpus_per_reward_worker
         )  # fmt: skip
         cpus = max(os.cpu_count() or 1, math.ceil(asked))
-        # nobody else needs to reach it
+        # reachable from this machine only
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        except Exception as error:  # Ray raises the bare class where a part of it does not come up
+        except Exception as error:  # Ray raises the bare class if one of its processes does not start
             raise EngineError(
                 f"Ray did not start here ({' '.join(str(error).split())}); is it busy, or short of memory? More time: "
                 "RAY_raylet_start_wait_time_s=300 in the environment. Its logs are in /tmp/ray/session_latest/logs"
@@ -104,18 +104,20 @@ def _join(ray: ModuleType, address: str, quiet: dict[str, Any]) -> None:
         raise ConfigError(f"cluster.address is {address!r}, but no Ray cluster answers there ({first}); {remedy}") from error
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- resources
 
 
-class Needs:
-    """What each process of a recipe asks Ray for."""
+class Resources:
+    """CPUs and GPUs that each process of a recipe requests from Ray.
 
-    def __init__(self, config: Config) -> None:
-        assert config.cluster is not None
+    Args:
+        device: as in `run.device`.
+    """
+
+    def __init__(self, cluster: ClusterConfig, device: str) -> None:
         import ray
 
-        cluster, wanted = config.cluster, config.run.device
-        self.cuda = wanted.startswith("cuda") or (wanted == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        self.cuda = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         self.worker = {"CPU": cluster.cpus_per_worker, "GPU": (cluster.gpus_per_worker or 1.0) if self.cuda else 0.0}
         self.learner = {"CPU": cluster.cpus_per_learner, "GPU": (cluster.gpus_per_learner or 1.0) if self.cuda else 0.0}
         self.reward_worker = {"CPU": cluster.cpus_per_reward_worker, "GPU": 0.0}
@@ -124,7 +126,7 @@ class Needs:
 
     @property
     def device(self) -> str:
-        """Of learners and rollout workers. Ray shows each process its own GPUs only, so there is no number."""
+        """Device of learners and rollout workers. It has no number, because Ray shows each process its own GPUs only."""
         return "cuda" if self.cuda else "cpu"
 
     def check(self) -> None:
@@ -154,11 +156,11 @@ class Needs:
                     "cluster.cpus_per_reward_worker, or add machines"
                 )
 
-    def room(self, used: list[tuple[str, dict[str, float]]]) -> bool:
-        """Whether a rollout worker fits on some node.
+    def has_room(self, used: list[tuple[str, dict[str, float]]]) -> bool:
+        """Return True if some node has room for a rollout worker.
 
         Args:
-            used: (node id, resources) of each process that is there.
+            used: (node id, resources) of each running process.
         """
         for node, has in nodes().items():
             free = {
@@ -170,12 +172,12 @@ class Needs:
 
 
 def nodes() -> dict[str, dict[str, float]]:
-    """Node id → its resources, of those that are alive."""
+    """Return the resources of each live node, by node id."""
     import ray
 
     return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
 
-def ray_options(needs: dict[str, float]) -> dict[str, Any]:
-    """An actor's options."""
-    return {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0}
+def ray_options(resources: dict[str, float]) -> dict[str, Any]:
+    """Return the options of an actor with these resources."""
+    return {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "max_restarts": 0}

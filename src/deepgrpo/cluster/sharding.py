@@ -1,10 +1,10 @@
-"""What the learners of a group do together, by torch.distributed alone. Nothing here knows Ray.
+"""Data-parallel and sharded learning by torch.distributed, without Ray.
 
-ddp   every learner has the whole model. Gradients are added up in buckets once per optimizer step; a learner without a
-      pack adds zeros.
+ddp   every learner has the whole model. Gradients are summed in buckets once per optimizer step; a learner without a pack
+      adds zeros.
 fsdp  every learner has a shard of each parameter (FSDP2, `fully_shard` on each decoder layer and on the rest). Layers are
-      gathered as they are needed in every forward and backward pass, so all learners make the same number of passes: one
-      that has fewer packs forwards two tokens instead, with a loss of zero.
+      gathered in every forward and backward pass, so all learners make the same number of passes: one with fewer packs
+      forwards two tokens instead, with a loss of zero.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
 from deepgrpo.train.ranks import clip
 
-BUCKET = 2**25
-"""Numbers in one all-reduce."""
+BUCKET_SIZE = 2**25
+"""Elements of one all-reduce."""
 
-IDLE = Pack(np.zeros((1, 2), dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), 2)
-"""Two tokens and the first term of the step: something to forward that does not count."""
+IDLE_PACK = Pack(np.zeros((1, 2), dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), 2)
+"""Two tokens and the first term of the step, forwarded with a loss of zero."""
 
 
-def spread(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
-    """Packs for each of `size` learners: the largest first, each to whoever has the fewest tokens so far.
+def assign_packs(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
+    """Assign packs to `size` learners: the largest first, each to the learner with the fewest tokens so far.
 
-    >>> [[p.num_tokens for p in share] for share in spread([pack(5), pack(9), pack(6)], 2)]
+    >>> [[p.num_tokens for p in share] for share in assign_packs([pack(5), pack(9), pack(6)], 2)]
     [[9], [6, 5]]
     """
     shares: list[list[Pack]] = [[] for _ in range(size)]
@@ -47,10 +47,10 @@ def spread(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
 
 
 class DistributedRanks:
-    """See `train.ranks.Ranks`. The default process group must be there.
+    """One rank of the default process group (`train.ranks.Ranks`).
 
     Args:
-        sharded: whether the parameters are (fsdp).
+        sharded: true if the parameters are sharded (fsdp).
     """
 
     def __init__(self, *, sharded: bool) -> None:
@@ -58,23 +58,23 @@ class DistributedRanks:
         self.device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
     def share(self, packs: Sequence[Pack]) -> Sequence[tuple[Pack, bool]]:
-        shares = spread(packs, self.size)
+        shares = assign_packs(packs, self.size)
         own = [(pack, True) for pack in shares[self.rank]]
         missing = max(map(len, shares)) - len(own) if self.sharded else 0
-        return own + [(IDLE, False)] * missing
+        return own + [(IDLE_PACK, False)] * missing
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         if self.sharded:
-            return  # each backward pass has added up its own
+            return  # each backward pass has summed its own
         bucket: list[Tensor] = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
-            if sum(gradient.numel() for gradient in bucket) >= BUCKET:
+            if sum(gradient.numel() for gradient in bucket) >= BUCKET_SIZE:
                 _all_reduce(bucket)
                 bucket = []
         _all_reduce(bucket)
@@ -101,7 +101,7 @@ def _all_reduce(gradients: Sequence[Tensor]) -> None:
 
 
 class _Whole(nn.Module):
-    """The policy's log-probs as the forward pass of a module, around which FSDP gathers what belongs to no layer."""
+    """The policy's log-probs as the forward pass of a module, around which FSDP gathers parameters outside the layers."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ class _Whole(nn.Module):
 
 
 def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
-    """Cut the parameters of a policy among all learners, in place; returns what computes log-probs with them.
+    """Shard the parameters of a policy over all learners, in place; returns the policy that computes log-probs with them.
 
     Args:
-        policy: whole, or an outline.
-        filling: what gives an outline its weights: a layer's, then that layer is cut, and so on, and the rest at the end.
+        policy: with weights, or without them and then with `filling`.
+        filling: supplies the weights, layer by layer before each is sharded, and the rest at the end.
 
     Raises ModelError if the model's decoder layers cannot be found, ConfigError if torch is too old.
     """
@@ -136,7 +136,7 @@ def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
         fully_shard(part)
     for part in parts:
         assert isinstance(part, FSDPModule)
-        # a sum, not a mean: the weights of the loss carry their denominators already; and gloo has no mean
+        # a sum, not a mean: the loss weights include their denominators; and gloo has no mean
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
     sharded = copy.copy(policy)
@@ -145,7 +145,7 @@ def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
 
 
 def decoder_layers(policy: Policy) -> list[nn.Module]:
-    """See `Policy.layers`. Raises ModelError if there are none."""
+    """Return the decoder layers (`Policy.layers`). Raises ModelError if none were found."""
     if policy.layers is None:
         wanted = policy.causal.config.get_text_config().num_hidden_layers
         raise ModelError(
@@ -156,8 +156,8 @@ def decoder_layers(policy: Policy) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def whole_weights(policy: Policy, *, keep: bool) -> dict[str, np.ndarray] | None:
-    """What is trained, by name, as float32 arrays. All learners call it; those without `keep` get None."""
+def gather_weights(policy: Policy, *, keep: bool) -> dict[str, np.ndarray] | None:
+    """Gather the trained parameters by name, as whole float32 arrays. All learners call it; without `keep` it returns None."""
     found: dict[str, np.ndarray] = {}
     for name, parameter in policy.trainable().items():
         value = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
@@ -167,8 +167,8 @@ def whole_weights(policy: Policy, *, keep: bool) -> dict[str, np.ndarray] | None
 
 
 @torch.no_grad()
-def take_weights(policy: Policy, weights: dict[str, np.ndarray]) -> None:
-    """Put whole weights into a policy, sharded or not."""
+def load_weights(policy: Policy, weights: dict[str, np.ndarray]) -> None:
+    """Copy whole weights into a policy, sharded or not."""
     from deepgrpo.train.moments import as_part
 
     for name, parameter in policy.trainable().items():

@@ -1,4 +1,4 @@
-"""Where the weights lie that rollout workers sample with: in Ray's object store, put there once per step."""
+"""The weights that rollout workers sample with, in Ray's object store."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ from typing import Any
 
 import ray
 
-from deepgrpo.cluster.sharding import whole_weights
+from deepgrpo.cluster.sharding import gather_weights
 from deepgrpo.model.policy import Policy
 
 
 class WeightStore:
-    """The newest weights, and those that are in use.
+    """The newest weights, and those in use, each as (Ray reference, serial number).
 
     Args:
-        holds: whether new weights are taken into use by `renew` only, as a batch that is being sampled must not get other
-            weights half-way.
+        hold: use new weights only after `use_newest`, so that a batch in progress keeps its weights.
     """
 
-    def __init__(self, holds: bool) -> None:
-        self.holds, self._serial = holds, 0
+    def __init__(self, hold: bool) -> None:
+        self.hold, self._serial = hold, 0
         self.newest: tuple[Any, int] = (None, 0)
         self.current: tuple[Any, int] = (None, 0)
 
     def put(self, policy: Policy) -> Any:
-        """The policy's weights, in use at once. Returns the reference."""
-        reference = ray.put(whole_weights(policy, keep=True))
-        self.lay(reference)
-        self.renew()
+        """Store the policy's weights and use them at once. Returns their reference."""
+        reference = ray.put(gather_weights(policy, keep=True))
+        self.add(reference)
+        self.use_newest()
         return reference
 
-    def lay(self, reference: Any) -> None:
-        """Weights that are in the store already."""
+    def add(self, reference: Any) -> None:
+        """Register weights that are in the object store already."""
         self._serial += 1
         self.newest = reference, self._serial
-        if not self.holds:
-            self.renew()
+        if not self.hold:
+            self.use_newest()
 
-    def renew(self) -> None:
+    def use_newest(self) -> None:
         self.current = self.newest

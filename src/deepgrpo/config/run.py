@@ -137,5 +137,3 @@ class ClusterConfig(Section):
     overlap: bool = False
     """Sample the next batch while the learners work on this one: by weights that are one update old, which the importance
     weight makes up for."""
-    waves: PositiveInt = 1
-    """Grow a batch in this many parts at once, so that branches of one are sampled while another samples its rollouts."""

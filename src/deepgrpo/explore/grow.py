@@ -6,9 +6,7 @@ concurrency of its own: an engine may be as parallel as it likes inside the call
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -40,17 +38,15 @@ class Growth:
     branches: SampleStats = field(default_factory=SampleStats)
     """That part of `stats` which went on from sampled tokens: every round but the first."""
 
-
-def joined(growths: Sequence[Growth]) -> Growth:
-    """One after the other: trees are listed, costs are summed."""
-    columns = {field.name: [getattr(growth, field.name) for growth in growths] for field in fields(Growth)}
-    return Growth(**{name: functools.reduce(operator.add, column) for name, column in columns.items()})
+    def __add__(self, other: Growth) -> Growth:
+        """Concatenate trees and sum costs."""
+        return Growth(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(Growth)})
 
 
 def grow(
     prompts: Sequence[Prompt], strategy: Strategy, state: State, engine: Engine, judge: Judge, *,
     decode: Callable[[Sequence[int]], str], params: SamplingParams, limits: Limits, seed: int, step: int,
-    version: int = 0, signals: Signals | None = None, first: int = 0,
+    version: int = 0, signals: Signals | None = None,
 ) -> Growth:  # fmt: skip
     """Sample one tree per prompt until the strategy plans nothing more.
 
@@ -60,7 +56,6 @@ def grow(
     Args:
         signals: measures what the strategy wants to know of new nodes; needed if `strategy.signals` is not empty. It is
             asked after a round that the strategy returns to, before the next plan.
-        first: place of the first prompt in the batch, if `prompts` are a part of it.
     """
     assert signals is not None or not strategy.signals, f"nobody measures {sorted(s.name for s in strategy.signals)}"
     try:
@@ -74,15 +69,13 @@ def grow(
             for index, tree in enumerate(trees):
                 if index in grown:
                     continue
-                random = rng.generator(seed, step, first + index, tree.prompt.id, "plan", level)
+                random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
                 pivots = strategy.plan(tree, state, limits, random)
                 if pivots:
                     plans.append((index, pivots))
                 else:
                     grown.add(index)
-            requests = [
-                r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, first + index))
-            ]
+            requests = [r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, index))]
             if not requests:
                 continue
             completions, cost = engine.sample(requests, params, keep=strategy.returns(level))

@@ -26,9 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepgrpo.config import Config, load_recipe, shipped
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
-from deepgrpo.prompts.source import Cursor
 from deepgrpo.train.checkpoint import TrainState
-from deepgrpo.train.health import HealthState
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -111,8 +109,7 @@ def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Pat
 
 
 def _fresh(run: Run) -> TrainState:
-    run.freeze_reference()
-    return TrainState(cursor=Cursor().to_dict(), strategy=run.strategy.initial_state(), health=HealthState().as_dict())
+    return run.begin()
 
 
 def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Where a run samples and learns: in its own process, or anywhere else that can do the same.
+"""Backends: the process or processes in which a run samples, scores and learns.
 
-    Place ──► engine    samples       (engines/base.py)
-          ──► learner   UpdatesPolicy
+    Backend.prepare ──► device of the run's policy, before its weights are loaded
+    Backend.open    ──► Parts: engine     samples       (engines/base.py)
+                               learner    UpdatesPolicy
+                               reward     scores        (rewards/base.py)
 
-The loop talks to these two and never learns where they are. `OneProcess` is the place that is always there.
+The training loop uses only `Parts` and does not depend on where they run. `LocalBackend` runs everything in one process;
+`cluster/run.py` has the one for Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,25 +23,25 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.records import Credit, Tree
 from deepgrpo.rewards.base import Reward, build_reward
-from deepgrpo.train.engine import build_engine
+from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.learner import Learner, Update
-from deepgrpo.train.memory import check_room
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.room import check_room
 
 
 class UpdatesPolicy(Protocol):
-    """What learns. After each call that changes weights, the run's policy has them too."""
+    """A learner. After each call that changes weights, the run's policy has them too."""
 
     optimizer_steps: int
-    """Steps behind the weights."""
+    """Optimizer steps taken so far."""
 
     def adopt(self) -> None:
-        """Go on from the weights that the run's policy has now: somebody else has changed them."""
+        """Reload weights from the run's policy after an external change."""
         ...
 
     def freeze_reference(self) -> None:
-        """Adopt the policy's weights, and take them as the start model of the KL term, if there is one."""
+        """Adopt the policy's weights and, if the loss has a KL term, copy them as its reference."""
         ...
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
@@ -45,84 +49,88 @@ class UpdatesPolicy(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write what the optimizer remembers into a checkpoint."""
+        """Write the optimizer's moments into a checkpoint."""
         ...
 
     def load(self, directory: Path, optimizer_steps: int) -> None:
-        """Adopt the policy's weights, and read back what `save` wrote."""
+        """Adopt the policy's weights and read back the moments that `save` wrote."""
         ...
 
 
-class Place(Protocol):
-    """Hands out engine and learner, and tells how they fare."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a run that a backend opens, and its hooks into the loop.
 
-    overlaps: bool
-    """Whether the next batch is sampled while the learner works on this one."""
-    waves: int
-    """In how many waves a batch grows (explore/waves.py)."""
-    loses: bool
-    """Whether it may lose a learner, and the run then comes back from its last checkpoint."""
+    Example: Parts(engine, learner, reward) is a complete local backend.
+    """
 
-    def device(self, config: Config) -> str:
-        """Device of the run's own policy, as in `run.device`."""
+    engine: Engine
+    learner: UpdatesPolicy
+    reward: Reward
+    """Scores the training batches."""
+    overlaps: bool = False
+    """True if the next batch is sampled during an update."""
+    loses_learners: bool = False
+    """True if a learner may be lost, after which the run resumes from its last checkpoint."""
+    description: str | None = None
+    """One line for the log."""
+    begin_step: Callable[[], None] = lambda: None
+    """Called before a batch or an evaluation is sampled: workers may be replaced, and the newest weights are used."""
+    metrics: Callable[[], Metrics] = dict
+    """Metrics of the backend itself, once per step."""
+    listen: Callable[[Callable[[str], None]], None] = lambda note: None
+    """Sets the function that logs the backend's events."""
+
+    def close(self) -> None:
+        """Close engine and reward. A backend with processes of its own ends them itself."""
+        self.engine.close()
+        self.reward.close()
+
+
+class Backend(Protocol):
+    """Opens the parts of a run. The caller closes them."""
+
+    def prepare(self, config: Config, shapes: Policy | None) -> str:
+        """Return the device of the run's policy, before its weights are loaded.
+
+        Args:
+            shapes: the policy without weights, None if its config alone does not determine it.
+
+        Raises ModelError if the model cannot fit in memory.
+        """
         ...
 
-    def check_room(self, config: Config, outline: Policy) -> None:
-        """Raise ModelError if the model cannot fit, before any of it is loaded; `outline` has shapes and no weights."""
-        ...
+    def open(self, config: Config, policy: Policy, task: Task | None) -> Parts:
+        """Start everything that samples, scores and learns.
 
-    def engine(self, config: Config, policy: Policy) -> Engine: ...
-
-    def reward(self, config: Config, task: Task | None) -> Reward:
-        """The reward of the training batches."""
-        ...
-
-    def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy: ...
-
-    def listen(self, note: Callable[[str], None]) -> None:
-        """From now on, tell each event as a line."""
-        ...
-
-    def begin_step(self) -> None:
-        """Sampling begins: nothing is under way, so parts may come and go, and the newest weights are taken into use."""
-        ...
-
-    def metrics(self) -> Metrics: ...
-
-    def describe(self) -> str | None:
-        """Itself in a line; None if there is nothing to say."""
+        Args:
+            policy: the run's policy.
+            task: the data's own verifier, if it has one.
+        """
         ...
 
 
-class OneProcess:
-    """The process of the run does everything, one thing after the other."""
+class LocalBackend:
+    """A backend that samples, scores and learns in this process, in turn.
 
-    overlaps = loses = False
-    waves = 1
+    Args:
+        sampler: builds the engine.
+    """
 
-    def device(self, config: Config) -> str:
-        return config.run.device
+    def __init__(self, sampler: SamplerBuilder = build_sampler) -> None:
+        self.sampler = sampler
 
-    def check_room(self, config: Config, outline: Policy) -> None:
-        check_room(config, outline, resolve_device(config.run.device))
+    def prepare(self, config: Config, shapes: Policy | None) -> str:
+        """See `Backend.prepare`."""
+        device = resolve_device(config.run.device)
+        if shapes is not None:
+            check_room(config, shapes, device)
+        return device
 
-    def engine(self, config: Config, policy: Policy) -> Engine:
-        return build_engine(config, policy)
-
-    def reward(self, config: Config, task: Task | None) -> Reward:
-        return build_reward(config.reward, task)
-
-    def learner(self, config: Config, policy: Policy, *, exact_sampler: bool) -> UpdatesPolicy:
-        return Learner(policy, None, build_optimizer(policy, config.optim), config, exact_sampler=exact_sampler)
-
-    def listen(self, note: Callable[[str], None]) -> None:
-        pass
-
-    def begin_step(self) -> None:
-        pass
-
-    def metrics(self) -> Metrics:
-        return {}
-
-    def describe(self) -> str | None:
-        return None
+    def open(self, config: Config, policy: Policy, task: Task | None) -> Parts:
+        """See `Backend.open`."""
+        reward = build_reward(config.reward, task)
+        engine = self.sampler(config, policy)
+        exact = engine.exact and config.sampling.top_p == 1.0
+        learner = Learner(policy, None, build_optimizer(policy, config.optim), config, exact_sampler=exact)
+        return Parts(engine, learner, reward)

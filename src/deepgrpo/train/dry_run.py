@@ -1,4 +1,4 @@
-"""What a run would do and need, without training: resolved recipe, one prompt, tokens per step, memory (`memory.py`)."""
+"""Dry run: show the resolved recipe, one prompt, tokens per step and memory (`memory.py`), and train nothing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import build_reward
-from deepgrpo.train.engine import response_limits
-from deepgrpo.train.memory import GIB, Counts, Holder, check_room, estimate_cluster, estimate_memory
-from deepgrpo.train.setup import build_policy, held_out, open_checkpoints, outline_of, refuse_used
+from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.directory import refuse_used
+from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
+from deepgrpo.train.room import check_room
+from deepgrpo.train.setup import held_out, open_checkpoints
 from deepgrpo.train.signals import build_signals
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
-    """Most tokens of one step; a response that ends early costs less.
+    """Sampled tokens of one step, at most; responses that end early cost less.
 
     Example: 64 prompts × 8 rollouts × 512 tokens = 262,144 in the main stream.
     """
 
     main: int
     branches: int
-    """If every rollout is expanded, each branch as long as a response may be."""
+    """If every rollout is expanded and every branch reaches the length limit."""
 
     @property
     def total(self) -> int:
@@ -50,25 +52,27 @@ def estimate_tokens(config: Config) -> TokenEstimate:
 
 
 def dry_run(config: Config, console: Console | None = None) -> None:
-    """Show what a run would do, and train nothing. Of the model only config and tokenizer are read, as long as they tell.
+    """Show what a run would do, and train nothing. Weights are loaded only if config and tokenizer are not enough.
 
-    Raises what the run itself would raise before its first step, what only weights can tell aside: ConfigError, DataError,
-    ModelError.
+    Raises the errors that the run would raise before its first step, except those that depend on weights: ConfigError,
+    DataError, ModelError.
     """
     out = console or Console(highlight=False)
     directory = Path(config.run.dir) / config.run.name
-    refuse_used(directory, open_checkpoints(config, directory))
-    device = _device(config)
-    policy = outline_of(config) or build_policy(config, "cpu")
-    limits = response_limits(config, policy)
+    refuse_used(directory, open_checkpoints(config.checkpoint, directory))
+    device = _device(config.run.device, on_cluster=config.cluster is not None)
+    policy = build_shapes(config) or build_policy(config, "cpu")
+    limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
-    reward = build_reward(config.reward, task)
-    eval_prompts, eval_reward = held_out(config, policy, limits, reward)
-    for each in {id(reward): reward, id(eval_reward): eval_reward}.values():
-        each.close()
+    build_reward(config.reward, task).close()
+    eval_prompts, eval_reward = held_out(
+        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
+    )
+    if eval_reward is not None:
+        eval_reward.close()
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
-    build_signals(policy, strategy)  # refuses a model that cannot tell what the strategy wants to know
+    build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(escape(to_toml(config)), soft_wrap=True)
@@ -111,23 +115,22 @@ USES = {
     "cache": "cache", "kept": "kept rollouts, at most", "gathered": "gathered from shards", "activations": "activations",
     "start": "while it starts", "total": "total",
 }  # fmt: skip
-"""Name in `MemoryEstimate` → as it is shown."""
+"""Field of `MemoryEstimate` → label."""
 
 
-def _device(config: Config) -> str | None:
-    """The device of a run in one process; None if it is not here, or there are several processes.
+def _device(wanted: str, *, on_cluster: bool) -> str | None:
+    """Return the device of a run in one process; None if it is not in this machine, or the run is on a cluster.
 
-    A run for a GPU may be looked at without one. Raises ConfigError for a name that no machine has.
+    A run for a GPU can be dry-run without one. Raises ConfigError for an invalid name.
     """
-    elsewhere = config.cluster is not None or not torch.cuda.is_available()
-    if elsewhere and re.fullmatch(r"cuda(:\d+)?", config.run.device):
+    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"cuda(:\d+)?", wanted):
         return None
-    device = resolve_device(config.run.device)
-    return device if config.cluster is None else None
+    device = resolve_device(wanted)
+    return None if on_cluster else device
 
 
 def _show_holders(out: Console, holders: Sequence[Holder]) -> None:
-    """A block of rows for each kind of process and memory."""
+    """Print a block of rows for each kind of process and memory."""
     table = Table(title="memory of each process, at most", title_justify="left", show_header=False)
     for holder in holders:
         number = "on every node" if holder.count is None else f"{holder.count} of them"

@@ -1,8 +1,8 @@
-"""Say in words when a run cannot learn, or is about to stop learning: the cause, the figure and the remedy.
+"""Warnings when a run cannot learn or is about to stop learning: the cause, the figure and the remedy.
 
-A pure function of (state, metrics): the state is a value that the checkpoint holds, so a resumed run neither repeats
-its warnings nor forgets a streak. A cause is named once, and again only after it went away and came back. A metric
-that is missing or not finite leaves its causes as they were.
+A pure function of (state, metrics). The state is stored in checkpoints, so a resumed run neither repeats its warnings nor
+forgets a streak. A cause is reported once, and again only after it has gone away and returned. A metric that is missing or
+not finite leaves its causes unchanged.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Metrics = Mapping[str, float | list[float] | None]
 
 @dataclass(frozen=True, slots=True)
 class HealthState:
-    """What the monitor remembers between steps.
+    """The monitor's memory between steps.
 
     Example: HealthState(active=("truncated",), dead=3, empty=0, first_entropy=0.61).
     """
 
     active: tuple[str, ...] = ()
-    """Causes that were named and have not gone away, sorted."""
+    """Reported causes that have not gone away, sorted."""
     dead: int = 0
     """Steps in a row without a mixed group."""
     empty: int = 0
@@ -34,7 +34,7 @@ class HealthState:
     """Entropy of the run's first step, in nats."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` is the inverse."""
+        """Convert to JSON values; `from_dict` is the inverse."""
         return {
             "active": list(self.active),
             "dead": self.dead,
@@ -49,7 +49,7 @@ class HealthState:
 
 @dataclass(frozen=True, slots=True)
 class HealthMonitor:
-    """The limits, and the settings that a remedy has to name.
+    """Limits, and the settings that the remedies name.
 
     Example: HealthMonitor(max_new_tokens=256, dead_steps=10).check(HealthState(), {"main/truncated": 0.97}).
     """
@@ -57,28 +57,28 @@ class HealthMonitor:
     max_new_tokens: int
     dead_steps: int = 10
     rollouts_per_step: int = 0
-    """Main rollouts scored in a step; 0: unknown, the share of failed checks is not watched."""
+    """Main rollouts scored in a step; 0: unknown, so the share of failed checks is not watched."""
     branching: bool = True
-    """Whether the strategy samples branches at all."""
+    """True if the strategy samples branches."""
     answer_place: str = ""
-    """Where the reward looks for the answer, e.g. `reward.answer_format = "boxed"`."""
+    """Setting that says where the reward looks for the answer, e.g. `reward.answer_format = "boxed"`."""
     template: str = ""
-    """How the question asks for it, e.g. `data.template.preset = "gsm8k"`."""
+    """Setting that says how the prompt asks for it, e.g. `data.template.preset = "gsm8k"`."""
     timeout_key: str = "reward.timeout_s"
     truncated_share: float = 0.9
     unparsed_share: float = 0.9
     problem_share: float = 0.05
-    """Failed checks (time-outs, crashes) among all of a step's."""
+    """Failed checks (time-outs, crashes) as a share of the step's checks."""
     low_entropy: float = 0.01
     """Nats per token."""
     entropy_growth: float = 3.0
-    """Explosion: this many times the first step's entropy, and at least one nat above it."""
+    """Explosion: this multiple of the first step's entropy, and at least one nat above it."""
     mismatch_kl: float = 0.05
     """Nats per token between the sampler's and the learner's distribution."""
 
     @classmethod
     def from_config(cls, config: Config) -> HealthMonitor:
-        """The monitor of a recipe."""
+        """Build the monitor of a recipe."""
         explore, reward = config.explore, config.reward
         place = f'reward.type = "{reward.type}"'
         if isinstance(reward, MathReward):
@@ -91,12 +91,12 @@ class HealthMonitor:
             answer_place=place,
             template=f'data.template.preset = "{config.data.template.preset}"',
             timeout_key="reward.timeout_s" if isinstance(reward, MathReward | UserReward) else "the reward",
-            # the embedded engine samples with the learner's own weights: only rounding can differ
+            # the embedded engine samples with the learner's own weights, so only rounding can differ
             mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngine) else 0.05,
         )
 
     def check(self, state: HealthState, metrics: Metrics) -> tuple[HealthState, tuple[str, ...]]:
-        """Look at one step's metrics.
+        """Check one step's metrics.
 
         Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
         nats), reward/problems (count of the step), branch/rollouts, branch/sequences, branch/groups,
@@ -108,11 +108,11 @@ class HealthMonitor:
         mixed, branch_mixed, sequences = see("main/mixed"), see("branch/mixed"), see("branch/sequences")
         entropy = see("main/entropy")
         if mixed is not None:
-            # branches of a failed group may disagree: then the step does learn
+            # branches of a failed group may disagree; then the step does learn
             state = replace(state, dead=state.dead + 1 if mixed <= 0 and not (branch_mixed or 0) > 0 else 0)
         if sequences is not None:
-            # a strategy may train its branches in the main stream: then there are pivots, and no group of branches, or
-            # mixed ones whose rows are not in the branch stream although nobody dropped them
+            # a strategy may train its branches in the main stream: then there are pivots and no branch groups, or mixed
+            # ones whose rows are not in the branch stream although none was dropped
             moved = (branch_mixed or 0) > 0 and not see("loss/dropped_few_branches")
             elsewhere = (see("pivots/count") or 0) > 0 and (see("branch/groups") is None or moved)
             state = replace(state, empty=state.empty + 1 if sequences <= 0 and not elsewhere else 0)
@@ -222,7 +222,7 @@ class HealthMonitor:
 
 
 class _Reader:
-    """A metric as a finite float, or None."""
+    """Reads a metric as a finite float, or None."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics

@@ -90,19 +90,19 @@ class Learner:
         self.weigh = wanted == "on" or (wanted == "auto" and not exact_sampler)
 
     def adopt(self) -> None:
-        """See `train.place.UpdatesPolicy`. The policy is this learner's own: there is nothing to take over."""
+        """See `train.backend.UpdatesPolicy`. The policy is this learner's own: there is nothing to take over."""
 
     def freeze_reference(self) -> None:
-        """See `train.place.UpdatesPolicy`."""
+        """See `train.backend.UpdatesPolicy`."""
         if self.config.loss.beta > 0:
             self.reference = Reference.of(self.policy)
 
     def save(self, directory: Path) -> None:
-        """See `train.place.UpdatesPolicy`."""
+        """See `train.backend.UpdatesPolicy`."""
         save_moments(moments_of(self.policy, self.optimizer), directory)
 
     def load(self, directory: Path, optimizer_steps: int) -> None:
-        """See `train.place.UpdatesPolicy`."""
+        """See `train.backend.UpdatesPolicy`."""
         load_moments(self.policy, self.optimizer, read_moments(self.policy, directory))
         self.policy.version = self.optimizer_steps = optimizer_steps
 

@@ -1,11 +1,11 @@
-"""What a run needs of memory, from the shapes of its model alone, and the refusal of one that cannot fit.
+"""Memory estimates of a run, from the shapes of its model alone. `room.py` compares them with the memory there is.
 
-P parameters, t of them trained, in float32; N learners that share them (`cluster.sharding = "fsdp"`), else N = 1.
+P parameters, t of them trained, in float32; N learners that shard them (`cluster.sharding = "fsdp"`), else N = 1.
 
     learner           weights 4 P / N, gradient 4 t / N, moments 8 t / N, reference 4 P / N; activations
-    rollout worker    4 P, and the engine's own copy, if it has one; keys and values
+    rollout worker    4 P, the engine's own copy if it has one, keys and values
     driver            4 P
-    object store      8 t: the weights of this step and of the last
+    object store      8 t: the weights of this step and of the previous one
 
 `tests/unit/test_memory.py` works an example by hand.
 """
@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from deepgrpo.config import Config, EmbeddedEngine, PretrainedModel, VLLMEngine
+from deepgrpo.config import Config, EmbeddedEngine, RunConfig, VLLMEngine, WarmstartConfig
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
-from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Strategy
 from deepgrpo.model.materialize import first_of_each_kind
 from deepgrpo.model.policy import Policy
@@ -31,9 +29,10 @@ GIB = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by use, in one memory (a device's, or that of the host). Activations are a rule of thumb (per token and layer 12
-    values of the hidden size and 4 of the feed-forward size, or, where they are recomputed, 2 and the rest for one layer,
-    plus the chunk of logits); measure before you rely on them.
+    """Bytes by use, in one memory: a device's or the host's.
+
+    Activations are a rule of thumb: per token and layer 12 values of the hidden size and 4 of the feed-forward size (where
+    they are recomputed, 2 per layer and the rest for one layer), plus a chunk of logits. Measure before relying on them.
     """
 
     weights: int = 0
@@ -43,26 +42,27 @@ class MemoryEstimate:
     engine: int = 0
     """The engine's copy of the weights, if it has one: in bfloat16, or in vLLM's process."""
     transfer: int = 0
-    """The file in memory through which weights reach vLLM."""
+    """The in-memory file that carries weights to vLLM."""
     stored: int = 0
-    """Weights on their way to rollout workers, through Ray's object store."""
+    """Weights in Ray's object store, for the rollout workers."""
     cache: int = 0
+    """Keys and values of the sequences being sampled."""
     kept: int = 0
-    """Rollouts that later rounds come back to, at most; 0 where there are none."""
+    """Keys and values of rollouts from which later rounds branch, at most."""
     gathered: int = 0
-    """Of a sharded model: what is whole at a time, at most."""
+    """Parameters of a sharded model that are gathered at the same time, at most."""
     activations: int = 0
     start: int = 0
-    """While the process starts, of all that is above: a model is loaded before it is moved, a part whole before it is cut."""
+    """Peak while the process starts: a model is loaded before it is moved, a module is whole before it is sharded."""
 
     @property
     def certain(self) -> int:
-        """What no setting of batch, length or engine changes: the most of weights, gradients, moments and reference."""
+        """Bytes that no setting of batch, length or engine changes: weights, gradients, moments and reference."""
         return max(self.start, self.weights + self.gradients + self.optimizer + self.reference)
 
     @property
     def total(self) -> int:
-        # sampling and learning take turns: what the engine holds and the activations are not there at the same time
+        # sampling and learning take turns, so the engine's cache and the activations do not coexist
         sampling, learning = self.cache + self.kept, self.gathered + self.activations
         held = self.weights + self.gradients + self.optimizer + self.reference + self.engine + self.transfer + self.stored
         return max(self.start, held + max(sampling, learning))
@@ -70,14 +70,14 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A kind of process of a cluster, and what each of its kind takes of one memory.
+    """A kind of process of a cluster, and the bytes that each process of the kind needs in one memory.
 
     Example: Holder("rollout worker", 4, "GPU", MemoryEstimate(engine=2 * P, cache=20 * GIB)).
     """
 
     name: str
     count: int | None
-    """Processes of the kind; None: there is one on every node."""
+    """Processes of the kind; None: one on every node."""
     memory: Literal["GPU", "host"]
     estimate: MemoryEstimate
 
@@ -89,16 +89,16 @@ class Counts:
     every: int
     trained: int
     layer: int
-    """Of the largest decoder layer; 0 if no layers are found."""
+    """Parameters of the largest decoder layer; 0 if no layers are found."""
     rest: int
-    """Outside the layers: embeddings, head, last norm."""
+    """Parameters outside the layers: embeddings, head, last norm."""
     kinds: int = 1
     """Kinds of decoder layers, such as sliding and full attention."""
 
     @property
     def trial(self) -> int:
-        """Bytes of what each learner tries before anything is cut, however many there are: the first layer of each kind, the
-        gradient of one, and the rest.
+        """Bytes for the packing trial of each learner before sharding: the first layer of each kind, the gradient of one, and
+        the parameters outside the layers.
         """
         return 4 * (self.rest + (self.kinds + 1) * self.layer)
 
@@ -118,41 +118,41 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def estimate_memory(config: Config, policy: Policy, strategy: Strategy, slot_length: int) -> MemoryEstimate:
-    """Of a run in one process, on its device.
+    """Estimate the memory of a run in one process, on its device.
 
     Args:
-        policy: only its shapes are looked at: one without weights (`model/meta_policy.py`) will do.
-        strategy: whether later rounds come back to rollouts.
+        policy: only its shapes are read, so one without weights (`model/meta_policy.py`) is enough.
+        strategy: says if later rounds branch from rollouts.
         slot_length: the longest prompt plus response, in tokens.
     """
     counts = Counts.of(policy)
-    learner = _learner(config, policy, counts, shards=1)
+    learner = learner_memory(config, policy, counts, shards=1)
     engine = _engine(config, policy, strategy, counts, slot_length, _capacity(config))
     return replace(learner, engine=engine.engine, cache=engine.cache, kept=engine.kept)
 
 
 def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_length: int) -> tuple[Holder, ...]:
-    """Of a run with a section [cluster]: every kind of process, in each memory that it takes of.
+    """Estimate the memory of every kind of process of a run with a section [cluster], in each memory that it uses.
 
-    GPUs are meant unless `run.device` is "cpu", or "auto" on a machine without any that is the whole cluster.
+    Assumes GPUs unless `run.device` is "cpu", or "auto" on a machine without GPUs that is the whole cluster.
     The arguments are those of `estimate_memory`.
     """
     cluster, counts = config.cluster, Counts.of(policy)
     assert cluster is not None
     shards = cluster.learners if cluster.sharding == "fsdp" else 1
-    learner = _learner(config, policy, counts, shards)
+    learner = learner_memory(config, policy, counts, shards)
     engine = _engine(config, policy, strategy, counts, slot_length, _capacity(config), cluster.rollout_workers)
     whole, trained = 4 * counts.every, 4 * counts.trained
     if isinstance(config.engine, VLLMEngine):
-        # its policy only hands the weights on, from host memory
-        own = MemoryEstimate(weights=whole, transfer=_width(config) * counts.every)
+        # its policy only passes the weights on, from host memory
+        own = MemoryEstimate(weights=whole, transfer=_value_bytes(config.engine_dtype) * counts.every)
         on_host, on_device = own, engine
     else:
         on_host, on_device = MemoryEstimate(start=whole), replace(engine, weights=whole)
-    # the moments come to the driver whole when a checkpoint is written, unless learners write their shards themselves
+    # for a checkpoint, the moments are sent whole to the driver, unless sharded learners write their own
     moments = 0 if cluster.sharding == "fsdp" else 2 * trained
     driver = Holder("driver", 1, "host", MemoryEstimate(weights=whole, optimizer=moments))
-    # learners that are sharded load nothing: all of the model reaches them from the driver
+    # sharded learners load nothing: the driver sends them the whole model
     at_start = whole if cluster.sharding == "fsdp" else 0
     store = Holder("object store", None, "host", MemoryEstimate(stored=2 * trained, optimizer=moments, start=at_start))
     if not _on_gpus(config):
@@ -164,15 +164,15 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
         )  # fmt: skip
     return (
         Holder("learner", cluster.learners, "GPU", learner),
-        # the first of them hands the new weights to the object store
+        # the first learner puts the new weights into the object store
         Holder("learner", cluster.learners, "host", MemoryEstimate(stored=trained, start=whole - at_start)),
         Holder("rollout worker", cluster.rollout_workers, "GPU", on_device),
         Holder("rollout worker", cluster.rollout_workers, "host", on_host), driver, store,
     )  # fmt: skip
 
 
-def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> MemoryEstimate:
-    """Of one of `shards` learners that share the model."""
+def learner_memory(config: Config, policy: Policy, counts: Counts, shards: int) -> MemoryEstimate:
+    """Estimate the memory of one of `shards` learners that shard the model between them."""
     shape: Any = policy.causal.config.get_text_config()
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     value = 2 if config.learner.dtype == "bfloat16" else 4
@@ -180,7 +180,7 @@ def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> Mem
     tokens = config.learner.tokens_per_pack
     one_layer = 12 + 4 * intermediate // hidden
     kept = 2 * layers + one_layer if config.learner.gradient_checkpointing else layers * one_layer
-    # logits, their softmax and its gradient; all rows of a pass at once where the head is not known
+    # logits, their softmax and its gradient; of all rows at once if the head is unknown
     rows = config.learner.logprob_chunk if policy.plain_head else tokens
     activations = tokens * hidden * kept * value + 3 * rows * shape.vocab_size * 4
     if policy.plain_head:
@@ -189,14 +189,14 @@ def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> Mem
     copied = config.loss.beta > 0 and not adapters
     gathered = start = 0
     if shards > 1:
-        # Outside the layers nothing is cut again before the backward pass is over, nor ever in the reference, which has
-        # none. Of the layers there are the one that is computed and the next; and the gradient of what is whole.
+        # Parameters outside the layers stay gathered until the backward pass ends, and for good in the reference, which has
+        # no backward pass. At peak, two layers are gathered (current and prefetched), plus gradients of gathered parameters.
         gathered = 4 * ((2 if copied else 1) * counts.rest + 2 * counts.layer)
         gathered += 0 if adapters else 4 * (counts.rest + counts.layer)
-        # layer after layer gets its weights and is cut, and at last what is in none
+        # layer after layer gets its weights and is sharded, and then the rest
         cut = math.ceil((8 if copied else 4) * counts.every / shards) + 4 * max(counts.rest, counts.layer)
         start = max(cut, counts.trial)
-    learns = learns_anything(config)
+    learns = needs_gradients(config.run, config.warmstart)
     return MemoryEstimate(
         weights=math.ceil(4 * counts.every / shards),
         gradients=math.ceil(4 * counts.trained / shards) if learns else 0,
@@ -206,22 +206,23 @@ def _learner(config: Config, policy: Policy, counts: Counts, shards: int) -> Mem
     )  # fmt: skip
 
 
-def learns_anything(config: Config) -> bool:
-    """Whether there will be gradients and moments: not so in a run of no step that takes its warm start over, or has none."""
-    return config.run.steps > 0 or (config.warmstart is not None and config.warmstart.from_ is None)
+def needs_gradients(run: RunConfig, warmstart: WarmstartConfig | None) -> bool:
+    """True unless the run has no steps and imitates nothing: then it has neither gradients nor moments."""
+    return run.steps > 0 or (warmstart is not None and warmstart.from_ is None)
 
 
 def _engine(
     config: Config, policy: Policy, strategy: Strategy, counts: Counts, slot_length: int, capacity: int | None,
     workers: int = 1,
 ) -> MemoryEstimate:  # fmt: skip
-    """What an engine holds besides the policy, on its device; one of `workers` that share the prompts of a step.
+    """Estimate the memory of an engine besides the policy, on its device.
 
     Args:
-        capacity: bytes of the GPU; None: it has none, or is elsewhere.
+        capacity: bytes of the GPU; None: no GPU, or one on another machine.
+        workers: engines that share the prompts of a step.
     """
     shape: Any = policy.causal.config.get_text_config()
-    engine, stored = config.engine, _width(config)
+    engine, stored = config.engine, _value_bytes(config.engine_dtype)
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_token = shape.num_hidden_layers * 2 * heads * width * stored
@@ -235,7 +236,7 @@ def _engine(
             # keys, values and last hidden states, up to engine.keep_mb
             kept=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden_size * stored)) if keeps else 0,
         )
-    # vLLM has its own copy in any dtype, and takes its cache as a whole; it may be spread over several GPUs
+    # vLLM has its own copy in any dtype, allocates its cache at once, and may spread both over several GPUs
     spread = max(1, int(engine.options.get("tensor_parallel_size", 1)))
     own = stored * counts.every // spread
     if engine.kv_cache_gb:
@@ -244,17 +245,14 @@ def _engine(
         cache = int(CPU_CACHE_GIB * GIB)
     elif capacity is not None:
         cache = max(0, int(engine.gpu_memory * capacity) - own)
-    else:  # what all its rows would fill
+    else:  # as much as all its rows would fill
         cache //= spread
     return MemoryEstimate(engine=own, cache=cache)
 
 
-def _width(config: Config) -> int:
+def _value_bytes(dtype: str) -> int:
     """Bytes of a value in the engine."""
-    return 2 if config.engine_dtype == "bfloat16" else 4
-
-
-# ---------------------------------------------------------------- memory that there is
+    return 2 if dtype == "bfloat16" else 4
 
 
 def _on_gpus(config: Config) -> bool:
@@ -265,120 +263,8 @@ def _on_gpus(config: Config) -> bool:
 
 
 def _capacity(config: Config) -> int | None:
-    """Bytes of the GPU that the recipe means, if it is in this machine."""
+    """Bytes of the GPU that the recipe names, if it is in this machine."""
     local = config.cluster is None or config.cluster.address is None
     if config.run.device == "cpu" or not local or not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(0 if config.run.device == "auto" else config.run.device).total_memory)
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that can be taken on a device of this machine, swap included; None if that cannot be known."""
-    if device != "cpu":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not on Linux
-        return None
-    found = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
-    available = found.get("MemAvailable")
-    return None if available is None else available + found.get("SwapFree", 0)
-
-
-def check_room(config: Config, policy: Policy, device: str) -> None:
-    """Raise ModelError if a run in one process cannot fit on its device, whatever the batch.
-
-    Activations, caches and the engine's copy are left out, so nothing that would have fitted is refused.
-
-    Args:
-        policy: only its shapes are looked at.
-        device: as torch names it.
-    """
-    counts = Counts.of(policy)
-    estimate = _learner(config, policy, counts, shards=1)
-    room = free_memory(device)
-    if room is not None and estimate.certain > room:
-        shares = device == "cpu" or counts.trial <= room
-        raise ModelError(
-            f"{_needs(config, policy, estimate)} on {device}, but {_gib(room)} are free; {_remedies(config, shares)}"
-        )
-
-
-def check_cluster_room(config: Config, policy: Policy, *, cuda: bool) -> None:
-    """Raise ModelError if a process of the cluster cannot fit, as far as this machine can tell.
-
-    The driver is here. The others are too where `cluster.address` is absent; of other machines nothing is known.
-
-    Args:
-        policy: only its shapes are looked at.
-        cuda: whether learners are on GPUs.
-    """
-    cluster, counts = config.cluster, Counts.of(policy)
-    assert cluster is not None
-    learner = _learner(config, policy, counts, cluster.learners if cluster.sharding == "fsdp" else 1)
-    whole = 4 * counts.every
-    room = free_memory("cpu")
-    here = whole
-    if cluster.address is None and not cuda:
-        here += cluster.learners * learner.certain + cluster.rollout_workers * whole
-    if room is not None and here > room:
-        what = "" if here == whole else (
-            f"; so do {cluster.rollout_workers} rollout workers, and {cluster.learners} learners take {_gib(learner.certain)} "
-            f"each ({_parts(learner)}): {_gib(here)} together"
-        )  # fmt: skip
-        raise ModelError(
-            f"{_named(config, counts)} takes {_gib(whole)} in the driver{what}; but {_gib(room)} are free on this machine; "
-            f"{_remedies(config, False)}"
-        )
-    if cluster.address is None and cuda:
-        # whole GPUs: what is on them now may be gone by then
-        count = torch.cuda.device_count()
-        largest = max((int(torch.cuda.get_device_properties(i).total_memory) for i in range(count)), default=None)
-        if largest is not None and learner.certain > largest:
-            raise ModelError(
-                f"{_needs(config, policy, learner)} in each of cluster.learners = {cluster.learners} "
-                f"(cluster.sharding = \"{cluster.sharding}\"), but the largest GPU here has {_gib(largest)}; "
-                f"{_remedies(config, counts.trial <= largest)}"
-            )
-
-
-def _needs(config: Config, policy: Policy, estimate: MemoryEstimate) -> str:
-    counts = Counts.of(policy)
-    return f"{_named(config, counts)} takes {_gib(estimate.certain)} ({_parts(estimate)})"
-
-
-def _named(config: Config, counts: Counts) -> str:
-    model = config.model
-    key = f"model.path = {model.path!r}" if isinstance(model, PretrainedModel) else f"model.hidden_size = {model.hidden_size}"
-    return f"the model of {counts.every / 1e9:,.2f} billion parameters ({key})"
-
-
-def _parts(estimate: MemoryEstimate) -> str:
-    if estimate.start == estimate.certain:
-        return "at the start, when each part of it is whole before it is cut"
-    parts = {
-        "weights": estimate.weights, "gradients": estimate.gradients, "moments": estimate.optimizer,
-        "reference": estimate.reference,
-    }  # fmt: skip
-    return ", ".join(f"{name} {value / GIB:,.1f}" for name, value in parts.items() if value)
-
-
-def _remedies(config: Config, shares: bool) -> str:
-    """What to do. `shares`: whether more learners would help."""
-    adapters = isinstance(config.model, PretrainedModel) and config.model.lora is not None
-    sharded = config.cluster is not None and config.cluster.sharding == "fsdp"
-    return ", ".join(
-        [
-            *(["train adapters (model.lora)"] if isinstance(config.model, PretrainedModel) and not adapters else []),
-            *(["set loss.beta = 0, which takes no reference"] if config.loss.beta > 0 and not adapters else []),
-            *(
-                ["raise cluster.learners" if sharded else 'share it among GPUs (cluster.sharding = "fsdp", cluster.learners)']
-                if shares else []
-            ),
-            "or take a smaller model",
-        ]
-    )  # fmt: skip
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:,.1f} GiB"

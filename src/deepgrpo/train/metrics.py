@@ -1,4 +1,4 @@
-"""What a step's trees say, as numbers. docs/metrics.md tells how to read each of them."""
+"""The metrics of a step, from its trees and costs. docs/metrics.md explains how to read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.records import Credit, Pivot, Stream, Tree
+from deepgrpo.explore.grow import Growth
+from deepgrpo.records import Credit, Ledger, Pivot, Stream, Tree
 
 DEPTH_BINS = 10
 """Bins of the depth ratio r in (0, 1]; bin i holds i / 10 < r ≤ (i + 1) / 10."""
@@ -15,8 +16,54 @@ DEPTH_BINS = 10
 Metrics = dict[str, Any]
 
 
+def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float) -> Metrics:
+    """Metrics of a step's trees, of their sampling, and of its times.
+
+    Args:
+        credits: of each tree.
+        seconds_learn: time of the update.
+    """
+    stats, branches = growth.stats, growth.branches
+    return {
+        **tree_metrics(growth.trees, credits),
+        "tokens_per_s": stats.sampled_tokens / max(stats.seconds, 1e-9),
+        "sampled_tokens": float(stats.sampled_tokens),
+        "prefix/reused": stats.reused,
+        **({"branch/prefix_reused": branches.reused} if branches.prefix_tokens else {}),
+        "time/sample": stats.seconds,
+        "time/reward": growth.seconds_reward,
+        **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
+        "time/learn": seconds_learn,
+    }
+
+
+def sampling_cost(growth: Growth) -> Ledger:
+    """The ledger's entry for growing a batch of trees."""
+    return Ledger(
+        sampled_tokens=growth.stats.sampled_tokens,
+        sampled_sequences=sum(len(tree.nodes) for tree in growth.trees),
+        prefix_tokens=growth.stats.prefix_tokens,
+        prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
+        signal_tokens=growth.signal_tokens,
+        verifier_calls=growth.verifier_calls,
+        seconds_sample=growth.stats.seconds,
+        seconds_signals=growth.seconds_signals,
+        seconds_reward=growth.seconds_reward,
+    )
+
+
+def staleness(trees: Sequence[Tree], optimizer_steps: int) -> float:
+    """Optimizer steps between the weights that sampled a node and the learner's, averaged over nodes.
+
+    Args:
+        optimizer_steps: of the learner, before the update.
+    """
+    versions = [node.version for tree in trees for node in tree.nodes]
+    return optimizer_steps - sum(versions) / max(1, len(versions))
+
+
 def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
-    """Rewards, groups, lengths and pivots of a step. A segment is no response: only its log-probs count."""
+    """Rewards, groups, lengths and pivots of a step. Segments are not responses: only their log-probs count."""
     metrics: Metrics = {}
     for stream in ("main", "branch"):
         nodes = [node for tree in trees for _, node in tree.stream(stream)]
@@ -51,15 +98,15 @@ def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Me
         f"{stream}/reward": float(np.mean([node.reward for node in nodes])),
         f"{stream}/truncated": float(np.mean([node.finish == "length" for node in nodes])),
         f"{stream}/length": float(np.mean(lengths)),
-        # a response that was cut off could not give its answer: it is no sign of a wrong format
+        # a truncated response could not reach its answer, which says nothing about its format
         f"{stream}/unparsed": float(np.mean([not node.score.parsed for node in whole])) if whole else 0.0,
     }
 
 
 def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
-    """Where branches started, and whether any of them succeeded.
+    """Depth ratios of branch pivots and their rescue rates.
 
-    `rescue_by_ratio` has None in a bin without pivots: no pivot there is not the same as no rescue.
+    `rescue_by_ratio` is None in a bin without pivots, which differs from a rescue rate of 0.
     """
     found = [(pivot, _rescued(tree, i)) for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
     metrics: Metrics = {"pivots/count": float(len(found))}
@@ -80,12 +127,13 @@ def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
 
 
 def depth_bin(pivot: Pivot) -> int:
-    # r = 3 / 10 must fall into bin 2 although 0.3 * 10 is 3.0000000000000004 for some quotients
+    """Bin of a pivot's depth ratio, from 0."""
+    # 3 / 10 must fall into bin 2, although some quotients times 10 give 3.0000000000000004
     return min(DEPTH_BINS - 1, max(0, int(np.ceil(pivot.ratio * DEPTH_BINS - 1e-9)) - 1))
 
 
 def _rescued(tree: Tree, pivot: int) -> bool:
-    """Whether a branch does better than the rollout it branched from."""
+    """True if a branch has a higher reward than its parent rollout."""
     parent = tree.pivots[pivot].parent
     floor = tree.nodes[parent].reward if parent >= 0 else 0.0
     return any(tree.nodes[child].reward > floor for child in tree.children(pivot))

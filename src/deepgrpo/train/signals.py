@@ -1,4 +1,4 @@
-"""Who answers when a strategy asks about sampled tokens: the policy, by a forward pass of its own."""
+"""Compute the per-token signals a strategy requests, by a forward pass of the policy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from deepgrpo.records import Tree
 
 
 def build_signals(policy: Policy, strategy: Strategy) -> Signals | None:
-    """What measures the signals that a strategy wants; None if it wants none.
+    """Build the function that computes a strategy's signals; None if it requests none.
 
-    Raises ModelError if the model cannot tell one of them: now, and not after the first round of sampling.
+    Raises ModelError if the model cannot compute one of them.
     """
     wanted = strategy.signals
     if not wanted:
@@ -32,7 +32,7 @@ def build_signals(policy: Policy, strategy: Strategy) -> Signals | None:
         found = attention_influence(policy, paths, signal.lag)
         values: list[np.ndarray] = []
         for (tree, node), path, influence in zip(nodes, paths, found, strict=True):
-            spread = np.repeat(influence, np.diff(path.bounds))  # each token has the value of its step
+            spread = np.repeat(influence, np.diff(path.bounds))  # every token gets the value of its step
             values.append(spread[len(spread) - len(tree.nodes[node].tokens) :])
         return values, forwarded_tokens(paths, signal.lag)
 

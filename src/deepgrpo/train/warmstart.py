@@ -1,7 +1,7 @@
-"""Supervised training on written solutions, so that there is something to reinforce.
+"""Warm start: weights from another run, or supervised training on written solutions, before reinforcement.
 
-A group in which every rollout fails teaches nothing; a model from scratch fails always. A few hundred steps of imitation
-bring it to where some rollouts succeed and some do not.
+A group in which every rollout fails carries no gradient, and a model from scratch always fails. A few hundred steps of
+imitation bring it to where some rollouts succeed and some fail.
 """
 
 from __future__ import annotations
@@ -9,71 +9,175 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from deepgrpo.config import WarmstartConfig
+from deepgrpo import rng
+from deepgrpo.config import SyntheticData, WarmstartConfig
+from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
+from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.records import SampleRequest
+from deepgrpo.rewards.base import judge
+from deepgrpo.train.directory import save_start
+from deepgrpo.train.setup import Run
+from deepgrpo.train.stop import Stop
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt tokens, and the tokens of its written solution with EOS."""
 
+SEED_OFFSET = 1_000_003
+"""Added to the seed of the data: the questions of the warm start differ from those of the first steps."""
+
+
+def warm_start(run: Run, stop: Stop) -> None:
+    """Do the warm start that the recipe asks for, and save its weights as the start of the run.
+
+    Raises KeyboardInterrupt if it was stopped before its end: there is nothing to resume from.
+    """
+    config = run.config.warmstart
+    assert config is not None
+    if config.from_ is not None:
+        load_from(run.policy, Path(config.from_))
+    else:
+        imitated = imitate(
+            run.policy, config, _examples(run), tokens_per_pack=run.config.learner.tokens_per_pack,
+            check=lambda: sampled_accuracy(run), progress=lambda *seen: _log_progress(run, config, *seen),
+            stop=lambda: stop.requested,
+        )  # fmt: skip
+        if imitated.stopped:
+            run.log.note(
+                f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
+                "the run anew with the same command"
+            )
+            raise KeyboardInterrupt
+    save_start(run.policy, run.directory)
+
+
+def load_from(policy: Policy, directory: Path) -> None:
+    """Load weights that another run has saved. Raises ConfigError if there are none, ModelError if they do not fit."""
+    remedy = "name the directory `start` of a run with a warm start, or a checkpoint's `model`"
+    if not directory.is_dir():  # a missing directory must not be taken for a name on the hub
+        raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
+    try:
+        policy.load_weights(directory)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"warmstart.from is {str(directory)!r}, but no weights can be read there ({str(error).splitlines()[0]}); {remedy}"
+        ) from error
+
+
+def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
+    """(start, count) → that many questions of the training split with their written solutions."""
+    data, tokenizer = run.config.data, run.policy.tokenizer
+    assert isinstance(data, SyntheticData)
+    task = SyntheticTask(data)
+    source = build_source(
+        data.model_copy(update={"seed": data.seed + SEED_OFFSET}), tokenizer, seed=run.config.run.seed,
+        context=run.policy.context,
+    )  # fmt: skip
+
+    def examples(start: int, count: int) -> list[Example]:
+        size = source.size
+        cursor = Cursor(position=start) if size is None else Cursor(epoch=start // size, position=start % size)
+        prompts, _ = source.take(cursor, count)
+        return [
+            (p.tokens, (*tokenizer(task.solution(p), add_special_tokens=False).input_ids, tokenizer.eos_token_id))
+            for p in prompts
+        ]
+
+    return examples
+
+
+def _log_progress(run: Run, config: WarmstartConfig, step: int, loss: float, accuracy: float | None) -> None:
+    if accuracy is not None or step % config.check_every == 0:
+        measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
+        run.log.note(f"warm start {step}/{config.steps}  loss {loss:.3f}{measured}")
+
+
+def sampled_accuracy(run: Run) -> float:
+    """Mean reward of one sampled response per held-out prompt: `eval/sampled` with one sample, without the greedy pass."""
+    run.learner.adopt()
+    prompts, limits, seed = run.eval_prompts, run.limits, run.config.run.seed
+    requests = [
+        SampleRequest(
+            p.tokens, (rng.key(seed, "eval", p.id, 0),), min(limits.max_new_tokens, limits.max_total_tokens - len(p.tokens))
+        )
+        for p in prompts
+    ]  # fmt: skip
+    completions, _ = run.engine.sample(requests, run.sampling_params)
+    done = [only for (only,) in completions]
+    scores = judge(
+        run.eval_reward, 0.0, prompts, [run.decode(each.tokens) for each in done], [each.tokens for each in done],
+        [each.finish for each in done],
+    )  # fmt: skip
+    return sum(score.value for score in scores) / len(scores)
+
+
+# ---------------------------------------------------------------- imitation
+
 
 @dataclass(frozen=True, slots=True)
 class Imitated:
-    """What became of a warm start. Example: Imitated(steps=400, accuracy=0.41, stopped=False)."""
+    """The outcome of an imitation. Example: Imitated(steps=400, stopped=False)."""
 
     steps: int
-    accuracy: float | None
-    """The last one that was measured."""
     stopped: bool
-    """It was asked to end before it had reached its target or its last step."""
+    """True if it was stopped before its target accuracy or its last step."""
 
 
-def warm_start(
+def imitate(
     policy: Policy, config: WarmstartConfig, examples: Callable[[int, int], Sequence[Example]], *, tokens_per_pack: int,
     check: Callable[[], float] | None = None, progress: Callable[[int, float, float | None], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Imitated:  # fmt: skip
-    """Imitate solutions with cross-entropy on their tokens; the prompt is not trained.
+    """Minimize the cross-entropy of solution tokens; prompt tokens are not trained.
+
+    AdamW with weight decay 0.01, a linear warm-up over a tenth of the steps, then a cosine to zero; gradient norm at most 1.
 
     Args:
-        examples: (start, count) → that many examples; the same for the same arguments.
-        check: measures the sampled accuracy, called every `check_every` steps if there is a target.
-        progress: told (step, loss, accuracy or None) after each step.
-        stop: asked before each step whether to end here.
+        examples: (start, count) → that many examples, the same for the same arguments.
+        check: measures the sampled accuracy, every `check_every` steps if there is a target.
+        progress: gets (step, loss, accuracy or None) after each step.
+        stop: read before each step; true ends the imitation.
     """
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=config.lr, weight_decay=0.01)
-    warmup = max(1, config.steps // 10)
-    accuracy: float | None = None
     policy.model.train()
     for step in range(config.steps):
         if stop():
-            return Imitated(step, accuracy, stopped=True)
-        done = max(0, step - warmup) / max(1, config.steps - warmup)
-        lr = config.lr * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * done))
+            return Imitated(step, stopped=True)
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = _step(policy, examples(step * config.batch_size, config.batch_size), tokens_per_pack)
+            group["lr"] = learning_rate(config, step)
+        loss = imitation_gradient(policy, examples(step * config.batch_size, config.batch_size), tokens_per_pack)
         torch.nn.utils.clip_grad_norm_(policy.trainable().values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        measured: float | None = None
+        accuracy: float | None = None
         if check is not None and config.target_accuracy is not None and (step + 1) % config.check_every == 0:
-            measured = accuracy = check()
+            accuracy = check()
             policy.model.train()
         if progress is not None:
-            progress(step + 1, loss, measured)
-        if measured is not None and config.target_accuracy is not None and measured >= config.target_accuracy:
-            return Imitated(step + 1, accuracy, stopped=False)
-    return Imitated(config.steps, accuracy, stopped=False)
+            progress(step + 1, loss, accuracy)
+        if accuracy is not None and config.target_accuracy is not None and accuracy >= config.target_accuracy:
+            return Imitated(step + 1, stopped=False)
+    return Imitated(config.steps, stopped=False)
 
 
-def _step(policy: Policy, batch: Sequence[Example], tokens_per_pack: int) -> float:
-    """Accumulate the gradient of the mean loss per solution token; returns that loss in nats."""
+def learning_rate(config: WarmstartConfig, step: int) -> float:
+    """Learning rate of a step, from 0: linear warm-up over a tenth of the steps, then a cosine to zero."""
+    warmup = max(1, config.steps // 10)
+    done = max(0, step - warmup) / max(1, config.steps - warmup)
+    return config.lr * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def imitation_gradient(policy: Policy, batch: Sequence[Example], tokens_per_pack: int) -> float:
+    """Accumulate the gradient of the mean loss per solution token; return that loss in nats."""
     rows: list[Row] = []
     total = 0
     for prompt, solution in batch:

@@ -107,7 +107,7 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
     import torch
 
     from deepgrpo.model.device import resolve_device
-    from deepgrpo.train.setup import build_policy
+    from deepgrpo.train.build import build_policy
 
     config = setting.config
     threads = options.threads or (config.run.threads if config else None)

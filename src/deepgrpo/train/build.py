@@ -1,0 +1,80 @@
+"""Build a recipe's policy, its weightless copy for counting, its sampling engine and its length limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from deepgrpo import engines
+from deepgrpo.config import Config, LearnerConfig, PretrainedModel, SamplingConfig, ScratchModel
+from deepgrpo.engines.base import Engine
+from deepgrpo.errors import ModelError
+from deepgrpo.explore.base import Limits
+from deepgrpo.model.device import resolve_device
+from deepgrpo.model.loading import load_policy, load_tokenizer, scratch_policy
+from deepgrpo.model.meta_policy import build_meta_policy
+from deepgrpo.model.policy import Policy
+from deepgrpo.model.tree_gate import PackingVerdict
+from deepgrpo.prompts import synthetic
+
+SamplerBuilder = Callable[[Config, Policy], Engine]
+"""Builds the engine that samples from a policy, with the signature of `build_sampler`; picklable if a cluster uses it."""
+
+
+def build_policy(config: Config, device: str | None = None) -> Policy:
+    """Load or create the recipe's policy on a device; default: that of `run.device`."""
+    device = resolve_device(device or config.run.device)
+    learner = config.learner
+    if isinstance(config.model, ScratchModel):
+        policy = scratch_policy(
+            config.model, synthetic.tokenizer(), seed=config.run.seed, device=device, dtype=learner.dtype,
+            logprob_chunk=learner.logprob_chunk,
+        )  # fmt: skip
+    else:
+        assert isinstance(config.model, PretrainedModel)
+        policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    _configure(policy, learner)
+    if learner.tree_packing != "off":
+        check_packing(learner.tree_packing, policy.try_tree_packing())
+    return policy
+
+
+def build_shapes(config: Config) -> Policy | None:
+    """Build the recipe's policy without weights; None if its config alone does not determine it (`model/meta_policy.py`)."""
+    model, learner = config.model, config.learner
+    tokenizer = synthetic.tokenizer() if isinstance(model, ScratchModel) else load_tokenizer(model)
+    policy = build_meta_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    if policy is not None:
+        _configure(policy, learner)
+    return policy
+
+
+def _configure(policy: Policy, learner: LearnerConfig) -> None:
+    policy.logprob_keep = learner.logprob_keep_mb * 2**20
+    if learner.gradient_checkpointing:
+        policy.checkpoint_activations()
+
+
+def check_packing(tree_packing: Literal["auto", "on", "off"], verdict: PackingVerdict) -> None:
+    """Raise ModelError if the recipe requires tree packs and the model cannot be packed."""
+    if not verdict.packs and tree_packing == "on":
+        raise ModelError(
+            f'learner.tree_packing is "on", but this model cannot be packed: {verdict.reason}; set it to "auto" or "off"'
+        )
+
+
+def build_sampler(config: Config, policy: Policy) -> Engine:
+    """Build the recipe's engine, which samples from `policy` with its weights at each call. The caller closes it."""
+    return engines.build_engine(
+        config.engine, policy, dtype=config.engine_dtype,
+        longest=response_limits(config.sampling, policy.context).max_total_tokens,
+        trust_remote_code=isinstance(config.model, PretrainedModel) and config.model.trust_remote_code,
+    )  # fmt: skip
+
+
+def response_limits(sampling: SamplingConfig, context: int) -> Limits:
+    """Return the length limits of responses: the recipe's, within the model's context of `context` tokens."""
+    total = sampling.max_total_tokens or context
+    if total > context:
+        raise ModelError(f"sampling.max_total_tokens is {total}, but the model's context is {context}; lower it")
+    return Limits(sampling.max_new_tokens, total)

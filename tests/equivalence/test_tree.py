@@ -324,3 +324,16 @@ def test_the_gate_leaves_no_gradient_and_nothing_thawed(frozen: bool) -> None:
     verdict = judge_model(model, torch.bfloat16)
     assert verdict.packs and verdict.reason.endswith("in bfloat16")
     assert all(p.grad is None and p.requires_grad != frozen for p in model.parameters())
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_kernel_that_is_wrong_in_bfloat16_only_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: TreePlan, scale: float) -> Any:
+        right = tree_attention.gather_attention(query, key, value, plan, scale)
+        return right * factor if query.dtype == torch.bfloat16 else right
+
+    monkeypatch.setitem(tree_attention.KERNELS, "gather", attention)
+    assert judge_model(tiny("Qwen2"), kernel="gather").packs
+    verdict = judge_model(tiny("Qwen2"), torch.bfloat16, kernel="gather")
+    assert verdict.packs == (factor == 1.0) and verdict.reason.endswith("in bfloat16")
+    assert verdict.reason.startswith("packed log-probs agree" if factor == 1.0 else "packed log-probs differ")

@@ -164,7 +164,7 @@ class LearnerRank:
         if fixed.verdict.packs:  # on all layers, on the driver's device; this device may have other kernels
             here = judge_meta_policy(policy, values, self.device)
             check_packing(self.config.learner.tree_packing, here)
-            policy.pack_by(replace(here, window=fixed.verdict.window))
+            policy.adopt_verdict(replace(here, window=fixed.verdict.window))
 
     def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
         return None if values is None else Materializer(policy, values, self.device)

@@ -16,7 +16,7 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
 
 
-def with_adapters(model: Any, config: PretrainedModel) -> Any:
+def add_adapters(model: Any, config: PretrainedModel) -> Any:
     """Wrap a model with new adapters, drawn from torch's global random stream.
 
     Raises ModelError if `target_modules` does not fit the model, MissingExtraError if peft is not installed.

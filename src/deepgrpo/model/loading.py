@@ -13,7 +13,7 @@ from torch import nn
 
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError, first_line
-from deepgrpo.model.adapters import with_adapters
+from deepgrpo.model.adapters import add_adapters
 from deepgrpo.model.policy import Policy
 
 PYPI_PREFIX = "pypi:"
@@ -41,17 +41,17 @@ def load_policy(
             gguf["quantization_config"] = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **code_options(config), **gguf)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise no_model(config, path, error) from error
+        raise loading_error(config, path, error) from error
     if gguf:
         # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
         model.config.quantization_config = None
         del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
-    without_dropout(model)
+    disable_dropout(model)
     if config.lora:
-        model = with_adapters(model, config)
-    return Policy(model.to(device), tokenizer, context_of(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+        model = add_adapters(model, config)
+    return Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
 
 
 def scratch_policy(
@@ -110,7 +110,7 @@ def load_tokenizer(config: PretrainedModel) -> Any:
     return tokenizer
 
 
-def context_of(model_config: Any, tokenizer: Any) -> int:
+def context_length(model_config: Any, tokenizer: Any) -> int:
     """Longest prompt plus response of a model, in tokens."""
     # tokenizers without a limit report 1e30
     return int(getattr(model_config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
@@ -122,7 +122,7 @@ def code_options(config: PretrainedModel) -> dict[str, Any]:
     return {"trust_remote_code": config.trust_remote_code, **attention}
 
 
-def no_model(config: PretrainedModel, path: str, error: Exception) -> ModelError:
+def loading_error(config: PretrainedModel, path: str, error: Exception) -> ModelError:
     """Turn transformers' loading error into a ModelError with the remedy."""
     _refuse_remote_code(config, error)
     return ModelError(
@@ -170,7 +170,7 @@ def _locate(config: PretrainedModel) -> tuple[str, str | None]:
     return str(directory), wanted
 
 
-def without_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Disable dropout permanently: two passes over the same tokens must give the same log-probs (docs/details.md 18)."""
     config: Any = model.config
     for owner in (config, *model.modules()):

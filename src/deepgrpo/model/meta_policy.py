@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from deepgrpo.config import ModelConfig, ScratchModel
-from deepgrpo.model.adapters import with_adapters
-from deepgrpo.model.loading import code_options, context_of, locate, no_model, scratch_policy, without_dropout
+from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
 from deepgrpo.model.policy import Policy
 
 
@@ -42,7 +42,7 @@ def build_meta_policy(
     try:
         shape = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise no_model(config, path, error) from error
+        raise loading_error(config, path, error) from error
     if getattr(shape, "quantization_config", None) is not None:
         return None
     try:
@@ -50,8 +50,8 @@ def build_meta_policy(
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, **code_options(config))
     except Exception:  # a model's own code may raise anything; loading the real model will report the cause
         return None
-    without_dropout(model)
+    disable_dropout(model)
     if config.lora:
         with torch.device("meta"):
-            model = with_adapters(model, config)
-    return Policy(model, tokenizer, context_of(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+            model = add_adapters(model, config)
+    return Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)

@@ -131,7 +131,7 @@ class Policy:
         self.verdict = judge_model(self.causal, self.dtype)
         return self.verdict
 
-    def pack_by(self, verdict: PackingVerdict) -> None:
+    def adopt_verdict(self, verdict: PackingVerdict) -> None:
         """Adopt the verdict of another process about the same model, and its attention if the verdict is yes."""
         self.verdict = verdict
         if verdict.packs:

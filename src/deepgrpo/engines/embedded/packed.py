@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
         return result
 
 
-def packs(device: torch.device, dtype: torch.dtype) -> bool:
+def supports_packing(device: torch.device, dtype: torch.dtype) -> bool:
     """Check on a small product that this torch and CPU support packing."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from deepgrpo.engines.embedded.packed import PackedLinear, packs
+from deepgrpo.engines.embedded.packed import PackedLinear, supports_packing
 from deepgrpo.model.policy import Policy
 
 
@@ -63,7 +63,7 @@ def _converted(policy: Policy, dtype: torch.dtype) -> nn.Module:
     # deepcopy gets converted parameters through its memo, so that no second float32 copy exists meanwhile
     ready = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in policy.model.parameters()}
     plain = copy.deepcopy(policy.model, dict(ready)).eval()
-    if packs(policy.device, dtype):
+    if supports_packing(policy.device, dtype):
         packed = _packed(plain, policy.model, dtype)
         if _agree(policy, plain, packed):
             return packed

@@ -31,8 +31,10 @@ setup: .venv/.stamp-dev
 	scripts/setup.sh
 	touch $@
 
+# a second `make demo` continues an interrupted run, and shows the result of a finished one
+DEMO = $(if $(wildcard runs/demo/checkpoints/step-*),--resume runs/demo,recipes/demo.toml)
 demo: .venv/.stamp-base
-	$(BIN)/deepgrpo train recipes/demo.toml $(ARGS)
+	$(BIN)/deepgrpo train $(DEMO) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +69,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
         measured = measure(arms, options.repeats, options.warmup, out.print)
         for arm, each in zip(arms, measured, strict=True):
             if options.memory:
-                each.peak_mb = arm.peak_mb() if arm.peak_mb else _peak_in_child(options, arm.name)
+                each.peak_mb = arm.peak_mb() if arm.peak_mb else peak_in_child(options, arm.name)
         result = report(options, suite, arms, measured)
     _show(out, options, result)
     if options.json:
@@ -99,11 +100,19 @@ def measure(
 
 
 def peak_of(arm: Arm) -> float | None:
-    """Highest resident memory while an arm runs for the first time in this process, above that before, in MiB."""
-    before, known = _resident("VmRSS"), _reset_peak()
+    """Highest resident memory while an arm runs for the first time in this process, above that before, in MiB.
+
+    None where the system cannot forget an earlier peak: that takes Linux. psutil knows no peak, so it is read from /proc.
+    """
+    before = psutil.Process().memory_info().rss
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return None
     arm.run()
-    peak = _resident("VmHWM")
-    return round(peak - before, 1) if known and before is not None and peak is not None else None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return round(peak_kb / 2**10 - before / 2**20, 1)
 
 
 def report(
@@ -156,7 +165,7 @@ def _make(offers: Sequence[Offer], out: Console) -> list[Arm]:
     return arms
 
 
-def _peak_in_child(options: BenchOptions, arm: str) -> float | None:
+def peak_in_child(options: BenchOptions, arm: str) -> float | None:
     """Its peak in a process of its own: memory that another arm has used before would be taken from the allocator."""
     command = [
         sys.executable, "-m", "benchmarks.harness", options.part, options.workload, str(options.threads),
@@ -168,32 +177,12 @@ def _peak_in_child(options: BenchOptions, arm: str) -> float | None:
 
 
 def _main(part: SuiteName, workload: WorkloadName, threads: str, budget: str, name: str) -> None:
-    """What a child does for `_peak_in_child`: run one arm once and print its peak."""
+    """What a child does for `peak_in_child`: run one arm once and print its peak."""
     torch.set_num_threads(int(threads))
     with ExitStack() as closing:
         suite = SUITES[part](BenchSetting(WORKLOADS[workload], int(budget), int(threads), closing))
         peak = peak_of(_chosen(suite, [name])[0].make())
     print(peak)
-
-
-# ---------------------------------------------------------------- the machine
-
-
-def _resident(name: str) -> float | None:
-    """VmRSS or VmHWM of this process in MiB, where the system tells."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":")), None)
-
-
-def _reset_peak() -> bool:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- what is shown

@@ -1,4 +1,4 @@
-"""What the benchmarks compute on: models, and trees of a known shape."""
+"""Workloads of the benchmarks: models, and trees of a known shape."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WorkloadName = Literal["S", "L", "V", "D"]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One batch of a training step, in tokens.
+    """One batch of a training step, in tokens, and the model that computes it.
 
     Example, S: one prompt of 128 tokens, 8 rollouts of 256; 5 of them failed and have a pivot at 75% of their length,
-    from which 8 branches of 64 tokens go on.
+    which 8 branches of 64 tokens continue.
     """
 
     name: WorkloadName
@@ -36,7 +36,11 @@ class Workload:
     depth: float = 0.75
     vocabulary: int = 8192
     model: Literal["qwen2", "smollm2"] = "qwen2"
-    """qwen2: random weights, hidden size 512, 8 layers, 8 query and 2 key heads. smollm2: SmolLM2-135M-Instruct."""
+    """qwen2: random weights, 8 query and 2 key heads. smollm2: SmolLM2-135M-Instruct."""
+    hidden: int = 512
+    """Width of the qwen2 model."""
+    layers: int = 8
+    """Layers of the qwen2 model."""
 
     @property
     def pivot(self) -> int:
@@ -80,9 +84,9 @@ def build_policy(workload: Workload, dtype: str = "float32", seed: int = 0) -> P
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(
             Qwen2Config(
-                vocab_size=workload.vocabulary, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
-                num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
-                bos_token_id=None, eos_token_id=None,
+                vocab_size=workload.vocabulary, hidden_size=workload.hidden, intermediate_size=workload.hidden * 11 // 4,
+                num_hidden_layers=workload.layers, num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192,
+                tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
             )
         )  # fmt: skip
         policy = Policy(model.to(device), _Bare(), 8192, getattr(torch, dtype))

@@ -1,24 +1,59 @@
-"""Shared by all tests: a tiny policy, trees by hand, and one thread for torch."""
+"""Shared by all tests: surroundings of their own, a tiny policy, trees by hand, and one thread for torch.
+
+Nothing here imports torch before the environment is clean: libraries read their variables when they are imported.
+"""
 
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Starter
+from surroundings import clean_environment
 from trees import make_tree
-from vllm_here import stand_in_vllm
 
 from deepgrpo.config import Config, ScratchModel, parse_config
 from deepgrpo.records import Tree
 
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
+
+_home = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Clean the environment of this process, which a worker of xdist inherits and cleans again."""
+    session.config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="deepgrpo-tests-"))
+    clean_environment(os.environ, home)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import test modules, and build what tests share, in a directory that is nobody's."""
+    os.chdir(session.config.stash[_home])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    os.chdir(session.config.invocation_params.dir)
+    shutil.rmtree(session.config.stash[_home], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory and a home that does not exist; variables that a test sets end with it."""
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if not request.node.get_closest_marker("vllm"):
+        monkeypatch.delenv("DEEPGRPO_VLLM_PYTHON", raising=False)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +61,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Starter]:
+    """Starts commands of `deepgrpo` in processes of their own."""
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture
@@ -74,4 +117,6 @@ def worked_tree() -> Tree:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Puts a stand-in for vLLM where a child of this interpreter finds it; returns what it was told, line by line."""
+    from vllm_here import stand_in_vllm
+
     return stand_in_vllm(monkeypatch, tmp_path)

@@ -1,4 +1,4 @@
-r"""The last \boxed{...} of a text: one reading for the rewards, the tasks and the vote of maj@k."""
+r"""Extraction of the last \boxed{...}, shared by rewards, tasks and the votes of maj@k."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ _MARKER = "\\boxed{"
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} whose braces close, else None.
+    r"""Content of the last \boxed{...} whose braces close, or None.
 
-    "Last" is by where the box begins: of nested boxes the inner one. A box that was cut off does not count, the one
-    before it does. An escaped brace is a character and no bracket.
+    Boxes are ordered by their start, so of two nested boxes the inner one is the last. A truncated box is skipped in
+    favour of the one before it. An escaped brace is plain text.
 
     >>> last_boxed("\\boxed{1} or \\boxed{\\frac{1}{2}}, not \\boxed{3")
     '\\frac{1}{2}'
@@ -18,7 +18,7 @@ def last_boxed(text: str) -> str | None:
     last: str | None = None
     last_start = -1
     index = 0
-    # one pass with a stack: a response of thousands of unclosed boxes must not cost quadratic time
+    # one pass with a stack: thousands of unclosed boxes must not take quadratic time
     while index < len(text):
         if text.startswith(_MARKER, index):
             stack.append(index + len(_MARKER))

@@ -32,6 +32,7 @@ from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
+from deepgrpo.runs.layout import RunDir
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -185,13 +186,13 @@ def _config(command: Train, overrides: Overrides) -> Config:
             "run goes on by its own config.toml, so drop the recipe (--section.key VALUE still changes single values)"
         )
     if command.resume is not None:
-        path = command.resume / "config.toml"
-        if not path.is_file():
+        paths = RunDir(command.resume)
+        if not paths.has_recipe():
             raise ConfigError(
                 f"--resume {str(command.resume)!r} has no config.toml; name the directory of an earlier run, "
                 "e.g. runs/demo"
             )
-        return load_recipe(path, overrides)
+        return load_recipe(paths.config, overrides)
     assert command.recipe is not None  # checked above
     return load_recipe(shipped.find_recipe(command.recipe), overrides)
 

@@ -1,64 +1,64 @@
-"""Every error a user can meet.
+"""Exceptions that reach the user.
 
     DeepGRPOError
-    ├── ConfigError        a recipe or a command-line value is wrong (exit code 2)
-    ├── DataError          a data file, a column or a row cannot be used
-    ├── ModelError         a model or tokenizer cannot be loaded or cannot do what is asked
+    ├── ConfigError        a recipe or a command-line value is invalid (exit code 2)
+    ├── DataError          a data file, a column or a row is unusable
+    ├── ModelError         a model or tokenizer cannot be loaded or lacks a required capability
     ├── RewardError        a reward function breaks its contract
-    ├── EngineError        sampling cannot go on
-    ├── TrainingError      the update is not usable (a loss that is not finite, ...)
+    ├── EngineError        sampling failed
+    │   └── EngineLostError    the sampling process died or hangs; another process may retry
+    ├── TrainingError      the update is unusable (a loss that is not finite, ...)
     ├── CheckpointError    a checkpoint cannot be written or read
-    └── MissingExtraError  an optional dependency is not installed (names the install command)
+    └── MissingExtraError  an optional dependency is not installed (exit code 2; the message gives the install command)
 
-A message says what was wrong, with the key and the value, and what to do about it.
-`assert` guards only what our own bug could break.
+Every message states the problem with its key and value, then the remedy. `assert` is for bugs of this package only.
 """
 
 from __future__ import annotations
 
 
 class DeepGRPOError(Exception):
-    """Base of all errors that are meant for a user; the command line prints them without a traceback."""
+    """Base class of all errors meant for the user; the command line prints them without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(DeepGRPOError):
-    """A recipe or a command-line value is wrong."""
+    """Invalid recipe or command-line value."""
 
     exit_code = 2
 
 
 class DataError(DeepGRPOError):
-    """A data file, a column or a row cannot be used."""
+    """Unusable data file, column or row."""
 
 
 class ModelError(DeepGRPOError):
-    """A model or tokenizer cannot be loaded, or cannot do what is asked of it."""
+    """Model or tokenizer that cannot be loaded or lacks a required capability."""
 
 
 class RewardError(DeepGRPOError):
-    """A reward function breaks its contract."""
+    """Reward function that breaks its contract."""
 
 
 class EngineError(DeepGRPOError):
-    """Sampling cannot go on."""
+    """Failed sampling."""
 
 
 class EngineLostError(EngineError):
-    """The process that samples is gone or stuck: another one may do what it was asked."""
+    """Dead or stuck sampling process. The request itself is fine: another process may retry it."""
 
 
 class TrainingError(DeepGRPOError):
-    """The update is not usable, for instance because the loss is not finite."""
+    """Unusable update, for instance a loss that is not finite."""
 
 
 class CheckpointError(DeepGRPOError):
-    """A checkpoint cannot be written or read."""
+    """Checkpoint that cannot be written or read."""
 
 
 class MissingExtraError(DeepGRPOError):
-    """An optional dependency is not installed."""
+    """Optional dependency that is not installed."""
 
     exit_code = 2
 

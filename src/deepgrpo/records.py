@@ -1,17 +1,17 @@
-"""The nouns that travel between the stages. All are frozen; a stage reads one and makes the next.
+"""Records passed between the stages of a step. All are frozen: a stage reads one and creates the next.
 
     Prompt ─► SampleRequest ─► Completion ─► Node/Tree ─► Credit ─► (pack, loss) ─► StepReport
 
-A tree in numbers, used as the worked example below. The prompt has 3 tokens. Main rollout 0 has 6 tokens
-and failed; its pivot lies after token 4, where K = 2 branches of 2 and 3 tokens were sampled:
+The worked example of the docstrings below. The prompt has 3 tokens. Main rollout 0 has 6 tokens and failed; its pivot
+is after token 4, where K = 2 branches of 2 and 3 tokens were sampled:
 
     prompt ──┬── node 0  [t0 t1 t2 t3 | t4 t5]     main, reward 0
              │                        ├── node 2  [b0 b1]       branch, parent 0, offset 4, reward 1
              │                        └── node 3  [b0 b1 b2]    branch, parent 0, offset 4, reward 0
              └── node 1  [t0 t1 t2 t3 t4]          main, reward 1
 
-A node owns only its own tokens, so a shared prefix is stored once, billed once, and cannot be trained by
-a branch. `path(2)` is prompt + t0..t3 + b0 b1: 3 + 4 + 2 = 9 tokens.
+A node owns only its own tokens: a shared prefix is stored once, counted once, and never trained by a branch. `path(2)`
+is prompt + t0..t3 + b0 b1: 3 + 4 + 2 = 9 tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 ROOT = -1
-"""The parent of a main rollout: the prompt itself."""
+"""Parent of a main rollout: the prompt."""
 
 FinishReason = Literal["stop", "length", "segment"]
-"""`stop`: the model ended the text (EOS or a stop condition); `length`: it was cut off, a truncation; `segment`: it was cut on
-purpose, to be continued (`Pivot.max_tokens`). A segment is no response: nobody judges it, and metrics leave it out."""
+"""`stop`: the model ended the text (EOS or a stop string). `length`: truncated at the limit. `segment`: cut on purpose,
+to be continued (`Pivot.max_tokens`). A segment is not a response: rewards and metrics skip it."""
 
 Stream = Literal["main", "branch"]
 
@@ -40,56 +40,56 @@ class Prompt:
 
     id: str
     text: str
-    """What the model reads: the question inside its template."""
+    """The model's input: the question inside its template."""
     tokens: tuple[int, ...]
     question: str
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Every column of the row, handed to the reward."""
+    """All columns of the row, passed to the reward."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Continue one prefix several times. The engine encodes the prefix once.
+    """Request to continue one prefix several times; the engine encodes the prefix once.
 
-    Example: the G = 8 rollouts of a prompt are one request with 8 keys; K = 4 branches at a pivot are one
-    request whose `prefix` is prompt + rollout up to the pivot.
+    Example: the G = 8 rollouts of a prompt are one request with 8 keys. K = 4 branches at a pivot are one request whose
+    `prefix` is the prompt and the rollout up to the pivot.
     """
 
     prefix: tuple[int, ...]
     keys: tuple[int, ...]
-    """One random stream (see `rng.key`) per continuation."""
+    """One random key (`rng.key`) per continuation."""
     max_new_tokens: int
     response_start: int | None = None
-    """Where in `prefix` the response begins, so that a stop string may begin in it; None: the prefix is all prompt."""
+    """Start of the response in `prefix`; a stop string may begin from there on. None: the prefix is all prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One continuation. `tokens` includes the stop token if there was one."""
+    """One continuation. `tokens` includes the stop token, if any."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """log μ(token) under the distribution that was sampled from (temperature and top-p included)."""
+    """log μ(token) under the sampling distribution, temperature and top-p included."""
     finish: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward says of one completion."""
+    """Result of scoring one completion."""
 
     value: float
     parsed: bool = True
-    """False if no answer could be found in the text."""
+    """False if the text has no answer."""
     checked: bool = True
-    """False if nobody looked, as the response was cut off."""
+    """False if the reward did not see the response because it was truncated."""
     problem: str | None = None
-    """Why the check itself failed ("timeout", "crash", "raised", "not finite"), else None."""
+    """Failure of the check itself: "timeout", "crash", "raised" or "not finite"; else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One continuous piece of sampled text.
+    """One contiguous piece of sampled text.
 
     Example (node 2 above): Node(parent=0, offset=4, tokens=(b0, b1), stream="branch", pivot=0, ...).
     """
@@ -97,20 +97,20 @@ class Node:
     parent: int
     """Index of the parent node in `Tree.nodes`, or ROOT."""
     offset: int
-    """How many of the parent's own tokens come before this node (0 if the parent is the prompt)."""
+    """Number of the parent's own tokens before this node (0 if the parent is the prompt)."""
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: FinishReason
     text: str
-    """The whole response along the path, from the end of the prompt to the end of this node."""
+    """The whole response: the path from the end of the prompt to the end of this node."""
     score: Score
     stream: Stream
     pivot: int
-    """Index in `Tree.pivots` of the pivot that this node was sampled from."""
+    """Index in `Tree.pivots` of the pivot where this node was sampled."""
     version: int = 0
-    """Number of optimizer steps behind the policy that sampled it."""
+    """Policy version that sampled it, in optimizer steps."""
     signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
-    """What a strategy asked the policy about these tokens: name → one number per token."""
+    """Signals requested by the strategy: name → one number per token."""
 
     @property
     def reward(self) -> float:
@@ -118,13 +118,13 @@ class Node:
 
     @property
     def complete(self) -> bool:
-        """Whether a response ends here, or was cut off here; False for a segment, which was cut to be continued."""
+        """True if a response ends or was truncated here; False for a segment, which is to be continued."""
         return self.finish != "segment"
 
 
 @dataclass(frozen=True, slots=True)
 class Pivot:
-    """A state from which `num_branches` continuations are sampled.
+    """State from which `num_branches` continuations are sampled.
 
     The first pivot of every tree is the prompt itself: Pivot(parent=ROOT, offset=0, num_branches=G).
     """
@@ -134,18 +134,18 @@ class Pivot:
     num_branches: int
     stream: Stream = "branch"
     ratio: float = 0.0
-    """Depth (index + 1) / len(chain), the root counted; 0 for the first pivot of a tree."""
+    """Depth (index + 1) / len(chain), root included; 0 for the first pivot of a tree."""
     candidates: tuple[int, ...] = ()
-    """Offsets that could have been chosen, in the order of the chain (for inspection)."""
+    """Candidate offsets in the order of the chain (for inspection)."""
     q: tuple[float, ...] = ()
-    """The probability of each candidate at the draw (for inspection)."""
+    """Probability of each candidate at the draw (for inspection)."""
     max_tokens: int | None = None
-    """Longest continuation; one that reaches it before the response's limit is a segment. None: up to that limit."""
+    """Longest continuation in tokens; one cut there is a segment. None: up to the response's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A prompt with everything that was sampled from it. `add` returns a new tree."""
+    """A prompt with all nodes and pivots sampled from it. `add` returns a new tree."""
 
     prompt: Prompt
     nodes: tuple[Node, ...] = ()
@@ -155,7 +155,7 @@ class Tree:
         return replace(self, pivots=self.pivots + tuple(pivots), nodes=self.nodes + tuple(nodes))
 
     def with_signal(self, index: int, name: str, values: tuple[float, ...]) -> Tree:
-        """The same tree in which a node knows one signal more."""
+        """Copy of the tree with one more signal on a node."""
         node = self.nodes[index]
         assert len(values) == len(node.tokens), f"{len(values)} values of {name} for {len(node.tokens)} tokens"
         nodes = list(self.nodes)
@@ -163,9 +163,9 @@ class Tree:
         return replace(self, nodes=tuple(nodes))
 
     def spans(self, index: int, upto: int | None = None) -> list[tuple[int, int, int]]:
-        """The path to a node as (node, start, end) spans of own tokens, root side first.
+        """Path to a node as (node, start, end) spans of own tokens, from the root on.
 
-        `upto` cuts the last span (default: all of the node's tokens). `spans(2)` of the worked example is
+        `upto` cuts the last span (default: all tokens of the node). `spans(2)` of the worked example is
         [(0, 0, 4), (2, 0, 2)].
         """
         path: list[tuple[int, int, int]] = []
@@ -176,7 +176,7 @@ class Tree:
         return path[::-1]
 
     def response(self, index: int, upto: int | None = None) -> tuple[int, ...]:
-        """The response tokens along the path to a node (the prompt left out)."""
+        """Response tokens along the path to a node, without the prompt."""
         if index == ROOT:
             return ()
         return tuple(t for node, a, b in self.spans(index, upto) for t in self.nodes[node].tokens[a:b])
@@ -186,7 +186,7 @@ class Tree:
         return self.prompt.tokens + self.response(index, upto)
 
     def children(self, pivot: int) -> list[int]:
-        """Indices of the nodes sampled at a pivot, in the order of sampling."""
+        """Indices of the nodes sampled at a pivot, in sampling order."""
         return [i for i, node in enumerate(self.nodes) if node.pivot == pivot]
 
     def stream(self, stream: Stream) -> Iterator[tuple[int, Node]]:
@@ -195,7 +195,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class CreditSpan:
-    """Train tokens [start, end) of a node with one advantage in one stream."""
+    """Tokens [start, end) of a node, trained with one advantage in one stream."""
 
     node: int
     start: int
@@ -206,20 +206,20 @@ class CreditSpan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Siblings that were compared with each other, for the metrics."""
+    """Siblings compared with each other, for the metrics."""
 
     stream: Stream
     rewards: tuple[float, ...]
 
     @property
     def mixed(self) -> bool:
-        """Whether the group carries any signal."""
+        """True if the rewards differ, so that the group carries a signal."""
         return max(self.rewards) - min(self.rewards) > 1e-8
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What a strategy says of one tree: which tokens to train, with which advantage, in which stream."""
+    """Credit of one tree: the tokens to train, each span with its advantage and stream."""
 
     spans: tuple[CreditSpan, ...]
     groups: tuple[Group, ...]
@@ -227,26 +227,26 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What has been spent, counted the same way for every method. `a + b` adds field by field.
+    """Cost so far, counted the same way for every method. `a + b` adds field by field.
 
     Example: `Ledger(sampled_tokens=4096) + Ledger(verifier_calls=72)`.
     """
 
     sampled_tokens: int = 0
-    """Tokens drawn from the policy, each once."""
+    """Tokens sampled from the policy."""
     sampled_sequences: int = 0
     prefix_tokens: int = 0
-    """Prefix tokens that continuations needed: what an engine without any prefix sharing encodes."""
+    """Prefix tokens of all continuations: the number that an engine without prefix sharing would encode."""
     prefix_tokens_encoded: int = 0
-    """Prefix tokens that the engine really encoded."""
+    """Prefix tokens actually encoded by the engine."""
     signal_tokens: int = 0
-    """Tokens forwarded by the policy only to tell a strategy about them (`Node.signals`)."""
+    """Tokens forwarded only to compute `Node.signals`."""
     learner_tokens: int = 0
-    """Tokens forwarded by the learner for the update, as laid out (padding left out)."""
+    """Tokens forwarded by the learner for the update, padding excluded."""
     learner_tokens_unique: int = 0
-    """Distinct tokens among them, the prompt counted once per tree."""
+    """Distinct tokens among them; the prompt counts once per tree."""
     trained_tokens: int = 0
-    """Tokens with a loss term of their own."""
+    """Tokens with a loss term."""
     verifier_calls: int = 0
     optimizer_steps: int = 0
     seconds_sample: float = 0.0
@@ -265,7 +265,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """All that one training step has to say: a line of metrics.jsonl.
+    """Results of one training step: one line of metrics.jsonl.
 
     Example: StepReport(step=12, metrics={"main/reward": 0.45, ...}, ledger=Ledger(...), warnings=()).
     """
@@ -273,5 +273,5 @@ class StepReport:
     step: int
     metrics: Mapping[str, float | list[float] | None]
     ledger: Ledger
-    """Totals since the run began."""
+    """Totals since the start of the run."""
     warnings: tuple[str, ...] = ()

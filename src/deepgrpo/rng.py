@@ -1,9 +1,8 @@
-"""Counter-based random streams: a draw depends on its address, never on what was drawn before it.
+"""Counter-based random streams: a draw depends on its address, never on earlier draws.
 
-A *key* is a 64-bit hash of an address such as (seed, step, prompt, node). The t-th uniform of a key is
-a pure function of (key, t), so a row may be batched with any others, resumed, or moved to another
-worker, and still draws the same tokens. The mixer is SplitMix64 (Steele, Lea, Flood 2014), which passes
-BigCrush when it is driven by a counter.
+A *key* is a 64-bit hash of an address such as (seed, step, prompt, node). The t-th uniform of a key is a pure function
+of (key, t). A row therefore draws the same tokens in any batch, after a resume, and on any worker. The mixer is
+SplitMix64 (Steele, Lea, Flood 2014); driven by a counter, it passes BigCrush.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ def key(*address: int | str) -> int:
     """Hash an address to a 64-bit key.
 
     Args:
-        address: the parts of the address, e.g. `(seed, step, prompt.id, node)`. Parts keep their type:
-            `1` and `"1"` are different addresses.
+        address: parts of the address, e.g. `(seed, step, prompt.id, node)`. The type counts: `1` and `"1"` are
+            different addresses.
 
     Returns:
-        an integer in [0, 2^64), the same on every machine and Python version.
+        an integer in [0, 2^64), equal on every machine and Python version.
 
     >>> key(0, 1, "p") == key(0, 1, "p")
     True
@@ -41,7 +40,7 @@ def uniforms(keys: Sequence[int] | np.ndarray, counters: Sequence[int] | np.ndar
 
     Args:
         keys: `[N]` 64-bit keys.
-        counters: `[N]` non-negative draw numbers (for sampling: the index of the token in its node).
+        counters: `[N]` non-negative draw numbers (in sampling: index of the token within its node).
 
     Returns:
         `[N]` float64 in [0, 1).
@@ -56,5 +55,5 @@ def uniforms(keys: Sequence[int] | np.ndarray, counters: Sequence[int] | np.ndar
 
 
 def generator(*address: int | str) -> np.random.Generator:
-    """A numpy generator of its own for an address; use it where a library wants a generator."""
+    """Make the numpy generator of an address, for libraries that take a generator."""
     return np.random.Generator(np.random.Philox(key=key(*address)))

@@ -132,7 +132,7 @@ def test_a_device_that_cannot_train(deepgrpo: Any, place: Path) -> None:
         ),
         pytest.param(
             [ROWS[0], ROWS[1], ROWS[0]],
-            "data.jsonl: id 'row-0' stands in line 1 and in line 3; make ids unique, or set data.columns.id",
+            "data.jsonl: id 'row-0' is in line 1 and in line 3; make ids unique, or set data.columns.id",
             id="duplicate id",
         ),
         pytest.param([b'{"question": '], "data.jsonl, line 1 is not valid JSON", id="torn line"),

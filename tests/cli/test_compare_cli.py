@@ -6,19 +6,16 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command, Starter
 
-import deepgrpo
 from deepgrpo import cli
 
-SRC = Path(deepgrpo.__file__).parents[1]
 BASE = """
 [run]
 steps = 400
@@ -103,16 +100,7 @@ num_rollouts = 4
 """
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """A process group of its own, as a shell would make one: Ctrl-C reaches every process in it."""
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "deepgrpo.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=cwd, env=environment, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], bool], process: Command) -> None:
     deadline = time.monotonic() + 120
     while not there():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -132,14 +120,14 @@ def stamps(directory: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
-def whole_story(place: Path) -> dict[str, Any]:
+def whole_story(place: Path, commands: Starter) -> dict[str, Any]:
     """An experiment that is killed in its second run, stopped with Ctrl-C in its third, and then finished."""
     (place / "base.toml").write_text(BASE)
     (place / "exp.toml").write_text(EXPERIMENT)
     arms = place / "runs" / "tiny" / "arms"
     seen: dict[str, Any] = {"place": place, "arms": arms}
 
-    killed = start("compare", "exp.toml", cwd=place)
+    killed = commands.start("compare", "exp.toml", cwd=place)
     wait_for(lambda: steps_of(arms / "deep" / "seed-1") >= 3, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
@@ -147,22 +135,22 @@ def whole_story(place: Path) -> dict[str, Any]:
     seen["first run"] = stamps(arms / "grpo" / "seed-1")
     seen["saved"] = max(int(p.name[5:]) for p in (arms / "deep" / "seed-1" / "checkpoints").glob("step-*"))
 
-    stopped = start("compare", "exp.toml", cwd=place)
+    stopped = commands.start("compare", "exp.toml", cwd=place)
     wait_for(lambda: steps_of(arms / "grpo" / "seed-2") >= 1, stopped)
     os.killpg(stopped.pid, signal.SIGINT)
     seen["stopped"] = (*stopped.communicate(timeout=60), stopped.returncode)
 
-    finished = start("compare", "exp.toml", "--jobs", "2", cwd=place)
+    finished = commands.start("compare", "exp.toml", "--jobs", "2", cwd=place)
     seen["finished"] = (*finished.communicate(timeout=200), finished.returncode)
     return seen
 
 
 @pytest.mark.slow
 def test_an_experiment_killed_stopped_finished_and_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, commands: Starter
 ) -> None:
     # one test: with a fixture, every worker of pytest-xdist would run the whole experiment for itself
-    done = whole_story(tmp_path)
+    done = whole_story(tmp_path, commands)
     it_is_finished_after_all(done)
     finished_runs_are_kept_and_a_killed_one_goes_on(done)
     ctrl_c_saves_and_says_how_to_go_on(done)
@@ -201,8 +189,8 @@ def ctrl_c_saves_and_says_how_to_go_on(done: dict[str, Any]) -> None:
     out, err, code = done["stopped"]
     assert (code, err) == (130, "interrupted\n")
     assert re.search(r"^stopped; [23] of 4 runs are finished and kept, running ones were saved; go on", out, re.MULTILINE)
-    assert "tiny: 2 arms × 2 seeds, 8,000 sampled tokens each; 1 of 4 runs are there already\n" in out
-    assert re.search(r"^deep-seed-1 goes on at [\d,]+ tokens$", out, re.MULTILINE)
+    assert "tiny: 2 arms × 2 seeds, 8,000 sampled tokens each; 1 of 4 runs are finished already\n" in out
+    assert re.search(r"^deep-seed-1 continues at [\d,]+ tokens$", out, re.MULTILINE)
 
 
 def the_arms_of_a_seed_begin_with_the_same_weights(done: dict[str, Any]) -> None:
@@ -250,7 +238,7 @@ def the_figures_are_those_of_the_runs(done: dict[str, Any]) -> None:
 def once_more_only_looks(done: dict[str, Any], capsys: Any) -> None:
     before = stamps(done["arms"])
     assert cli.main(["compare", "exp.toml"]) == 0
-    assert "4 of 4 runs are there already" in capsys.readouterr().out
+    assert "4 of 4 runs are finished already" in capsys.readouterr().out
     assert stamps(done["arms"]) == before
     # from what the runs took: 4 runs of nothing left
     assert cli.main(["compare", "exp.toml", "--dry-run"]) == 0
@@ -281,7 +269,7 @@ def a_second_one_waits_for_the_first(capsys: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_or_falls_short_is_named(tmp_path: Path) -> None:
+def test_what_fails_or_falls_short_is_named(tmp_path: Path, commands: Starter) -> None:
     """An arm crashes, another takes its last step before the budget; what is whole is shown, and the short one can go on."""
     (tmp_path / "base.toml").write_text(BASE)
     (tmp_path / "exp.toml").write_text(
@@ -293,7 +281,7 @@ def test_what_fails_or_falls_short_is_named(tmp_path: Path) -> None:
         # enough if responses were as long as they may be: 6 steps of 8 x 2 x 12 = 192 tokens
         + '[arms.short]\nrun.steps = 6\nexplore = {type = "root", num_rollouts = 2}\n'
     )
-    process = start("compare", "exp.toml", "--jobs", "2", cwd=tmp_path)
+    process = commands.start("compare", "exp.toml", "--jobs", "2", cwd=tmp_path)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (1, ""), out
     said = " ".join(out.split())
@@ -310,20 +298,19 @@ def test_what_fails_or_falls_short_is_named(tmp_path: Path) -> None:
     text = (tmp_path / "exp.toml").read_text()
     kept = text[: text.index("[arms.crash]")] + text[text.index("[arms.short]") :]
     (tmp_path / "exp.toml").write_text(kept.replace("run.steps = 6", "run.steps = 60"))
-    process = start("compare", "exp.toml", cwd=tmp_path)
+    process = commands.start("compare", "exp.toml", cwd=tmp_path)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, ""), out
-    assert re.search(r"^short-seed-1 goes on at \d+ tokens$", out, re.MULTILINE)
+    assert re.search(r"^short-seed-1 continues at \d+ tokens$", out, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(SRC))
+def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, commands: Starter) -> None:
     (tmp_path / "base.toml").write_text(BASE)
     (tmp_path / "exp.toml").write_text(EXPERIMENT)
-    assert cli.main(["compare", "exp.toml", "--dry-run", "--jobs", "2"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+    done = commands.run("compare", "exp.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    out = " ".join(done.stdout.split())
     assert "no finished run of grpo, deep: measuring two small steps of each" in out and "two small steps" in out
     assert re.search(r"4 runs, 32,000 sampled tokens, about \d+ minutes with --jobs 2, and 2 warm starts before them", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.toml", "exp.toml"]
@@ -335,7 +322,7 @@ def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         (("seeds = [1, 2]", "seeds = [1]"), "exp.toml: seeds is [1], but paired intervals need at least two seeds"),
         (("[arms.deep]", "[arms.deep]\nexplore.gama = 3"), "exp.toml, arm 'deep': unknown key 'explore.gama' (value 3)"),
         (("budget = 8_000", "budget = 800_000"), "the arm 'grpo' cannot reach the budget of 800,000 sampled tokens"),
-        (("limit = 12", "limit = 400"), "final.limit is 400, and 8 questions are watched while training"),
+        (("limit = 12", "limit = 400"), "final.limit is 400, and 8 questions are used during training"),
         (('base = "base.toml"', 'base = "nowhere.toml"'), "recipe 'nowhere.toml' does not exist"),
     ],
 )

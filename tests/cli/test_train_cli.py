@@ -7,19 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command, Starter
 
-import deepgrpo
 from deepgrpo import cli
 from deepgrpo.config import load_recipe
 from deepgrpo.train.loop import train
 
-SRC = Path(deepgrpo.__file__).parents[1]
 RECIPE = """
 [run]
 name = "tiny"
@@ -77,21 +75,6 @@ split = "test"
 """
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """A process group of its own, as a shell would make one: Ctrl-C reaches every process in it."""
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "deepgrpo.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=cwd, env=environment, start_new_session=True,
-    )  # fmt: skip
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-
 def lines_of(directory: Path) -> list[dict[str, Any]]:
     path = directory / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -103,7 +86,7 @@ def trace(directory: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines_of(directory)]
 
 
-def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(directory: Path, step: int, process: Command) -> None:
     deadline = time.monotonic() + 90
     path = directory / "metrics.jsonl"
     while not path.exists() or path.read_bytes().count(b"\n") <= step:  # step 0 has a line too
@@ -118,11 +101,11 @@ def whole_run(directory: Path, reward: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(tmp_path_factory: pytest.TempPathFactory, commands: Starter) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A directory with a recipe and a run that was started from the command line, and what that printed."""
     place = tmp_path_factory.mktemp("done")
     (place / "tiny.toml").write_text(RECIPE.format(reward="task"))
-    return place, run("train", "tiny.toml", "--run.steps", "3", cwd=place)
+    return place, commands.run("train", "tiny.toml", "--run.steps", "3", cwd=place)
 
 
 def test_a_recipe_trains(done: Any) -> None:
@@ -156,9 +139,9 @@ def test_a_second_run_into_the_same_directory_is_refused(
     assert (place / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_result_can_be_evaluated(done: Any) -> None:
+def test_the_result_can_be_evaluated(done: Any, commands: Starter) -> None:
     place, _ = done
-    process = run("eval", "runs/tiny", "--json", "figures.json", "--device", "cpu", cwd=place)
+    process = commands.run("eval", "runs/tiny", "--json", "figures.json", "--device", "cpu", cwd=place)
     assert process.returncode == 0, process.stderr
     assert "runs/tiny/checkpoints/step-000003/model on cpu" in process.stdout
     (figures,) = json.loads((place / "figures.json").read_text())["sets"].values()
@@ -168,9 +151,9 @@ def test_the_result_can_be_evaluated(done: Any) -> None:
     assert not set("\r\x1b") & set(process.stdout + process.stderr)
 
 
-def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_trains_nothing(tmp_path: Path, commands: Starter) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
-    process = run("train", "tiny.toml", "--dry-run", cwd=tmp_path)
+    process = commands.run("train", "tiny.toml", "--dry-run", cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
     text = process.stdout
@@ -191,12 +174,12 @@ def stopped_at(out: str) -> tuple[int, list[str]]:
     return int(found[1]), found[2].split()
 
 
-def test_stopped_then_killed_then_finished(tmp_path: Path) -> None:
+def test_stopped_then_killed_then_finished(tmp_path: Path, commands: Starter) -> None:
     """SIGTERM ends a run after its step, kill -9 at once; either way it goes on as if nothing had happened."""
     whole = whole_run(tmp_path, "task")
     directory = tmp_path / "runs" / "tiny"
 
-    process = start("train", "tiny.toml", cwd=tmp_path)
+    process = commands.start("train", "tiny.toml", cwd=tmp_path)
     wait_for_step(directory, 1, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -206,7 +189,7 @@ def test_stopped_then_killed_then_finished(tmp_path: Path) -> None:
     assert trace(directory) == trace(whole)[: step + 1]
     assert max((directory / "checkpoints").iterdir()).name == f"step-{step:06d}"
 
-    process = start(*command, cwd=tmp_path)
+    process = commands.start(*command, cwd=tmp_path)
     wait_for_step(directory, step + 1, process)
     process.kill()
     process.communicate(timeout=60)
@@ -214,7 +197,7 @@ def test_stopped_then_killed_then_finished(tmp_path: Path) -> None:
     saved = max(int(path.name[-6:]) for path in (directory / "checkpoints").glob("step-*"))
     assert saved >= step
 
-    finished = run("train", "--resume", "runs/tiny", cwd=tmp_path)
+    finished = commands.run("train", "--resume", "runs/tiny", cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")
     first = re.search(r"^step (\d+)/8", finished.stdout, re.MULTILINE)
     assert first and int(first[1]) == saved + 1
@@ -222,10 +205,10 @@ def test_stopped_then_killed_then_finished(tmp_path: Path) -> None:
     assert not list(directory.rglob(".tmp*"))
 
 
-def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path) -> None:
+def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path, commands: Starter) -> None:
     """Ctrl-C reaches the reward's worker processes as well, and the step is finished all the same."""
     whole = whole_run(tmp_path, "math")
-    process = start("train", "tiny.toml", cwd=tmp_path)
+    process = commands.start("train", "tiny.toml", cwd=tmp_path)
     directory = tmp_path / "runs" / "tiny"
     wait_for_step(directory, 2, process)
     os.killpg(process.pid, signal.SIGINT)
@@ -234,18 +217,17 @@ def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path) -> None:
     assert out.count("finishing this step; Ctrl-C again stops at once\n") == 1
     step, command = stopped_at(out)
     assert trace(directory) == trace(whole)[: step + 1] and trace(whole)[step]["reward/problems"] == 0
-    finished = run(*command, cwd=tmp_path)
+    finished = commands.run(*command, cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert trace(directory) == trace(whole)
 
 
-def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path, commands: Starter) -> None:
     """`deepgrpo train | tee` ends the reader with the same Ctrl-C; the run saves its step all the same."""
     (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
-    process = start("train", "tiny.toml", "--run.steps", "500", "--checkpoint.every", "none", cwd=tmp_path)
+    process = commands.start("train", "tiny.toml", "--run.steps", "500", "--checkpoint.every", "none", cwd=tmp_path)
     directory = tmp_path / "runs" / "tiny"
     wait_for_step(directory, 2, process)
-    assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     os.killpg(process.pid, signal.SIGINT)
     assert (process.wait(timeout=60), process.stderr.read()) == (0, "")
@@ -254,10 +236,10 @@ def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path) -> None:
     assert [path.name for path in (directory / "checkpoints").iterdir()] == [f"step-{step:06d}"]
 
 
-def test_ctrl_c_during_the_warm_start(tmp_path: Path) -> None:
+def test_ctrl_c_during_the_warm_start(tmp_path: Path, commands: Starter) -> None:
     """It acts within a step; nothing is saved, which the output and the exit code say, and nothing is in the way."""
     (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
-    process = start("train", "tiny.toml", "--warmstart.steps", "100000", cwd=tmp_path)
+    process = commands.start("train", "tiny.toml", "--warmstart.steps", "100000", cwd=tmp_path)
     log = tmp_path / "runs" / "tiny" / "log.txt"
     deadline = time.monotonic() + 90
     while not log.exists() or "warm start" not in log.read_text():
@@ -271,7 +253,7 @@ def test_ctrl_c_during_the_warm_start(tmp_path: Path) -> None:
     assert (process.returncode, err) == (130, "interrupted\n")
     assert "finishing this step; Ctrl-C again stops at once\n" in out
     assert re.search(r"^stopped after step \d+ of the warm start, which was not finished: nothing was saved", out, re.MULTILINE)
-    again = run("train", "tiny.toml", "--run.steps", "1", cwd=tmp_path)
+    again = commands.run("train", "tiny.toml", "--run.steps", "1", cwd=tmp_path)
     assert (again.returncode, again.stderr) == (0, "")
 
 

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 
-# nodes at 127.0.0.1 and nowhere else, as Ray does by itself on systems with a firewall that asks; which of the two is read
-# depends on the version
-os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -30,8 +27,8 @@ from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
 from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
 from deepgrpo.errors import ConfigError  # noqa: E402
+from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
-from deepgrpo.train.trees import load_trees  # noqa: E402
 
 # eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step
 RECIPE: dict[str, Any] = {
@@ -255,16 +252,14 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
 
 
 DRIVER = """
-import os, signal, sys
-from pathlib import Path
+import os, pathlib, signal, sys
 from deepgrpo import cli
-from deepgrpo.train import checkpoint
-flush = checkpoint._flush
-def killed(path):
-    if "step-000002" in str(path):
+rename = pathlib.Path.rename
+def killed(self, target):
+    if self.name == ".tmp-step-000002":
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
-checkpoint._flush = killed
+    return rename(self, target)
+pathlib.Path.rename = killed
 sys.exit(cli.main(sys.argv[1:]))
 """
 

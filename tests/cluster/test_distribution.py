@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from surroundings import ROOT
 
-# as in test_cluster.py
-os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 pytest.importorskip("ray")
 
 from benchmarks import harness as bench
@@ -21,8 +19,10 @@ from benchmarks.options import BenchOptions
 from benchmarks.suites import distribution
 from benchmarks.workloads import WORKLOADS, Workload
 
-SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plot_distribution.py"
+SMALL = Workload(
+    "S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64, hidden=64, layers=2
+)  # fmt: skip
+SCRIPT = ROOT / "benchmarks" / "plot_distribution.py"
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.train import loop, warmstart
+from deepgrpo.runs.trees import load_trees
+from deepgrpo.train import evaluation, loop, warmstart
 from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import estimate_memory
-from deepgrpo.train.trees import load_trees
 from deepgrpo.train.warmstart import Example, imitate
 
 IMITATE = {"steps": 40, "batch_size": 16, "lr": 1e-2}
@@ -432,13 +432,13 @@ def test_pass_at_k_counts_what_the_strategy_calls_a_success(
     short: Any, monkeypatch: pytest.MonkeyPatch, explore: Any, threshold: float
 ) -> None:
     asked: list[float] = []
-    original = loop.evaluate
+    original = evaluation.evaluate
 
     def evaluate(*arguments: Any, **kwargs: Any) -> Any:
         asked.append(kwargs["success_threshold"])
         return original(*arguments, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     train(short("run", run={"steps": 1}, warmstart={}, explore=explore, eval={"every": 1, "limit": 2, "data": HELD_OUT}))
     assert asked == [threshold, threshold]
 

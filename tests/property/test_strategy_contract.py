@@ -28,7 +28,7 @@ from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.loss.streams import ZERO_ADVANTAGE
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.records import ROOT, Pivot, Prompt, Tree
-from deepgrpo.train.trees import load_trees, save_trees
+from deepgrpo.runs.trees import load_trees, save_trees
 from fakes import FakeEngine, Lengths, Letters, Rewards, decode, make_judge, make_prompt
 
 LIMITS = Limits(max_new_tokens=16, max_total_tokens=24)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surroundings import ROOT
 
 from deepgrpo.config import ExploreConfig, load_recipe, parse_config, tables_of, to_toml
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 SECTIONS = {model.model_fields["type"].default: model for model in tables_of(ExploreConfig)}
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "algorithms").glob("*.md")}
 REST: dict[str, Any] = {

@@ -21,8 +21,8 @@ from deepgrpo.explore.base import ATTENTION, Limits
 from deepgrpo.model.signals import Steps, attention_influence
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Tree
+from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.loop import train
-from deepgrpo.train.trees import load_trees
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 

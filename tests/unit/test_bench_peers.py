@@ -31,7 +31,9 @@ from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.errors import ConfigError, EngineError
 from deepgrpo.records import Completion
 
-SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
+SMALL = Workload(
+    "S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64, hidden=64, layers=2
+)  # fmt: skip
 TOKENS = 2 * (3 * 8 + 2 * 2 * 2)
 """Two trees of three rollouts of 8 tokens, and of two pivots with two branches of 2."""
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepgrpo.lab.compare.bootstrap import EXACT_UP_TO, bootstrap_interval, sign_test
 from deepgrpo.lab.compare.curves import Ending, area, ending, reach
+from deepgrpo.stats import EXACT_UP_TO, bootstrap_interval, sign_test
 
 whole_numbers = st.integers(-50, 50)
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from deepgrpo.config import Config, PretrainedModel, parse_config, to_toml
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.eval.command import evaluate_model, find_model, load_model, model_section
+from deepgrpo.eval.command import evaluate_model
+from deepgrpo.eval.model import find_model, load_model, model_section
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy

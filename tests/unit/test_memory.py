@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from surroundings import ROOT
 
 from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
@@ -298,7 +299,7 @@ def test_this_machine_has_memory() -> None:
 
 
 def table_script() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "memory_table.py"
+    path = ROOT / "benchmarks" / "memory_table.py"
     spec = importlib.util.spec_from_file_location("memory_table", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -19,8 +19,8 @@ from deepgrpo.explore.oracle import tokens_before
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.synthetic import SyntheticTask
 from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.loop import train
-from deepgrpo.train.trees import load_trees
 
 LIMITS = Limits(max_new_tokens=30, max_total_tokens=60)
 QUESTION = "3+4*2-5:"

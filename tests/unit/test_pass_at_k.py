@@ -93,6 +93,7 @@ def test_wilson_interval() -> None:
         (r"first \boxed{1}, in the end \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         ("7 + 5 = 12\n#### 12", "12"),
         ("#### 1,200 ", "1200"),
+        ("\\boxed{5} or\n#### 7", "5"),  # a box goes first
         ("#72", "72"),
         ("# Solution\nIt costs 5 dollars\n#### 5.", "5"),
         ("# Solution\nThe answer is 6\n## Step 2", "2"),  # headings are no answers; the last number is
@@ -111,4 +112,4 @@ def test_loose_answer(text: str, answer: str | None) -> None:
 
 def test_normalise_keeps_tuples_apart() -> None:
     assert normalise("(1, 2)") == "(1,2)"
-    assert normalise(" $12$. ") == "12"
+    assert normalise(" $12$. ") == normalise("$12.$") == "12"

@@ -13,7 +13,7 @@ from deepgrpo.prompts.gym import extract_answer
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Score
-from deepgrpo.rewards.base import build_reward
+from deepgrpo.rewards import build_reward
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ class TestChainSum:
 
     def test_the_vote_is_over_the_answer_that_is_scored(self, prompts):
         task = build_task(self.DATA)
-        assert task.ballot(prompts[0], "4 - 1 = 3, not 5\n#### 3") == "3"
-        assert task.ballot(prompts[0], "I do not know") is None
+        assert task.vote(prompts[0], "4 - 1 = 3, not 5\n#### 3") == "3"
+        assert task.vote(prompts[0], "I do not know") is None
 
     def test_the_reward_checks_in_another_process(self, prompts):
         reward = build_reward(TaskReward(timeout_s=20), build_task(self.DATA))

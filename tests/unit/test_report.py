@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,16 @@ from deepgrpo.report.pivots import (
     Seen,
     candidate_ratios,
     columns,
-    depth_bin,
     q_mass,
     q_over_time,
     reliability,
     seen_pivots,
 )
-from deepgrpo.report.saved import SavedRun, SavedTree, nearest
 from deepgrpo.report.tokens import TokenTexts, own_text, read_tokens, segment_ends
-from deepgrpo.report.verdict import FLAGS, tree_facts
+from deepgrpo.runs.facts import FLAGS, tree_facts
+from deepgrpo.runs.saved import SavedRun, nearest
+from deepgrpo.runs.trees import SavedTree, load_trees
 from deepgrpo.train import metrics as train_metrics
-from deepgrpo.train.trees import load_trees
 from saved_runs import encode, node, random_run, random_tree, small_tree, tokenizer, write_run
 
 HOSTILE = [
@@ -47,6 +46,9 @@ HOSTILE = [
     "𝔸👩\u200d👩\u200d👧é", "$title ${style} %s {0}",
     "'\"`\\",
 ]  # fmt: skip
+
+LONE_SURROGATE = "\ud800"
+"""JSON can spell it, UTF-8 cannot: a warning may hold it, a saved tree may not."""
 
 
 def saved(tree: Tree, step: int = 1, number: int = 0) -> SavedTree:
@@ -95,7 +97,6 @@ def test_rescues_are_counted_as_the_metrics_of_the_run_count_them(seed: int) -> 
     assert verdict.pivots == metrics["pivots/count"]
     if verdict.pivots:
         assert verdict.rescued == pytest.approx(metrics["pivots/rescue_rate"] * verdict.pivots)
-        assert [depth_bin(p.ratio) for p in tree.pivots] == [train_metrics.depth_bin(p) for p in tree.pivots]
 
 
 # ---------------------------------------------------------------- pivots
@@ -285,7 +286,7 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
     (young / "config.toml").touch()
     for path, sentence in {
         "nowhere": "does not exist", "empty": "no config.toml", "young": "no step has been taken",
-        "runs": "holds the runs demo", "runs/demo/trees": "lies inside of one; name .*demo",
+        "runs": "holds the runs demo", "runs/demo/trees": "it is inside one; name .*demo",
         "runs/demo/config.toml": "it is a file",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=sentence):
@@ -351,33 +352,21 @@ def test_no_text_can_end_its_script_element(text: str) -> None:
 
 
 def hostile_tree(i: int, text: str) -> Tree:
-    # a lone half of a character cannot be tokenized, but it can stand in a saved question
     tree = random_tree(text, 1, i)
     prompt = replace(tree.prompt, id=text, question=text, text=text, answer=text)
-    sayable = text.encode("utf-8", "ignore").decode()
     nodes = [
-        node(Tree(prompt), ROOT, 0, sayable, 0.0, 0),
+        node(Tree(prompt), ROOT, 0, text, 0.0, 0),
         node(Tree(prompt), ROOT, 0, "x", 1.0, 0),
     ]
     return Tree(prompt).add([tree.pivots[0]], nodes)
 
 
 def hostile_run(directory: Path) -> Path:
-    trees = [hostile_tree(i, text) for i, text in enumerate(HOSTILE) if text != "\ud800"]
+    trees = [hostile_tree(i, text) for i, text in enumerate(HOSTILE) if text != LONE_SURROGATE]
     run = write_run(directory, {1: trees}, warnings={1: tuple(t for t in HOSTILE)})
-    # JSON may spell what UTF-8 cannot
-    path = run / "trees" / "step-000001.jsonl.gz"
-    lines = gzip.decompress(path.read_bytes()) + json.dumps({**raw_tree(hostile_tree(99, "surrogate")), "credit": []}).replace(
-        '"surrogate"', '"\\ud800"'
-    ).encode() + b"\n"  # fmt: skip
-    path.write_bytes(gzip.compress(lines))
     with (run / "config.toml").open("a") as file:
         file.write("# </script><script>alert(1)</script><!-- $title\n")
     return run
-
-
-def raw_tree(tree: Tree) -> dict[str, Any]:
-    return asdict(tree)
 
 
 def test_hostile_texts_stay_data(tmp_path: Path) -> None:
@@ -393,7 +382,7 @@ def test_hostile_texts_stay_data(tmp_path: Path) -> None:
     assert found is not None
     data = json.loads(found[1])["runs"][0]
     assert [each["text"] for each in data["warnings"]] == HOSTILE
-    assert {each["id"] for each in unpack(page.blocks[0])} == set(HOSTILE)
+    assert {each["id"] for each in unpack(page.blocks[0])} == set(HOSTILE) - {LONE_SURROGATE}
 
 
 def test_the_page_reaches_for_nothing(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import textwrap
+from functools import partial
 
+import pebble
 import pytest
 
 from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import Voting, build_reward, judge, references
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Voting, judge, references
 from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer
+from deepgrpo.rewards.workers import Workers, limit_memory
 from tiny import SHARED_DATA
 
 
@@ -132,10 +137,17 @@ def test_find_answer():
 
 
 @pytest.fixture(scope="module")
-def boxed():
-    reward = MathAnswerReward(MathReward(answer_format="boxed", timeout_s=20))
-    yield reward
-    reward.close()
+def rewards():
+    """One maths reward per format: its workers take half a second to start."""
+    made = {each: MathAnswerReward(MathReward(answer_format=each, timeout_s=20)) for each in ("boxed", "gsm8k", "any")}
+    yield made
+    for reward in made.values():
+        reward.close()
+
+
+@pytest.fixture
+def boxed(rewards):
+    return rewards["boxed"]
 
 
 class TestMath:
@@ -185,10 +197,8 @@ class TestMath:
             ("any", "I cannot say", Score(0.0, parsed=False)),
         ],
     )
-    def test_other_formats(self, boxed, answer_format, completion, score):
-        reward = MathAnswerReward(MathReward(answer_format=answer_format, timeout_s=20))
-        reward._workers = boxed._workers  # one pool for all of these: a start takes half a second
-        assert ask(reward, [("1000", completion)]) == [score]
+    def test_other_formats(self, rewards, answer_format, completion, score):
+        assert ask(rewards[answer_format], [("1000", completion)]) == [score]
 
     def test_empty(self, boxed):
         assert boxed.score([], [], []) == []
@@ -217,6 +227,9 @@ def check(text, references):
             pass
     if text.startswith("exit"):
         os._exit(1)
+    if text.startswith("big"):
+        bytearray(5 << 30)
+        return True, True
     if text.startswith("quit"):
         raise SystemExit(0)
     if text.startswith("segfault"):
@@ -232,6 +245,11 @@ def check(text, references):
 """
 
 
+def make_workers(prepare=limit_memory, **fields) -> Workers:
+    # the preloaded module is that of the maths reward: all tests of a process share the server that workers are forked from
+    return Workers("the test", prepare, "math_verify", **fields)
+
+
 class TestIllBehavedChecks:
     @pytest.fixture
     def check(self, tmp_path, monkeypatch):
@@ -245,59 +263,63 @@ class TestIllBehavedChecks:
         sys.modules.pop("ill_behaved_checks", None)
 
     def run(self, check, tmp_path, texts, **fields):
-        reward = MathAnswerReward(MathReward(**{"timeout_s": 0.5, **fields}), check)
+        workers = make_workers(**{"timeout_s": 0.5, **fields})
         try:
-            scores = ask(reward, [(str(tmp_path / "log"), text) for text in texts])
-            again = ask(reward, [(str(tmp_path / "log"), "0.001")])
+            scores = workers.run([partial(check, text, (str(tmp_path / "log"),)) for text in texts])
+            again = workers.run([partial(check, "0.001", (str(tmp_path / "log"),))])
         finally:
-            reward.close()
-        assert again == [Score(1.0)]  # the reward goes on
+            workers.close()
+        assert again == [Score(1.0)]  # they go on
         return scores
 
     def test_each_costs_its_own_sample(self, check, tmp_path):
-        texts = ["0", "exit", "0.01", "raise", "0.02", "hang", "0.03", "odd", "segfault", "0.04", "quit"]
+        texts = ["0", "exit", "0.01", "raise", "0.02", "hang", "0.03", "odd", "segfault", "0.04", "quit", "big"]
         scores = self.run(check, tmp_path, texts)
         assert [score.problem for score in scores] == [
-            None, "crash", None, "raised", None, "timeout", None, "raised", "crash", None, "raised",
+            None, "crash", None, "raised", None, "timeout", None, "raised", "crash", None, "raised", "raised",
         ]  # fmt: skip
-        assert [score.value for score in scores] == [1, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0]
+        assert [score.value for score in scores] == [1, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0]
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_many_crashes_in_a_row(self, check, tmp_path, workers):
-        texts = [item for i in range(6) for item in (f"exit {i}", f"0.00{i}")]
-        scores = self.run(check, tmp_path, texts, workers=workers)
-        assert [score.problem for score in scores] == ["crash", None] * 6
+        texts = [item for i in range(3) for item in (f"exit {i}", f"0.00{i}")]
+        scores = self.run(check, tmp_path, texts, count=workers)
+        assert [score.problem for score in scores] == ["crash", None] * 3
 
-    def test_a_worker_that_ignores_the_polite_signal_is_killed(self, check, tmp_path):
+    def test_a_worker_that_ignores_the_polite_signal_is_killed(self, check, tmp_path, monkeypatch):
+        monkeypatch.setattr(pebble.CONSTS, "term_timeout", 0.2)  # seconds from SIGTERM to SIGKILL: 3 by default
         scores = self.run(check, tmp_path, ["deaf", "0"], timeout_s=0.2)
         assert [score.problem for score in scores] == ["timeout", None]
 
     def test_waiting_behind_others_is_not_counted(self, check, tmp_path):
-        # 8 checks of 0.2 s, one worker: the last one waits 1.4 s, nearly three limits
-        scores = self.run(check, tmp_path, [f"0.2{i}" for i in range(8)], workers=1)
+        # limit 0.5 s, 8 checks of 0.1 s, one worker: the last one waits 0.7 s, and none needs a quarter of the limit
+        scores = self.run(check, tmp_path, [f"0.10{i}" for i in range(8)], count=1)
         assert {score.problem for score in scores} == {None}
 
     def test_equal_checks_run_once(self, check, tmp_path):
-        assert [score.value for score in self.run(check, tmp_path, ["0", "0", "0.01", "0"])] == [1, 1, 1, 1]
-        assert (tmp_path / "log").read_text().split() == ["0", "0.01", "0.001"]
+        reward = MathAnswerReward(MathReward(timeout_s=20), check)
+        try:
+            scores = ask(reward, [(str(tmp_path / "log"), text) for text in ("0", "0", "0.01", "0", "big")])
+        finally:
+            reward.close()
+        assert scores == [Score(1.0)] * 4 + [Score(0.0, problem="raised")]  # 5 GiB are more than a worker may have
+        assert (tmp_path / "log").read_text().split() == ["0", "0.01"]
 
-    def test_workers_that_cannot_start_are_an_error(self, check, monkeypatch):
-        # (a real failure, not a stand-in: the initializer is one that raises)
-        monkeypatch.setattr("deepgrpo.rewards.math_answer.warm_up", json.loads)
-        reward = MathAnswerReward(MathReward(), check)
-        with pytest.raises(RewardError, match="cannot start"):
-            ask(reward, [("1", "0")])
-        reward.close()
+    def test_workers_that_cannot_start_are_an_error(self, check):
+        workers = make_workers(prepare=json.loads)  # an initializer that raises
+        with pytest.raises(RewardError, match="the worker process of the test cannot start"):
+            workers.run([partial(check, "0", ("",))])
+        workers.close()
 
     def test_close_stops_the_workers(self, check, tmp_path):
-        reward = MathAnswerReward(MathReward(), check)
-        ask(reward, [(str(tmp_path / "log"), "0")])
-        workers = list(reward._workers._pool._pool_manager.worker_manager.workers.values())
-        assert workers
-        assert all(worker.is_alive() for worker in workers)
-        reward.close()
-        reward.close()
-        assert not any(worker.is_alive() for worker in workers)
+        before = set(multiprocessing.active_children())
+        workers = make_workers()
+        workers.run([partial(check, "0", (str(tmp_path / "log"),))])
+        started = set(multiprocessing.active_children()) - before
+        assert started
+        workers.close()
+        workers.close()
+        assert not started & set(multiprocessing.active_children())
 
 
 class TestTaskInWorkers:
@@ -357,36 +379,36 @@ class Task:
 """
 
 
-class TestBallots:
+class TestVotes:
     """maj@k votes over what the reward reads."""
 
-    def ballots(self, reward, *texts, answer="7"):
+    def votes(self, reward, *texts, answer="7"):
         assert isinstance(reward, Voting)
-        return [reward.ballot(prompt(answer), text) for text in texts]
+        return [reward.vote(prompt(answer), text) for text in texts]
 
     def test_math(self):
         boxed = MathAnswerReward(MathReward(answer_format="boxed"))
         texts = ("\\boxed{1,200} \\boxed{3", "#### 7", "\\boxed{5}\n#### 7")
-        assert self.ballots(boxed, *texts) == ["1200", None, "5"]
+        assert self.votes(boxed, *texts) == ["1200", None, "5"]
         gsm8k = MathAnswerReward(MathReward(answer_format="gsm8k"))
-        assert self.ballots(gsm8k, "\\boxed{5}\n#### 7\nbecause", "7") == ["7", None]
+        assert self.votes(gsm8k, "\\boxed{5}\n#### 7\nbecause", "7") == ["7", None]
         anywhere = MathAnswerReward(MathReward())
-        assert self.ballots(anywhere, "so 7.", "#### 8", "no idea") == ["7", "8", None]
+        assert self.votes(anywhere, "so 7.", "#### 8", "no idea") == ["7", "8", None]
 
     def test_exact(self):
         reward = build_reward(ExactReward(marker="Answer:"))
-        assert self.ballots(reward, "\\boxed{1} Answer: 4  2 \nbye", "42") == ["4 2", None]
+        assert self.votes(reward, "\\boxed{1} Answer: 4  2 \nbye", "42") == ["4 2", None]
 
     def test_task(self):
         class Spelled:
             def verify(self, prompt, completion):
                 return Score(1.0)
 
-            def ballot(self, prompt, completion):
+            def vote(self, prompt, completion):
                 return completion[::-1]
 
-        assert self.ballots(build_reward(TaskReward(), Spelled()), "abc") == ["cba"]
-        assert self.ballots(build_reward(TaskReward(), TestTask.Half()), "so 7") == ["7"]  # a task that does not say
+        assert self.votes(build_reward(TaskReward(), Spelled()), "abc") == ["cba"]
+        assert self.votes(build_reward(TaskReward(), TestTask.Half()), "so 7") == ["7"]  # a task that does not say
 
     def test_a_users_function_does_not_say(self):
         assert not isinstance(build_reward(UserReward(function="statistics:mean")), Voting)
@@ -402,15 +424,16 @@ class TestUser:
         reward = self.make(
             tmp_path,
             """
-            seen = {}
+            import json, pathlib
             def reward(prompts, completions, completion_ids, **columns):
-                reward.seen = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+                seen = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+                pathlib.Path(__file__).with_name("seen.json").write_text(json.dumps(seen))
                 return [len(c) for c in completions]
             """,
         )
         rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted_answers=["2", "two"])]
         assert reward.score(rows, ["x", "yy"], [(1,), (2, 3)]) == [Score(1.0), Score(2.0)]
-        assert reward._function.seen == {
+        assert json.loads((tmp_path / "seen.json").read_text()) == {
             "prompts": ["text of a", "text of b"],
             "completions": ["x", "yy"],
             "completion_ids": [[1], [2, 3]],
@@ -467,16 +490,17 @@ class TestUser:
         reward = self.make(
             tmp_path,
             """
+            import json, pathlib
             def reward(prompts, completions, answer, **columns):
-                reward.seen = prompts, completions, answer
+                pathlib.Path(__file__).with_name("seen.json").write_text(json.dumps([prompts, completions, answer]))
                 return [1.0 for _ in completions]
             """,
             format="messages",
         )
         assert ask(reward, [("1", "x")]) == [Score(1.0)]
-        assert reward._function.seen == (
+        assert json.loads((tmp_path / "seen.json").read_text()) == [
             [[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "x"}]], ["1"],
-        )  # fmt: skip
+        ]  # fmt: skip
 
     def test_trls_own_functions(self):
         pytest.importorskip("trl")

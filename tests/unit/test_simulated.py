@@ -20,7 +20,9 @@ from benchmarks.workloads import WORKLOADS, Workload
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.records import SampleRequest
 
-SMALL = Workload("S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64)
+SMALL = Workload(
+    "S", prompts=2, prompt=4, rollouts=3, response=8, failed=2, branches=2, vocabulary=64, hidden=64, layers=2
+)  # fmt: skip
 STOP = SamplingParams(stop=(" ",))
 
 

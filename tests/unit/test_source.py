@@ -128,7 +128,7 @@ class TestJsonl:
             ([{"question": "1:", "answer": {"a": 1}}], "line 1: the answer in column 'answer' is a dict"),
             (
                 [{"id": 5, "question": "1:", "answer": 1}, "", {"id": "5", "question": "2:", "answer": 1}],
-                "id '5' stands in line 1 and in line 3; make ids unique",
+                "id '5' is in line 1 and in line 3; make ids unique",
             ),
             (
                 [{"question": "", "answer": 1}],

@@ -28,14 +28,15 @@ from deepgrpo.config import (
     to_toml,
 )
 from deepgrpo.errors import ConfigError, DataError, DeepGRPOError, ModelError
-from deepgrpo.eval.command import evaluate_model, find_model
+from deepgrpo.eval.command import evaluate_model, sampling_for
+from deepgrpo.eval.model import find_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.suites import SUITES, resolve, resolve_suite
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.synthetic import tokenizer
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import build_reward
+from deepgrpo.rewards import build_reward
 from tiny import SHARED_DATA
 
 ROWS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "amc": 83, "minerva": 272, "olympiad_bench": 675}
@@ -317,21 +318,7 @@ def test_the_options_parse_without_torch() -> None:
     assert done.stdout.strip().endswith("False")
 
 
-def test_a_table_keeps_all_its_figures_in_a_file(tmp_path: Path) -> None:
-    from deepgrpo.eval.command import _show_table, _table
-
-    metrics = {"eval/prompts": 1319.0, "eval/greedy": 0.583, "eval/greedy_se": 0.0136, "eval/length": 120.0}
-    names = [f"a_rather_long_name_{i}" for i in range(8)]
-    shown = io.StringIO()
-    _show_table(_table({name: {"metrics": metrics, "tokens_per_s": 1200.0} for name in names}), Console(file=shown))
-    lines = [line.strip() for line in shown.getvalue().splitlines()]
-    assert any(line.split() == names for line in lines)
-    assert [line.split() for line in lines if line.startswith("greedy")] == [["greedy", "%", *["58.3"] * 8]]
-
-
 def test_sampling_stays_within_the_models_context() -> None:
-    from deepgrpo.eval.command import _sampling
-
     one = resolve("math500")
     options = EvalOptions("m")
-    assert _sampling(options, None, one, context=1024) == SamplingConfig(max_new_tokens=2048, max_total_tokens=1024)
+    assert sampling_for(options, None, one, context=1024) == SamplingConfig(max_new_tokens=2048, max_total_tokens=1024)

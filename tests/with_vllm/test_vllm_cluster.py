@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 from vllm_here import needs_vllm
 
-os.environ |= {"RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray")
 
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
 from deepgrpo.cluster.run import train_on_cluster  # noqa: E402
 from deepgrpo.config import Config, parse_config  # noqa: E402
+from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
-from deepgrpo.train.trees import load_trees  # noqa: E402
 
 pytestmark = needs_vllm
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from surroundings import ROOT
 from vllm_here import needs_vllm, vllm_engine
 
 from deepgrpo import rng
@@ -168,7 +169,7 @@ def test_adapters_are_merged_anew_after_an_update() -> None:
         engine.close()
 
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-arithmetic-cpu.toml"
+RECIPE = ROOT / "recipes" / "smollm2-arithmetic-cpu.toml"
 # long enough that whole blocks of 32 tokens are most of a branch's prefix
 WORDING = (
     "Work out the value of the following expression. Go from left to right, write down every step on a line of its own, check "

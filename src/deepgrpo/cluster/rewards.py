@@ -20,7 +20,8 @@ from deepgrpo.config import Config
 from deepgrpo.errors import EngineError
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import Reward, Voting, build_reward
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward, Voting
 from deepgrpo.rewards.vote import loose_answer
 
 
@@ -96,9 +97,9 @@ class RewardPool:
             scores[number] = answer
         return [score for number in sorted(scores) for score in scores[number]]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
         """See `rewards.base.Voting`."""
-        return self._local.ballot(prompt, completion) if isinstance(self._local, Voting) else loose_answer(completion)
+        return self._local.vote(prompt, completion) if isinstance(self._local, Voting) else loose_answer(completion)
 
     def close(self) -> None:
         """See `rewards.base.Reward.close`."""

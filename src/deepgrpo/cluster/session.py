@@ -58,11 +58,11 @@ def session(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if config.address is None:
         # processes take turns, so one machine may run more of them than it has cores
-        asked = (
+        requested = (
             config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
             + config.reward_workers * config.cpus_per_reward_worker
         )  # fmt: skip
-        cpus = max(os.cpu_count() or 1, math.ceil(asked))
+        cpus = max(os.cpu_count() or 1, math.ceil(requested))
         # reachable from this machine only
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)

@@ -89,6 +89,14 @@ class Config(Section):
                 f"reward.overlong.cache is {overlong.cache}, but a response has at most sampling.max_new_tokens = {longest} "
                 "tokens, so every one of them would be penalised; lower the one or raise the other"
             )
+        below = self.reward.truncated_value or 0.0
+        if self.credit.scale == "mean" and (overlong is not None or below < 0):
+            raise ValueError(
+                'credit.scale is "mean", but '
+                + (f"reward.truncated_value is {below}" if below < 0 else "[reward.overlong] is set")
+                + ", so a reward may be below 0, and the mean it divides by with it; remove that, or set credit.scale = "
+                '"none" or "std"'
+            )
         if self.eval.reward is not None and self.eval.reward.overlong is not None:
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.eval.reward.overlong.cache}), but an evaluation measures the "
@@ -115,10 +123,11 @@ class Config(Section):
                     "shorter segments or fewer levels, or raise sampling.max_new_tokens"
                 )
         valued = isinstance(explore, AttnRLExplore | TreeRLExplore)
-        if (valued or (isinstance(explore, SPOTreeExplore) and explore.advantage == "parent")) and self.credit.scale == "std":
+        valued = valued or (isinstance(explore, SPOTreeExplore) and explore.advantage == "parent")
+        if valued and self.credit.scale != "none":
             raise ValueError(
-                f'credit.scale is "std", but explore.type = "{explore.type}" takes differences of values along a tree and has '
-                'no group to scale by; set credit.scale = "none"'
+                f'credit.scale is "{self.credit.scale}", but explore.type = "{explore.type}" takes differences of values along '
+                'a tree and has no group to scale by; set credit.scale = "none"'
             )
         if self.cluster and self.cluster.overlap and isinstance(explore, AttnRLExplore):
             raise ValueError(

@@ -1,11 +1,11 @@
-"""Measure a policy on held-out questions: greedy accuracy, and with samples pass@k and maj@k.
+"""Accuracy of a policy on held-out questions: greedy, and with samples pass@k and maj@k.
 
     prompts ─► one greedy completion each ─┐
           └──► `samples` draws each ───────┴─► judge ─► EvalResult(metrics, rows, stats)
 
-The draws of a prompt depend on (seed, prompt id, index) and not on the training step: every evaluation of a run
-uses the same random numbers (common random numbers), so the difference between two points of a curve carries less
-sampling noise. Another seed gives an independent evaluation.
+The draws of a prompt depend on (seed, prompt id, index) and not on the training step. All evaluations of a run share
+their random numbers (common random numbers), which reduces the sampling noise of differences along a curve. Another
+seed gives an independent evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deepgrpo.stats import standard_error
 
 @dataclass(frozen=True, slots=True)
 class EvalRow:
-    """What happened to one prompt: a line of the rows file.
+    """Result of one prompt: a line of the rows file.
 
     Example: EvalRow(id="gsm8k-7", answer="72", greedy_text="... #### 72", greedy_reward=1.0,
     sampled_rewards=(1.0, 0.0), sampled_answers=("72", "70")).
@@ -42,7 +42,7 @@ class EvalRow:
     greedy_finish: str
     sampled_rewards: tuple[float, ...] = ()
     sampled_answers: tuple[str | None, ...] = ()
-    """What was voted over; None for a sample without a vote."""
+    """Votes; None for a sample without a vote."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -50,21 +50,19 @@ class EvalRow:
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """The figures of one evaluation.
+    """Figures of one evaluation.
 
-    Example: EvalResult(step=50, metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
+    Example: EvalResult(metrics={"eval/greedy": 0.58, "eval/pass@4": 0.71, ...}, rows=(...), stats=...).
     """
 
-    step: int
     metrics: Mapping[str, float]
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
-    prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion whose
-    answer nobody looked for is not unparsed."""
+    prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion that
+    the reward did not see is not unparsed."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
-    """What both rounds of sampling cost."""
-    verifier_calls: int
+    """Cost of both rounds of sampling."""
 
 
 def evaluate(
@@ -78,7 +76,6 @@ def evaluate(
     k: Sequence[int] = (),
     truncated_value: float | None = 0.0,
     seed: int = 0,
-    step: int = 0,
     success_threshold: float = 0.0,
     chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -86,30 +83,28 @@ def evaluate(
     """Score one greedy completion and `samples` sampled ones per prompt.
 
     Args:
-        engine: continues the prompts with the policy to measure.
+        engine: samples from the policy to measure.
         reward: scores the completions.
         prompts: at least one, tokenized.
         tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
-        sampling: temperature, top_p and stop of the sampled completions; `max_new_tokens`, cut so that prompt and
-            response stay within `max_total_tokens`, bounds the greedy one too.
+        sampling: temperature, top_p and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
+            too, and is reduced so that prompt and response fit into `max_total_tokens`.
         samples: sampled completions per prompt; 0: greedy only.
         k: report pass@k and maj@k for these; each in 1..samples.
-        truncated_value: the reward of a completion that was cut off; None: it is scored like any other.
-        seed: of the random keys, with the prompt's id and the index of the sample.
-        step: recorded in the result. It does not enter the random keys.
-        success_threshold: a reward above it counts as correct in pass@k and maj@k. The other figures are mean rewards.
-        chunk: completions per call to the engine (at least those of one prompt); None: all at once. No figure depends
-            on it: it only sets how often `progress` is called.
+        truncated_value: reward of a truncated completion; None: score it like any other.
+        seed: random seed; the keys are those of (seed, prompt id, index of the sample).
+        success_threshold: rewards above it count as correct in pass@k and maj@k. The other figures are mean rewards.
+        chunk: completions per call of the engine (at least those of one prompt); None: all at once. It sets how often
+            `progress` is called and changes no figure.
         progress: called with the number of completions just finished.
 
-    In maj@k a completion votes with the answer that the reward reads (see `Voting`; of a reward that does not say, with
-    what `loose_answer` finds), unless the reward found no answer in it or it was cut off (and `truncated_value` is set):
-    such a completion could win no reward. The majority is correct if the first completion that has the winning answer
-    is; it is not if nobody votes.
+    In maj@k a completion votes with the answer that the reward reads (`Voting`, or else `loose_answer`). A completion
+    has no vote if the reward found no answer in it, or if it was truncated and `truncated_value` is set. The majority
+    is correct if the first completion with the winning answer is correct; without any vote it is wrong.
 
     Raises:
         ConfigError: a k is not in 1..samples.
-        DataError: there are no prompts, or one leaves no room for a response.
+        DataError: there are no prompts, or a prompt leaves no room for a response.
     """
     bad = [each for each in k if not 1 <= each <= samples]
     if bad:
@@ -148,7 +143,7 @@ def evaluate(
         for each_k in k:
             correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
             metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
-            winners = [maj_at_k([each.ballot for each in group], each_k) for group in drawn]
+            winners = [maj_at_k([each.vote for each in group], each_k) for group in drawn]
             metrics[f"eval/maj@{each_k}"] = _mean(
                 [
                     winner is not None and group[winner].score.value > success_threshold
@@ -156,8 +151,6 @@ def evaluate(
                 ]
             )
     metrics["eval/problems"] = float(sum(each.score.problem is not None for each in scored))
-    # the reward never sees a completion that was cut off, unless those are scored like any other
-    calls = sum(truncated_value is None or each.completion.finish != "length" for each in scored)
 
     rows = tuple(
         EvalRow(
@@ -168,11 +161,11 @@ def evaluate(
             greedy_length=len(first.completion.tokens),
             greedy_finish=first.completion.finish,
             sampled_rewards=tuple(each.score.value for each in group),
-            sampled_answers=tuple(each.ballot for each in group),
+            sampled_answers=tuple(each.vote for each in group),
         )
         for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
     )
-    return EvalResult(step, dict(sorted(metrics.items())), rows, stats, calls)
+    return EvalResult(dict(sorted(metrics.items())), rows, stats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +173,8 @@ class _Judged:
     completion: Completion
     text: str
     score: Score
-    ballot: str | None
-    """The answer that it votes for in maj@k."""
+    vote: str | None
+    """Vote in maj@k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +218,7 @@ class _Judge:
         )
         judged = iter(
             [
-                _Judged(done, text, score, self._ballot(prompt, done, text, score))
+                _Judged(done, text, score, self._vote(prompt, done, text, score))
                 for (prompt, done), text, score in zip(flat, texts, scores, strict=True)
             ]
         )
@@ -234,15 +227,15 @@ class _Judge:
             self.progress(len(flat))
         return groups
 
-    def _ballot(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
+    def _vote(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
         cut_off = done.finish == "length" and self.truncated_value is not None
         if cut_off or not score.parsed:
             return None
-        return self.reward.ballot(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
+        return self.reward.vote(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
 
 
 def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
-    """Tokens that a response may have: at most max_new_tokens, within max_total_tokens."""
+    """Longest response in tokens: max_new_tokens, within max_total_tokens."""
     if sampling.max_total_tokens is None:
         return sampling.max_new_tokens
     room = min(sampling.max_new_tokens, sampling.max_total_tokens - len(prompt.tokens))

@@ -1,4 +1,4 @@
-"""What a handful of sampled answers says: pass@k, maj@k and how sure we are. Pure arithmetic, no torch.
+"""Estimators of pass@k and maj@k from sampled answers. Pure arithmetic, no torch.
 
 Worked example. A prompt has n = 4 samples, c = 1 of them correct. Of the 6 ways to pick k = 2 samples, 3
 hold the correct one: pass@2 = 1 - C(3,2)/C(4,2) = 1 - 3/6 = 0.5.
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of k samples is correct, from n samples of which c are; unbiased.
+    """Unbiased estimate of P(at least one of k samples is correct), from n samples with c correct ones.
 
     `pass@k = 1 - C(n-c, k) / C(n, k) = 1 - prod_{i=n-c+1..n} (1 - k/i)`; Chen et al. 2021 (arXiv:2107.03374),
     section 2.1. The product keeps every factor in [0, 1], so no binomial grows large.
 
     Args:
-        n: samples drawn, at least 1.
-        c: correct ones among them, 0..n.
-        k: samples one may choose from, 1..n.
+        n: number of samples, at least 1.
+        c: number of correct samples, 0..n.
+        k: number of tries, 1..n.
 
     Returns:
-        a probability; exactly 1 when fewer than k samples are wrong, `c/n` for k = 1.
+        a probability: exactly 1 if fewer than k samples are wrong, `c/n` for k = 1.
 
     Raises:
         ValueError: c or k is out of range.
@@ -35,14 +35,14 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], k: int) -> int | None:
-    """Majority vote over the first k answers; returns the index of the first answer equal to the winner.
+    """Index of the first answer equal to the majority of the first k, or None without any answer.
 
-    Ties go to the answer that came first. None (no answer) never wins. The caller scores the completion at that
-    index: `maj_at_k(["7", "9", None, "9"], 4)` is 1.
+    Ties go to the earliest answer. None (no answer) never wins. The caller scores the completion at that index:
+    `maj_at_k(["7", "9", None, "9"], 4)` is 1.
 
     Args:
         answers: one per sample, in the order of sampling, already normalised.
-        k: how many of them vote, 1..len(answers).
+        k: number of votes, 1..len(answers).
 
     Returns:
         an index below k, or None if none of the k has an answer.

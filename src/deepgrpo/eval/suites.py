@@ -1,12 +1,12 @@
-"""The usual maths suites by name, and what else may stand after `--data`.
+"""Maths suites by name, and the other forms of `--data`.
 
     gsm8k                        a suite: NAME.jsonl or NAME_test.jsonl in the data directory, if given, else the hub
     gsm8k=path/to/file.jsonl     a suite's wording and rules on a local file
-    mine=path/to/file.parquet    any file under a name of your own
+    mine=path/to/file.parquet    any file, under a chosen name
     path/to/file.jsonl           any file
     owner/name[:config][:split]  a data set on the hub (split: test)
 
-The names here only say where a suite is and how its rows look: no question comes with this package.
+The package contains no questions: a suite only states its location, its columns and its wording.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ AnswerFormat = Literal["boxed", "gsm8k", "any"]
 Preset = Literal["plain", "gsm8k", "math", "custom"]
 
 REFERENCE_MARKER = "####"
-"""Where a reference column holds a solution that ends in this and the answer, only the answer is the reference."""
+"""Marker in a reference column: the reference is the text after it."""
 
 ANSWER_FORMATS: dict[Preset, AnswerFormat] = {"gsm8k": "gsm8k", "math": "boxed", "plain": "any", "custom": "any"}
-"""Where an answer has to stand: where the wording asks for it."""
+"""Answer format of each wording: the place that it asks for."""
 
 _QUESTION_COLUMNS = ("question", "problem")
 _ANSWER_COLUMNS = ("answer", "final_answer")
@@ -45,7 +45,7 @@ _ANSWER_COLUMNS = ("answer", "final_answer")
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A published test set: where the hub has it and how it is asked.
+    """Published test set: location on the hub, columns and wording.
 
     Example: Suite("math500", hub="HuggingFaceH4/MATH-500", question="problem").
     """
@@ -58,19 +58,19 @@ class Suite:
     answer: str = "answer"
     preset: Preset = "math"
     max_new_tokens: int = 2048
-    """Default bound of a response; a smaller context of the model lowers it."""
+    """Default length limit of a response, in tokens; capped at the model's context."""
 
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        # the hub's answer column holds the whole solution, see REFERENCE_MARKER
+        # the answer column on the hub holds the whole solution, see REFERENCE_MARKER
         Suite("gsm8k", "openai/gsm8k", config="main", preset="gsm8k", max_new_tokens=512),
         Suite("math500", "HuggingFaceH4/MATH-500", question="problem"),
         Suite("aime24", "HuggingFaceH4/aime_2024", split="train", question="problem"),
         Suite("amc", "AI-MO/aimo-validation-amc", split="train", question="problem"),
         Suite("minerva", "math-ai/minervamath"),
-        # final_answer is a list of one text
+        # final_answer is a list with one text
         Suite("olympiad_bench", "math-ai/olympiadbench", answer="final_answer"),
     )
 }
@@ -78,7 +78,7 @@ SUITES: dict[str, Suite] = {
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
-    """One data set to evaluate on, resolved.
+    """Resolved data set of an evaluation.
 
     Example: EvalSet(name="gsm8k", data=JsonlData(...), reward=MathReward(...), max_new_tokens=512).
     """
@@ -87,7 +87,7 @@ class EvalSet:
     data: DataConfig
     reward: RewardConfig
     max_new_tokens: int | None = None
-    """The suite's default; None: the set has none of its own."""
+    """The suite's default; None without one."""
 
 
 def resolve_suite(
@@ -98,18 +98,18 @@ def resolve_suite(
     answer_format: AnswerFormat | None = None,
     limit: int | None = None,
 ) -> EvalSet:
-    """A suite by its name, from a local file or else from the hub.
+    """Resolve a suite, from a local file if given, else from the hub.
 
     Args:
         name: one of `SUITES`.
-        path: a .jsonl or .parquet file; its columns may be the suite's or plain question and answer.
+        path: a .jsonl or .parquet file, with the suite's columns or with question and answer.
         template: wording; default: the suite's preset.
-        answer_format: where the reward looks; default: where the wording asks for the answer.
-        limit: only the first rows.
+        answer_format: place of the answer; default: the one that the wording asks for.
+        limit: number of rows, from the first.
 
     Raises:
-        ConfigError: the name is unknown (names the nearest one).
-        DataError: the file does not exist or is of another kind.
+        ConfigError: unknown name (the message gives the nearest one).
+        DataError: the file does not exist or has another type.
     """
     suite = SUITES.get(name)
     if suite is None:
@@ -133,13 +133,13 @@ def resolve(
     answer_format: AnswerFormat | None = None,
     limit: int | None = None,
 ) -> EvalSet:
-    """What a value of `--data` means; the forms are listed at the top of this file.
+    """Resolve a value of `--data`; the forms are listed at the top of this file.
 
-    Nothing but a file's first row is read, so that a wrong name is noticed before a model is loaded.
+    At most the first row of a file is read, so that errors appear before a model is loaded.
 
     Raises:
-        ConfigError: neither a suite nor a file nor the form of a hub name.
-        DataError: a file does not exist, or the data directory does not hold the suite.
+        ConfigError: neither a suite, a file nor a valid hub name.
+        DataError: a file does not exist, or the data directory lacks the suite.
     """
     name, found, path = spec.partition("=")
     if found:
@@ -192,7 +192,7 @@ def _in_directory(name: str, directory: Path) -> Path:
 
 
 def _file(path: Path, template: TemplateConfig, limit: int | None, usual: ColumnMap) -> DataConfig:
-    """The data section of a local file. Its columns are the suite's where it has them, else the common names."""
+    """Data section of a local file. Its columns are the suite's if present, else common names."""
     path = path.expanduser()
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist; check the path (relative to the working directory)")
@@ -208,7 +208,7 @@ def _file(path: Path, template: TemplateConfig, limit: int | None, usual: Column
 
 
 def _column_names(path: Path) -> tuple[str, ...]:
-    """Columns of the first row; empty if it cannot be read, which reading the data will explain."""
+    """Columns of the first row; empty if it is unreadable, which reading the data will report."""
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet

@@ -77,10 +77,18 @@ class DeepStrategy:
         }
 
 
-def log_q(ratios: Sequence[float], recoverability: Recoverability, gamma: float) -> np.ndarray:
-    """`log Q`, normalised: `Q(r) ∝ P(success | r) · r^gamma`. In logs, so that gamma = -20 does not underflow."""
+def log_q(ratios: Sequence[float] | np.ndarray, recoverability: Recoverability, gamma: float) -> np.ndarray:
+    """`log Q`, normalised: `Q(r) ∝ P(success | r) · r^gamma`. In logs, so that gamma = -20 does not underflow.
+
+    Args:
+        ratios: `[n]` depth ratios of a rollout's candidates, or `[N, n]` of several rollouts; nan pads a shorter row and
+            gets -inf.
+    """
     depth = np.asarray(ratios, dtype=np.float64)
-    raw = recoverability.log_probability(depth) + gamma * np.log(depth)
-    normalised: np.ndarray = raw - np.logaddexp.reduce(raw)
+    padding = np.isnan(depth)
+    depth = np.where(padding, 1.0, depth)
+    raw = np.where(padding, -np.inf, recoverability.log_probability(depth) + gamma * np.log(depth))
+    total = np.logaddexp.reduce(raw, axis=-1, keepdims=True)
+    normalised: np.ndarray = raw - np.where(np.isneginf(total), 0.0, total)
     return normalised
 

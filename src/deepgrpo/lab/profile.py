@@ -1,8 +1,8 @@
-"""Where the seconds of a training step go, and what bounds them.
+"""Profile of a training step: seconds of each phase and their bounds.
 
-A few steps are timed as they are; one more is taken under torch's profiler, which tells the kinds of operators within
-sampling and learning. What no operator accounts for is Python and dispatch. Matrix products are set against the speed
-that this machine reaches on a large square product and on a copy: the nearer of the two is their bound.
+A few steps are timed undisturbed. One more runs under torch's profiler, which attributes sampling and learning to kinds of
+operators; time outside all operators is Python and dispatch. The speed of matrix products is compared with this machine's speed
+on a large square product and on a copy: the larger share names their bound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from deepgrpo.config import Config, load_recipe, shipped
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
-from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -55,7 +56,22 @@ class PhaseProfile:
     operations: float = 0.0
     """Floating point operations of the matrix products."""
     bytes: float = 0.0
-    """What they read and write, if nothing stays in a cache between them."""
+    """Memory traffic of the matrix products, if nothing stays in a cache between them."""
+
+    def add(self, averages: Iterable[Any], width: int) -> None:
+        """Add the profiler's events, grouped by shape; `width` is the bytes of a number."""
+        for each in averages:
+            self.seconds[kind_of(each.key)] += each.self_cpu_time_total / 1e6
+            if each.key in PRODUCTS:
+                shapes = [s for s in each.input_shapes if s]
+            elif each.key == PACKED:
+                given, (columns, inner) = each.input_shapes[:2]
+                shapes = [[math.prod(given[:-1]), inner], [inner, columns]]
+            else:
+                continue
+            operations, numbers = product_cost(shapes)
+            self.operations += operations * each.count
+            self.bytes += numbers * width * each.count
 
     def shares(self) -> dict[str, float]:
         """Kind → share of the phase, Python included; sums to 1."""
@@ -63,10 +79,23 @@ class PhaseProfile:
         whole = max(self.wall_s, known)
         return {kind: s / whole for kind, s in self.seconds.items()} | {PYTHON: max(0.0, whole - known) / whole}
 
+    def summary(self, peak: Peak, dtype: str) -> dict[str, Any]:
+        """Shares by kind and the speed of matrix products, as plain JSON."""
+        seconds = self.seconds.get("matrix products", 0.0)
+        operations, traffic = (self.operations / seconds, self.bytes / seconds) if seconds else (0.0, 0.0)
+        return {
+            "dtype": dtype,
+            "shares": self.shares(),
+            "products": {
+                "gflop_per_s": operations / 1e9, "share_of_peak": operations / peak.operations_per_s,
+                "gb_per_s": traffic / 1e9, "share_of_bandwidth": traffic / peak.bytes_per_s,
+            },
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What this machine reaches on work of one kind."""
+    """Highest speed of this machine on one kind of number."""
 
     operations_per_s: float
     bytes_per_s: float
@@ -75,7 +104,7 @@ class Peak:
 def run_profile(
     options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None
 ) -> int:
-    """Profile a recipe, or a run from its newest checkpoint on; nothing is written there. Returns the exit code."""
+    """Profile a recipe, or a run from its newest checkpoint; the run directory stays as it is. Returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
     out = console or Console(highlight=False)
     config, resume = _config_of(options.what, overrides)
@@ -86,7 +115,7 @@ def run_profile(
     finally:
         run.close()
     result |= {"what": config.run.name, **machine_and_versions()}
-    _show(out, result)
+    show(out, result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -94,17 +123,17 @@ def run_profile(
 
 
 def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Path | None]:
-    """The recipe without what is no part of a step: evaluations and logs of trees."""
-    stored = Path(what) / "config.toml"
-    resume = Path(what) if stored.is_file() else None
-    config = load_recipe(stored if resume else shipped.find_recipe(what), overrides)
+    """Load the recipe and switch off evaluations and saved trees, which are no part of a step."""
+    stored = RunDir(Path(what))
+    resume = stored.path if stored.has_recipe() else None
+    config = load_recipe(stored.config if resume else shipped.find_recipe(what), overrides)
     quiet = {
         "eval": config.eval.model_copy(update={"every": None}), "log": config.log.model_copy(update={"trees_every": None})
     }  # fmt: skip
     if resume is None:
-        # a name that no run has, as nothing is written
+        # an unused name, as an existing run would be refused and nothing is written
         quiet["run"] = config.run.model_copy(update={"name": f"{config.run.name}-profile"})
-    # what is profiled is one process
+    # the profiler sees one process
     return config.model_copy(update={**quiet, "cluster": None}), resume
 
 
@@ -113,7 +142,7 @@ def _fresh(run: Run) -> TrainState:
 
 
 def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:
-    """Take `steps` + 2 training steps: one to warm up, `steps` that are timed, one under the profiler."""
+    """Take `steps` + 2 training steps: one warm-up, `steps` timed, one under the profiler."""
     state, _ = train_step(run, state)
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(steps):
@@ -140,7 +169,7 @@ def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:
         "seconds": {phase: statistics.median(values) for phase, values in times.items() if phase != "sampled_tokens"},
         "sampled_tokens": statistics.median(times["sampled_tokens"]),
         "threads": torch.get_num_threads(),
-        "phases": {name: _phase(each, peaks[dtypes[name]], dtypes[name]) for name, each in phases.items()},
+        "phases": {name: each.summary(peaks[dtypes[name]], dtypes[name]) for name, each in phases.items()},
     }
 
 
@@ -152,28 +181,14 @@ def _watched(function: Callable[..., Any], into: PhaseProfile, dtype: str) -> Ca
             began = time.perf_counter()
             result = function(*args, **kwargs)
             into.wall_s += time.perf_counter() - began
-        _add(into, recorded.key_averages(group_by_input_shape=True), width)
+        into.add(recorded.key_averages(group_by_input_shape=True), width)
         return result
 
     return watched
 
 
-def _add(into: PhaseProfile, averages: Iterable[Any], width: int) -> None:
-    for each in averages:
-        into.seconds[kind_of(each.key)] += each.self_cpu_time_total / 1e6
-        if each.key in PRODUCTS:
-            operations, numbers = product_cost([s for s in each.input_shapes if s])
-            into.operations += operations * each.count
-            into.bytes += numbers * width * each.count
-        elif each.key == PACKED:
-            given, (columns, inner) = each.input_shapes[:2]
-            operations, numbers = product_cost([[math.prod(given[:-1]), inner], [inner, columns]])
-            into.operations += operations * each.count
-            into.bytes += numbers * width * each.count
-
-
 def kind_of(operator: str) -> str:
-    """The kind of an operator, by its name."""
+    """Kind of an operator, from its name."""
     for kind, beginnings in KINDS:
         if operator.startswith(beginnings):
             return kind
@@ -195,7 +210,7 @@ def product_cost(shapes: list[list[int]]) -> tuple[float, float]:
 
 
 def measure_peak(dtype: str, size: int = 1536, copied_mb: int = 256) -> Peak:
-    """The best of a few large products, and of a few copies of a large block."""
+    """Measure the fastest of five square products of `size`, and of five copies of a block of `copied_mb` MiB."""
     kind = getattr(torch, dtype)
     a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
     block = torch.zeros(copied_mb * 2**18)
@@ -214,20 +229,8 @@ def measure_peak(dtype: str, size: int = 1536, copied_mb: int = 256) -> Peak:
     return Peak(2 * size**3 / product, 2 * copied_mb * 2**20 / copied)  # a copy reads and writes
 
 
-def _phase(each: PhaseProfile, peak: Peak, dtype: str) -> dict[str, Any]:
-    products = each.seconds.get("matrix products", 0.0)
-    rates = (each.operations / products, each.bytes / products) if products else (0.0, 0.0)
-    return {
-        "dtype": dtype,
-        "shares": each.shares(),
-        "products": {
-            "gflop_per_s": rates[0] / 1e9, "share_of_peak": rates[0] / peak.operations_per_s,
-            "gb_per_s": rates[1] / 1e9, "share_of_bandwidth": rates[1] / peak.bytes_per_s,
-        },
-    }  # fmt: skip
-
-
-def _show(out: Console, result: dict[str, Any]) -> None:
+def show(out: Console, result: dict[str, Any]) -> None:
+    """Print the result of `profile_steps` as tables and sentences."""
     seconds = result["seconds"]
     out.print(f"{result['what']}: a step, {result['threads']} threads")
     table = Table()

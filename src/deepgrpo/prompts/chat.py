@@ -1,6 +1,8 @@
-"""Questions become prompts: the wording around a question, the chat template, the tokens.
+"""Rendering of questions: wording, chat template, tokens.
 
-question ─► user turn (preset or custom) ─► chat template, or the turn as it stands ─► tokens
+    question ─► user turn (preset or custom) ─► chat template, or the plain turn ─► tokens
+
+`build_renderer` binds the template of a recipe to a tokenizer.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ _PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
 def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any] | None = None) -> str:
-    r"""The question in the wording of its preset.
+    r"""User turn: the question in the wording of the template.
 
-    A custom turn may also name columns of the row, nested ones with dots: `What is {metadata.expression}?`. Braces around
-    anything else stay as they are.
+    A custom turn may also contain columns of the row, nested ones with dots: `What is {metadata.expression}?`. Braces
+    around anything else are left unchanged.
 
     >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
     '1 + 1? Let\'s think step by step and output the final answer after "####".'
@@ -36,7 +38,7 @@ def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any
     if template.preset == "custom":
         assert template.user is not None  # TemplateConfig refuses it
         known = {**(columns or {}), "question": question}
-        # not str.format: a template about \boxed{} is full of braces. One pass: what is filled in is not read again
+        # not str.format: templates such as \boxed{} contain braces. One pass: filled-in text is not expanded again
         return _PLACEHOLDER.sub(lambda match: _look_up(known, match), template.user)
     return question
 
@@ -52,15 +54,15 @@ def _look_up(columns: Mapping[str, Any], match: re.Match[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """A template bound to a tokenizer; made by `build_renderer`."""
+    """Template bound to a tokenizer; created by `build_renderer`."""
 
     template: TemplateConfig
     tokenizer: Any
     chat: bool
-    """Whether the chat template is used: what the recipe asked for and the tokenizer can do."""
+    """True if the chat template is used: requested by the recipe and present in the tokenizer."""
 
     def text(self, question: str, columns: Mapping[str, Any] | None = None) -> str:
-        """The text that the model reads. Raises ModelError if the chat template refuses the turns."""
+        """Render the model's input. Raises ModelError if the chat template rejects the turns."""
         turn = user_turn(question, self.template, columns)
         if not self.chat:
             return turn
@@ -69,7 +71,7 @@ class Renderer:
         messages.append({"role": "user", "content": turn})
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates are Jinja programs and raise what they like
+        except Exception as error:  # templates are Jinja programs and may raise anything
             remedy = "remove template.system or " if system is not None else ""
             raise ModelError(
                 f"the chat template of {_name(self.tokenizer)} cannot render the turns "
@@ -77,11 +79,12 @@ class Renderer:
             ) from error
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The tokens of rendered texts.
+        """Tokenize rendered texts.
 
-        A chat template writes its own BOS, so nothing is added to chat text; plain text gets whatever the
-        tokenizer adds by itself, but never a final EOS: there would be nothing left to continue.
-        Raises ModelError if the tokenizer has no token for a text.
+        A chat template contains its own BOS, so chat text gets no special tokens. Plain text gets the tokenizer's own
+        special tokens, except a final EOS, which would end the text before the response.
+
+        Raises ModelError if the tokenizer has no token for a character.
         """
         if not texts:
             return []
@@ -105,12 +108,12 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
     """Bind a template to a tokenizer.
 
     Args:
-        template: the recipe's wording.
+        template: the section `data.template`.
         tokenizer: a transformers tokenizer.
-        plain_if_no_template: use plain text where `template.chat` is on but the tokenizer has no chat template. Only
-            the synthetic task sets it, as its own tokenizer knows nothing but digits and signs.
+        plain_if_no_template: fall back to plain text if `template.chat` is on and the tokenizer has no chat template.
+            Only the synthetic task sets it, whose own tokenizer has no chat template.
 
-    Raises ModelError if the chat template is asked for and missing.
+    Raises ModelError if a requested chat template is missing.
     """
     if not template.chat or getattr(tokenizer, "chat_template", None):
         return Renderer(template, tokenizer, template.chat)

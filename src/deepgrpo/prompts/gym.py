@@ -1,6 +1,6 @@
-"""Tasks of reasoning-gym: questions made by a generator, scored by the task's own `score_answer`.
+"""Tasks of reasoning-gym: generated questions, scored by the task's own `score_answer`.
 
-`score_answer` wants the bare answer, so it is first taken out of the response, see `extract_answer`.
+`score_answer` takes the bare answer, which `extract_answer` finds in the response.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,20 +25,20 @@ _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
-    r"""The answer in a response, and whether there was one.
+    r"""Extract (answer, found) from a response.
 
-    Looked at in this order, the last occurrence of the first that is there:
+    The answer is the last occurrence of the first of these that exists:
 
-    1. what stands between <answer> and </answer>;
-    2. what follows '####';
-    3. what stands in \boxed{} (see `last_boxed`);
+    1. the text between <answer> and </answer>;
+    2. the text after '####';
+    3. the content of \boxed{} (see `last_boxed`);
     4. the whole response.
 
-    White space around it is cut off. If the reference is a number and the text found is not one, the last number in
-    that text is taken, without thousands separators ("4 - 1 = 3." gives "3"); without any number the text stays as
-    it is and counts as not found. An empty text counts as not found.
+    White space around it is stripped. If the reference is a number and this text is not, the last number in the text is
+    the answer, without thousands separators ("4 - 1 = 3." gives "3"). A text without any number is returned unchanged
+    as not found. An empty text is not found.
     """
-    # plain searches: a pattern would take quadratic time over a response that repeats <answer> a thousand times
+    # plain searches: a regular expression takes quadratic time on a response that repeats <answer>
     end = completion.rfind("</answer>")
     start = completion.rfind("<answer>", 0, max(end, 0))
     if start >= 0:
@@ -56,20 +57,20 @@ def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
 
 @dataclass(frozen=True, slots=True)
 class GymTask:
-    """A reasoning-gym data set and its verifier."""
+    """reasoning-gym data set and its verifier."""
 
     dataset: Any
     data: ReasoningGymData
 
     def rows(self, limit: int | None = None) -> list[Row]:
-        """All questions, or the first `limit`. They are made here and now, which takes seconds for the slow tasks."""
+        """Generate all questions, or the first `limit`; takes seconds for the slow tasks."""
         count = len(self.dataset) if limit is None else min(limit, len(self.dataset))
         return [self._row(index) for index in range(count)]
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
-        """`score_answer` of the extracted answer: 1 if right; some tasks give part of it. 0 if none was found.
+        """`score_answer` of the extracted answer: 1 if correct, less for partial credit, 0 without an answer.
 
-        It runs in this process and without a time limit; what it raises is passed on. The reward uses `check`.
+        Runs in this process without a time limit, and passes exceptions on. The reward uses `check` instead.
         """
         answer, found = extract_answer(completion, prompt.answer)
         if not found:
@@ -77,31 +78,36 @@ class GymTask:
         return Score(float(self.dataset.score_answer(answer=answer, entry=dict(prompt.columns))))
 
     def preparation(self) -> Callable[[], None]:
-        """What a worker process does before its first check: make the data set once more, from the recipe."""
+        """Initializer of a worker process: create the data set from its section."""
         return partial(_prepare, pickle.dumps(self.data))
 
     def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
-        """`verify` for a worker process, or None if there is no answer to score."""
+        """`verify` for a worker process; None if the completion has no answer."""
         answer, found = extract_answer(completion, prompt.answer)
         return partial(_score, pickle.dumps(self.data), answer, dict(prompt.columns)) if found else None
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """The answer that is scored."""
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The scored answer."""
         answer, found = extract_answer(completion, prompt.answer)
         return answer if found else None
 
     def _row(self, index: int) -> Row:
         entry: Mapping[str, Any] = self.dataset[index]
         answer = entry["answer"]
-        # the whole entry travels in `columns`: it is what score_answer wants back
+        # `columns` holds the whole entry, the argument of score_answer
         name = f"{self.data.task}-{self.data.seed}-{index}"
         return Row(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
+
+
+def rows(data: ReasoningGymData, skipped: Counter[str]) -> list[Row]:
+    """Generate all questions; no row is skipped."""
+    return build_gym(data).rows(data.limit)
 
 
 def build_gym(data: ReasoningGymData) -> GymTask:
     """Create the data set.
 
-    Raises ConfigError: no such task, or parameters that do not suit it; MissingExtraError without reasoning-gym.
+    Raises ConfigError: unknown task or unsuitable parameters; MissingExtraError without reasoning-gym.
     """
     try:
         import reasoning_gym
@@ -118,7 +124,7 @@ def build_gym(data: ReasoningGymData) -> GymTask:
     try:
         params = _with_specs(data.params) if data.task == "composite" else data.params
         dataset = reasoning_gym.create_dataset(data.task, size=data.size, seed=data.seed, **params)
-    except Exception as error:  # its configs check themselves with bare asserts
+    except Exception as error:  # its configs validate themselves with bare asserts
         raise ConfigError(
             f"data.params = {data.params!r} does not suit the reasoning-gym task {data.task!r}: "
             f"{str(error) or type(error).__name__}; correct the parameters"
@@ -127,7 +133,7 @@ def build_gym(data: ReasoningGymData) -> GymTask:
 
 
 def _with_specs(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of `data.params.datasets` as what the task "composite" wants; weight 1 and no settings by default."""
+    """Parameters of the task "composite": the tables `datasets` as specs, by default with weight 1 and no settings."""
     from reasoning_gym.composite import DatasetSpec
 
     specs = [DatasetSpec(**{"weight": 1.0, "config": {}, **each}) for each in params.get("datasets", ())]

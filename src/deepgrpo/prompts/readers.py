@@ -1,9 +1,10 @@
-"""Readers of data files: each yields raw rows, at most `limit`."""
+"""Readers of JSONL, parquet and Hugging Face data sets, at most `data.limit` rows each."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,20 +12,35 @@ from typing import Any
 
 from deepgrpo.config import HubData, JsonlData, ParquetData
 from deepgrpo.errors import DataError, MissingExtraError
-from deepgrpo.prompts.rows import RawRow
+from deepgrpo.prompts.rows import RawRow, Row, pick
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def read_jsonl(data: JsonlData) -> Iterator[RawRow]:
-    """One row per line that is not blank. A line that is not UTF-8 becomes a row without values.
+def jsonl_rows(data: JsonlData, skipped: Counter[str]) -> list[Row]:
+    """Usable rows of a JSONL file, see `rows.pick`."""
+    return pick(_read_jsonl(data), data.columns, data.path, "line", skipped)
 
-    Raises DataError: the file cannot be read, a line is not a JSON object.
+
+def parquet_rows(data: ParquetData, skipped: Counter[str]) -> list[Row]:
+    """Usable rows of a parquet file, see `rows.pick`."""
+    return pick(_read_parquet(data), data.columns, data.path, "row", skipped)
+
+
+def hub_rows(data: HubData, skipped: Counter[str]) -> list[Row]:
+    """Usable rows of a Hugging Face data set, see `rows.pick`."""
+    return pick(_read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
+
+
+def _read_jsonl(data: JsonlData) -> Iterator[RawRow]:
+    """One row per non-blank line. A line that is not UTF-8 yields a row without values.
+
+    Raises DataError: the file is unreadable, or a line is not a JSON object.
     """
     path = _existing(data.path)
     count = 0
     with path.open("rb") as file:
-        # bytes, split at \n alone: text mode would stop at the first bad byte
+        # bytes, split at \n only: text mode would stop at the first invalid byte
         for number, line in enumerate(file, start=1):
             if data.limit is not None and count == data.limit:
                 return
@@ -36,8 +52,8 @@ def read_jsonl(data: JsonlData) -> Iterator[RawRow]:
             yield RawRow(number, _parse(line, data.path, number))
 
 
-def read_parquet(data: ParquetData) -> Iterator[RawRow]:
-    """The rows of a parquet file. Raises DataError if it cannot be read, MissingExtraError without pyarrow."""
+def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
+    """Rows of a parquet file. Raises DataError if it is unreadable, MissingExtraError without pyarrow."""
     path = _existing(data.path)
     try:
         import pyarrow
@@ -49,13 +65,13 @@ def read_parquet(data: ParquetData) -> Iterator[RawRow]:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
     except pyarrow.ArrowException as error:
-        raise DataError(f"{data.path} is not a readable parquet file: {error}; write it anew") from error
+        raise DataError(f"{data.path} is not a readable parquet file: {error}; write it again") from error
 
 
-def read_hub(data: HubData) -> Iterator[RawRow]:
-    """The rows of a Hugging Face data set: a hub name, a directory (of files, or saved), or a single file.
+def _read_hub(data: HubData) -> Iterator[RawRow]:
+    """Rows of a Hugging Face data set: a hub name, a directory (of files, or from `save_to_disk`), or a single file.
 
-    Raises DataError if it cannot be loaded, MissingExtraError without datasets.
+    Raises DataError if loading fails, MissingExtraError without datasets.
     """
     try:
         import datasets
@@ -68,12 +84,12 @@ def read_hub(data: HubData) -> Iterator[RawRow]:
             if isinstance(loaded, datasets.DatasetDict):
                 loaded = loaded[data.split]
         elif path.is_file() and path.suffix in _BUILDERS:
-            # a single file is one split, and the builder calls it "train"
+            # a single file is one split, which the builder would call "train"
             loaded = datasets.load_dataset(_BUILDERS[path.suffix], data_files={data.split: str(path)}, split=data.split)
         else:
             name = str(path) if path.exists() else data.path
             loaded = datasets.load_dataset(name, data.name, split=data.split)
-    except Exception as error:  # the hub client, the builders and pyarrow each have errors of their own
+    except Exception as error:  # the hub client, the builders and pyarrow have no common base error
         what = f"data.path = {data.path!r}, data.name = {data.name!r}, data.split = {data.split!r}"
         raise DataError(
             f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}; "

@@ -1,7 +1,6 @@
-"""Rows of a data file, and what makes one usable.
+"""Rows of a data file: question, answer and id from the columns; reasons to skip a row.
 
-Nothing is dropped quietly: a row that cannot be used is counted under its reason, and a file that cannot be what the
-user meant (a column is missing, an id stands twice) is an error that names the line.
+A skipped row is counted under its reason. A missing column or a repeated id is an error that names the line.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NO_ANSWER = "no answer"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question before it is rendered.
+    """One question before rendering.
 
     Example: Row(id="gsm8k-7", question="Natalia ...", answer="72", columns={"question": ..., "solution": ...}).
     """
@@ -31,13 +30,13 @@ class Row:
     id: str
     question: str
     answer: str | list[str] | None = None
-    """The reference; a list holds several accepted strings."""
+    """Reference answer; a list for several accepted strings."""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stands in a file. `values` is None if its bytes are not UTF-8."""
+    """Unprocessed row of a file. `values` is None if its bytes are not UTF-8."""
 
     number: int
     """Line of a JSONL file, or row of another file, counted from 1."""
@@ -45,18 +44,18 @@ class RawRow:
 
 
 def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[Row]:
-    """Take id, question and answer out of raw rows.
+    """Select id, question and answer of raw rows.
 
-    A row without an answer (null, [], or blank) is left out, unless `columns.answer` is None: then no reward asks for one.
+    Rows without an answer (null, [], or blank) are skipped, unless `columns.answer` is None.
 
     Args:
         raw_rows: the rows of one file, in order.
-        columns: which column is which.
+        columns: names of the columns.
         source: the file's name, for messages.
-        unit: what a row's number counts ("line", "row"), for messages.
-        skipped: reasons of rows left out; counted up in place.
+        unit: unit of the row numbers ("line", "row"), for messages.
+        skipped: count per reason of skipped rows; incremented in place.
 
-    Raises DataError: a column is missing, a value has an unusable type, an id stands twice, there is no row at all.
+    Raises DataError: a column is missing, a value has an unusable type, an id is repeated, the file has no row.
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
@@ -84,7 +83,7 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
         name = str(raw.number) if given is None else str(given)
         if name in seen:
             raise DataError(
-                f"{source}: id {name!r} stands in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or "
+                f"{source}: id {name!r} is in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or "
                 'set data.columns.id = "none" to number the rows'
             )
         seen[name] = raw.number
@@ -99,7 +98,7 @@ def _says_something(answer: str | list[str] | None) -> bool:
 
 
 def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str] | None:
-    """What follows the last marker, commas between digits left out; an answer without the marker stays as it is."""
+    """Text after the last marker, without commas between digits; an answer without the marker is unchanged."""
     if answer is None or marker is None:
         return answer
     if isinstance(answer, list):
@@ -113,7 +112,7 @@ def _after_last(text: str, marker: str) -> str:
 
 
 def encodable(text: str) -> bool:
-    """Whether a text can be UTF-8: JSON escapes may hold half of a surrogate pair, which no tokenizer accepts."""
+    """False for half a surrogate pair, which JSON escapes may contain and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -159,5 +158,5 @@ def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
 
 
 def _number(value: int | float) -> str:
-    # 142.0 is how many files spell the integer 142, and an exact comparison should not stumble over it
+    # many files write the integer 142 as 142.0, which an exact comparison would reject
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,8 +1,8 @@
-"""Where prompts come from. A cursor says how far a run has read, so that a resumed run reads on exactly there.
+"""Prompts in a reproducible order, with a cursor from which a resumed run continues exactly.
 
-    rows of a file or a task ─► rendered ─► too long? ─► shuffled anew every epoch ─► take(cursor, n)
+    rows of a file or a task ─► rendered ─► too long? ─► shuffled every epoch ─► take(cursor, n)
 
-Rows are rendered and tokenized when they are taken; at the start they are tokenized once for their length alone.
+Rows are rendered and tokenized when taken; they are also tokenized once at the start to measure their length.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from functools import partial
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import DataConfig, HubData, JsonlData, ParquetData, ReasoningGymData, SyntheticData
+from deepgrpo.config import DataConfig, SyntheticData
 from deepgrpo.errors import DataError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
-from deepgrpo.prompts.gym import build_gym
-from deepgrpo.prompts.readers import read_hub, read_jsonl, read_parquet
-from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row, pick
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row
+from deepgrpo.prompts.tasks import read_rows
 from deepgrpo.records import Prompt
 
 ACCEPTED = "accepted_answers"
-"""Column that holds all accepted answers where there are several; `Prompt.answer` is then the first of them."""
+"""Column with all accepted answers of a row with several; `Prompt.answer` is the first of them."""
 
 ALTERNATIVES = "alt_answers"
-"""Column with a list of further accepted answers, as published with some sets."""
+"""Column with a list of further accepted answers, present in some published data sets."""
 
 _CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The next prompt to read. Example: Cursor(epoch=2, position=64) has 64 prompts of the third pass behind it."""
+    """Position of the next prompt. Example: Cursor(epoch=2, position=64) comes after 64 prompts of the third pass."""
 
     epoch: int = 0
     position: int = 0
@@ -48,7 +47,7 @@ class Cursor:
 
 
 class PromptSource:
-    """Prompts in a reproducible order; made by `build_source`."""
+    """Prompts in a reproducible order; created by `build_source`."""
 
     def __init__(
         self,
@@ -59,31 +58,31 @@ class PromptSource:
         shuffle: bool,
         skipped: Mapping[str, int],
     ) -> None:
-        """`rows` is a function of the index if the source is endless."""
+        """`rows` is a function of the index for an endless source."""
         self._rows = rows
         self._renderer = renderer
         self._seed = seed
         self._shuffle = shuffle
         self.skipped: Mapping[str, int] = dict(skipped)
-        """How many rows were left out, by reason."""
+        """Number of skipped rows by reason."""
 
     @property
     def size(self) -> int | None:
-        """Number of prompts, or None if the source is endless."""
+        """Number of prompts; None for an endless source."""
         return None if callable(self._rows) else len(self._rows)
 
     def __len__(self) -> int:
         if self.size is None:
-            raise TypeError("an endless source has no length; ask for `size`, which is None then")
+            raise TypeError("an endless source has no length; use `size`, which is None")
         return self.size
 
     def __bool__(self) -> bool:
-        return True  # there is no empty source, and an endless one has no length to ask for
+        return True  # no source is empty, and an endless one has no length
 
     def take(self, cursor: Cursor, num_prompts: int) -> tuple[tuple[Prompt, ...], Cursor]:
-        """The next prompts and the cursor behind them: a pure function of the cursor.
+        """The next prompts and the cursor after them: a pure function of the cursor.
 
-        A finite source goes on with the next epoch, in a new order; an endless one only counts positions.
+        A finite source continues with the next epoch, in a new order; an endless one only counts positions.
         """
         rows: list[Row] = []
         if callable(self._rows):
@@ -100,7 +99,7 @@ class PromptSource:
         return self._prompts(rows), cursor
 
     def head(self, num_prompts: int) -> tuple[Prompt, ...]:
-        """The first prompts in the order of the data, for evaluation; all of them if there are fewer."""
+        """The first prompts in data order, at most all, for evaluation."""
         rows = self._rows
         return self._prompts([rows(i) for i in range(num_prompts)] if callable(rows) else rows[:num_prompts])
 
@@ -120,15 +119,15 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
     """Read and check the data.
 
     Args:
-        data: the recipe's data section. `limit` keeps the first rows of the data, unusable ones counted.
-        tokenizer: a transformers tokenizer. One without chat template is fine for the synthetic task, whose
-            questions then stand as plain text even if `template.chat` is on.
-        seed: of the shuffling (the seed of generated data is its own).
-        context: longest prompt plus response. Prompts may take half of it unless `max_prompt_tokens` says otherwise, and
-            always leave room for one token.
-        shuffle: reshuffle every epoch. An endless source is random by itself.
+        data: the section `data`. `limit` keeps the first rows of the data, skipped ones included.
+        tokenizer: a transformers tokenizer. For the synthetic task it needs no chat template: its questions are then
+            plain text even with `template.chat`.
+        seed: seed of the shuffle (generated data has a seed of its own).
+        context: longest prompt plus response, in tokens. A prompt may take half of it, or `max_prompt_tokens`, and
+            always leaves room for one token.
+        shuffle: reshuffle every epoch. An endless source is random by construction.
 
-    Raises DataError (see `prompts.rows` and `prompts.readers`; or no row is left), ConfigError, ModelError,
+    Raises DataError (see `prompts.rows` and `prompts.readers`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
     is_synthetic = isinstance(data, SyntheticData)
@@ -136,35 +135,23 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
     longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)
     skipped: Counter[str] = Counter()
     if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
-        # all questions have the same number of characters, so a few speak for all
+        # all questions have the same number of characters, so a few suffice
         _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
         return PromptSource(partial(synthetic.make, config=data), renderer, seed=seed, shuffle=shuffle, skipped={})
-    rows = _drop_long(_read(data, skipped), renderer, longest, skipped, data)
+    rows = _drop_long(read_rows(data, skipped), renderer, longest, skipped, data)
     return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped)
-
-
-def _read(data: DataConfig, skipped: Counter[str]) -> list[Row]:
-    if isinstance(data, JsonlData):
-        return pick(read_jsonl(data), data.columns, data.path, "line", skipped)
-    if isinstance(data, ParquetData):
-        return pick(read_parquet(data), data.columns, data.path, "row", skipped)
-    if isinstance(data, HubData):
-        return pick(read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
-    if isinstance(data, ReasoningGymData):
-        return build_gym(data).rows(data.limit)
-    sizes = [size for size in (data.size, data.limit) if size is not None]
-    return synthetic.make_distinct(min(sizes), data)
 
 
 def _drop_long(
     rows: Sequence[Row], renderer: Renderer, longest: int, skipped: Counter[str], data: DataConfig
 ) -> list[Row]:
-    """The rows whose prompt has at most `longest` tokens. Raises DataError if none is left."""
+    """Rows whose prompt has at most `longest` tokens. Raises DataError if none is left."""
     kept: list[Row] = []
     shortest: int | None = None
-    for start in range(0, len(rows), _CHUNK):  # in chunks: the tokens of a large set need not be held at once
+    for start in range(0, len(rows), _CHUNK):  # in chunks, to bound the memory for tokens
         chunk = rows[start : start + _CHUNK]
-        lengths = [len(tokens) for tokens in renderer.tokenize([renderer.text(row.question, row.columns) for row in chunk])]
+        texts = [renderer.text(row.question, row.columns) for row in chunk]
+        lengths = [len(tokens) for tokens in renderer.tokenize(texts)]
         kept += [row for row, length in zip(chunk, lengths, strict=True) if 0 < length <= longest]
         skipped[TOO_LONG] += sum(length > longest for length in lengths)
         skipped[EMPTY_QUESTION] += sum(length == 0 for length in lengths)
@@ -176,8 +163,8 @@ def _drop_long(
         if shortest is not None:
             hint = (
                 f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
-                "context, at most all of it but one token); raise data.max_prompt_tokens or sampling.max_total_tokens, or "
-                "use a model with more context"
+                "context, at most all of it but one token); raise data.max_prompt_tokens or sampling.max_total_tokens, "
+                "or use a model with more context"
             )
         elif skipped[NO_ANSWER]:
             hint = 'set data.columns.answer to the column with the answers, or to "none" if the reward needs none'

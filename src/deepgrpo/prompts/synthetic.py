@@ -1,17 +1,18 @@
-"""Chained modular arithmetic: a task whose every step can be checked, for models of a few hundred kilobytes.
+"""Chained modular arithmetic: a task with checkable steps, for models of a few hundred kilobytes.
 
     question   3+4*2-5:             start digit, then `chain_length` operations, strictly left to right, modulo 10
     solution   3+4=7;7*2=4;4-5=9;#9   one step per operation, then the answer after '#'
 
-The question is the prompt as it stands, so prompt + response reads `3+4*2-5:3+4=7;7*2=4;4-5=9;#9`. The end of a
-solution is the tokenizer's EOS, which is a token and not part of the text. Operands are 1..modulus-1: a zero would
-add nothing, or forget everything before it.
+The question is the whole prompt, so prompt + response reads `3+4*2-5:3+4=7;7*2=4;4-5=9;#9`. A solution ends with the
+tokenizer's EOS, which is a token and not part of the text. Operands are 1..modulus-1, because a zero would add nothing
+or erase the steps before it.
 
-A language model may be trained on the task as well: `verify` only looks at what follows the last '#'.
+Language models can train on the task too: `verify` reads only the text after the last '#'.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from deepgrpo.prompts.rows import Row
 from deepgrpo.records import Prompt, Score
 
 ALPHABET = "0123456789+-*=;#:"
-"""Every character of questions and solutions."""
+"""All characters of questions and solutions."""
 
 _OPERATIONS = "+-*"
 _TEST_SHARE = 8  # one question in 8 belongs to the test split
@@ -32,7 +33,7 @@ _MAX_TRIES = 2000
 
 
 def solution(question: str, modulus: int) -> str:
-    """The written chain of thought.
+    """Written chain of thought of a question.
 
     >>> solution("3+4*2-5:", 10)
     '3+4=7;7*2=4;4-5=9;#9'
@@ -41,9 +42,9 @@ def solution(question: str, modulus: int) -> str:
 
 
 def verify(question: str, completion: str, modulus: int) -> Score:
-    """1 if the text after the last '#' is the true result, white space around it aside; parsed is False without '#'.
+    """1 if the text after the last '#' is the result, ignoring white space around it; `parsed` is False without '#'.
 
-    The steps are not looked at: `first_error` does that.
+    Steps are not checked; see `first_error`.
     """
     _, found, answer = completion.rpartition("#")
     if not found:
@@ -52,14 +53,14 @@ def verify(question: str, completion: str, modulus: int) -> Score:
 
 
 def first_error(question: str, completion: str, modulus: int) -> int | None:
-    """Where the first wrong segment of a completion starts.
+    """Character offset of the first wrong segment of a completion, or None without an error.
 
-    A segment is a step with its ';', or the final '#...' with everything behind it. The first segment that is not the
-    one of the true solution is wrong as a whole: the offset of its first character is returned, never one inside it.
+    A segment is a step with its ';', or the final '#...' with everything after it. A segment that differs from the
+    solution's is wrong as a whole: the offset is that of its first character.
 
-    None means that nothing wrong has been written: the completion is the solution (white space around the answer and
-    at the end aside), or it was cut off while it was still right; so "" and "3+4=7;7*" and a lone "#" give None.
-    Errors that cancel out are still errors: a completion may verify and have a first error.
+    None: the completion is the solution (ignoring white space around the answer and at the end), or it was truncated
+    before any error; so "", "3+4=7;7*" and a lone "#" give None. Errors that cancel out are errors: a completion may
+    verify and still have a first error.
 
     >>> first_error("3+4*2-5:", "3+4=7;7*2=5;5-5=0;#0", 10)
     6
@@ -78,15 +79,15 @@ def first_error(question: str, completion: str, modulus: int) -> int | None:
 
 
 def is_test(question: str) -> bool:
-    """Whether a question belongs to the test split: a matter of its text alone, whatever the seed."""
+    """True for a question of the test split; depends on its text only, not on the seed."""
     return rng.key("synthetic split", question) % _TEST_SHARE == 0
 
 
 def make(index: int, config: SyntheticData) -> Row:
-    """Question number `index` of a split: a pure function of (seed, split, index, chain_length, modulus).
+    """Generate question `index` of a split: a pure function of (seed, split, index, chain_length, modulus).
 
-    Draws until the text falls into the split. Two indices may give the same question; `make_distinct` leaves the
-    second out. Raises ConfigError if the split seems to have no question at all.
+    Draws until the text is in the split. Two indices may give the same question; `make_distinct` drops the second.
+    Raises ConfigError if no draw is in the split.
     """
     draws = 2 * config.chain_length + 1
     address = np.full(draws, rng.key("synthetic", config.seed, config.split, index), dtype=np.uint64)
@@ -106,30 +107,35 @@ def make(index: int, config: SyntheticData) -> Row:
     )
 
 
+def rows(config: SyntheticData, skipped: Counter[str]) -> list[Row]:
+    """Distinct questions of a section with a size or a limit; no row is skipped."""
+    return make_distinct(min(size for size in (config.size, config.limit) if size is not None), config)
+
+
 def make_distinct(size: int, config: SyntheticData) -> list[Row]:
     """The first `size` distinct questions of a split, in order of their index.
 
-    Raises ConfigError if so many cannot be found.
+    Raises ConfigError if the split has too few.
     """
-    rows: dict[str, Row] = {}
+    found: dict[str, Row] = {}
     for index in range(20 * size + 10_000):
         row = make(index, config)
-        rows.setdefault(row.question, row)
-        if len(rows) == size:
-            return list(rows.values())
+        found.setdefault(row.question, row)
+        if len(found) == size:
+            return list(found.values())
     raise ConfigError(
         f"data.size (or data.limit) is {size}, but data.chain_length = {config.chain_length} and data.modulus = "
-        f"{config.modulus} allow {_count(config)} questions in both splits, {len(rows)} of them found in "
+        f"{config.modulus} allow {_count(config)} questions in both splits, {len(found)} of them found in "
         f"{config.split!r}; lower the size or raise one of the two"
     )
 
 
 def tokenizer() -> Any:
-    """A character-level fast tokenizer over ALPHABET with `<pad>` and `<eos>`; other characters are refused.
+    """Character-level fast tokenizer over ALPHABET with `<pad>` and `<eos>`; other characters are an error.
 
-    Decoding gives back exactly what was encoded. Save and load it like any other.
+    Decoding inverts encoding exactly. Saves and loads like any other tokenizer.
     """
-    # met only when a model from scratch is built: reading a recipe must not wait for transformers
+    # imported here: reading a recipe must not wait for transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -144,7 +150,7 @@ def tokenizer() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticTask:
-    """The functions of this file for prompts of one configuration."""
+    """Solution, verifier and first error for prompts of one data section."""
 
     config: SyntheticData
 
@@ -154,8 +160,8 @@ class SyntheticTask:
     def verify(self, prompt: Prompt, completion: str) -> Score:
         return verify(prompt.question, completion, self.config.modulus)
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """What `verify` compares: the text after the last '#'."""
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The text that `verify` compares: everything after the last '#'."""
         return completion.rpartition("#")[2].strip() or None if "#" in completion else None
 
     def first_error(self, prompt: Prompt, completion: str) -> int | None:
@@ -163,7 +169,7 @@ class SyntheticTask:
 
 
 def _segments(question: str, modulus: int) -> list[str]:
-    """The solution cut into its steps and its answer: ["3+4=7;", "7*2=4;", "4-5=9;", "#9"]."""
+    """Steps and answer of the solution: ["3+4=7;", "7*2=4;", "4-5=9;", "#9"]."""
     chain = question.strip().rstrip(":")
     signs, digits = chain[1::2], chain[::2]
     if not digits.isdecimal() or len(digits) != len(signs) + 1 or set(signs) - set(_OPERATIONS):

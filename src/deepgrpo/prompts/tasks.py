@@ -1,30 +1,55 @@
-"""Tasks: data that brings its own verifier."""
+"""Registry of data types: reader of the rows, and verifier for tasks that have one."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from deepgrpo.config import DataConfig, ReasoningGymData, SyntheticData
-from deepgrpo.prompts.gym import build_gym
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.config import DataConfig
+from deepgrpo.prompts import gym, readers, synthetic
+from deepgrpo.prompts.rows import Row
 from deepgrpo.records import Prompt, Score
 
 
 class Task(Protocol):
-    """Knows whether a completion solves a prompt. `SyntheticTask` also knows the solution and the first error."""
+    """Verifier of a task. `SyntheticTask` also has the solution and the first error."""
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """Score one response: `completion` is its text without the prompt and without special tokens such as EOS."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    rows: Callable[[Any, Counter[str]], list[Row]]
+    """Read the rows of a data section; count the rows left out under their reason."""
+    task: Callable[[Any], Task] | None = None
+    """Build the verifier; None for files, which have none."""
+
+
+_KINDS = {
+    "jsonl": _Kind(readers.jsonl_rows),
+    "parquet": _Kind(readers.parquet_rows),
+    "hf": _Kind(readers.hub_rows),
+    "synthetic": _Kind(synthetic.rows, synthetic.SyntheticTask),
+    "reasoning_gym": _Kind(gym.rows, gym.build_gym),
+}
+
+
+def read_rows(data: DataConfig, skipped: Counter[str]) -> list[Row]:
+    """Read all rows of a finite data section; `skipped` counts the rows left out, by reason.
+
+    Raises DataError, ConfigError or MissingExtraError, see `prompts.readers`, `prompts.rows` and `prompts.gym`.
+    """
+    return _KINDS[data.type].rows(data, skipped)
+
+
 def build_task(data: DataConfig) -> Task | None:
-    """The task behind a data section, or None if the data is a file and brings no verifier.
+    """Build the verifier of a data section, or return None for a file, which has none.
 
     Raises ConfigError or MissingExtraError, see `build_gym`.
     """
-    if isinstance(data, SyntheticData):
-        return SyntheticTask(data)
-    if isinstance(data, ReasoningGymData):
-        return build_gym(data)
-    return None
+    build = _KINDS[data.type].task
+    return None if build is None else build(data)

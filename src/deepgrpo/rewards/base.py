@@ -1,4 +1,4 @@
-"""What a reward is, and the rule for responses that were cut off."""
+"""The `Reward` protocol, the rule for truncated responses, reference answers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from deepgrpo.config import ExactReward, MathReward, RewardConfig, TaskReward
-from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.errors import RewardError
 from deepgrpo.records import FinishReason, Prompt, Score
 
 
 class Reward(Protocol):
-    """Scores responses. Lists are aligned; a response's score depends on its own row only (a user's function aside)."""
+    """Scores responses. Except for a user's function, a score depends on its own prompt and response only."""
 
     def score(
         self,
@@ -20,42 +19,47 @@ class Reward(Protocol):
         completions: Sequence[str],
         completion_ids: Sequence[tuple[int, ...]],
     ) -> list[Score]:
-        """One score per response, in order. `completions` are texts without the prompt and without special tokens.
+        """One score per response, in order.
 
-        Raises RewardError if scoring cannot go on at all; what goes wrong with one sample is its `Score.problem`.
+        Args:
+            prompts: prompt of each response.
+            completions: texts of the responses, without the prompt and without special tokens.
+            completion_ids: tokens of the responses.
+
+        Raises RewardError if scoring is impossible. A failure on one sample is its `Score.problem`.
         """
         ...
 
     def close(self) -> None:
-        """Free workers. A closed reward is not used again; closing twice does nothing."""
+        """Stop worker processes. Do not score afterwards; closing twice is harmless."""
         ...
 
 
 class Verifier(Protocol):
-    """Anything that can judge one completion, such as `prompts.tasks.Task`."""
+    """Scores one completion, e.g. `prompts.tasks.Task`."""
 
     def verify(self, prompt: Prompt, completion: str) -> Score: ...
 
 
 @runtime_checkable
 class RemoteVerifier(Verifier, Protocol):
-    """A verifier whose checks may hang: they run in worker processes that can be killed. All functions are picklable."""
+    """Verifier whose checks may hang, so they run in worker processes. All functions are picklable."""
 
     def preparation(self) -> Callable[[], None]:
-        """What a worker does once, before its first check."""
+        """Initializer of a worker, run once before its first check."""
         ...
 
     def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
-        """The check of one completion, giving (value, found); None if there is no answer to check."""
+        """Check of one completion, returning (value, found); None if the completion has no answer."""
         ...
 
 
 @runtime_checkable
 class Voting(Protocol):
-    """A reward, or a verifier, that says which answer of a response it reads: maj@k votes over these."""
+    """Reward or verifier that exposes the answer it reads, for the votes of maj@k."""
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """The answer as a short text, equal for responses that agree; None if there is none."""
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The answer as a short text, equal for responses that agree; None without an answer."""
         ...
 
 
@@ -69,12 +73,18 @@ def judge(
     *,
     penalty: Callable[[Prompt, int], float] | None = None,
 ) -> list[Score]:
-    """Score responses; those that were cut off get `truncated_value`, and the reward never sees them.
+    """Score responses; truncated ones get `truncated_value` without a call of the reward.
 
-    With `truncated_value` None they are scored like any other. A truncated response keeps `parsed` True: nobody
-    looked for its answer. Order is kept.
+    Args:
+        reward: scores the other responses.
+        truncated_value: reward of a truncated response, with `checked` False and `parsed` True; None: score it like
+            any other.
+        prompts, completions, completion_ids: as in `Reward.score`.
+        finishes: why each response ended.
+        penalty: function of the prompt and the response's length in tokens, at most 0; added to every value.
 
-    `penalty` of the prompt and the response's length in tokens, 0 or less, is added to every value, whatever that came from.
+    Returns:
+        one score per response, in order.
     """
     asked = [i for i, finish in enumerate(finishes) if truncated_value is None or finish != "length"]
     scores = [Score(0.0 if truncated_value is None else truncated_value, checked=False)] * len(finishes)
@@ -93,9 +103,13 @@ def judge(
 
 
 def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
-    """The accepted answers: the list in the column `accepted_answers` where a row has several, else `Prompt.answer`.
+    """Accepted answers: the list in the column `accepted_answers` if present, else `Prompt.answer`.
 
-    Raises RewardError if there is none; `wanted_by` is the reward, for the message.
+    Args:
+        prompt: the prompt.
+        wanted_by: the reward that compares, for the message.
+
+    Raises RewardError if the prompt has no reference answer.
     """
     accepted = prompt.columns.get("accepted_answers")
     if isinstance(accepted, list | tuple) and accepted:
@@ -106,31 +120,3 @@ def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
             'to the column with the answers, or choose reward.type = "user"'
         )
     return (prompt.answer,)
-
-
-def build_reward(config: RewardConfig, task: Verifier | None = None) -> Reward:
-    """The reward of a recipe. `task` is the verifier that the data brings along, if any.
-
-    Raises ConfigError: a task's verifier is asked for and there is none, or a user's function cannot be found.
-    """
-    # each kind is imported when it is chosen: a user's function needs neither pebble nor math-verify
-    if isinstance(config, MathReward):
-        from deepgrpo.rewards.math_answer import MathAnswerReward
-
-        return MathAnswerReward(config)
-    if isinstance(config, ExactReward):
-        from deepgrpo.rewards.exact import ExactMatchReward
-
-        return ExactMatchReward(config)
-    if isinstance(config, TaskReward):
-        from deepgrpo.rewards.task import TaskVerifierReward
-
-        if task is None:
-            raise ConfigError(
-                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '
-                '"user", or data.type = "synthetic" or "reasoning_gym"'
-            )
-        return TaskVerifierReward(config, task)
-    from deepgrpo.rewards.user import UserFunctionReward
-
-    return UserFunctionReward(config)

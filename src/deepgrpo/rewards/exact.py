@@ -1,4 +1,4 @@
-"""Compare strings."""
+"""Reward by string comparison after a marker."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ from collections.abc import Sequence
 
 from deepgrpo.config import ExactReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import references
+from deepgrpo.rewards.base import Verifier, references
 
 
 class ExactMatchReward:
     r"""1 if the text after the last marker, to the end of its line, equals a reference.
 
-    Runs of white space count as one blank, and as none at the ends.
+    Runs of white space equal one space; white space at the ends is ignored.
 
-    Example (marker "####"): "so 6 * 7\n#### 42 \n" equals "42". Without the marker: 0, and parsed is False.
-    With the marker "" the whole response is compared.
+    Example (marker "####"): "so 6 * 7\n#### 42 \n" equals "42". A response without the marker scores 0 with `parsed`
+    False. The marker "" compares the whole response.
     """
 
     def __init__(self, config: ExactReward) -> None:
         self._marker = config.marker
+
+    @classmethod
+    def build(cls, config: ExactReward, task: Verifier | None) -> ExactMatchReward:
+        return cls(config)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """The text that is compared."""
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The compared text."""
         return self._answer(completion) or None
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Mathematical answers, compared by math-verify in worker processes that can be killed (`rewards.workers`).
+"""Mathematical answers, compared by math-verify in worker processes (`rewards.workers`).
 
-    response ─► the part with the answer ─► equal checks merged ─► worker (time limit) ─► Score
+    response ─► its answer ─► duplicate checks merged ─► worker (time limit) ─► Score
 
-A check that hangs, crashes or raises costs its own samples a zero, and nothing else.
+A check that hangs, crashes or raises scores 0 for its own samples and affects no other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from deepgrpo.boxed import last_boxed
 from deepgrpo.config import MathReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import references
+from deepgrpo.rewards.base import Verifier, references
 from deepgrpo.rewards.math_check import check_answer, warm_up
 from deepgrpo.rewards.vote import loose_answer, normalise
 from deepgrpo.rewards.workers import Workers
@@ -24,22 +24,26 @@ _Job = tuple[str, tuple[str, ...]]
 
 
 class MathAnswerReward:
-    """1 if the answer equals an accepted one as mathematics, else 0. Workers start with the first call."""
+    """1 if the answer is mathematically equal to an accepted one, else 0. Workers start with the first call."""
 
     def __init__(
         self, config: MathReward, check: Callable[[str, tuple[str, ...]], tuple[bool, bool]] = check_answer
     ) -> None:
-        """`check` runs in the workers, which import it by name; tests put ill-behaved ones here."""
+        """`check` runs in the workers, which import it by name; tests substitute faulty ones."""
         self._format: AnswerFormat = config.answer_format
         self._check = check
         self._workers = Workers(
             'reward.type = "math"', warm_up, "math_verify", count=config.workers, timeout_s=config.timeout_s
         )
 
+    @classmethod
+    def build(cls, config: MathReward, task: Verifier | None) -> MathAnswerReward:
+        return cls(config)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """Raises RewardError if a prompt has no reference, or if no worker can be started."""
+        """See `Reward.score`. Raises RewardError: a prompt has no reference, or no worker can be started."""
         jobs: list[_Job | None] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             accepted = references(prompt, 'reward.type = "math"')
@@ -49,8 +53,8 @@ class MathAnswerReward:
         scores = dict(zip(once, self._workers.run([partial(self._check, *job) for job in once]), strict=True))
         return [Score(0.0, parsed=False) if job is None else scores[job] for job in jobs]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """The answer where the format wants it; with "any", where one would look for it."""
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The normalised answer in its required place; with the format "any", `loose_answer`."""
         if self._format == "any":
             return loose_answer(completion)
         found = last_boxed(completion) if self._format == "boxed" else find_answer(completion, self._format)
@@ -62,15 +66,16 @@ class MathAnswerReward:
 
 
 def find_answer(completion: str, answer_format: AnswerFormat) -> str | None:
-    r"""The part of a response that math-verify shall look at, or None if there is no answer.
+    r"""The part of a response that math-verify parses, or None without an answer.
 
-    boxed: the last \boxed{...} whose braces close. gsm8k: the rest of the line after the last '####'. any: all of it.
+    boxed: the last \boxed{...} whose braces close. gsm8k: the rest of the line after the last '####'. any: the whole
+    response.
     """
     if answer_format == "any":
         return completion if completion.strip() else None
     if answer_format == "gsm8k":
         _, found, answer = completion.rpartition("####")
-        # the line: models like to go on and explain
+        # only the line, as models often go on to explain
         answer = answer.strip().split("\n", 1)[0] if found else ""
         # math-verify reads the dollars of "$1,000" as currency, but not those of "\$1,000"
         return answer.replace("\\$", "$") or None

@@ -1,7 +1,7 @@
-"""What the worker process does: one comparison by math-verify.
+"""One comparison by math-verify, run in a worker process.
 
-math-verify's own time limits are off. They rest on SIGALRM, which sympy's C code ignores, so the parent process
-keeps the time and kills the worker.
+math-verify's own time limits are off: they use SIGALRM, which sympy's C code ignores. The parent process enforces the
+limit and kills the worker.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed")
 
 
 def warm_up() -> None:
-    """Initializer of a worker: import what is slow to import, as a check's time limit must not pay for it."""
-    # the libraries warn once per process that their own limits are off, which is what we want
+    """Initializer of a worker: run the slow imports, so that they do not count against a check's time limit."""
+    # silence the libraries' warning that their own limits are off
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     limit_memory()
     check_answer("\\boxed{\\frac{1}{2}}", ("0.5",))
@@ -28,12 +28,12 @@ def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
     r"""Compare the answer in a text with the accepted ones.
 
     Args:
-        text: what math-verify's `parse` shall look at: a \boxed{...}, a line with a number, or a whole response.
-        references: accepted answers; one that has no LaTeX delimiters is read as LaTeX, and as plain text if that
-            gives no expression.
+        text: input of math-verify's `parse`: a \boxed{...}, a line with a number, or a whole response.
+        references: accepted answers. One without LaTeX delimiters is parsed as LaTeX, or as plain text if LaTeX gives
+            no expression.
 
     Returns:
-        (correct, found): whether any reference matches, and whether there was an answer in the text.
+        (correct, found): some reference matches; the text has an answer.
 
     >>> check_answer("\\boxed{25}", ("025",))
     (True, True)
@@ -52,7 +52,7 @@ def _gold(reference: str) -> list[Any]:
     if _DELIMITER.search(reference):
         return _parse(reference)
     bare = reference.rstrip(".")
-    # only a reading without any expression falls back: the plain reading of (3, \frac{\pi}{2}) would be the number 2
+    # fall back only if LaTeX gives no expression: as plain text, (3, \frac{\pi}{2}) would be the number 2
     parsed = _parse(f"${bare}$")
     return parsed if any(not isinstance(item, str) for item in parsed) else parsed + _parse(bare)
 

@@ -1,4 +1,4 @@
-"""The verifier that belongs to the task."""
+"""Reward by the task's own verifier."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deepgrpo.config import TaskReward
+from deepgrpo.errors import ConfigError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting
 from deepgrpo.rewards.vote import loose_answer
@@ -16,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 class TaskVerifierReward:
-    """Asks the task. Scores below `threshold` count as 0, others stay as they are.
+    """Score of the task's verifier; scores below `threshold` count as 0, others are unchanged.
 
-    The synthetic task is asked in this process. The verifiers of reasoning-gym, programs by many hands, run in worker
-    processes (`rewards.workers`) and have `timeout_s` for each response.
+    The synthetic task verifies in this process. reasoning-gym's verifiers may hang, so they run in worker processes
+    (`rewards.workers`) with `timeout_s` seconds per response.
 
     Example: with threshold 1.0, reasoning-gym's partial credit of 0.1 becomes 0; with 0.05 it stays 0.1.
     """
@@ -29,7 +30,7 @@ class TaskVerifierReward:
         self._task = task
         self._remote: RemoteVerifier | None = None
         if isinstance(task, RemoteVerifier):
-            from deepgrpo.rewards.workers import Workers  # pebble is met only where it is needed
+            from deepgrpo.rewards.workers import Workers  # needs pebble: imported only for remote verifiers
 
             self._remote = task
             self._workers = Workers(
@@ -37,12 +38,21 @@ class TaskVerifierReward:
                 count=config.workers, timeout_s=config.timeout_s,
             )  # fmt: skip
 
+    @classmethod
+    def build(cls, config: TaskReward, task: Verifier | None) -> TaskVerifierReward:
+        if task is None:
+            raise ConfigError(
+                'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '
+                '"user", or data.type = "synthetic" or "reasoning_gym"'
+            )
+        return cls(config, task)
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """A verifier that raises, hangs or gives no finite number costs that sample a zero with a problem.
+        """See `Reward.score`. A verifier that raises, hangs or returns no finite number scores 0 with a problem.
 
-        Raises RewardError if workers are needed and none can be started.
+        Raises RewardError if the workers of a remote verifier cannot be started.
         """
         pairs = list(zip(prompts, completions, strict=True))
         if self._remote is None:
@@ -53,9 +63,9 @@ class TaskVerifierReward:
             scores = [Score(0.0, parsed=False) if check is None else next(found) for check in checks]
         return [score if score.value >= self._threshold else replace(score, value=0.0) for score in scores]
 
-    def ballot(self, prompt: Prompt, completion: str) -> str | None:
-        """The answer that the task reads, if it says so."""
-        return self._task.ballot(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The task's vote if it has one, else `loose_answer`."""
+        return self._task.vote(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
 
     def close(self) -> None:
         if self._remote is not None:

@@ -2,60 +2,63 @@
 
     def reward(prompts, completions, completion_ids, answer, **columns) -> list[float | None]
 
-Everything is a list with one entry per response. `prompts` are the texts that the model read, `completions` those that
-it wrote: plain strings, also where a chat template was used. With `reward.format = "messages"` both are lists of messages,
-as TRL hands them over for conversational data and as its own functions (`trl.rewards:accuracy_reward`) want them: a prompt
-is [{"role": "user", "content": the question}], without the template's wording and system turn, a completion
-[{"role": "assistant", "content": text}].
-`answer` is the reference as a string, or a list of strings for a row with several. `columns` are the other columns
-of the data; a row that lacks one has None there. Of TRL's extras `trainer_state`, `log_extra` and `log_metric`
-nothing is passed. A function without `**kwargs` gets only what its parameters name.
+Every argument is a list with one entry per response.
+
+- `prompts`, `completions`: strings, the model's input and output, also with a chat template. With
+  `reward.format = "messages"` both are lists of messages, as in TRL for conversational data and as its own functions
+  (`trl.rewards:accuracy_reward`) require: a prompt is [{"role": "user", "content": question}], without the template's
+  wording and system turn; a completion is [{"role": "assistant", "content": text}].
+- `completion_ids`: tokens of the completions.
+- `answer`: the reference as a string, or a list of strings for a row with several.
+- `columns`: the other columns of the data, None for a row without the column.
+
+TRL's `trainer_state`, `log_extra` and `log_metric` are not passed. A function without `**kwargs` gets only the
+arguments that its parameters name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from deepgrpo import rng
 from deepgrpo.config import UserReward
-from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.errors import RewardError
+from deepgrpo.loading import load_object, show
 from deepgrpo.records import Prompt, Score
+from deepgrpo.rewards.base import Verifier
 
 _RESERVED = ("prompts", "completions", "completion_ids", "answer")
 
 
 class UserFunctionReward:
-    """Calls a function once per round of responses.
+    """Reward by a user's function, called once per round of responses.
 
-    An entry that is None scores 0 with `parsed` False (the function had nothing to say); one that is NaN or infinite
-    scores 0 with the problem "not finite".
+    A returned None scores 0 with `parsed` False; NaN or infinity scores 0 with the problem "not finite".
     """
 
     def __init__(self, config: UserReward) -> None:
-        """Raises ConfigError if the function cannot be found."""
+        """Load the function. Raises ConfigError if it cannot be loaded."""
         self._name = config.function
         self._timeout = config.timeout_s
         self._messages = config.format == "messages"
-        self._function = load_function(config.function)
+        self._function = load_object(config.function, "reward.function")
+
+    @classmethod
+    def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
+        return cls(config)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """Raises RewardError: the function raises, takes too long, or returns anything but one number per response.
+        """See `Reward.score`. Raises RewardError: the function raises, times out, or returns no list of numbers.
 
-        The call runs in a daemon thread. Python cannot kill a thread: one that has passed the limit runs on until
-        the process ends, which the error brings about.
+        The call runs in a daemon thread. Python cannot kill a thread: after a timeout it runs until the process exits.
         """
         if not prompts:
             return []
@@ -67,7 +70,7 @@ class UserFunctionReward:
             try:
                 result = self._function(**arguments)
                 outcome.append(asyncio.run(_wait(result)) if inspect.isawaitable(result) else result)
-            except BaseException as error:  # SystemExit too: a thread would swallow it
+            except BaseException as error:  # SystemExit too, which a thread would swallow
                 failure.append(error)
 
         thread = threading.Thread(target=call, name="deepgrpo-reward", daemon=True)
@@ -126,16 +129,16 @@ class UserFunctionReward:
 
     def _scores(self, returned: Any, count: int) -> list[Score]:
         try:
-            # tolist: numpy arrays and torch tensors become plain numbers
+            # tolist converts numpy arrays and torch tensors to numbers
             entries = list(returned.tolist() if hasattr(returned, "tolist") else returned)
         except TypeError:
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(returned)}; return a list with one number "
+                f"the reward function {self._name!r} returned {show(returned)}; return a list with one number "
                 f"(or None) per response, {count} here"
             ) from None
         if isinstance(returned, str | bytes | dict):
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(returned)}; return a list of {count} numbers"
+                f"the reward function {self._name!r} returned {show(returned)}; return a list of {count} numbers"
             )
         if len(entries) != count:
             raise RewardError(
@@ -151,74 +154,11 @@ class UserFunctionReward:
             entry = entry.item()
         if not isinstance(entry, numbers.Real):
             raise RewardError(
-                f"the reward function {self._name!r} returned {_show(entry)} for response {index}; "
+                f"the reward function {self._name!r} returned {show(entry)} for response {index}; "
                 "return a number or None"
             )
         value = float(entry)
         return Score(value) if math.isfinite(value) else Score(0.0, problem="not finite")
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Find "package.module:name" or "path/to/file.py:name".
-
-    Raises ConfigError: the form is wrong, the file, the module or the name is missing, importing it fails.
-    """
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ConfigError(
-            f'reward.function is {name!r}; write "package.module:name" or "path/to/file.py:name", with a colon '
-            "before the function's name"
-        )
-    module = _load_file(place, name) if place.endswith(".py") else _load_module(place, name)
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = "does not have it" if found is None else f"has it as {_show(found)}, which cannot be called"
-        raise ConfigError(
-            f"reward.function is {name!r}, but {place} {what}; it has {', '.join(public) or 'no function at all'}"
-        )
-    function: Callable[..., Any] = found
-    return function
-
-
-def _load_file(place: str, name: str) -> Any:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise ConfigError(
-            f"reward.function is {name!r}, but the file {str(path)!r} does not exist; "
-            "a relative path starts where you run"
-        )
-    # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
-    module_name = f"deepgrpo_user_{path.stem}_{rng.key(str(path)):x}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # a .py file always has a spec and a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[module_name]
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ConfigError(f"reward.function is {name!r}, but running the file failed: {_last(error)}") from error
-    return module
-
-
-def _load_module(place: str, name: str) -> Any:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
-            raise ConfigError(
-                f"reward.function is {name!r}, but there is no module {error.name!r}; install it, add its folder to "
-                'PYTHONPATH, or name a file: "path/to/file.py:name"'
-            ) from None
-        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
-    except Exception as error:
-        raise ConfigError(f"reward.function is {name!r}, but importing {place} failed: {_last(error)}") from error
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:
@@ -227,14 +167,3 @@ def _message(role: str, content: str) -> list[dict[str, str]]:
 
 async def _wait(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _last(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{where}; correct it"
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}{'...' if len(text) > 60 else ''} (a {type(value).__name__})"

@@ -1,9 +1,9 @@
-"""The answer inside a response, as a short string: what it votes for in maj@k.
+"""Votes of maj@k: the answer of a response as a short normalised string.
 
-Scoring never uses this. Where a reward knows which part of a response it reads, that part is the vote (see
-`rewards.base.Voting`), and `loose_answer` stands in elsewhere. A vote only has to decide which responses agree with each
-other, and there equal strings after light tidying are enough: "1/2" and "0.5" count as two answers here although a maths
-reward accepts either. That makes maj@k a lower bound where answers are not plain numbers.
+Scoring never uses votes. A reward that knows which part of a response it reads votes with that part
+(`rewards.base.Voting`); `loose_answer` is the fallback. Responses agree if their normalised strings are equal: "1/2"
+and "0.5" are two answers here, although a maths reward accepts either. maj@k is therefore a lower bound where answers
+are not plain numbers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def loose_answer(text: str) -> str | None:
-    r"""The normalised answer of a response whose form nobody prescribed, or None.
+    r"""Normalised answer of a response in free form, or None.
 
-    The first of these that is there: the content of the last `\boxed{...}` that closes, the rest of the line
-    after the last `####`, the number after the last `#` (a heading such as `# Solution` is no answer), the last number.
+    The first that exists of: the content of the last `\boxed{...}` that closes; the rest of the line after the last
+    `####`; the number after the last `#` (a heading such as `# Solution` is no answer); the last number.
 
     >>> loose_answer("so 3*4 = \\boxed{12}.")
     '12'
@@ -36,7 +36,7 @@ def loose_answer(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    """Strip white space, `$` signs and a final period; drop thousands separators and inner white space.
+    """Strip white space, `$` signs and a final period; remove thousands separators and inner white space.
 
     >>> normalise(" $1,234$. ")
     '1234'

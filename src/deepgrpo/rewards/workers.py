@@ -1,13 +1,12 @@
-"""Worker processes for checks that may hang, crash or raise: each check has a time limit and costs its own sample only.
+"""Worker processes for checks that may hang, crash or raise; a failure affects its own sample only.
 
     checks (picklable functions) ─► worker (time limit) ─► one Score each
 
-A check that hangs, crashes or raises scores zero with the problem "timeout", "crash" or "raised"; a value that is NaN or
-infinite, "not finite". The time limit of a check starts when a worker takes it up: waiting behind others and the imports
-of a fresh worker are not counted.
+A failed check scores 0 with the problem "timeout", "crash", "raised" or "not finite" (NaN or infinite). The time limit
+of a check starts when a worker takes it: time in the queue and the imports of a new worker do not count.
 
-Workers are forked from a small server process that has torch not, so a killed one is replaced in a few milliseconds;
-where there is no such server (Windows) they are spawned. As always with `multiprocessing`, a script that trains needs
+Workers are forked from a small server process without torch, so a killed worker is replaced within milliseconds.
+Systems without fork servers (Windows) spawn them. As always with `multiprocessing`, a training script needs
 `if __name__ == "__main__":` around its main part.
 """
 
@@ -27,25 +26,25 @@ from deepgrpo.errors import RewardError
 from deepgrpo.records import Score
 
 Check = Callable[[], tuple[float, bool]]
-"""Gives (value, found): the score, and whether there was an answer in the text. It travels to the worker as a pickle."""
+"""Returns (value, found): the score, and True if the text has an answer. Must be picklable."""
 
-_MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise ask for all there is before its time is up
+_MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise exhaust memory before its timeout
 
 
 class Workers:
-    """A pool that is started with the first check, and again after a check has broken it."""
+    """Process pool, started with the first check and restarted after a check breaks it."""
 
     def __init__(
         self, wanted_by: str, prepare: Callable[[], None], preload: str, *, count: int = 1, timeout_s: float = 5.0
     ) -> None:
-        """Nothing runs yet.
+        """Start no process yet.
 
         Args:
-            wanted_by: the setting that needs them, for messages.
-            prepare: runs first in every worker and must be picklable: import what is slow to import.
-            preload: module that the server imports for all workers.
-            count: worker processes.
-            timeout_s: seconds for one check.
+            wanted_by: the setting that needs workers, for messages.
+            prepare: picklable initializer of every worker, e.g. slow imports.
+            preload: module that the fork server imports for all workers.
+            count: number of worker processes.
+            timeout_s: time limit of one check, in seconds.
         """
         self._wanted_by = wanted_by
         self._prepare = prepare
@@ -57,8 +56,8 @@ class Workers:
     def run(self, checks: Sequence[Check]) -> list[Score]:
         """One score per check, in order. Raises RewardError if no worker can be started."""
         done: dict[int, Score] = {}
-        # A worker that dies within an instant of taking a check may break pebble's whole pool, as it cannot tell whose
-        # fault it was. The checks that were lost then run again one by one, and a pool that breaks convicts its check.
+        # A worker that dies right after taking a check may break pebble's whole pool without naming the guilty check.
+        # Lost checks run again one by one; a check that breaks its pool then counts as crashed.
         for index in self._submit(range(len(checks)), checks, done):
             if self._submit([index], checks, done):
                 self._prove_workers_start()
@@ -73,7 +72,7 @@ class Workers:
             pool.join()
 
     def _submit(self, indices: Sequence[int], checks: Sequence[Check], done: dict[int, Score]) -> list[int]:
-        """Run checks at once; returns those that were lost because the pool broke."""
+        """Run checks together; return the indices of those lost because the pool broke."""
         try:
             pool = self._healthy_pool()
             futures = [(i, pool.schedule(_guarded, args=(checks[i],), timeout=self._timeout)) for i in indices]
@@ -96,7 +95,7 @@ class Workers:
         return self._pool
 
     def _prove_workers_start(self) -> None:
-        """Tell a check that kills its worker from workers that cannot start. Raises RewardError for the latter."""
+        """Raises RewardError if workers cannot start; otherwise the lost check itself killed its worker."""
         try:
             self._healthy_pool().schedule(_nothing).result(timeout=120)
         except (Exception, CancelledError) as error:
@@ -109,8 +108,8 @@ class Workers:
 
 
 def limit_memory() -> None:
-    """In a worker: allow 4 GiB beyond what it has now."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system
+    """Limit the memory of this worker to 4 GiB beyond its current use."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # this system has no such limit
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -120,7 +119,7 @@ def limit_memory() -> None:
 
 
 def _guarded(check: Check) -> tuple[float, bool] | str:
-    """Run a check; what it raises comes back as a text, as not every exception survives the way between processes."""
+    """Run a check. An exception is returned as text, because not every exception can be pickled."""
     try:
         value, found = check()
         return float(value), bool(found)
@@ -129,7 +128,7 @@ def _guarded(check: Check) -> tuple[float, bool] | str:
 
 
 def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
-    """A check's score, or None if it was lost with its pool."""
+    """Score of a check, or None if it was lost with its pool."""
     try:
         result = future.result()
     except TimeoutError:
@@ -138,7 +137,7 @@ def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
         return Score(0.0, problem="crash")
     except (BrokenProcessPool, CancelledError, RuntimeError, OSError):
         return None
-    except Exception:  # a check that cannot be pickled
+    except Exception:  # the check cannot be pickled
         return Score(0.0, problem="raised")
     if isinstance(result, str):
         return Score(0.0, problem="raised")
@@ -150,10 +149,10 @@ def _context(preload: str) -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # only matters if nobody has started the server yet; the preparation imports it otherwise
+    # without effect on a running server; the initializer then imports the module
     context.set_forkserver_preload([preload])
     return context
 
 
 def _nothing() -> None:
-    """Runs in a worker to show that there is one."""
+    """Runs in a worker to prove that one can start."""

@@ -22,7 +22,8 @@ from deepgrpo.model.device import resolve_device
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.records import Credit, Tree
-from deepgrpo.rewards.base import Reward, build_reward
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward
 from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.metrics import Metrics

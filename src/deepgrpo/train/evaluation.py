@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.records import Ledger
-from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.setup import Run
 
@@ -22,11 +22,11 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer,
         # with the model's context filled in
         sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
-        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed, step=state.step,
+        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
         truncated_value=(config.eval.reward or config.reward).truncated_value,
         success_threshold=config.explore.success_threshold,
     )  # fmt: skip
-    path = run.directory / "eval" / f"step-{state.step:06d}.jsonl"
+    path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)

@@ -194,8 +194,8 @@ def learner_memory(config: Config, policy: Policy, counts: Counts, shards: int) 
         gathered = 4 * ((2 if copied else 1) * counts.rest + 2 * counts.layer)
         gathered += 0 if adapters else 4 * (counts.rest + counts.layer)
         # layer after layer gets its weights and is sharded, and then the rest
-        cut = math.ceil((8 if copied else 4) * counts.every / shards) + 4 * max(counts.rest, counts.layer)
-        start = max(cut, counts.trial)
+        sharding = math.ceil((8 if copied else 4) * counts.every / shards) + 4 * max(counts.rest, counts.layer)
+        start = max(sharding, counts.trial)
     learns = needs_gradients(config.run, config.warmstart)
     return MemoryEstimate(
         weights=math.ceil(4 * counts.every / shards),

@@ -20,16 +20,20 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
-from deepgrpo.rewards.base import Reward, build_reward, judge
+from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.checkpoint import Checkpoints, TrainState
+from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.directory import load_start, open_log, refuse_used, require_checkpoint
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass
@@ -54,6 +58,10 @@ class Run:
     """The next batch, if the backend samples it during an update."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
+
+    @property
+    def paths(self) -> RunDir:
+        return RunDir(self.directory)
 
     @property
     def engine(self) -> Engine:
@@ -146,7 +154,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     model cannot be loaded or cannot fit in memory.
     """
     backend = backend or LocalBackend()
-    directory = resume or Path(config.run.dir) / config.run.name
+    directory = resume or RunDir.of(config.run).path
     checkpoints = open_checkpoints(config.checkpoint, directory)
     if resume:
         require_checkpoint(directory, checkpoints)
@@ -166,6 +174,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     )
     strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
     signals = build_signals(policy, strategy)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
@@ -175,7 +184,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
 
 
 def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
-    return Checkpoints(directory / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best)
+    return Checkpoints(RunDir(directory), keep_last=config.keep_last, keep_best=config.keep_best)
 
 
 def held_out(

@@ -1,7 +1,7 @@
-"""What a learning curve says: its area, where it crosses a target, its end. Pure arithmetic, no torch.
+"""Summaries of a learning curve: area, first crossing of a target, mean of the last evaluations. No torch.
 
-A curve is a list of evaluations (x, y), x ascending, where x counts what was spent (sampled tokens, or optimizer steps) and
-y is an accuracy. Between two evaluations it is a straight line.
+A curve is a list of evaluations (x, y), x ascending, where x counts sampled tokens or optimizer steps and y is an accuracy.
+Between two evaluations it is a straight line.
 
 Worked example: evaluations at 0, 100 and 300 tokens with accuracies .2, .4 and .8.
     area up to 300    (100 · .3 + 200 · .6) / 300 = .5      up to 200    (100 · .3 + 100 · .5) / 200 = .4
@@ -24,13 +24,13 @@ class Ending:
 
     mean: float
     count: int
-    """Evaluations in the mean; less than was asked for where the curve has no more."""
+    """Evaluations in the mean; fewer than requested if the curve is shorter."""
 
 
 def area(points: Points, end: float) -> float | None:
     """Mean height of the curve from 0 to `end`: trapezoids, divided by `end`.
 
-    None where the curve does not begin at 0 or does not reach `end`: a guess beyond its ends would look like a measurement.
+    None if the curve does not start at 0 or does not reach `end`: extrapolation would look like a measurement.
     """
     if not points or end <= 0 or points[0][0] > 0 or points[-1][0] < end:
         return None
@@ -45,9 +45,9 @@ def area(points: Points, end: float) -> float | None:
 
 
 def reach(points: Points, target: float) -> float | None:
-    """The x at which the curve first is at `target`, on the line between two evaluations; None if it never is.
+    """The x at which the curve first reaches `target`, interpolated between evaluations; None if it never does.
 
-    It is the first crossing of a noisy curve, so it is early rather than late, for every arm alike.
+    The first crossing of a noisy curve is biased towards early, equally for every arm.
     """
     before: tuple[float, float] | None = None
     for x, y in points:
@@ -61,13 +61,13 @@ def reach(points: Points, target: float) -> float | None:
 
 
 def ending(points: Points, *, last: int | None, share: float | None, end: float) -> Ending | None:
-    """Mean of the last evaluations of a curve, the one before training left out.
+    """Mean of the last evaluations of a curve, without the one before training.
 
     Args:
-        last: of so many evaluations; or
-        share: of those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
-        end: how far the curve counts. Evaluations behind it were made by a last step that went beyond: they belong to a
-            caller who does not cut the curve before.
+        last: number of evaluations to average; or
+        share: average those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
+        end: nominal end of the curve. Evaluations beyond it, made after a last step that overshot, are included unless the
+            caller cuts the curve.
 
     None if there is no evaluation to average.
     """

@@ -1,4 +1,4 @@
-"""The tables of a comparison: the same cells for the terminal and for markdown."""
+"""Tables of a comparison, with the same cells in the terminal and in markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sheet:
 
 
 def sheets(result: Mapping[str, Any]) -> list[Sheet]:
-    """All tables of a comparison, from what `comparison.compare` returns."""
+    """All tables of a comparison, from the result of `figures.compare`."""
     arms, baseline = result["arms"], result["baseline"]
     budget, steps = short(result["budget"]), f"{result['optimizer_steps_compared']:.0f}"
     k = [f"pass@{each}" for each in result["final"]["k"]]
@@ -79,7 +79,7 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
 
 
 def as_table(sheet: Sheet) -> Table:
-    """For the terminal."""
+    """A table for the terminal."""
     table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(sheet.columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -89,14 +89,14 @@ def as_table(sheet: Sheet) -> Table:
 
 
 def show(table: Table, out: Console) -> None:
-    """Print a table whole: a file has no right edge at which rich would have to cut."""
+    """Print a table at full width; outside a terminal rich would cut it at 80 columns."""
     if not out.is_terminal:
         out.width = max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum)
     out.print(table)
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """The whole comparison as a page."""
+    """The whole comparison as a markdown page."""
     seeds = result["experiment"]["seeds"]
     lines = [
         f"# {result['name']}", "",
@@ -174,7 +174,7 @@ def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:
 
 
 def _without_empty(sheet: Sheet) -> Sheet:
-    """Leave out columns in which no arm has a figure."""
+    """Drop columns without any figure."""
     kept = [
         i for i in range(len(sheet.columns)) if i == 0 or not sheet.rows or any(row[i] != "–" for row in sheet.rows)
     ]

@@ -1,0 +1,111 @@
+"""Output of `deepgrpo eval`: the progress bar, the table, the JSON file and the rows file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deepgrpo.errors import DataError
+
+
+@contextmanager
+def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a callback for finished responses; stderr shows a bar on a terminal, else a line at every tenth."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True, speed_estimate_period=3600.0) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done = shown = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        if done * 10 // total > shown:
+            shown = done * 10 // total
+            console.print(f"{name}: {done}/{total} responses", markup=False, soft_wrap=True)
+
+    yield advance
+
+
+def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print one column per data set, one row per figure: accuracies in percent, `±` one standard error over questions.
+
+    Args:
+        results: data set → {"metrics": `EvalResult.metrics`, "tokens_per_s": float or None, ...}.
+        console: a terminal or a file. A file gets the whole width of the table.
+    """
+    table = _table(results)
+    if not console.is_terminal:
+        # a file has no right edge: rich would otherwise cut the figures off at 80 columns
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+
+
+def write_json(path: str, figures: Mapping[str, Any]) -> None:
+    """Write the figures of all data sets. Raises DataError if the file cannot be written."""
+    _write(path, "json", json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one line of JSON per question. Raises DataError if the file cannot be written."""
+    _write(path, "rows", "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def _write(path: str, option: str, text: str) -> None:
+    try:
+        Path(path).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"the results cannot be written: {error}; name another file with --{option}") from error
+
+
+def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in results:
+        table.add_column(name, justify="right", no_wrap=True)
+    all_metrics = [result["metrics"] for result in results.values()]
+    for label, name, form in _FIGURES:
+        if name in all_metrics[0]:
+            table.add_row(label, *(form(metrics[name]) for metrics in all_metrics))
+        if name == "eval/sampled_unparsed":
+            for each in sorted(
+                (n for n in all_metrics[0] if "@" in n), key=lambda n: ("maj" in n, int(n.split("@")[1]))
+            ):
+                table.add_row(each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics))
+    table.add_row("tokens/s", *(f"{result['tokens_per_s'] or 0:.0f}" for result in results.values()))
+    return table
+
+
+def _percent(x: float) -> str:
+    return f"{100 * x:.1f}"
+
+
+def _whole(x: float) -> str:
+    return f"{x:.0f}"
+
+
+_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("questions", "eval/prompts", _whole),
+    ("greedy %", "eval/greedy", _percent),
+    ("  ±", "eval/greedy_se", _percent),
+    ("  tokens", "eval/length", _whole),
+    ("  truncated %", "eval/truncated", _percent),
+    ("  unparsed %", "eval/unparsed", _percent),
+    ("sampled %", "eval/sampled", _percent),
+    ("  ±", "eval/sampled_se", _percent),
+    ("  tokens", "eval/sampled_length", _whole),
+    ("  truncated %", "eval/sampled_truncated", _percent),
+    ("  unparsed %", "eval/sampled_unparsed", _percent),
+    ("failed checks", "eval/problems", _whole),
+)

@@ -1,0 +1,240 @@
+"""The command line in processes of its own that start at once.
+
+Importing torch and transformers takes five seconds of a processor, most of the time of a test that kills, stops and resumes
+runs. So one process per session imports everything and waits. For each command it forks: the child has a process group, a
+directory, an environment and pipes of its own, and takes signals as any process does. `deepgrpo compare` starts its jobs in the
+same way. That `python -m deepgrpo.cli` itself starts is tested in test_cli.py.
+
+Coverage does not follow: what these commands do is covered by tests in one process as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+MODULES = (
+    "deepgrpo.cli", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.compare.command",
+    "deepgrpo.lab.compare.final_eval", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""What the waiting process imports."""
+
+
+class Command:
+    """A running command, with the interface of `subprocess.Popen`."""
+
+    def __init__(self, link: socket.socket, out: IO[str], err: IO[str]) -> None:
+        self.link, self.stdout, self.stderr = link, out, err
+        self.pid = int(self._line())
+        self.returncode: int | None = None
+
+    def _line(self) -> str:
+        found = b""
+        while not found.endswith(b"\n"):
+            more = self.link.recv(1)
+            if not more:
+                raise ChildProcessError("the process that starts commands has died")
+            found += more
+        return found.decode()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.link.setblocking(False)
+            try:
+                there = self.link.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                there = b""
+            finally:
+                self.link.setblocking(True)
+            if there:
+                self.returncode = int(self._line())
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise subprocess.TimeoutExpired("deepgrpo", timeout)
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Wait for the end. What a test's command prints fits into a pipe's buffer of 64 KB."""
+        self.wait(timeout)
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Starter:
+    """Starts commands of `deepgrpo`, each a fork of one process that has imported everything."""
+
+    def __init__(self) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="deepgrpo-commands-")
+        self.address = str(Path(self.directory.name) / "socket")
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+        self.process = subprocess.Popen([sys.executable, __file__, self.address], stdout=subprocess.PIPE, text=True, env=plain)
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+
+    def start(self, *arguments: str, cwd: Path, **extra: str) -> Command:
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(self.address)
+        asked = {"arguments": arguments, "cwd": str(cwd), "environ": {**os.environ, **extra}}
+        socket.send_fds(link, [json.dumps(asked).encode() + b"\n"], [out_end, err_end])
+        for end in (out_end, err_end):
+            os.close(end)
+        return Command(link, os.fdopen(out), os.fdopen(err))
+
+    def run(self, *arguments: str, cwd: Path, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+        command = self.start(*arguments, cwd=cwd, **extra)
+        out, err = command.communicate(timeout)
+        return subprocess.CompletedProcess(arguments, command.wait(), out, err)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.directory.cleanup()
+
+
+# ---------------------------------------------------------------- in the waiting process and its children
+
+
+class Fork:
+    """`subprocess.Popen` for a command of our own, `[python, "-m", module, ...]`: a fork in place of a new interpreter."""
+
+    def __init__(self, command: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: Any) -> None:
+        self.returncode: int | None = None
+        self.pid = fork(lambda: main_of(command[2], command[3:], env, stdout.fileno(), stdout.fileno()))
+
+    def poll(self) -> int | None:
+        return self._look(os.WNOHANG)
+
+    def wait(self) -> int:
+        found = self._look(0)
+        assert found is not None
+        return found
+
+    def _look(self, how: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def run_fork(command: list[str], **how: Any) -> SimpleNamespace:
+    """`subprocess.run` likewise."""
+    return SimpleNamespace(returncode=Fork(command, **how).wait())
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Do some work in a child, which ends with it."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    finally:
+        os._exit(70)
+
+
+def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int, err: int) -> None:
+    """Be `python -m module arguments` in this process, and leave it with that one's exit code."""
+    os.environ.clear()
+    os.environ.update(environ)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)
+    code: Any = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def serve(address: str) -> None:
+    """Fork for each connection, and tell it the child's number and, at its end, its exit code."""
+    for each in MODULES:
+        importlib.import_module(each)
+    for name in ("jobs", "forecast"):
+        module: Any = importlib.import_module(f"deepgrpo.lab.compare.{name}")
+        module.subprocess = SimpleNamespace(
+            Popen=Fork, run=run_fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+        )  # fmt: skip
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen()
+    print("ready", flush=True)
+    while True:
+        link, _ = server.accept()
+        fork(lambda link=link: _mind(link))  # type: ignore[misc]
+        link.close()
+
+
+def _mind(link: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, ends, _, _ = socket.recv_fds(link, 1 << 20, 2)
+    while not text.endswith(b"\n"):
+        text += link.recv(1 << 20)
+    asked = json.loads(text)
+
+    def command() -> None:
+        os.setsid()
+        link.close()
+        os.chdir(asked["cwd"])
+        main_of("deepgrpo.cli", asked["arguments"], asked["environ"], *ends)
+
+    pid = fork(command)
+    for end in ends:
+        os.close(end)
+    link.sendall(f"{pid}\n".encode())
+    _, status = os.waitpid(pid, 0)
+    link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

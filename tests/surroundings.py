@@ -1,0 +1,45 @@
+"""The checkout, and surroundings for tests that hold nothing of the user who runs them.
+
+Every test starts in an empty directory, with a home that does not exist and only the variables below. What it starts inherits
+that. Tests find the repository's files by `ROOT`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout."""
+
+KEPT = frozenset({
+    "PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "SHELL",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+    # of the tests themselves: a browser, and an interpreter with vLLM for the tests marked `vllm`
+    "DEEPGRPO_CHROMIUM", "DEEPGRPO_VLLM_PYTHON",
+})  # fmt: skip
+KEPT_PREFIXES = ("COVERAGE_", "PYTEST_", "CUDA_", "NVIDIA_")
+"""GPUs stay those that the user may use."""
+
+STATED = {
+    "LC_ALL": "C.UTF-8",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # nodes at 127.0.0.1 and nowhere else, as Ray does by itself on systems with a firewall that asks; which of the two is
+    # read depends on the version
+    "RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def clean_environment(environ: MutableMapping[str, str], home: Path) -> None:
+    """Drop every variable that is not kept, and state the rest; caches of libraries go below `home`."""
+    for name in [n for n in environ if n not in KEPT and not n.startswith(KEPT_PREFIXES)]:
+        del environ[name]
+    if "PYTHONPATH" in environ:  # other working directories follow
+        environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, environ["PYTHONPATH"].split(os.pathsep)))
+    environ.setdefault("OMP_NUM_THREADS", "1")
+    # drawing libraries list the machine's fonts once, which takes seconds
+    environ.update(STATED, HOME=str(home), MPLCONFIGDIR=str(home / "matplotlib"))
+    environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(home / "hypothesis")

@@ -1,0 +1,95 @@
+"""Imitation: its loss, its learning rate, and when it ends."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deepgrpo.config import WarmstartConfig
+from deepgrpo.errors import ConfigError
+from deepgrpo.model.policy import Policy
+from deepgrpo.train.warmstart import Example, Imitated, imitate, imitation_gradient, learning_rate, load_from
+
+BATCH: list[Example] = [((3, 4, 5), (6, 7, 1)), ((4, 4), (9, 1)), ((5, 6, 7, 8), (3, 3, 3, 1))]
+
+
+def test_the_loss_is_the_mean_over_solution_tokens(policy: Policy) -> None:
+    """Against torch's cross-entropy on each example alone: 3 + 2 + 4 tokens, the prompts are not counted."""
+    total = torch.zeros(())
+    for prompt, solution in BATCH:
+        logits = policy.model(torch.tensor([prompt + solution])).logits[0, len(prompt) - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits.float(), torch.tensor(solution), reduction="sum")
+    (total / 9).backward()
+    expected = {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
+    for p in policy.trainable().values():
+        p.grad = None
+    # 16 tokens a pack: the examples are in several packs
+    assert imitation_gradient(policy, BATCH, 16) == pytest.approx(total.item() / 9, rel=1e-5)
+    for name, p in policy.trainable().items():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_by_hand() -> None:
+    """20 steps: 2 of warm-up, then a cosine over 18; at step 11 half of it is done."""
+    config = WarmstartConfig(steps=20, lr=0.4)
+    assert [learning_rate(config, step) for step in (0, 1, 2)] == pytest.approx([0.2, 0.4, 0.4])
+    assert learning_rate(config, 11) == pytest.approx(0.2)
+    assert learning_rate(config, 19) == pytest.approx(0.4 * 0.5 * (1 + math.cos(math.pi * 17 / 18)))
+    # a tenth of 4 steps is less than one
+    assert learning_rate(WarmstartConfig(steps=4, lr=0.4), 0) == pytest.approx(0.4)
+
+
+def imitated(policy: Policy, reached: float, stop_at: int = 99) -> tuple[Imitated, list[tuple[int, float | None]], list[int]]:
+    seen: list[tuple[int, float | None]] = []
+    starts: list[int] = []
+
+    def examples(start: int, count: int) -> list[Example]:
+        starts.append(start)
+        return BATCH[:count]
+
+    config = WarmstartConfig(steps=5, batch_size=3, check_every=2, target_accuracy=0.5)
+    outcome = imitate(
+        policy, config, examples, tokens_per_pack=64, check=lambda: reached,
+        progress=lambda step, loss, accuracy: seen.append((step, accuracy)), stop=lambda: len(starts) == stop_at,
+    )  # fmt: skip
+    return outcome, seen, starts
+
+
+def test_it_ends_at_its_target_or_its_last_step_or_when_it_is_stopped(policy: Policy) -> None:
+    assert imitated(policy, 0.49) == (
+        Imitated(5, stopped=False), [(1, None), (2, 0.49), (3, None), (4, 0.49), (5, None)], [0, 3, 6, 9, 12]
+    )  # fmt: skip
+    assert imitated(policy, 0.5) == (Imitated(2, stopped=False), [(1, None), (2, 0.5)], [0, 3])
+    assert imitated(policy, 0.49, stop_at=3) == (Imitated(3, stopped=True), [(1, None), (2, 0.49), (3, None)], [0, 3, 6])
+
+
+def test_the_gradient_is_clipped(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    original: Any = torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters: Any, limit: float) -> Any:
+        limits.append(limit)
+        return original(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    imitated(policy, 0.5)
+    assert limits == [1.0, 1.0]
+
+
+def test_weights_of_another_run_are_loaded_or_refused(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"warmstart\.from is '.*nowhere', which is no directory here; name the directory"):
+        load_from(policy, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"but no weights can be read there \(.*\); name the directory `start`"):
+        load_from(policy, tmp_path)
+    (tmp_path / "start").mkdir()
+    policy.save(tmp_path / "start")
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with torch.no_grad():
+        for p in policy.trainable().values():
+            p.zero_()
+    load_from(policy, tmp_path / "start")
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())

@@ -23,8 +23,9 @@ from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.explore.toy import FakeEngine
+from deepgrpo.model.loading import load_policy, load_tokenizer
 from deepgrpo.model.meta_policy import build_meta_policy
-from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.train import room, setup
 from deepgrpo.train.build import build_shapes

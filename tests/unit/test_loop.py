@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeEngine
 
 from deepgrpo import rng
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.backend import LocalBackend, Parts

@@ -4,7 +4,7 @@
     python -m benchmarks.cost_growth docs/results/bench/growth          writes growth.json and growth.png (extra: plots)
 
 Each point is measured once and kept in the JSON file, so an interrupted run goes on where it stopped; delete the file to
-measure anew. The workload is S of `deepgrpo bench`, with one of its numbers changed.
+measure anew. The workload is S of `python -m benchmarks`, with one of its numbers changed.
 """
 
 from __future__ import annotations

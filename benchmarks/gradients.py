@@ -29,9 +29,11 @@ from torch import Tensor
 
 from deepgrpo.config import Config
 from deepgrpo.explore.grow import grow
-from deepgrpo.lab.compare.experiment import expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
+from deepgrpo.lab.compare.plan import expand
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.prompts.source import Cursor
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.setup import Run, open_run
 
 SKIPPED = ("grpo-lr2",)
@@ -97,7 +99,7 @@ def opened(config: Config, start: Path) -> Run:
     with tempfile.TemporaryDirectory() as place:
         elsewhere = config.run.model_copy(update={"dir": place})
         run = open_run(config.model_copy(update={"run": elsewhere}), None)
-    run.policy.load_weights(start / "start")
+    run.policy.load_weights(RunDir(start).start)
     return run
 
 

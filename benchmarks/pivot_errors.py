@@ -24,7 +24,9 @@ from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Tree
-from deepgrpo.train.trees import load_trees
+from deepgrpo.runs.facts import is_mixed, succeeds
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.trees import load_trees
 
 GAMMAS = (-20.0, 0.0, 1.0, 2.0, 3.0)
 
@@ -42,7 +44,7 @@ def main() -> None:
         if trees := [tree for each in saved[arm].values() for tree in each]:
             found[arm] = {"runs": len(saved[arm]), **pivots_of(trees)}
         print(arm, json.dumps(found.get(arm)))
-    recipe = load_recipe(next((options.experiment / "arms" / "deep").glob("seed-*")) / "config.toml")
+    recipe = load_recipe(RunDir(next((options.experiment / "arms" / "deep").glob("seed-*"))).config)
     found["q_before_error"] = mass_before_error([tree for each in saved["deep"].values() for tree in each], recipe)
     print(found["q_before_error"])
     options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -51,8 +53,9 @@ def main() -> None:
 def trees_of(experiment: Path, arm: str) -> dict[str, list[Tree]]:
     """The saved trees of an arm by run, of the runs that have some."""
     found: dict[str, list[Tree]] = {}
-    for file in sorted(experiment.glob(f"arms/{arm}/seed-*/trees/*.jsonl.gz")):
-        found.setdefault(file.parents[1].name, []).extend(load_trees(file))
+    for run in map(RunDir, sorted(experiment.glob(f"arms/{arm}/seed-*"))):
+        if trees := [tree for file in run.tree_files().values() for tree in load_trees(file)]:
+            found[run.path.name] = trees
     return found
 
 
@@ -71,8 +74,8 @@ def pivots_of(trees: Sequence[Tree]) -> dict[str, float]:
                 continue
             rewards = [tree.nodes[child].reward for child in tree.children(number)]
             before.append(pivot.offset <= error)
-            rescued.append(max(rewards) > 0)
-            mixed.append(max(rewards) != min(rewards))
+            rescued.append(succeeds(tree, number))
+            mixed.append(is_mixed(rewards))
             tokens.append(sum(len(tree.nodes[child].tokens) for child in tree.children(number)))
     here, saved, signal, cost = (np.array(each, dtype=float) for each in (before, rescued, mixed, tokens))
     return {

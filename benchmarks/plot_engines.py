@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what `deepgrpo bench` has measured of both engines, and write its tables into a page of the docs.
+"""Draw the measurements of both engines and write their tables into docs/results/engines.md.
 
     python -m benchmarks.plot_engines SAMPLING.json STEP.json docs/results/engines.md
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.lab.compare.figures import read_metrics
 from deepgrpo.lab.compare.plot import colour
 from deepgrpo.lab.compare.plot import draw as draw_comparison
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import read_metrics
 
 COLUMNS = (
     "step", "ledger/sampled_tokens", "ledger/optimizer_steps", "ledger/trained_tokens", "eval/greedy", "eval/sampled",
@@ -50,7 +51,7 @@ def main() -> None:
     # compact: one line, as nobody reads it by eye
     (target / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     steps = {
-        arm: {seed: read_metrics(options.experiment / "arms" / arm / f"seed-{seed}") for seed in each["runs"]}
+        arm: {seed: read_metrics(RunDir(options.experiment / "arms" / arm / f"seed-{seed}").metrics) for seed in each["runs"]}
         for arm, each in result["arms"].items()
     }
     compact = {

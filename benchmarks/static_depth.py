@@ -19,6 +19,7 @@ from typing import Any
 
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.machine import machine_and_versions
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.stats import wilson_interval
 
 STRENGTHS = (0.2, 0.45, 0.7)
@@ -59,7 +60,7 @@ def probe_file(options: argparse.Namespace, strength: float, seed: int) -> Path:
 def two_jobs(options: argparse.Namespace, strength: float, seed: int) -> list[Job]:
     """The warm start and the probe of one policy."""
     name, probe = f"warm-{strength:g}-{seed}", probe_file(options, strength, seed)
-    start = options.runs / name / "start"
+    start = RunDir(options.runs / name).start
     train = (
         "deepgrpo.cli", "train", "demo", "--run.dir", str(options.runs), "--run.name", name, "--run.seed", str(seed),
         "--data.seed", str(seed), "--run.steps", "0", "--warmstart.target_accuracy", f"{strength}",

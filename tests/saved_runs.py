@@ -15,9 +15,9 @@ from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.recoverability import Recoverability, fit_logistic
 from deepgrpo.records import ROOT, FinishReason, Ledger, Node, Pivot, Prompt, Score, StepReport, Tree
 from deepgrpo.rng import generator
-from deepgrpo.train.log import step_json
+from deepgrpo.runs.metrics import step_json
+from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.metrics import tree_metrics
-from deepgrpo.train.trees import save_trees
 from tiny import byte_tokenizer
 
 EOS = 1

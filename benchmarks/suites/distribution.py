@@ -30,9 +30,9 @@ from deepgrpo.errors import MissingExtraError
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import SampleRequest
+from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.backend import LocalBackend
 from deepgrpo.train.build import build_policy
-from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 

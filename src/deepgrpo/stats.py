@@ -1,23 +1,39 @@
-"""Intervals for what was counted in clusters: proportions, and ratios that may be compared with each other.
+"""Uncertainty of the figures: standard errors, intervals for clustered counts, and paired differences over seeds.
 
-A cluster is a prompt. Rollouts of one prompt, and continuations of one rollout, are alike; taken for independent they would
-make every interval too narrow.
+Counts: a cluster is a prompt. Rollouts of one prompt, and continuations of one rollout, are correlated; treating them as
+independent makes every interval too narrow.
+
+Paired differences: the unit is the seed. Both arms of a pair start from the same weights and see the same questions, so
+their difference cancels what the seed does to both. Questions are not resampled: the interval is about other seeds on these
+questions. Worked example: differences of 3 seeds are -1, 0, 4. A resample draws 3 of them with replacement; each of the 27
+ordered draws is equally likely, and the mean is lowest, -1, in 1 of 27 = 3.7%. That exceeds 2.5%, so neither end can be cut
+off: with 3 seeds the 95% interval is always the whole range, here -1 to 4.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+from deepgrpo import rng
+
+EXACT_UP_TO = 9
+"""Up to this many seeds all resamples are enumerated (24,310 distinct ones for 9); beyond, they are drawn."""
+DRAWS = 100_000
+"""Number of resamples drawn where enumeration is too expensive."""
 
 
 def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean of one value per prompt: `sqrt(sum (v - mean)^2 / (n (n-1)))`.
 
-    The unit is the prompt: with several samples per prompt pass the prompts' means, as samples of one prompt are not
-    independent. It says how the figure would vary over other prompts of the same kind, not over seeds of the training.
+    The unit is the prompt: with several samples per prompt, pass the means per prompt, as samples of one prompt are not
+    independent. It measures variation over other prompts of the same kind, not over training seeds.
 
     Returns 0 for a single value. Raises ValueError for none.
     """
@@ -64,17 +80,17 @@ class Proportion:
 
 
 def clustered_proportion(successes: Sequence[float] | np.ndarray, trials: Sequence[int] | np.ndarray) -> Proportion:
-    """Share of successes with a Wilson interval over the number of trials that the clusters are worth.
+    """Share of successes with a Wilson interval at the effective number of trials.
 
     `p = Σ s_c / Σ n_c`, `deff = max(1, v / v0)` with `v = C/(C-1) Σ (s_c - p n_c)² / n²` (the variance of a ratio between
     clusters) and `v0 = p (1-p) / (n-1)` (that of n independent trials); Wilson's interval is taken at `n / deff` trials
-    (Korn and Graubard 1998 do the same with another interval). If all trials or none succeed, v says nothing: then a cluster
-    counts as one trial.
+    (Korn and Graubard 1998 do the same with another interval). If all trials or none succeed, v is uninformative, and a
+    cluster counts as one trial.
 
     Args:
         successes, trials: `[C]` per cluster, with 0 ≤ s_c ≤ n_c and n_c ≥ 1.
 
-    With clusters of one trial each it is Wilson's interval as it stands: 8 of 10 give [0.490, 0.943].
+    With one trial per cluster it is the plain Wilson interval: 8 of 10 give [0.490, 0.943].
     Raises ValueError: no cluster, or a count out of range.
     """
     s, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
@@ -86,17 +102,17 @@ def clustered_proportion(successes: Sequence[float] | np.ndarray, trials: Sequen
     if count > 1 and 0 < p < 1:
         between = count / (count - 1) * float(np.sum((s - p * n) ** 2)) / total**2
         worth = total / max(1.0, between / (p * (1 - p) / (total - 1)))
-    # the formula wants whole trials: rounding down errs on the wide side
+    # the formula needs whole trials; rounding down errs on the wide side
     effective = max(1, math.floor(worth + 1e-9))
     low, high = wilson_interval(p * effective, effective)
     return Proportion(p, low, high, int(total), count)
 
 
 def cluster_weights(clusters: Sequence[str], replicates: int, random: np.random.Generator) -> np.ndarray:
-    """How often each item stands in each bootstrap replicate, whole clusters drawn with replacement: `[replicates, N]` ints.
+    """Multiplicity of each item in each bootstrap replicate, drawing whole clusters with replacement: `[replicates, N]` ints.
 
     Args:
-        clusters: `[N]` the cluster of each item.
+        clusters: `[N]` cluster of each item.
     """
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
@@ -107,25 +123,25 @@ def cluster_weights(clusters: Sequence[str], replicates: int, random: np.random.
 def simultaneous_intervals(
     points: np.ndarray, replicates: np.ndarray, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals that hold for all figures at once, so that the best of them may be picked and still be believed.
+    """Simultaneous intervals: they hold for all figures at once, so that the best figure may be picked and still be trusted.
 
-    Percentile intervals of the bootstrap, all of one tail, the widest tail t for which the share `level` of the replicates lies
-    within the intervals of all figures together (Mandel and Betensky 2008). t is .025 for one figure and .0051 for five
-    independent ones (1.96 and 2.57 standard errors if they are normal), and between the two if they go together. Unlike
-    intervals of point ± c · se they follow a skewed figure, such as a ratio to a count near 0, to its longer side.
+    Bootstrap percentile intervals with a common tail t, the largest for which a share `level` of the replicates is inside the
+    intervals of all figures together (Mandel and Betensky 2008). t is .025 for one figure, .0051 for five independent ones
+    (1.96 and 2.57 standard errors if normal), and between the two for correlated ones. Unlike point ± c · se, they follow a
+    skewed figure, such as a ratio to a count near 0, to its longer side.
 
     Args:
-        points: `[F]` figures; each is within its interval.
+        points: `[F]` figures; each is inside its interval.
         replicates: `[B, F]` the same figures in each bootstrap replicate; finite.
 
-    Returns `[F]` lower and `[F]` upper ends; a figure that never varies has an interval without width.
+    Returns `[F]` lower and `[F]` upper ends; a figure that never varies has an interval of width 0.
     """
     varies = replicates.std(axis=0) > 1e-12
     if not varies.any():
         return points.copy(), points.copy()
     count = len(replicates)
     drawn = replicates[:, varies]
-    # 0 for the smallest, 1 for the largest of a figure's replicates; equal ones are apart, which errs on the wide side
+    # rank from 0 (smallest replicate of a figure) to 1 (largest); ties are ranked apart, which errs on the wide side
     place = drawn.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable") / max(1, count - 1)
     outermost = np.maximum(place, 1 - place).max(axis=1)
     reach = float(np.quantile(outermost, level))
@@ -133,3 +149,88 @@ def simultaneous_intervals(
     low[varies] = np.minimum(points[varies], np.quantile(drawn, 1 - reach, axis=0))
     high[varies] = np.maximum(points[varies], np.quantile(drawn, reach, axis=0))
     return low, high
+
+
+# ---------------------------------------------------------------- paired differences over seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Summary of paired differences.
+
+    Example, for the differences -1, 0, 4: Interval(mean=1.0, low=-1.0, high=4.0, n=3, above=1, below=1, sign_p=1.0).
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Pairs, one per seed."""
+    above: int
+    """Seeds in which the difference is positive."""
+    below: int
+    sign_p: float
+    """Two-sided sign test, ties left out: probability that a fair coin splits the seeds at least as unevenly."""
+
+
+def bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
+    """Percentile bootstrap over seeds of a mean difference (Efron 1979), exact for up to 9 seeds.
+
+    A resample draws n of the n differences with replacement. `low` is the smallest mean that more than (1 - level) / 2 of
+    the resamples do not exceed, `high` the largest that more than (1 - level) / 2 reach; negating the differences negates
+    the interval. With more than 9 seeds, 100,000 resamples are drawn from a fixed seed.
+
+    With few seeds the interval is too narrow: the resamples spread too little by a factor sqrt((n - 1) / n), and Student's t
+    is ignored. For normal differences from 5 seeds a "95%" interval covers the true mean in about 84 of 100 cases.
+    Read it with `above`, `below` and `sign_p`.
+
+    Args:
+        differences: one per seed, at least 2, in any unit.
+        level: in (0, 1).
+
+    Raises:
+        ValueError: fewer than two differences, or one that is not finite, or a level out of range.
+    """
+    if len(differences) < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 of them, not {len(differences)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it should be between 0 and 1")
+    value_N = np.array(sorted(differences), dtype=np.float64)  # sorted: no result depends on the order of the seeds
+    if not np.isfinite(value_N).all():
+        raise ValueError(f"differences must be finite numbers, not {list(differences)}")
+    count_RN, weight_R = _resamples(len(value_N))
+    mean_R = count_RN @ value_N / len(value_N)
+    order = np.argsort(mean_R, kind="stable")
+    mean_R, weight_R = mean_R[order], weight_R[order]
+    cut = (1.0 - level) / 2.0 * float(weight_R.sum())
+    low = mean_R[np.argmax(np.cumsum(weight_R) > cut)]
+    high = mean_R[::-1][np.argmax(np.cumsum(weight_R[::-1]) > cut)]
+    above, below = int((value_N > 0).sum()), int((value_N < 0).sum())
+    return Interval(
+        float(value_N.mean()), float(low), float(high), len(value_N), above, below, sign_test(above, below)
+    )
+
+
+def sign_test(above: int, below: int) -> float:
+    """Two-sided exact sign test: min(1, 2 · P(X ≤ min(above, below))) with X ~ Binomial(above + below, 1/2).
+
+    5 against 0 gives 2 / 32 = 0.0625, the smallest value for 5 seeds. 1 if every pair is a tie.
+    """
+    n = above + below
+    tail: int = sum(math.comb(n, i) for i in range(min(above, below) + 1))
+    return min(1.0, float(2 * tail / 2**n))
+
+
+@lru_cache(maxsize=16)
+def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Multiplicity of each difference in a resample `[R, n]`, and the number of ordered draws it stands for `[R]`."""
+    if n > EXACT_UP_TO:
+        drawn = rng.generator("bootstrap", n).integers(0, n, size=(DRAWS, n))
+        count_RN = np.stack([(drawn == i).sum(axis=1) for i in range(n)], axis=1)
+        return count_RN.astype(np.float64), np.ones(DRAWS)
+    counts, weights = [], []
+    for bag in itertools.combinations_with_replacement(range(n), n):
+        times = Counter(bag)
+        counts.append([times[i] for i in range(n)])
+        weights.append(math.factorial(n) // math.prod(map(math.factorial, times.values())))
+    return np.array(counts, dtype=np.float64), np.array(weights, dtype=np.float64)

@@ -45,7 +45,7 @@ def words(text: str) -> str:
     ("arguments", "says"),
     [
         ((), ("usage: deepgrpo", "train", "eval", "recipes", "Start with: deepgrpo train demo")),
-        (("--help",), ("usage: deepgrpo", "Train a model by a recipe", "List the recipes that come along")),
+        (("--help",), ("usage: deepgrpo", "Train a model by a recipe", "List the shipped recipes")),
         (
             ("train", "--help"),
             ("[RECIPE]", "--dry-run", "--resume RUN_DIR", "--optim.lr 3e-5", "read as TOML", "--warmstart none",
@@ -66,7 +66,9 @@ def test_help_answers(arguments: tuple[str, ...], says: tuple[str, ...]) -> None
         assert part in words(done.stdout)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["eval", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["train", "--help"], ["train", "--help-config"], ["eval", "--help"], ["recipes"]]
+)
 def test_help_loads_no_torch_and_answers_at_once(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -93,7 +95,7 @@ def test_the_package_itself_is_light() -> None:
         "print(all(hasattr(deepgrpo, name) for name in dir(deepgrpo)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert done.stdout.splitlines() == ["[]", "deepgrpo.config 0 False", "True"]
+    assert done.stdout.splitlines() == ["[]", "deepgrpo.config.recipe 0 False", "True"]
 
 
 def test_a_name_that_the_package_does_not_have() -> None:

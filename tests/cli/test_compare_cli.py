@@ -189,8 +189,8 @@ def ctrl_c_saves_and_says_how_to_go_on(done: dict[str, Any]) -> None:
     out, err, code = done["stopped"]
     assert (code, err) == (130, "interrupted\n")
     assert re.search(r"^stopped; [23] of 4 runs are finished and kept, running ones were saved; go on", out, re.MULTILINE)
-    assert "tiny: 2 arms × 2 seeds, 8,000 sampled tokens each; 1 of 4 runs are there already\n" in out
-    assert re.search(r"^deep-seed-1 goes on at [\d,]+ tokens$", out, re.MULTILINE)
+    assert "tiny: 2 arms × 2 seeds, 8,000 sampled tokens each; 1 of 4 runs are finished already\n" in out
+    assert re.search(r"^deep-seed-1 continues at [\d,]+ tokens$", out, re.MULTILINE)
 
 
 def the_arms_of_a_seed_begin_with_the_same_weights(done: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ def the_figures_are_those_of_the_runs(done: dict[str, Any]) -> None:
 def once_more_only_looks(done: dict[str, Any], capsys: Any) -> None:
     before = stamps(done["arms"])
     assert cli.main(["compare", "exp.toml"]) == 0
-    assert "4 of 4 runs are there already" in capsys.readouterr().out
+    assert "4 of 4 runs are finished already" in capsys.readouterr().out
     assert stamps(done["arms"]) == before
     # from what the runs took: 4 runs of nothing left
     assert cli.main(["compare", "exp.toml", "--dry-run"]) == 0
@@ -301,7 +301,7 @@ def test_what_fails_or_falls_short_is_named(tmp_path: Path, commands: Starter) -
     process = commands.start("compare", "exp.toml", cwd=tmp_path)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, ""), out
-    assert re.search(r"^short-seed-1 goes on at \d+ tokens$", out, re.MULTILINE)
+    assert re.search(r"^short-seed-1 continues at \d+ tokens$", out, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, commands: Starter
         (("seeds = [1, 2]", "seeds = [1]"), "exp.toml: seeds is [1], but paired intervals need at least two seeds"),
         (("[arms.deep]", "[arms.deep]\nexplore.gama = 3"), "exp.toml, arm 'deep': unknown key 'explore.gama' (value 3)"),
         (("budget = 8_000", "budget = 800_000"), "the arm 'grpo' cannot reach the budget of 800,000 sampled tokens"),
-        (("limit = 12", "limit = 400"), "final.limit is 400, and 8 questions are watched while training"),
+        (("limit = 12", "limit = 400"), "final.limit is 400, and 8 questions are used during training"),
         (('base = "base.toml"', 'base = "nowhere.toml"'), "recipe 'nowhere.toml' does not exist"),
     ],
 )

@@ -230,11 +230,11 @@ def test_a_run_without_weights(probe: Any, place: Path) -> None:
         pytest.param(("--reward.function", "reward.py:always", "--rollouts", "8"), 0, "none of 32 responses failed", id="easy"),
         pytest.param(
             ("--reward.function", "reward.py:never", "--rollouts", "8"), 0,
-            "continuations of 8 failed responses succeeded, from no depth and not from the prompt (3 each)", id="hard",
+            "continuations of 8 failed responses succeeded, neither from any depth nor from the prompt (3 each)", id="hard",
         ),
         pytest.param(
             ("--segments", "count", "--segment-size", "1", "--rollouts", "8"), 0,
-            "have no state to branch at beside the prompt (one segment, 12 tokens", id="short",
+            "have no state to branch at besides the prompt (one segment, 12 tokens", id="short",
         ),
         pytest.param(("--max-sampled-tokens", "1", "--rollouts", "200", "--reward.function", "reward.py:always"), 1,
             "only 0 of 16 responses failed within 192 sampled tokens", id="cap"),
@@ -255,7 +255,7 @@ def test_where_there_is_nothing_to_compare(probe: Any, place: Path, arguments: t
     [
         (("tiny.toml", "--branches", "1"), 2, "--branches is 1, but a group of one is never mixed"),
         (("tiny.toml", "--explore.num_pivots", "0", "--explore.branches_per_pivot", "1"), 2, "--branches"),
-        (("tiny.toml", "--rollouts", "7"), 2, "--rollouts is 7, but fewer than 8 say nothing"),
+        (("tiny.toml", "--rollouts", "7"), 2, "--rollouts is 7, but fewer than 8 prove nothing"),
         (("tiny.toml", "--depths", "0"), 2, "--depths is 0; it should be 1 or more"),
         (("tiny.toml", "--gammas", "nan"), 2, "name at least one finite number"),
         (("tiny.toml", "--temperature", "0"), 2, "rollouts are sampled, so it should be above 0"),

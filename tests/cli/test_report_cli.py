@@ -63,7 +63,7 @@ def test_a_report_of_a_run_without_trees(tmp_path: Path, capsys: pytest.CaptureF
         (["report", "RUN", "--out", "."], 2, "which is a directory; name a file"),
         (["report", "RUN", "--out", "no/such/place.html"], 2, "cannot be written: no/such does not exist; choose another"),
         (["inspect", "nowhere"], 1, "'nowhere' does not exist"),
-        (["inspect", "RUN", "--step", "9"], 1, "the nearest that it has are 1, 2, 3"),
+        (["inspect", "RUN", "--step", "9"], 1, "the nearest steps with trees are 1, 2, 3"),
         (["inspect", "RUN", "--prompt", "q9"], 1, "--prompt 'q9' is not in any of the 3 saved steps"),
     ],
 )

@@ -27,8 +27,8 @@ from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
 from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
 from deepgrpo.errors import ConfigError  # noqa: E402
+from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
-from deepgrpo.train.trees import load_trees  # noqa: E402
 
 # eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step
 RECIPE: dict[str, Any] = {

@@ -10,6 +10,8 @@ with a tiny model, float32, one thread. A reduction brings further switches alon
 | constant  | 0.01, times lambda    | sequence | 2, clipped      | auto (none)   | scaled, whitened,     | merged,           |
 |           |                       |          |                 |               | penalty on length     | lambda 1.5        |
 
+Three more traces have `deep` with a switch: `cispo`, `mean` (credit.scale) and `mask` (loss.importance_mode).
+
 With `constant` the strategies have other switches too, those of released code among them (WITH_CONSTANT in
 `tests/golden/record.py`). Temperature is 0.9 with `sequence`. Start models are random, and the reward is one that they get
 about half of the time (`tests/golden/reward.py`): a warm start would carry its rounding into every later step. So the pivots

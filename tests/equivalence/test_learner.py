@@ -184,12 +184,13 @@ def test_tree_packs_give_the_gradient_of_rows(policy: Policy, config: Any, budge
 
 def test_a_window_shorter_than_a_path_means_rows(policy: Policy, config: Any) -> None:
     policy.verdict = dataclasses.replace(policy.try_tree_packing(), window=10)
-    settings = config()
-    learner = Learner(policy, None, build_optimizer(policy, settings.optim), settings)
-    layout = lay_out(TREES, [sibling_credit(t) for t in TREES])
-    assert not any(pack.segments for pack in learner._pack(TREES, layout))
+    optimizer = build_optimizer(policy, config().optim)
+    learner = Learner(policy, None, optimizer, config())
+    credits = [sibling_credit(t) for t in TREES]
+    rows = learner.update(TREES, credits).ledger
     policy.verdict = dataclasses.replace(policy.verdict, window=100)
-    assert all(pack.segments for pack in learner._pack(TREES, layout))
+    packed = learner.update(TREES, credits).ledger
+    assert rows.learner_tokens > packed.learner_tokens == packed.learner_tokens_unique == rows.learner_tokens_unique
 
 
 def test_gradient_checkpointing_and_chunks_do_not_change_the_gradient(policy: Policy, config: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from learners import LearnerWithOld
 from torch import Tensor
 from trees import make_tree
 
@@ -66,8 +67,7 @@ def spans(tree: Tree) -> list[Any]:
 def gradient(policy: Policy, config: Config, old_N: Tensor, trees: Sequence[Tree] = TREES) -> dict[str, Tensor]:
     """The gradient of the first optimizer step, with these old log-probs."""
     optimizer = build_optimizer(policy, config.optim)
-    learner = Learner(policy, None, optimizer, config)
-    learner._old_logprobs = lambda *_: old_N  # type: ignore[method-assign]
+    learner = LearnerWithOld(policy, None, optimizer, config, old_N=old_N)
     caught: list[dict[str, Tensor]] = []
     optimizer.register_step_pre_hook(
         lambda *_: caught.append({n: p.grad.clone() for n, p in policy.trainable().items() if p.grad is not None})

@@ -10,6 +10,7 @@ steps are TRL's own code. Our side is `sibling_credit` and `Learner.update`.
     dapo        token                                               token sum / tokens
 
     importance_sampling_level = "sequence" (GSPO) is our loss.ratio = "sequence", with any of them.
+    loss_type = "cispo" with epsilon_high is our loss.policy = "cispo" with cispo_high, and a token mean.
 
 Where the two are not the same, a test says so: rows without advantage (we may drop them), TRL's default KL (another
 gradient, even on-policy) and a `delta` below 1 + epsilon_high (which TRL advises against). Both sides compute in
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from learners import LearnerWithOld, ListeningRank
 from torch import Tensor
 from trees import make_tree
 
@@ -31,7 +33,6 @@ from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Tree
-from deepgrpo.train.learner import Learner
 from deepgrpo.train.optim import build_optimizer
 
 trl = pytest.importorskip("trl")
@@ -155,28 +156,12 @@ def our_steps(
         old_N: log-probs that take the place of those before the first step (which are computed if `optim.epochs` > 1).
     """
     optimizer = build_optimizer(policy, config.optim)
-    learner = Learner(policy, reference, optimizer, config)
-    losses: list[float] = []
+    ranks = ListeningRank()
+    learner = LearnerWithOld(policy, reference, optimizer, config, old_N=old_N, ranks=ranks)
     gradients: list[dict[str, Tensor]] = []
-    loss_function = learner._loss_function
-
-    def listening(*args: Any) -> Any:
-        losses.append(0.0)
-        loss_of = loss_function(*args)
-
-        def loss_of_pack(*args: Any) -> Tensor:
-            loss = loss_of(*args)
-            losses[-1] += float(loss.detach())
-            return loss
-
-        return loss_of_pack
-
-    learner._loss_function = listening  # type: ignore[method-assign]
-    if old_N is not None:
-        learner._old_logprobs = lambda *_: old_N  # type: ignore[method-assign]
     optimizer.register_step_pre_hook(lambda *_: gradients.append(gradient_of(policy.model)))
     update = learner.update(trees, [sibling_credit(tree, config.credit.scale) for tree in trees])
-    return [Step(*step) for step in zip(losses, gradients, strict=True)], update.metrics
+    return [Step(*step) for step in zip(ranks.losses, gradients, strict=True)], update.metrics
 
 
 @pytest.fixture
@@ -322,6 +307,58 @@ def test_ratios_of_whole_sequences(
     alone = config({"beta": beta, **REDUCTIONS[loss_type], "clip_low": 0.1, "clip_high": 0.05, "dual_clip": delta or "none"})
     steps, _ = our_steps(policy, alone, MIXED, batch.reference if beta else None, batch.old_N)
     assert distance(steps[0].gradient, expected.gradient) > 0.01
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_cispo(policy: Policy, config: Any, off_policy: Any, level: str, beta: float) -> None:
+    """TRL's `epsilon_high` bounds the ratio itself, and there is no lower bound."""
+    high = 1.4 if level == "token" else 1.05
+    batch = off_policy(MIXED, loss_type="cispo", beta=beta, epsilon_high=high, importance_sampling_level=level)
+    expected = their_step(batch.trainer, batch.inputs)
+    loss = {"beta": beta, "policy": "cispo", "ratio": level, "cispo_high": high, "clip_low": 0.2, "clip_high": 0.2}
+    steps, metrics = our_steps(policy, config(loss), MIXED, batch.reference if beta else None, batch.old_N)
+    assert steps[0].loss == pytest.approx(expected.loss, rel=ROUNDING)
+    assert distance(steps[0].gradient, expected.gradient) < ROUNDING
+    # some ratios of either sign of the advantage are above the bound
+    lengths = [len(node.tokens) for tree in MIXED for node in tree.nodes] if level == "sequence" else [1] * len(batch.ratio_N)
+    ratio_N = torch.cat([part.log().mean().exp().expand(len(part)) for part in batch.ratio_N.split(lengths)])
+    up, down = (ratio_N > high) & (batch.advantage_N > 0), (ratio_N > high) & (batch.advantage_N < 0)
+    assert up.sum() >= 3 and down.sum() >= 3
+    # TRL counts those with a positive advantage; ours counts all whose weight was bounded
+    assert metrics["main/clip_fraction"] == pytest.approx(float((up | down).float().mean()))
+    if level == "token":
+        assert batch.trainer._metrics["train"]["cispo_clip_ratio"][-1] == pytest.approx(float(up.float().mean()))
+    # the control: the surrogate is something else
+    other, _ = our_steps(policy, config({"beta": beta, "ratio": level}), MIXED, batch.reference if beta else None, batch.old_N)
+    assert distance(other[0].gradient, expected.gradient) > 0.01
+
+
+@pytest.mark.parametrize("loss_type", REDUCTIONS)
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_importance_weights(policy: Policy, config: Any, off_policy: Any, loss_type: str, mode: str) -> None:
+    """TRL multiplies by `importance_sampling_ratio`, bounded here as its "token_truncate" and "token_mask" bound it.
+
+    The sampler of the trees has -1 for every token. Masked tokens stay in TRL's denominators too.
+    """
+    batch = off_policy(MIXED, loss_type=loss_type)
+    weight_BT = (batch.inputs["old_per_token_logps"] + 1).exp()
+    weight_N = weight_BT[batch.inputs["completion_mask"].bool()]
+    low, high = float(weight_N.quantile(0.2)), float(weight_N.quantile(0.8))
+    outside_BT = (weight_BT < low) | (weight_BT > high)
+    bounded_BT = weight_BT.masked_fill(outside_BT, 0.0) if mode == "mask" else weight_BT.clamp(max=high)
+    batch.inputs["importance_sampling_ratio"] = bounded_BT
+    batch.trainer.use_vllm = True  # which is what makes TRL look at it; nothing is sampled any more
+    expected = their_step(batch.trainer, batch.inputs)
+    bounds = {"importance_low": low, "importance_high": high} if mode == "mask" else {"importance_cap": high}
+    loss = {**REDUCTIONS[loss_type], "importance": "on", "importance_mode": mode, **bounds}
+    steps, metrics = our_steps(policy, config(loss), MIXED, old_N=batch.old_N)
+    assert steps[0].loss == pytest.approx(expected.loss, rel=ROUNDING)
+    assert distance(steps[0].gradient, expected.gradient) < ROUNDING
+    assert metrics.get("mismatch/masked", 0.4) == pytest.approx(0.4, abs=0.05)
+    # the control: without weights
+    plain, _ = our_steps(policy, config(REDUCTIONS[loss_type]), MIXED, old_N=batch.old_N)
+    assert distance(plain[0].gradient, expected.gradient) > 0.01
 
 
 @pytest.mark.parametrize("loss_type", REDUCTIONS)

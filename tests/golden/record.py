@@ -67,6 +67,27 @@ REDUCTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
+    "cispo": {
+        "loss": {"beta": 0.01, "lambda": 0.5, "policy": "cispo", "cispo_low": 0.98, "cispo_high": 1.02},
+        "optim": {"minibatches": 2},
+    },
+    "mean": {
+        "loss": {"beta": 0.01, "clip_low": 0.02, "clip_high": 0.03},
+        "optim": {"minibatches": 2},
+        "credit": {"scale": "mean"},
+    },
+    "mask": {
+        "loss": {
+            "beta": 0.01, "clip_low": 0.02, "clip_high": 0.03, "importance": "on", "importance_mode": "mask",
+            "importance_low": 0.908, "importance_high": 0.916,
+        },
+        "optim": {"minibatches": 2},
+        "sampling": {"top_p": 0.9},
+    },
+}  # fmt: skip
+"""Further switches, each recorded with `deep` and the reduction `token` only."""
+
 LAYOUTS = {"packed": "on", "rows": "off"}
 UNSCALED = ("treerl", "attnrl")
 """Strategies that refuse `credit.scale = "std"`."""
@@ -80,6 +101,7 @@ class Trace:
 
     strategy: str
     reduction: str
+    """Key of REDUCTIONS or SWITCHES."""
     layout: str
 
     @property
@@ -92,7 +114,7 @@ class Trace:
 
     def recipe(self, directory: Path) -> dict[str, Any]:
         """A recipe as a nested dict; the run goes into `directory`."""
-        changes = REDUCTIONS[self.reduction]
+        changes = REDUCTIONS.get(self.reduction) or SWITCHES[self.reduction]
         constant = self.reduction == "constant"
         credit = dict(changes.get("credit", {}))
         if self.strategy in UNSCALED:
@@ -113,7 +135,7 @@ class Trace:
                 "type": self.strategy, **STRATEGIES[self.strategy], **(WITH_CONSTANT.get(self.strategy, {}) if constant else {})
             },
             "credit": credit,
-            "loss": {"reduction": self.reduction, **changes["loss"]},
+            "loss": {"reduction": self.reduction if self.reduction in REDUCTIONS else "token", **changes["loss"]},
             # a large eps: without it the direction of a weight without gradient is that of rounding
             "optim": {"lr": 3e-3, "eps": 1e-4, **changes.get("optim", {})},
             "learner": {"tree_packing": LAYOUTS[self.layout], "tokens_per_pack": 384},
@@ -123,6 +145,7 @@ class Trace:
 
 
 TRACES = [Trace(strategy, reduction, layout) for strategy in STRATEGIES for reduction in REDUCTIONS for layout in LAYOUTS]
+TRACES += [Trace("deep", switch, "packed") for switch in SWITCHES]
 
 
 def run(trace: Trace, directory: Path) -> list[dict[str, Any]]:
@@ -181,6 +204,8 @@ def without_signal(trace: Trace, steps: Sequence[Mapping[str, Any]]) -> list[str
         lacks.append("no KL")
     if trace.reduction == "sequence" and all(abs(step["mismatch/weight"] - 1.0) < 1e-3 for step in steps):
         lacks.append("no importance weight")
+    if trace.reduction == "mask" and not all(0 < step.get("mismatch/masked", 0.5) < 0.9 for step in steps):
+        lacks.append("a step without a masked token")
     return lacks
 
 

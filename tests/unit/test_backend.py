@@ -12,6 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from deepgrpo.errors import CheckpointError, EngineError
+from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.policy import Policy
 from deepgrpo.train.backend import LocalBackend, Parts
 from deepgrpo.train.build import build_shapes
@@ -21,7 +22,6 @@ from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import train
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.stop import graceful_stop
-from fakes import FakeEngine
 
 # ---------------------------------------------------------------- parts
 

@@ -15,13 +15,14 @@ from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartCo
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
-from deepgrpo.lab.compare.experiment import Plan, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, differences, training_figures
 from deepgrpo.lab.compare.final_eval import refuse_too_few, untouched_prompts
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
+from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, short
+from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, short
 from deepgrpo.prompts import synthetic
 
 BASE = """
@@ -129,7 +130,7 @@ def without(text: str, *lines: str) -> str:
     [
         (EXPERIMENT.replace("[1, 2]", "[7]"), "seeds is [7], but paired intervals need at least two seeds"),
         (EXPERIMENT.replace("[1, 2]", "[1, 2, 1]"), "seeds has 1 twice"),
-        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "grop"'), "'grop', which is no arm; did you mean 'grpo'?"),
+        (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "grop"'), "'grop', which is not an arm; did you mean 'grpo'?"),
         (EXPERIMENT.replace('baseline = "grpo"', 'baseline = "xyz"'), "the arms are: grpo, deep"),
         (without(EXPERIMENT, '[arms.grpo.explore]\ntype = "root"', "[arms.deep]") + "[arms]", "arms is empty"),
         (without(EXPERIMENT, "[arms.deep]"), "arms has ['grpo'] alone"),
@@ -207,7 +208,7 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
     refuse_too_few(config, plan.final)
     # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split
-    with pytest.raises(ConfigError, match=r"final.limit is 5000, and 16 questions are watched"):
+    with pytest.raises(ConfigError, match=r"final.limit is 5000, and 16 questions are used during training"):
         refuse_too_few(config, plan.final.model_copy(update={"limit": 5000}))
 
 
@@ -303,9 +304,9 @@ def test_a_comparison_by_hand(done: Plan) -> None:
 def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
     result = compare(done, done.runs)
     out = Console(file=io.StringIO(), width=250)
-    for sheet in sheets(result):
-        assert all(len(row) == len(sheet.columns) for row in sheet.rows)
-        out.print(as_table(sheet))
+    for table in comparison_tables(result):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        out.print(as_table(table))
     text = out.file.getvalue()  # type: ignore[attr-defined]
     page = as_markdown(result)
     for shown in (text, page):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trees import make_tree
 
-from deepgrpo.credit.group import centre
+from deepgrpo.credit.group import NegativeRewardError, centre
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.credit.whiten import whiten
 
@@ -23,10 +25,35 @@ def test_std_is_the_sample_deviation_plus_1e_4() -> None:
     assert centre([1, 0, 1, 0], "std") == pytest.approx(np.array([1, -1, 1, -1]) * 0.5 / (0.5773502691896258 + 1e-4))
 
 
-def test_agreement_is_exactly_zero_even_where_the_mean_rounds() -> None:
+def test_scaled_by_the_mean() -> None:
+    """MaxRL: mean of 1, 0, 0, 0 is 1/4, so .75 / .25 = 3 and -.25 / .25 = -1; two of four: .5 / .5 and -.5 / .5.
+
+    Rewards 3, 1, 2 have the mean 2: 1/2, -1/2, 0.
+    """
+    assert centre([1, 0, 0, 0], "mean").tolist() == [3, -1, -1, -1]
+    assert centre([1, 0, 1, 0], "mean").tolist() == [1, -1, 1, -1]
+    assert centre([3, 1, 2], "mean").tolist() == [0.5, -0.5, 0]
+
+
+def test_a_mean_below_zero_is_refused_and_none_at_all_is_zero() -> None:
+    """With the mean -0.5 the advantage of reward 0 would be -1 and that of reward -1 would be 1."""
+    assert centre([0, 0, 0], "mean").tolist() == [0, 0, 0]
+    for rewards in ([0, -1], [2, -1], [-1, -1]):  # also where the mean is positive, or the group agrees
+        with pytest.raises(NegativeRewardError, match=r'credit.scale is "mean", but a group has the reward -1: .*"none"'):
+            centre(rewards, "mean")
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=20))
+def test_scaled_by_the_mean_advantages_are_bounded(rewards: list[float]) -> None:
+    """No reward is above N times the mean, so no constant has to be added to it."""
+    advantages = centre(rewards, "mean")
+    assert advantages.min() >= -1 and advantages.max() <= (len(rewards) - 1) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("scale", ["none", "std", "mean"])
+def test_agreement_is_exactly_zero_even_where_the_mean_rounds(scale: Any) -> None:
     # the floating-point mean of seven times 0.1 is not 0.1
-    assert not centre([0.1] * 7).any()
-    assert not centre([0.1] * 7, "std").any()
+    assert not centre([0.1] * 7, scale).any()
 
 
 def test_one_sibling_has_no_baseline() -> None:

@@ -188,8 +188,8 @@ def test_a_state_needs_siblings(recipe: Any) -> None:
 def test_a_run_bills_the_bases_and_does_not_train_them(recipe: Any) -> None:
     import json
 
+    from deepgrpo.runs.trees import load_trees
     from deepgrpo.train.loop import train
-    from deepgrpo.train.trees import load_trees
 
     config = recipe(
         explore={"type": "fr3e", "num_bases": 2, "num_anchors": 2, "rollouts_per_state": 3},

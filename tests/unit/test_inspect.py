@@ -159,7 +159,7 @@ def test_nothing_steers_the_terminal(tmp_path: Path, show: Show) -> None:
 
 def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     for options, sentence in [
-        ({"step": 12}, r"--step 12: .* no trees of that step; the nearest that it has are 10, 20 \(log.trees_every is 1\)"),
+        ({"step": 12}, r"--step 12: .* no trees of that step; .* with trees are 10, 20 \(log.trees_every is 1\)"),
         ({"step": 10, "prompt": "q3"}, r"--prompt 'q3' is not in step 10; step 10 has 2 prompts, such as 'q1', 'easy'"),
         ({"prompt": "q3"}, "is not in any of the 2 saved steps"),
         ({"step": 10, "prompt": "q1", "only": "truncated"}, "is in step 10, but not truncated: it is mixed, rescued"),
@@ -172,7 +172,7 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log.trees_every is not set.*--log.trees_every 10"):
         run_inspect(InspectOptions(never))
     lost = write_run(tmp_path / "lost", {}, last_step=30, recipe={"log": {"trees_every": 10}})
-    with pytest.raises(DataError, match=r"no saved trees, although log.trees_every is 10 .* at step 30: .*trees is not there"):
+    with pytest.raises(DataError, match=r"although log.trees_every is 10 .* at step 30: .*trees is missing or empty"):
         run_inspect(InspectOptions(lost))
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):

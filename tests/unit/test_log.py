@@ -18,7 +18,8 @@ import deepgrpo
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import MissingExtraError
 from deepgrpo.records import Ledger, StepReport
-from deepgrpo.train.log import RunLog, step_json, step_line, truncate
+from deepgrpo.runs.metrics import step_json, truncate_metrics
+from deepgrpo.train.log import RunLog, step_line
 
 METRICS = {
     "main/reward": 0.41,
@@ -84,10 +85,10 @@ def test_truncate_drops_later_and_torn_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = "".join(json.dumps({"step": step}) + "\n" for step in range(1, 6))
     path.write_text(whole + '{"step": 3, "rew')
-    assert truncate(path, 3) == 3  # steps 4 and 5, and the torn line
+    assert truncate_metrics(path, 3) == 3  # steps 4 and 5, and the torn line
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    assert truncate(path, 3) == 0
-    assert truncate(tmp_path / "absent.jsonl", 3) == 0
+    assert truncate_metrics(path, 3) == 0
+    assert truncate_metrics(tmp_path / "absent.jsonl", 3) == 0
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 

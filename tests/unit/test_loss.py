@@ -14,6 +14,7 @@ from deepgrpo.loss.kl import k3
 from deepgrpo.loss.ratio import importance_weight, log_ratio
 from deepgrpo.loss.streams import select, term_weights
 from deepgrpo.loss.surrogate import surrogate
+from deepgrpo.records import Credit, CreditSpan
 
 MAIN2_BRANCH4 = np.array([0, 0, 1, 1, 1, 1])
 
@@ -56,7 +57,7 @@ def test_k3_by_hand() -> None:
 
 def test_importance_weight_is_capped_and_detached() -> None:
     learner = torch.tensor([0.0, 0.0], requires_grad=True)
-    weight = importance_weight(learner, torch.tensor([-math.log(1.5), -math.log(9.0)]), cap=2.0)
+    weight = importance_weight(learner, torch.tensor([-math.log(1.5), -math.log(9.0)]), 0.0, 2.0)
     assert weight.tolist() == pytest.approx([1.5, 2.0])
     assert not weight.requires_grad
 
@@ -99,6 +100,13 @@ def test_rows_without_advantage_leave() -> None:
     assert dropped.dropped_zero == 2
     kept = select(credits, drop_zero_advantage=False)
     assert [len(c.spans) for c in kept.credits] == [2, 2]
+
+
+def test_rows_are_without_advantage_below_1e_8() -> None:
+    """The reference's threshold: 1e-8 itself stays, of either sign."""
+    spans = tuple(CreditSpan(i, 0, 1, a, "main") for i, a in enumerate([1e-8, -1e-8, 0.99e-8, -0.99e-8]))
+    kept = select([Credit(spans, ())], drop_zero_advantage=True)
+    assert [s.node for s in kept.credits[0].spans] == [0, 1] and kept.dropped_zero == 2
 
 
 def test_minimum_of_branch_rows_counts_after_the_zero_rows_left() -> None:

@@ -29,7 +29,7 @@ from deepgrpo.lab.probe.sampling import (
     Sampled,
     band_of,
     draw_states,
-    gather,
+    sample_probe,
 )
 from deepgrpo.lab.probe.verdict import early_verdict, remarks, verdict
 from deepgrpo.prompts.source import Cursor
@@ -189,7 +189,7 @@ def probe(world: World, asked: ProbeStrategy | None = None, **changes: Any) -> S
         "wanted": 64, "most_tokens": 10**7, "seed": 0, "max_rows": 64, "truncated_counts": True, **changes
     }  # fmt: skip
     source: Any = Questions()
-    return gather(
+    return sample_probe(
         source, asked or strategy(), world, judge, decode=lambda tokens: "", params=SamplingParams(),
         limits=Limits(LENGTH, 100), **settings,
     )  # fmt: skip
@@ -465,7 +465,7 @@ def test_responses_without_a_state_to_branch_at() -> None:
     sampled = probe(World(falling), strategy(segments=1))
     said = early_verdict(sampled, wanted=64, branches=8)
     assert said is not None and said.code == "too_short" and sampled.batches == 1
-    assert "have no state to branch at beside the prompt (one segment, 24 tokens" in said.sentence
+    assert "have no state to branch at besides the prompt (one segment, 24 tokens" in said.sentence
     assert [band.band for band in figures(sampled).bands] == [0]
 
 
@@ -479,4 +479,4 @@ def test_responses_that_are_all_cut_off() -> None:
 def test_few_prompts_are_remarked() -> None:
     failed = [rollout(str(i % 4), (0, 0.25, 100, (1, 0)), (2, 0.75, 50, (0, 1))) for i in range(10)]
     (note,) = remarks(Sampled(failed, rollouts=10), wanted=10, most_tokens=1000)
-    assert "4 different prompts only" in note
+    assert "only 4 different prompts" in note

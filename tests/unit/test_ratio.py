@@ -63,10 +63,11 @@ def test_the_importance_weight_of_a_sequence() -> None:
     """log-prob differences log 1.5 and log 6 have the mean log 3, above the cap of 2; log 1.5 alone is below."""
     sampler = tensor(-math.log(1.5), -math.log(6), -math.log(1.5))
     learner = tensor(0, 0, 0).requires_grad_()
-    weight = importance_weight(learner, sampler, 4.0, torch.tensor([0, 0, 1]))
+    weight = importance_weight(learner, sampler, 0.0, 4.0, sequence_N=torch.tensor([0, 0, 1]))
     assert weight.tolist() == pytest.approx([3, 3, 1.5]) and not weight.requires_grad
-    assert importance_weight(learner, sampler, 2.0, torch.tensor([0, 0, 1])).tolist() == pytest.approx([2, 2, 1.5])
-    assert importance_weight(learner, sampler, 4.0).tolist() == pytest.approx([1.5, 4, 1.5])
+    capped = importance_weight(learner, sampler, 0.0, 2.0, sequence_N=torch.tensor([0, 0, 1]))
+    assert capped.tolist() == pytest.approx([2, 2, 1.5])
+    assert importance_weight(learner, sampler, 0.0, 4.0).tolist() == pytest.approx([1.5, 4, 1.5])
 
 
 # ---------------------------------------------------------------- against the formula

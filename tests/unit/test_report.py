@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,22 @@ from deepgrpo.records import ROOT, CreditSpan, Pivot, Tree
 from deepgrpo.report.blocks import TreeIndex, choose_steps, pack, tree_blocks, tree_json, unpack
 from deepgrpo.report.command import label_runs, unique
 from deepgrpo.report.curves import metric_columns, run_warnings
-from deepgrpo.report.gather import gather
 from deepgrpo.report.page import page_parts, safe_json
 from deepgrpo.report.pivots import (
-    Seen,
+    PivotOutcome,
     candidate_ratios,
     columns,
-    depth_bin,
+    pivot_outcomes,
     q_mass,
     q_over_time,
     reliability,
-    seen_pivots,
 )
-from deepgrpo.report.saved import SavedRun, SavedTree, nearest
+from deepgrpo.report.run_page import build_page
 from deepgrpo.report.tokens import TokenTexts, own_text, read_tokens, segment_ends
-from deepgrpo.report.verdict import FLAGS, tree_facts
+from deepgrpo.runs.facts import FLAGS, tree_facts
+from deepgrpo.runs.saved import SavedRun, nearest
+from deepgrpo.runs.trees import SavedTree, load_trees
 from deepgrpo.train import metrics as train_metrics
-from deepgrpo.train.trees import load_trees
 from saved_runs import encode, node, random_run, random_tree, small_tree, tokenizer, write_run
 
 HOSTILE = [
@@ -47,6 +46,9 @@ HOSTILE = [
     "𝔸👩\u200d👩\u200d👧é", "$title ${style} %s {0}",
     "'\"`\\",
 ]  # fmt: skip
+
+LONE_SURROGATE = "\ud800"
+"""JSON can spell it, UTF-8 cannot: a warning may hold it, a saved tree may not."""
 
 
 def saved(tree: Tree, step: int = 1, number: int = 0) -> SavedTree:
@@ -95,7 +97,6 @@ def test_rescues_are_counted_as_the_metrics_of_the_run_count_them(seed: int) -> 
     assert verdict.pivots == metrics["pivots/count"]
     if verdict.pivots:
         assert verdict.rescued == pytest.approx(metrics["pivots/rescue_rate"] * verdict.pivots)
-        assert [depth_bin(p.ratio) for p in tree.pivots] == [train_metrics.depth_bin(p) for p in tree.pivots]
 
 
 # ---------------------------------------------------------------- pivots
@@ -148,8 +149,9 @@ def test_reliability_worked_by_hand() -> None:
         {"step": 4, "recoverability/fitted": 1.0, "recoverability/w": 0.0, "recoverability/b": math.log(1 / 3)},
         {"step": 5, "recoverability/fitted": 1.0, "recoverability/w": 9.0, "recoverability/b": 9.0},
     ]
-    pivots = [Seen(5, f"q{i}", 0.5, i == 0) for i in range(4)]
-    found = reliability([*pivots, Seen(4, "before the fit", 0.5, True), Seen(9, "no metrics", 0.5, True)], metrics)
+    pivots = [PivotOutcome(5, f"q{i}", 0.5, i == 0) for i in range(4)]
+    unknown = [PivotOutcome(4, "before the fit", 0.5, True), PivotOutcome(9, "no metrics", 0.5, True)]
+    found = reliability([*pivots, *unknown], metrics)
     assert found is not None
     (only,) = found["bins"]
     assert (only["predicted"], only["observed"], only["pivots"]) == (pytest.approx(0.25), 0.25, 4)
@@ -164,8 +166,8 @@ def test_reliability_worked_by_hand() -> None:
 
 def test_a_pivot_succeeds_by_the_threshold_of_the_recipe() -> None:
     tree = small_tree()
-    assert seen_pivots(tree, 7, 0.0) == [Seen(7, "q1", 0.5, True)]
-    assert seen_pivots(tree, 7, 1.0) == [Seen(7, "q1", 0.5, False)]
+    assert pivot_outcomes(tree, 7, 0.0) == [PivotOutcome(7, "q1", 0.5, True)]
+    assert pivot_outcomes(tree, 7, 1.0) == [PivotOutcome(7, "q1", 0.5, False)]
 
 
 # ---------------------------------------------------------------- metrics
@@ -265,7 +267,7 @@ def test_a_damaged_file_of_trees_is_named_and_the_rest_is_shown(tmp_path: Path, 
     )  # fmt: skip
     with pytest.raises(DataError, match=r"step-000001.*delete it"):
         list(run.trees(1))
-    page = gather(run, 100)
+    page = build_page(run, 100)
     assert any("step-000001" in note for note in page.notes)
     assert unpack(page.data["trees"]["index"])["step"] == [2]
 
@@ -285,7 +287,7 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
     (young / "config.toml").touch()
     for path, sentence in {
         "nowhere": "does not exist", "empty": "no config.toml", "young": "no step has been taken",
-        "runs": "holds the runs demo", "runs/demo/trees": "lies inside of one; name .*demo",
+        "runs": "holds the runs demo", "runs/demo/trees": "it is inside one; name .*demo",
         "runs/demo/config.toml": "it is a file",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=sentence):
@@ -351,37 +353,25 @@ def test_no_text_can_end_its_script_element(text: str) -> None:
 
 
 def hostile_tree(i: int, text: str) -> Tree:
-    # a lone half of a character cannot be tokenized, but it can stand in a saved question
     tree = random_tree(text, 1, i)
     prompt = replace(tree.prompt, id=text, question=text, text=text, answer=text)
-    sayable = text.encode("utf-8", "ignore").decode()
     nodes = [
-        node(Tree(prompt), ROOT, 0, sayable, 0.0, 0),
+        node(Tree(prompt), ROOT, 0, text, 0.0, 0),
         node(Tree(prompt), ROOT, 0, "x", 1.0, 0),
     ]
     return Tree(prompt).add([tree.pivots[0]], nodes)
 
 
 def hostile_run(directory: Path) -> Path:
-    trees = [hostile_tree(i, text) for i, text in enumerate(HOSTILE) if text != "\ud800"]
+    trees = [hostile_tree(i, text) for i, text in enumerate(HOSTILE) if text != LONE_SURROGATE]
     run = write_run(directory, {1: trees}, warnings={1: tuple(t for t in HOSTILE)})
-    # JSON may spell what UTF-8 cannot
-    path = run / "trees" / "step-000001.jsonl.gz"
-    lines = gzip.decompress(path.read_bytes()) + json.dumps({**raw_tree(hostile_tree(99, "surrogate")), "credit": []}).replace(
-        '"surrogate"', '"\\ud800"'
-    ).encode() + b"\n"  # fmt: skip
-    path.write_bytes(gzip.compress(lines))
     with (run / "config.toml").open("a") as file:
         file.write("# </script><script>alert(1)</script><!-- $title\n")
     return run
 
 
-def raw_tree(tree: Tree) -> dict[str, Any]:
-    return asdict(tree)
-
-
 def test_hostile_texts_stay_data(tmp_path: Path) -> None:
-    page = gather(SavedRun(hostile_run(tmp_path / "run")), 100)
+    page = build_page(SavedRun(hostile_run(tmp_path / "run")), 100)
     page.data["name"] = HOSTILE[0]
     html = "".join(page_parts(" ".join(HOSTILE), {"runs": [page.data]}, [("block-0-0", page.blocks[0])]))
     # only our own markup: data, a block, and one script
@@ -393,11 +383,11 @@ def test_hostile_texts_stay_data(tmp_path: Path) -> None:
     assert found is not None
     data = json.loads(found[1])["runs"][0]
     assert [each["text"] for each in data["warnings"]] == HOSTILE
-    assert {each["id"] for each in unpack(page.blocks[0])} == set(HOSTILE)
+    assert {each["id"] for each in unpack(page.blocks[0])} == set(HOSTILE) - {LONE_SURROGATE}
 
 
 def test_the_page_reaches_for_nothing(tmp_path: Path) -> None:
-    page = gather(SavedRun(random_run(tmp_path / "run", 2, 3)), 100)
+    page = build_page(SavedRun(random_run(tmp_path / "run", 2, 3)), 100)
     html = "".join(page_parts("t", {"runs": [page.data]}, []))
     assert "default-src 'none'" in html
     assert not re.findall(r"""(?:src|href|action)=["'](?!#|data:,)""", html)
@@ -407,12 +397,12 @@ def test_the_page_reaches_for_nothing(tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     run = random_run(tmp_path / "run", 2, 3)
-    one, two = gather(SavedRun(run), 100), gather(SavedRun(run), 100)
+    one, two = build_page(SavedRun(run), 100), build_page(SavedRun(run), 100)
     assert (one.data, one.blocks) == (two.data, two.blocks)
 
 
 def test_more_trees_than_the_page_takes(tmp_path: Path) -> None:
-    page = gather(SavedRun(random_run(tmp_path / "run", 10, 4)), 12)
+    page = build_page(SavedRun(random_run(tmp_path / "run", 10, 4)), 12)
     assert (page.data["trees"]["saved"], page.data["trees"]["shown"]) == (40, 12)
     assert set(unpack(page.data["trees"]["index"])["step"]) == {1, 5, 10}
     assert any("12 of 40 saved trees" in note and "--max-trees 40" in note for note in page.notes)
@@ -421,10 +411,10 @@ def test_more_trees_than_the_page_takes(tmp_path: Path) -> None:
 
 
 def test_a_run_without_trees_or_tokenizer_says_so(tmp_path: Path) -> None:
-    bare = gather(SavedRun(write_run(tmp_path / "bare", {}, last_step=3, recipe={"log": {"trees_every": None}})), 100)
+    bare = build_page(SavedRun(write_run(tmp_path / "bare", {}, last_step=3, recipe={"log": {"trees_every": None}})), 100)
     assert bare.data["trees"]["index"] is None
     assert any("log.trees_every" in note for note in bare.notes)
-    mute = gather(SavedRun(write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)), 100)
+    mute = build_page(SavedRun(write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)), 100)
     assert any("tokenizer.json" in note for note in mute.notes)
     assert unpack(mute.blocks[0])[0]["nodes"][2]["x"] == "4;#4"
 

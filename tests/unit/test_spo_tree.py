@@ -19,9 +19,9 @@ from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.explore.root import RootStrategy
 from deepgrpo.explore.spo_tree import SPOTreeStrategy, segment_credit
 from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.runs.trees import load_trees, save_trees
 from deepgrpo.train.loop import train
 from deepgrpo.train.metrics import tree_metrics
-from deepgrpo.train.trees import load_trees, save_trees
 
 LIMITS = Limits(max_new_tokens=20, max_total_tokens=40)
 PROMPT = Prompt("p", "text", (1, 2, 3), "question", "1")

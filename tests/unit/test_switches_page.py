@@ -23,8 +23,8 @@ def config(name: str, explore: str = "root") -> Config:
 
 
 def test_every_table_is_read() -> None:
-    assert list(SNIPPETS) == ["dr-grpo", "dapo", "gspo"]
-    assert PAGE.read_text().count("```toml") == 3
+    assert list(SNIPPETS) == ["dr-grpo", "dapo", "gspo", "cispo", "maxrl", "icepop", "own-loss"]
+    assert PAGE.read_text().count("```toml") == len(SNIPPETS)
 
 
 @pytest.mark.parametrize("explore", ["root", "deep"])
@@ -56,6 +56,26 @@ def test_gspo() -> None:
     assert found.optim.minibatches == 4
 
 
+def test_cispo() -> None:
+    found = config("cispo")
+    assert (found.loss.policy, found.loss.cispo_low, found.loss.cispo_high) == ("cispo", 0.0, 5.0)
+    assert (found.credit.scale, found.loss.reduction, found.optim.minibatches) == ("std", "token", 16)
+
+
+def test_maxrl() -> None:
+    assert config("maxrl").credit.scale == "mean"
+
+
+def test_icepop() -> None:
+    found = config("icepop").loss
+    assert (found.importance, found.importance_mode, found.importance_range) == ("auto", "mask", (0.5, 5.0))
+
+
+def test_a_loss_of_your_own() -> None:
+    found = config("own-loss").loss
+    assert found.policy == "mine.py:my_loss" and found.user_function
+
+
 # ---------------------------------------------------------------- combinations that cannot be meant
 
 
@@ -64,10 +84,38 @@ def test_gspo() -> None:
     [
         (
             {"loss": {"ratio": "sequence", "clip_high": 0.28}},
-            'loss.clip_high is 0.28, but loss.ratio is "sequence", which is clipped by loss.sequence_clip_low and '
-            "loss.sequence_clip_high; set loss.sequence_clip_high",
+            'loss.clip_high is 0.28, but loss.ratio is "sequence", which is bounded by loss.sequence_clip_low and '
+            "loss.sequence_clip_high; set loss.sequence_clip_low and loss.sequence_clip_high and remove loss.clip_high",
         ),
         ({"loss": {"sequence_clip_low": 1e-3}}, 'loss.sequence_clip_low is 0.001, but loss.ratio is "token"'),
+        ({"loss": {"policy": "cispo", "clip_high": 0.28}}, 'loss.clip_high is 0.28, but loss.policy is "cispo"'),
+        ({"loss": {"policy": "cispo", "dual_clip": 2.0}}, 'loss.dual_clip is 2.0, but loss.policy is "cispo"'),
+        ({"loss": {"policy": "cispo", "ratio": "sequence", "sequence_clip_low": 0.1}}, "remove loss.sequence_clip_low"),
+        ({"loss": {"cispo_high": 4.0}}, 'loss.cispo_high is 4.0, but loss.policy is "ppo", which is bounded by'),
+        ({"loss": {"policy": "cispo", "cispo_low": 5.0}}, "loss.cispo_low is 5.0, but loss.cispo_high is 5.0: nothing"),
+        (
+            {"loss": {"policy": "cipso"}},
+            "loss.policy is 'cipso'; choose one of 'ppo', 'cispo' (did you mean 'cispo'?), or name a function of yours: "
+            '"path/to/file.py:name"',
+        ),
+        ({"loss": {"importance_high": 4.0}}, 'loss.importance_high is 4.0, but loss.importance_mode is "truncate"'),
+        ({"loss": {"importance_mode": "mask", "importance_cap": 4.0}}, "remove loss.importance_cap"),
+        ({"loss": {"importance_mode": "mask", "importance": "off"}}, "so no token would be masked; set loss.importance ="),
+        ({"loss": {"importance_mode": "mask", "importance_low": 6.0}}, "but loss.importance_high is 5.0: nothing"),
+        ({"credit": {"scale": "max"}}, "credit.scale is 'max'; it should be 'none', 'std' or 'mean'"),
+        (
+            {"credit": {"scale": "mean"}, "reward": {"type": "math", "overlong": {"cache": 9}}},
+            'credit.scale is "mean", but [reward.overlong] is set, so a reward may be below 0',
+        ),
+        (
+            {"credit": {"scale": "mean"}, "reward": {"type": "math", "truncated_value": -0.5}},
+            'credit.scale is "mean", but reward.truncated_value is -0.5',
+        ),
+        (
+            {"credit": {"scale": "mean"}, "explore": {"type": "treerl"}},
+            'credit.scale is "mean", but explore.type = "treerl" takes differences of values along a tree',
+        ),
+        ({"credit": {"scale": "mean"}, "explore": {"type": "spo_tree"}}, "takes differences of values"),
         ({"loss": {"ratio": "sequences"}}, "loss.ratio is 'sequences'; it should be 'token' or 'sequence'"),
         (
             {"reward": {"type": "math", "overlong": {"cache": 300}}},

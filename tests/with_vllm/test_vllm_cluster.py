@@ -18,8 +18,8 @@ ray = pytest.importorskip("ray")
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
 from deepgrpo.cluster.run import train_on_cluster  # noqa: E402
 from deepgrpo.config import Config, parse_config  # noqa: E402
+from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
-from deepgrpo.train.trees import load_trees  # noqa: E402
 
 pytestmark = needs_vllm
 

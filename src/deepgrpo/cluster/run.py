@@ -17,6 +17,7 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import Parts
 from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.loop import train
@@ -37,7 +38,7 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
     """
     assert config.cluster is not None
     require_ray()
-    directory = resume or Path(config.run.dir) / config.run.name
+    directory = resume or RunDir.of(config.run).path
     with session(config.cluster):
         backend = RayBackend(config)
         try:
@@ -48,7 +49,7 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
                     if open_checkpoints(config.checkpoint, directory).steps():
                         resume = directory
                     else:  # lost before the start was saved: the next attempt logs its metrics again
-                        (directory / "metrics.jsonl").unlink(missing_ok=True)
+                        RunDir(directory).metrics.unlink(missing_ok=True)
         finally:
             backend.close()
 

@@ -1,4 +1,4 @@
-"""The recipe: frozen models, every default stated once, no torch.
+"""Recipes: frozen models, every default stated once, no torch.
 
 A recipe is a TOML file with one table per section; each module here holds one domain. Where a section has several kinds
 (`data`, `reward`, `explore`, ...), its key `type` chooses one. Unknown keys, wrong types and impossible combinations raise
@@ -21,15 +21,18 @@ from deepgrpo.config.data import (
 from deepgrpo.config.explore import (
     AttnRLExplore,
     DeepExplore,
+    Explore,
     ExploreConfig,
     FR3EExplore,
     OracleExplore,
+    PivotExplore,
     RandomExplore,
     RecoverabilityConfig,
     RootExplore,
     SegmentConfig,
     SPOTreeExplore,
     TreeRLExplore,
+    UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, OptimConfig
@@ -53,6 +56,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExactReward",
+    "Explore",
     "ExploreConfig",
     "FR3EExplore",
     "HubData",
@@ -67,6 +71,7 @@ __all__ = [
     "OracleExplore",
     "OverlongConfig",
     "ParquetData",
+    "PivotExplore",
     "PretrainedModel",
     "RandomExplore",
     "ReasoningGymData",
@@ -83,6 +88,7 @@ __all__ = [
     "TaskReward",
     "TemplateConfig",
     "TreeRLExplore",
+    "UserExplore",
     "UserReward",
     "VLLMEngine",
     "WarmstartConfig",

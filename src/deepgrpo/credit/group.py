@@ -1,4 +1,4 @@
-"""Compare siblings: rewards of one group become advantages."""
+"""Rewards of a sibling group → advantages."""
 
 from __future__ import annotations
 
@@ -7,27 +7,45 @@ from typing import Literal
 
 import numpy as np
 
+Scale = Literal["none", "std", "mean"]
+"""Divisor of centred rewards, `credit.scale`."""
+
 STD_EPSILON = 1e-4
 """Added to the standard deviation, as TRL does; it bounds the advantage of a nearly unanimous group."""
 
 
-def centre(rewards: Sequence[float], scale: Literal["none", "std"] = "none") -> np.ndarray:
+class NegativeRewardError(ValueError):
+    """A reward below zero in a group that is scaled by its mean."""
+
+
+def centre(rewards: Sequence[float], scale: Scale = "none") -> np.ndarray:
     """Centre rewards within a group. `A_i = r_i - mean(r)`; Dr. GRPO (arXiv:2503.20783), DEEP-GRPO's own choice.
 
+    Scales:
+        std: `A_i / (std(r) + 1e-4)`, the sample standard deviation (N - 1); GRPO (arXiv:2402.03300).
+        mean: `A_i / mean(r)`; MaxRL (arXiv:2602.02710). With K successes among N rewards of 0 and 1, a success gets
+            (N - K) / K and a failure -1, so rare successes weigh more. Bounded by -1 and N - 1.
+
     Args:
-        rewards: `[N]`, one per sibling, unscaled.
-        scale: "std" also divides by the sample standard deviation (N - 1) plus 1e-4; GRPO (arXiv:2402.03300).
+        rewards: `[N]`, one per sibling, unscaled; with "mean" at least 0.
 
     Returns:
-        `[N]` float64, sums to 0; all exactly zero when the siblings agree.
+        `[N]` float64, sums to 0; all exactly zero when the siblings agree, also where all rewards are 0.
 
     Raises:
         ValueError: fewer than two siblings, which leaves nothing to compare with.
+        NegativeRewardError: a reward below 0 with "mean": dividing by a mean below 0 would turn the best into the worst.
     """
     if len(rewards) < 2:
         raise ValueError(f"a group has {len(rewards)} rollout, but a baseline needs at least 2")
     values = np.asarray(rewards, dtype=np.float64)
+    if scale == "mean" and values.min() < 0:
+        raise NegativeRewardError(
+            f'credit.scale is "mean", but a group has the reward {values.min():g}: it divides by the mean reward, which must '
+            'not be negative; use rewards of at least 0, or set credit.scale = "none"'
+        )
     if values.max() == values.min():
         return np.zeros_like(values)  # the mean of equal floats need not be that float
-    advantages: np.ndarray = values - values.mean()
-    return advantages / (values.std(ddof=1) + STD_EPSILON) if scale == "std" else advantages
+    divisor = {"none": 1.0, "std": values.std(ddof=1) + STD_EPSILON, "mean": values.mean()}[scale]
+    advantages: np.ndarray = (values - values.mean()) / divisor
+    return advantages

@@ -1,19 +1,19 @@
-"""Credit by siblings: whatever was sampled from the same pivot is compared, each node trained on its own tokens."""
+"""Credit by siblings: nodes sampled at one pivot are compared, and each is trained on its own tokens."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from deepgrpo.credit.group import centre
+from deepgrpo.credit.group import Scale, centre
 from deepgrpo.records import Credit, CreditSpan, Group, Tree
 
 
-def sibling_credit(tree: Tree, scale: Literal["none", "std"] = "none") -> Credit:
-    """Advantage of every node against the siblings at its pivot, in the pivot's stream.
+def sibling_credit(tree: Tree, scale: Scale = "none") -> Credit:
+    """Advantage of every node relative to its siblings at the same pivot, in the pivot's stream.
 
-    The G rollouts of the prompt are the siblings of the first pivot, so this is GRPO's group advantage for the main
-    stream and DEEP-GRPO's local advantage for the branches. In the worked example of records.py the main rewards (0, 1)
-    give (-1/2, 1/2) and the branch rewards (1, 0) give (1/2, -1/2); nodes 2 and 3 train 2 and 3 tokens, never the prefix.
+    The G rollouts of the prompt are the siblings at the first pivot, so this is GRPO's group advantage in the main stream
+    and DEEP-GRPO's local advantage in the branch stream.
+
+    Example: the tree of records.py. The main rewards (0, 1) give (-1/2, 1/2) and the branch rewards (1, 0) give
+    (1/2, -1/2). Nodes 2 and 3 train 2 and 3 tokens, never the prefix.
     """
     spans: list[CreditSpan] = []
     groups: list[Group] = []

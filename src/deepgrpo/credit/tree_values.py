@@ -1,10 +1,10 @@
-"""Credit by values along a tree: what a piece of text is worth is how the responses below it fare.
+"""Credit by values along a tree: the value of a piece of text is the mean reward of the responses below it.
 
     V(n)  = mean reward of the responses below n
     A(n)  = [(V(n) - V(root)) + (V(n) - V(parent of n))] / sqrt(number of responses below n)      TreeRL (arXiv:2506.11902)
 
-A node of ours owns a whole continuation, so it is cut where others branch off. A *part* is what lies between two such
-places: every response that goes on at its end went through all of it, so all of its tokens have one value.
+A node owns a whole continuation, so it is cut where others branch off. A *part* is a piece between two cuts. Every response
+that continues at its end contains all of it, so all of its tokens have one value.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Tree
 
 ZERO_LOCAL = 1e-8
-"""A smaller change of value counts as none."""
+"""Smaller changes of value count as zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathPart:
-    """Tokens [start, end) of a node, between two places where something branches off.
+    """Tokens [start, end) of a node, between two branchings.
 
     Example: node 0 of records.py has the parts [0, 4) and [4, 6); the first has responses 0, 2 and 3 below it.
     """
@@ -32,20 +32,20 @@ class PathPart:
     start: int
     end: int
     parent: int
-    """Index of the part that leads up to this one, or ROOT."""
+    """Index of the part before this one on the path, or ROOT."""
     leaves: tuple[int, ...]
     """Nodes whose responses end in this part or below, ascending."""
 
 
 def tree_parts(tree: Tree) -> list[PathPart]:
-    """All tokens of a tree, each in one part; a part comes after its parent, a node's parts in order.
+    """Parts of a tree; each token is in exactly one. A part comes after its parent, and a node's parts are in order.
 
-    Whatever branches off before the first token of a node hangs where that node hangs.
+    A branch before the first token of a node has that node's parent part as its parent.
     """
     cuts: dict[int, set[int]] = {}
     for pivot in tree.pivots:
         cuts.setdefault(pivot.parent, set()).add(pivot.offset)
-    reached = {(ROOT, 0): ROOT}  # (node, offset) → the part that ends there
+    reached = {(ROOT, 0): ROOT}  # (node, offset) → part that ends there
     spans: list[tuple[int, int, int, int]] = []
     for index, node in enumerate(tree.nodes):
         parent, start = reached[node.parent, node.offset], 0
@@ -68,22 +68,22 @@ def treerl_credit(
     token_mean: Literal["keep", "remove"] = "keep", node_values: Literal["mean", "sum"] = "mean",
     zero_local: Literal["keep", "copy"] = "keep", kept: Collection[int] | None = None,
 ) -> Credit:  # fmt: skip
-    """TreeRL's advantage of every part of a tree: one stream, every token once, one group.
+    """TreeRL's advantage of every part of a tree: one stream, one group, every token once.
 
-    The defaults are the paper's formula; each switch is a step in which the released code departs from it (docs/details.md
-    30). With R the value of a response, L(n) the responses below part n, L'(n) the kept ones among them:
+    The defaults are the paper's formula. Each switch is a step in which the released code departs from it (docs/details.md
+    30). With R the value of a response, L(n) the responses below part n, and L'(n) the kept ones among them:
 
         R          reward; leave_one_out: reward minus the mean of all others'
-        R          remove: minus the mean of R over the tokens of all responses (shared ones counted for each)
+        R          remove: minus the mean of R over the tokens of all responses (shared tokens counted once per response)
         S(n)       mean: mean of R over L(n); sum: Σ of R over L(n) / sqrt(|L'(n)|)
         local(n)   S(n) - S(parent); copy: where that is zero, local(parent)
         A(n)       (S(n) - S(root)) + local(n); mean: divided by sqrt(|L'(n)|)
 
     Args:
-        tree: at least one response.
-        node_values: "sum" needs values that are centred by one of the two switches before.
-        kept: nodes whose responses are trained; None: all. A part without any below has no span, but its responses count
-            in the values of others.
+        tree: with at least one response.
+        node_values: "sum" needs values centred by one of the two switches before it.
+        kept: nodes whose responses are trained; None: all. A part without a kept response below has no span, but its
+            responses count in the values of others.
 
     Example: the tree of records.py, rewards 0, 1, 1, 0 of nodes 0 to 3. V(root) = 1/2. The first part of node 0 has
     V = 1/3 and A = -1/3 / sqrt(3) = -0.19245; its second part has V = 0 and A = -1/2 - 1/3 = -5/6.
@@ -95,7 +95,7 @@ def treerl_credit(
     trained = set(ends) if kept is None else set(kept)
 
     def worth(leaves: Collection[int]) -> float:
-        """S, of a set of responses."""
+        """S of a set of responses."""
         total = float(sum(values[leaf] for leaf in leaves))
         return total / (len(leaves) if node_values == "mean" else len(trained.intersection(leaves)) ** 0.5)
 
@@ -121,10 +121,10 @@ def treerl_credit(
 def _leaf_values(
     tree: Tree, ends: list[int], leaf_values: Literal["reward", "leave_one_out"], token_mean: Literal["keep", "remove"]
 ) -> np.ndarray:
-    """`[n]` values R of the responses that end in these nodes; all exactly zero where their rewards agree."""
+    """`[n]` values R of the responses that end in the given nodes; all exactly zero where their rewards agree."""
     rewards = np.array([tree.nodes[index].reward for index in ends], dtype=np.float64)
     if rewards.max() == rewards.min():
-        return np.zeros_like(rewards)  # differences of values alone count, and rounding must not make any
+        return np.zeros_like(rewards)  # only differences of values count, and rounding must not create any
     # with n responses, r minus the mean of the others is n / (n - 1) times r minus the mean of all
     values = rewards if leaf_values == "reward" else (rewards - rewards.mean()) * len(rewards) / (len(rewards) - 1)
     if token_mean == "remove":

@@ -13,8 +13,8 @@ from deepgrpo.records import Credit
 def whiten(credits: Sequence[Credit]) -> list[Credit]:
     """Shift and scale advantages to mean 0 and variance 1 over all tokens of each stream in the step.
 
-    `A' = (A - mean) / (std + 1e-8)`, each span weighted by its tokens. A stream whose advantages are all equal is left
-    as it is. The reference code has the switch, off in all of its scripts.
+    `A' = (A - mean) / (std + 1e-8)`, each span weighted by its tokens. A stream whose advantages are all equal stays
+    unchanged. The reference code has this switch, off in all of its scripts (docs/details.md 26).
     """
     scaling: dict[str, tuple[float, float]] = {}
     for stream in ("main", "branch"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepgrpo.config import Config, PretrainedModel, load_recipe
 from deepgrpo.errors import ModelError
+from deepgrpo.runs.checkpoints import model_in, newest_checkpoint
+from deepgrpo.runs.layout import RunDir, run_around
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -35,19 +36,18 @@ def find_model(model: str) -> ModelSource:
     Raises ModelError: the run has no checkpoint, or a path does not exist.
     """
     path = Path(model).expanduser()
-    if (path / "config.toml").is_file():
-        found = [p for p in (path / "checkpoints").glob("step-*/model") if re.fullmatch(r"step-\d+", p.parent.name)]
-        if not found:
+    run = RunDir(path)
+    if run.has_recipe():
+        newest = newest_checkpoint(run)
+        if newest is None:
             raise ModelError(
                 f"the run {model!r} has no checkpoint yet (checkpoints/step-*/model); wait for its first one, "
                 "or name a model directory"
             )
-        newest = max(found, key=lambda p: int(p.parent.name.removeprefix("step-")))
-        return ModelSource(str(newest), load_recipe(path / "config.toml"))
-    directory = path / "model" if (path / "model").is_dir() else path
-    for above in (path.parent.parent, path.parent.parent.parent):
-        if path.is_dir() and "checkpoints" in path.parts and (above / "config.toml").is_file():
-            return ModelSource(str(directory), load_recipe(above / "config.toml"))
+        return ModelSource(str(newest.model), load_recipe(run.config))
+    directory = model_in(path) if model_in(path).is_dir() else path
+    if (around := run_around(path)) is not None:
+        return ModelSource(str(directory), load_recipe(around.config))
     if path.is_dir():
         return ModelSource(str(directory))
     if model.startswith(("/", "./", "../", "~")):
@@ -79,7 +79,7 @@ def model_section(source: ModelSource) -> PretrainedModel:
 
 def load_model(source: ModelSource, device: str, dtype: str) -> Policy:
     """Load the result of `find_model`; dtype "auto" is the run's, or float32 without a run."""
-    from deepgrpo.model.policy import load_policy
+    from deepgrpo.model.loading import load_policy
 
     if dtype == "auto":
         dtype = source.run.learner.dtype if source.run is not None else "float32"

@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from deepgrpo.config import Config, load_recipe, shipped
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
-from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -123,9 +124,9 @@ def run_profile(
 
 def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Path | None]:
     """Load the recipe and switch off evaluations and saved trees, which are no part of a step."""
-    stored = Path(what) / "config.toml"
-    resume = Path(what) if stored.is_file() else None
-    config = load_recipe(stored if resume else shipped.find_recipe(what), overrides)
+    stored = RunDir(Path(what))
+    resume = stored.path if stored.has_recipe() else None
+    config = load_recipe(stored.config if resume else shipped.find_recipe(what), overrides)
     quiet = {
         "eval": config.eval.model_copy(update={"every": None}), "log": config.log.model_copy(update={"trees_every": None})
     }  # fmt: skip

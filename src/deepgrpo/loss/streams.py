@@ -1,9 +1,9 @@
-"""Two streams, one loss: which rows count, and with which weight.
+"""Two streams, one loss: selection of rows, and the final weight of each term.
 
     L = Σ_main ℓ / T_main + λ · Σ_branch ℓ / T_branch + β · (Σ_main KL / T_main + Σ_branch KL / T_branch)
 
-Every T is a count over the whole optimizer step, so each term carries its own final weight and the sum over any split
-into micro-batches or ranks is the same. Shapes: N terms.
+Every T is a count over the whole optimizer step. Each term therefore carries its final weight, and any split into
+micro-batches or ranks sums to the same loss. Shapes: N terms.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ ZERO_ADVANTAGE = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The credit that is trained, and what was left out."""
+    """Credit to train, and counts of the rows that were dropped."""
 
     credits: tuple[Credit, ...]
     dropped_zero: int
-    """Rows without advantage that were dropped."""
+    """Dropped rows without advantage."""
     dropped_few: int
-    """Branch rows dropped because the step had too few of them."""
+    """Dropped branch rows, where a step had too few of them."""
 
 
 def select(credits: Sequence[Credit], *, drop_zero_advantage: bool, min_branch_sequences: int = 0) -> Selection:
-    """Apply the two rules by which rows leave the update, the KL term and the denominators with it.
+    """Drop rows from the update, and with them from the KL term and the denominators (docs/details.md 5 and 6).
 
-    Rows whose advantage is zero are dropped first; then, if fewer than `min_branch_sequences` branch rows are left in
-    the whole step, all of them are (docs/details.md 5 and 6).
+    First, rows whose advantage is zero; then all branch rows, if fewer than `min_branch_sequences` remain in the step.
     """
     before = sum(len(credit.spans) for credit in credits)
     if drop_zero_advantage:
@@ -53,7 +52,7 @@ def select(credits: Sequence[Credit], *, drop_zero_advantage: bool, min_branch_s
 
 @dataclass(frozen=True, slots=True)
 class TermWeights:
-    """Final weights of each term; `L = Σ policy · ℓ + Σ kl · KL`."""
+    """Final weights of the terms; `L = Σ policy · ℓ + Σ kl · KL`."""
 
     policy_N: np.ndarray
     kl_N: np.ndarray
@@ -67,13 +66,13 @@ def term_weights(
     """Weights of the terms of one optimizer step.
 
     With T_s the terms and n_s the sequences of a stream, |i| the terms of sequence i, a term of the main stream weighs
-    `1 / T_s` (token), `1 / (n_s |i|)` (sequence) or `1 / (n_s · reduction_length)` (constant); a branch term that times
-    λ. "merged" counts T and n over both streams together.
+    `1 / T_s` (token), `1 / (n_s |i|)` (sequence) or `1 / (n_s · reduction_length)` (constant). A branch term weighs λ times
+    that. "merged" counts T and n over both streams together.
 
     Args:
         stream_N: 0 main, 1 branch.
-        sequence_N: any label that is equal for terms of the same sequence.
-        reduction_length: needed by "constant", in tokens.
+        sequence_N: labels, equal for terms of the same sequence.
+        reduction_length: in tokens; required by "constant".
 
     Worked example, token, λ = 0.5: two main terms and four branch terms weigh 1/2 each and 1/8 each.
     """

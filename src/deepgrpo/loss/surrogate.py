@@ -1,9 +1,11 @@
-"""The clipped policy-gradient surrogate. Shapes: N terms."""
+"""Clipped policy-gradient surrogate. Shapes: N terms."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from deepgrpo.loss.inputs import LossInputs, LossOutput, LossSettings
 
 
 def surrogate(
@@ -19,7 +21,9 @@ def surrogate(
         advantage_N: one per token.
 
     Returns:
-        `[N]` losses, and `[N]` booleans: the clipped branch was taken, so the token has no gradient.
+        `[N]` losses, and `[N]` booleans: the token was clipped and has no gradient.
+
+    Example: bounds 0.8 and 1.3, dual clip 3. ρ = 1.5, A = 2: ℓ = -1.3 · 2 = -2.6. ρ = 5, A = -2: ℓ = 3 · 2 = 6. Both clipped.
     """
     ratio_N = torch.exp(log_ratio_N)
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
@@ -31,3 +35,13 @@ def surrogate(
         if dual_clip is not None:
             outside_N |= (ratio_N > dual_clip) & (advantage_N < 0)
     return loss_N, outside_N
+
+
+def ppo(inputs: LossInputs, config: LossSettings) -> LossOutput:
+    """`loss.policy = "ppo"`."""
+    clip_low, clip_high = config.clip_range
+    loss_N, clipped_N = surrogate(
+        inputs.log_ratio(config.ratio), inputs.advantage_N, clip_low=clip_low, clip_high=clip_high,
+        dual_clip=config.dual_clip,
+    )  # fmt: skip
+    return LossOutput(loss_N, clipped_N)

@@ -1,4 +1,4 @@
-"""Rows become micro-batches under a token budget. Shapes: B rows of a micro-batch, T its longest row, n its terms."""
+"""Rows → micro-batches under a token budget. Shapes: B rows of a micro-batch, T its longest row, n its terms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepgrpo.pack.layout import Row, Segment
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One forward pass."""
+    """Input of one forward pass."""
 
     input_ids_BT: np.ndarray
     """int64, right-padded with 0."""
@@ -25,13 +25,13 @@ class Pack:
     positions_BT: np.ndarray | None = None
     """Position of each token along its path; absent: 0, 1, 2, ... in every row."""
     segments: tuple[Segment, ...] = ()
-    """Tree packs: who sees whom (pack/tree.py). Empty: each row is one path."""
+    """Tree packs: visibility among tokens (pack/tree.py). Empty: each row is one path."""
 
 
 def pack_rows(rows: Sequence[Row], tokens_per_pack: int) -> list[Pack]:
     """Sort rows by length and fill micro-batches of at most `tokens_per_pack` tokens, padding included.
 
-    A row that is longer than the budget gets a pass of its own: it has to be computed, and cannot be split.
+    A row longer than the budget gets a micro-batch of its own, as it cannot be split.
     """
     packs: list[Pack] = []
     batch: list[Row] = []

@@ -1,8 +1,8 @@
-"""Trees become loss terms and rows.
+"""Trees → loss terms and rows.
 
 `Terms` is the step as the loss sees it: one entry per trained token, whatever the layout. A `Row` is one path as the
-model reads it, the prefix first, then the tokens that are trained; a prefix token never has a term, so it cannot be
-trained by a branch. Shapes: N terms of the step.
+model reads it: the prefix, then the trained tokens. A prefix token never has a term, so a branch cannot train it.
+Shapes: N terms of the step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Terms:
     """One entry per trained token. Example: node 2 of records.py (2 tokens) gives two terms of stream 1."""
 
     target_N: np.ndarray
-    """int64 token ids that are predicted."""
+    """int64; predicted token ids."""
     advantage_N: np.ndarray
     """float32."""
     stream_N: np.ndarray
@@ -44,9 +44,9 @@ class Row:
     """
 
     input_ids: np.ndarray
-    """`[T]` int64. The last token is kept although nothing is predicted from it."""
+    """`[T]` int64. Includes the last token, although it predicts nothing."""
     positions: np.ndarray
-    """`[n]` positions whose output predicts a term."""
+    """`[n]` positions in `input_ids` whose output predicts a term."""
     terms: np.ndarray
     """`[n]` indices into `Terms`."""
     tree: int = 0
@@ -68,21 +68,23 @@ class Segment:
     parent: int
     """Index of the parent segment, or -1."""
     depth: int
-    """Position of its first token along the path."""
+    """Position of the first token along the path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
+    """Terms and rows of an optimizer step."""
+
     terms: Terms
     rows: tuple[Row, ...]
     unique_tokens: int
-    """Distinct tokens among the rows: the prompt once per tree, each node's own tokens once."""
+    """Distinct tokens of the rows: the prompt once per tree, each node's own tokens once."""
 
 
 def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
     """One row per node that has credit, in the order of trees and nodes.
 
-    Several spans of a node share its row; a node without credit has no row. Deterministic.
+    Spans of one node share a row. Deterministic.
     """
     rows: list[Row] = []
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -120,7 +122,7 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
 
 
 def _unique_tokens(tree: Tree, nodes: Sequence[int] | dict[int, list[tuple[int, int, float, str]]]) -> int:
-    """Tokens of the union of the paths to some nodes."""
+    """Size of the union of the paths to some nodes, in tokens."""
     reach: dict[int, int] = {}
     for node in nodes:
         for index, _, end in tree.spans(node):

@@ -1,6 +1,6 @@
-"""Trees become packs of unique tokens: a shared prefix is forwarded once, whatever hangs off it.
+"""Trees → packs of unique tokens: a shared prefix is forwarded once for all of its branches.
 
-A pack is the depth-first list of the tokens of some trees, cut into segments wherever something branches:
+A pack is the depth-first list of the tokens of some trees, cut into segments wherever a node branches off:
 
     prompt ──┬── A [t0 t1 t2 t3] ──┬── A' [t4 t5]        rest of rollout 0
              │                     ├── C  [b0 b1]        branch
@@ -8,12 +8,12 @@ A pack is the depth-first list of the tokens of some trees, cut into segments wh
              └── B [t0 t1 t2 t3 t4]                      rollout 1
 
     tokens     p p p  A A A A  A' A'  C C  D D D  B B B B B
-    positions  0 1 2  3 4 5 6  7  8   7 8  7 8 9  3 4 5 6 7       along each path, as if it stood alone
+    positions  0 1 2  3 4 5 6  7  8   7 8  7 8 9  3 4 5 6 7       along each path, as for a row of its own
     segments   prompt [0, 3) until 19 · A [3, 7) until 14 · A' [7, 9) · C [9, 11) · D [11, 14) · B [14, 19)
 
-A token sees its ancestors and itself. In depth-first order the descendants of a segment follow it without a gap, so
-"until" is all that attention needs to know (model/tree_attention.py). A node's first token is predicted from the last
-token before it, which may be in another segment; one hidden row may predict several targets.
+A token sees its ancestors and itself. In depth-first order the descendants of a segment follow it without a gap, so "until"
+suffices for attention (model/tree_attention.py). A node's first token is predicted from the last token before it, which may
+be in another segment; one hidden row may predict several targets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from deepgrpo.records import ROOT, Tree
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Nodes of one tree that stay together: a rollout with everything that hangs off it."""
+    """Nodes of one tree that stay together: a rollout with its descendants."""
 
     nodes: tuple[int, ...]
     tokens: int
@@ -40,12 +40,12 @@ class _Unit:
 def pack_trees(trees: Sequence[Tree], layout: Layout, tokens_per_pack: int) -> list[Pack]:
     """Fill packs of at most `tokens_per_pack` tokens with whole rollouts and their branches.
 
-    First-fit decreasing: within a tree only the prompt repeats between packs; what is left of several trees shares a
-    pack. A rollout too large for a pack is split along its branches and its prefix repeats; a single path that is longer
-    than the budget has a pack of its own, as it must be computed and cannot be split.
+    First-fit decreasing. The rollouts of a tree may be spread over several packs, and then only the prompt repeats; partly
+    filled packs take rollouts of several trees. A rollout too large for a pack is split along its branches, and its prefix
+    repeats. A single path longer than the budget gets a pack of its own, as it cannot be split.
 
     Args:
-        layout: of the same trees; its rows say which nodes have terms, and which.
+        layout: layout of the same trees; its rows name the nodes with terms.
     """
     rows_of: dict[int, dict[int, int]] = {}
     for number, row in enumerate(layout.rows):
@@ -74,7 +74,7 @@ def pack_trees(trees: Sequence[Tree], layout: Layout, tokens_per_pack: int) -> l
 
 
 def _units(tree: Tree, nodes: Sequence[int], room: int) -> list[_Unit]:
-    """The trained nodes of a tree by main rollout; a rollout that is too large in several parts."""
+    """Trained nodes of a tree by main rollout; a rollout larger than `room` is split into several units."""
     by_rollout: dict[int, list[int]] = {}
     for node in nodes:
         by_rollout.setdefault(tree.spans(node)[0][0], []).append(node)
@@ -91,7 +91,7 @@ def _units(tree: Tree, nodes: Sequence[int], room: int) -> list[_Unit]:
 
 
 def _reach(tree: Tree, nodes: Sequence[int]) -> dict[int, int]:
-    """Node → how many of its own tokens are on the path to some of `nodes`."""
+    """Node → number of its own tokens on the paths to `nodes`."""
     reach: dict[int, int] = {}
     for node in nodes:
         for index, _, end in tree.spans(node):
@@ -114,7 +114,7 @@ class _Builder:
         self.hanging: dict[tuple[int, int], list[int]] = {}
         for node in sorted(node for node, end in self.reach.items() if end):
             parent, offset = tree.nodes[node].parent, tree.nodes[node].offset
-            # what hangs off the start of a node hangs off the end of what comes before it
+            # a branch at the start of a node continues the text before that node
             while parent != ROOT and offset == 0:
                 parent, offset = tree.nodes[parent].parent, tree.nodes[parent].offset
             self.hanging.setdefault((parent, offset), []).append(node)
@@ -124,7 +124,7 @@ class _Builder:
         self._close(root)
 
     def _node(self, node: int, start: int, parent: int) -> None:
-        """Own tokens of a node from `start` on, up to the next branching, and all that follows."""
+        """Write a node's own tokens from `start` to the next branching, then everything below."""
         reach = self.reach[node]
         cuts = [offset for (owner, offset) in self.hanging if owner == node and start < offset]
         end = min([*cuts, reach])

@@ -1,4 +1,4 @@
-"""What a finished or running run shows: one HTML page (`deepgrpo report`), and single trees in the terminal (`inspect`).
+"""Views of a finished or running run: one HTML page (`deepgrpo report`), single trees in the terminal (`deepgrpo inspect`).
 
-Reads run directories only; nothing here needs torch or the model.
+Everything is read from run directories; neither torch nor the model is needed.
 """

@@ -1,9 +1,9 @@
-"""Trees inside a page: a small index of all of them, and compressed blocks that are opened one at a time.
+"""Trees inside a page: a small index of all trees, and compressed blocks opened one at a time.
 
-    index    one entry per tree: step, prompt, question, flags, rewards; opened with the page
-    blocks   up to 64 trees of one step each; opened when one of them is looked at
+    index    one entry per tree: step, prompt, question, flags, rewards; decoded with the page
+    blocks   up to 64 trees of one step each; decoded when one of them is viewed
 
-Both are JSON, gzipped, in base64: an alphabet that cannot end a script element, whatever a model has written.
+Both are gzipped JSON in base64, an alphabet that cannot end a script element whatever the model wrote.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepgrpo.records import Node
-from deepgrpo.report.saved import SavedTree
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import FLAGS, tree_facts
+from deepgrpo.runs.facts import FLAGS, tree_facts
+from deepgrpo.runs.trees import SavedTree
 
 BLOCK_TREES = 64
-"""Trees in a block: opening one tree costs its block."""
+"""Trees per block; viewing one tree decodes its whole block."""
 _QUESTION = 160
-"""Characters of a question in the index."""
+"""Longest question in the index, in characters."""
 _LEVEL = 6
 
 
 @dataclass
 class TreeIndex:
-    """What the list of trees shows and filters by, in columns."""
+    """Columns of the tree list: what it shows and filters by."""
 
     step: list[int] = field(default_factory=list)
     number: list[int] = field(default_factory=list)
@@ -43,30 +43,30 @@ class TreeIndex:
     rollouts: list[int] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     chances: list[int] = field(default_factory=list)
-    """Pivots with something to rescue."""
+    """Pivots that could be rescued."""
     rescued: list[int] = field(default_factory=list)
 
     def add(self, saved: SavedTree, block: int, threshold: float) -> None:
-        verdict = tree_facts(saved.tree, threshold)
+        facts = tree_facts(saved.tree, threshold)
         prompt = saved.tree.prompt
         self.step.append(saved.step)
         self.number.append(saved.number)
         self.block.append(block)
         self.id.append(prompt.id)
         self.question.append(prompt.question if len(prompt.question) <= _QUESTION else prompt.question[:_QUESTION] + "…")
-        self.flags.append(sum(1 << i for i, flag in enumerate(FLAGS) if flag in verdict.flags))
-        self.successes.append(verdict.successes)
-        self.rollouts.append(verdict.rollouts)
-        self.reward.append(short(verdict.reward))
-        self.chances.append(verdict.chances)
-        self.rescued.append(verdict.rescued)
+        self.flags.append(sum(1 << i for i, flag in enumerate(FLAGS) if flag in facts.flags))
+        self.successes.append(facts.successes)
+        self.rollouts.append(facts.rollouts)
+        self.reward.append(short(facts.reward))
+        self.chances.append(facts.chances)
+        self.rescued.append(facts.rescued)
 
     def packed(self) -> str:
         return pack(vars(self))
 
 
 def tree_blocks(trees: Iterator[SavedTree], index: TreeIndex, texts: TokenTexts | None, threshold: float) -> Iterator[str]:
-    """Write trees into blocks, and what is in them into the index. The trees must come step by step."""
+    """Pack trees into blocks and fill the index. The trees must be grouped by step."""
     block: list[dict[str, Any]] = []
     count, step = 0, None
     for saved in trees:
@@ -82,10 +82,10 @@ def tree_blocks(trees: Iterator[SavedTree], index: TreeIndex, texts: TokenTexts 
 
 
 def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
-    """A tree as the page draws it. Short keys: they stand in every node.
+    """A tree as the page draws it. The keys are short because every node repeats them.
 
-    Node: p parent, o offset, v pivot, n tokens, r reward, f finish, s stream, a advantages, e ends of segments, and k pieces
-    of text with l log-probs in hundredths of a nat; or, without a tokenizer, x the text. w: why a check gave no answer.
+    Node: p parent, o offset, v pivot, n tokens, r reward, f finish, s stream, a advantages, e ends of segments, and k token
+    texts with l log-probs in hundredths of a nat; without a tokenizer x, the whole text. w: why there is no checked answer.
     """
     tree, prompt = saved.tree, saved.tree.prompt
     return {
@@ -117,29 +117,29 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
 
 
 def _why(node: Node) -> Mapping[str, str]:
-    """What the reward could not do, if anything."""
+    """The reason why a response has no checked answer, if so."""
     if node.score.problem:
         return {"w": f"the check failed: {node.score.problem}"}
     if not node.complete:
         return {"w": "a segment, cut to be continued"}
     if not node.score.checked:
-        return {"w": "cut off, so nobody looked for an answer"}
+        return {"w": "cut off, so its answer was not checked"}
     return {} if node.score.parsed else {"w": "no answer found"}
 
 
 def _hundredths(logprob: float) -> int:
-    """Hundredths of a nat; 0 for what is no number."""
+    """Hundredths of a nat; 0 for NaN and infinities."""
     return round(100 * logprob) if math.isfinite(logprob) else 0
 
 
 def choose_steps(counts: Mapping[int, int], limit: int) -> list[int]:
-    """Steps whose trees fit into `limit` together: whole steps, evenly spread, the first and the last among them.
+    """Evenly spread steps, including the first and the last, whose trees fit into `limit` together.
 
-    With room for less than two steps: the last one, if it fits, else none.
+    If fewer than two steps fit: the last one if it fits, else none.
 
     Args:
         counts: step → trees, ascending.
-        limit: most trees.
+        limit: maximum number of trees.
     """
     steps = list(counts)
     for many in range(len(steps), 0, -1):
@@ -153,17 +153,17 @@ def choose_steps(counts: Mapping[int, int], limit: int) -> list[int]:
 
 
 def pack(value: Any) -> str:
-    """JSON, gzipped, in base64; the same value gives the same text."""
+    """Gzipped JSON in base64; equal values give equal texts."""
     raw = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(raw.encode("ascii"), _LEVEL, mtime=0)).decode("ascii")
 
 
 def unpack(text: str) -> Any:
-    """The value that `pack` was given."""
+    """Inverse of `pack`."""
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 def short(value: float) -> float:
-    """Four significant digits; what is no number becomes 0, as JSON has none."""
+    """Four significant digits; NaN and infinities become 0, which JSON can express."""
     return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else 0.0
 

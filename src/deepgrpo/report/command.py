@@ -13,21 +13,21 @@ from rich.progress import Progress, TaskID
 
 from deepgrpo import __version__
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.report.gather import RunPage, gather
 from deepgrpo.report.options import ReportOptions
 from deepgrpo.report.page import write_page
-from deepgrpo.report.saved import SavedRun
+from deepgrpo.report.run_page import RunPage, build_page
+from deepgrpo.runs.saved import SavedRun
 
 _LARGE = 100 * 2**20
-"""Bytes beyond which a browser takes long to open a page."""
+"""Page size in bytes above which browsers are slow to open it."""
 
 
 def run_report(options: ReportOptions) -> int:
-    """Write the page and say where it is.
+    """Write the page and print its path.
 
     Raises:
-        ConfigError: no run was named, or --max-trees is negative, or the page cannot be written.
-        DataError: a directory is no run, or the run has no step yet.
+        ConfigError: no run is named, --max-trees is negative, or the page cannot be written.
+        DataError: a directory is not a run, or the run has no step yet.
     """
     if not options.runs:
         raise ConfigError("deepgrpo report needs a run directory, e.g. deepgrpo report runs/demo")
@@ -36,12 +36,13 @@ def run_report(options: ReportOptions) -> int:
     runs = [SavedRun(path) for path in unique(options.runs)]
     for run in runs:
         if not run.metrics:
-            raise DataError(f"{run.directory / 'metrics.jsonl'} has no step yet; wait for the first, or name another run")
-    path = options.out or runs[0].directory / "report.html"
+            raise DataError(f"{run.paths.metrics} has no step yet; wait for the first, or name another run")
+    path = options.out or runs[0].paths.report
     if path.is_dir():
-        raise ConfigError(f"--out is {str(path)!r}, which is a directory; name a file, e.g. --out {path / 'report.html'}")
+        example = path / runs[0].paths.report.name
+        raise ConfigError(f"--out is {str(path)!r}, which is a directory; name a file, e.g. --out {example}")
     names = label_runs(runs)
-    pages = _gather(runs, names, options.max_trees)
+    pages = _read_pages(runs, names, options.max_trees)
     for page, name in zip(pages, names, strict=True):
         page.data["name"] = name
 
@@ -68,7 +69,7 @@ def run_report(options: ReportOptions) -> int:
 
 
 def unique(paths: Sequence[Path]) -> list[Path]:
-    """The paths in order, each once, whatever way it was written."""
+    """The paths in order, without repetitions, however each is spelled."""
     found: dict[Path, Path] = {}
     for path in paths:
         found.setdefault(path.resolve(), path)
@@ -76,7 +77,7 @@ def unique(paths: Sequence[Path]) -> list[Path]:
 
 
 def label_runs(runs: Sequence[SavedRun]) -> list[str]:
-    """A name for each run: its directory's, with as much of what lies above as tells it from the others."""
+    """A name for each run: its directory name, extended by parent directories until all names differ."""
     parts = [run.directory.resolve().parts for run in runs]
     depth = [1] * len(runs)
     while True:
@@ -92,11 +93,11 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def _gather(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) -> list[RunPage]:
-    """Read the runs one after the other, with a bar where someone watches."""
+def _read_pages(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) -> list[RunPage]:
+    """Read the runs one by one, with a progress bar on a terminal."""
     pages = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for run, name in zip(runs, names, strict=True):
             task = bar.add_task(f"reading {name}", total=None)
-            pages.append(gather(run, max_trees, partial(_advance, bar, task)))
+            pages.append(build_page(run, max_trees, partial(_advance, bar, task)))
     return pages

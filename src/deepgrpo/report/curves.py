@@ -1,4 +1,4 @@
-"""The metrics of a run as columns for the page: every scalar of metrics.jsonl, and the four axes to draw it over."""
+"""The metrics of a run as columns for the page: every scalar of metrics.jsonl, and the four axes to plot it over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SECONDS = ("sample", "signals", "reward", "learn")
-"""Phases of a training step. Evaluations and checkpoints are left out: how often there is one is no property of a method."""
+"""Phases of a training step. Evaluations and checkpoints are excluded: their frequency is not a property of the method."""
 _DIGITS = 6
 _NO_CURVES = ("step", "warnings")
 
@@ -16,7 +16,7 @@ def metric_columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Axes and curves of a run.
 
     Returns: `axes` with `step`, `tokens` (sampled), `updates` (optimizer steps) and `seconds` (training), each `[S]`;
-    `curves`, key → `[S]`, None where a step does not have it. Lists and the ledger are left out.
+    `curves`, key → `[S]`, None where a step lacks the key. Lists and the ledger are left out.
     """
     keys = sorted({key for each in metrics for key, value in each.items() if _is_number(value)} - set(_NO_CURVES))
     return {
@@ -35,7 +35,7 @@ def metric_columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def ledger_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the run has spent up to its last step, by the names of the ledger."""
+    """Ledger totals at the last step, by field of the ledger."""
     last = metrics[-1] if metrics else {}
     return {
         key.removeprefix("ledger/"): number
@@ -45,7 +45,7 @@ def ledger_totals(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def run_warnings(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the run warned of, in order."""
+    """Warnings of the run, in order."""
     return [
         {"step": each["step"], "text": str(text)}
         for each in metrics
@@ -59,7 +59,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Six digits are more than a screen shows, and a third of the bytes."""
+    """A number with six significant digits, more than a screen shows; None for anything else."""
     if not _is_number(value) or not math.isfinite(value):
         return None
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""`deepgrpo inspect`: saved trees in the terminal. Which one is chosen here; how it is drawn is in `lanes.py`."""
+"""`deepgrpo inspect`: lists the saved trees of a run, or finds one of them for `tree_text.py` to draw."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rich.text import Text
 
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.report.options import InspectOptions
-from deepgrpo.report.saved import SavedRun, SavedTree, nearest
+from deepgrpo.report.terminal import plain
 from deepgrpo.report.tokens import read_tokens
-from deepgrpo.report.tree_text import draw_tree, plain
-from deepgrpo.report.verdict import TreeFacts, tree_facts
+from deepgrpo.report.tree_text import draw_tree
+from deepgrpo.runs.facts import TreeFacts, tree_facts
+from deepgrpo.runs.saved import SavedRun, nearest
+from deepgrpo.runs.trees import SavedTree
 
 _SHOWN = 60
-"""Trees in a list; --only makes it shorter."""
+"""Longest list of trees; --only shortens it."""
 
 
 def run_inspect(options: InspectOptions) -> int:
     """Show the steps of a run, the trees of a step, or one tree.
 
     Raises:
-        DataError: no run directory, no trees, no such step or prompt; the message names what there is.
+        DataError: not a run directory, no trees, no such step or prompt; the message names what exists.
         ConfigError: --width is too small.
     """
     if options.width is not None and options.width < 40:
@@ -32,7 +34,7 @@ def run_inspect(options: InspectOptions) -> int:
     run = SavedRun(options.run)
     if not run.tree_files:
         raise DataError(run.why_no_trees())
-    # a response may hold characters that this terminal does not have
+    # a response may contain characters that this terminal cannot show
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     console = Console(width=options.width, highlight=False)
@@ -50,14 +52,14 @@ def _step(run: SavedRun, step: int) -> int:
     if step not in run.tree_files:
         every = run.section("log").get("trees_every")
         raise DataError(
-            f"--step {step}: {run.directory} has no trees of that step; the nearest that it has are "
+            f"--step {step}: {run.directory} has no trees of that step; the nearest steps with trees are "
             f"{', '.join(map(str, nearest(step, steps)))}" + (f" (log.trees_every is {every})" if every else "")
         )
     return step
 
 
 def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
-    """The tree of a prompt: in the step that was named, else in the newest that has it."""
+    """The tree of a prompt: in the given step, else in the newest step that has it."""
     wanted = options.prompt
     assert wanted is not None
     steps = [_step(run, options.step)] if options.step is not None else list(run.tree_files)[::-1]
@@ -77,10 +79,10 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
             found = [each for each in trees if each.number == int(wanted)]
         known = known or [each.tree.prompt.id for each in trees]
         for each in found:
-            verdict = tree_facts(each.tree, run.success_threshold)
-            if options.only is None or options.only in verdict.flags:
+            facts = tree_facts(each.tree, run.success_threshold)
+            if options.only is None or options.only in facts.flags:
                 return each
-            refused = verdict
+            refused = facts
     where = f"step {options.step}" if options.step is not None else f"any of the {len(read)} saved steps"
     if refused is not None:
         raise DataError(
@@ -95,7 +97,7 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
 
 
 def _like(wanted: str, known: Sequence[str], count: int = 3) -> list[str]:
-    """Known ids that look like the wanted one, filled up with the first ones."""
+    """Known ids similar to the wanted one, followed by the first ones."""
     from difflib import get_close_matches
 
     close = get_close_matches(wanted, known, count)
@@ -112,19 +114,19 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
     newest = None
     for step in run.tree_files:
         try:
-            verdicts = [tree_facts(each.tree, run.success_threshold) for each in run.trees(step)]
+            facts = [tree_facts(each.tree, run.success_threshold) for each in run.trees(step)]
         except DataError as error:
             damaged.append(str(error))
             table.add_row(str(step), "?")
             continue
         newest = step
-        rollouts, pivots = sum(v.rollouts for v in verdicts), sum(v.pivots for v in verdicts)
+        rollouts, pivots = sum(f.rollouts for f in facts), sum(f.pivots for f in facts)
         row = [
-            str(step), str(len(verdicts)), _share(sum(v.successes for v in verdicts), rollouts),
-            _count(verdicts, "mixed"), str(pivots), _share(sum(v.rescued for v in verdicts), sum(v.chances for v in verdicts)),
-            _count(verdicts, "truncated"),
+            str(step), str(len(facts)), _share(sum(f.successes for f in facts), rollouts),
+            _count(facts, "mixed"), str(pivots), _share(sum(f.rescued for f in facts), sum(f.chances for f in facts)),
+            _count(facts, "truncated"),
         ]  # fmt: skip
-        table.add_row(*row, *([_count(verdicts, options.only)] if options.only else []))
+        table.add_row(*row, *([_count(facts, options.only)] if options.only else []))
     console.print(table)
     for sentence in damaged:
         console.print(Text(f"\nnote: {sentence}"))
@@ -132,8 +134,8 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
         console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
 
 
-def _count(verdicts: Sequence[TreeFacts], flag: str) -> str:
-    return str(sum(flag in verdict.flags for verdict in verdicts))
+def _count(facts: Sequence[TreeFacts], flag: str) -> str:
+    return str(sum(flag in each.flags for each in facts))
 
 
 def _share(part: int, whole: int) -> str:
@@ -142,9 +144,10 @@ def _share(part: int, whole: int) -> str:
 
 def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOptions) -> None:
     trees = [(each, tree_facts(each.tree, run.success_threshold)) for each in run.trees(step)]
-    chosen = [(each, verdict) for each, verdict in trees if options.only is None or options.only in verdict.flags]
+    chosen = [(each, facts) for each, facts in trees if options.only is None or options.only in facts.flags]
     if not chosen:
-        counts = ", ".join(f"{flag} {_count([v for _, v in trees], flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
+        every = [facts for _, facts in trees]
+        counts = ", ".join(f"{flag} {_count(every, flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
         console.print(Text(f"none of the {len(trees)} trees of step {step} is {options.only} ({counts}); drop --only"))
         return
     table = Table(box=None, pad_edge=False)
@@ -154,11 +157,11 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
         table.add_column(heading, justify="right")
     table.add_column("", no_wrap=True)
     table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)
-    for each, verdict in chosen[:_SHOWN]:
+    for each, facts in chosen[:_SHOWN]:
         table.add_row(
-            str(each.number), Text(plain(each.tree.prompt.id)), f"{verdict.successes}/{verdict.rollouts}",
-            str(verdict.pivots), f"{verdict.rescued}/{verdict.chances}" if verdict.pivots else "–",
-            Text(" ".join(f for f in ("mixed", "truncated") if f in verdict.flags)),
+            str(each.number), Text(plain(each.tree.prompt.id)), f"{facts.successes}/{facts.rollouts}",
+            str(facts.pivots), f"{facts.rescued}/{facts.chances}" if facts.pivots else "–",
+            Text(" ".join(flag for flag in ("mixed", "truncated") if flag in facts.flags)),
             Text(plain(each.tree.prompt.question)),
         )  # fmt: skip
     console.print(table)
@@ -170,7 +173,7 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
             f"\n{len(chosen)} of {len(trees)} trees{what}; one of them: deepgrpo inspect {run.directory} --step {step} "
             f"--prompt {chosen[0][0].number}"
         ),
-        soft_wrap=True,  # a command that is copied must stand in one line
+        soft_wrap=True,  # keep the command on one line, ready to copy
     )
 
 

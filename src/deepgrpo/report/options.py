@@ -1,4 +1,4 @@
-"""Options of `deepgrpo report` and `inspect`, parsed before anything is read."""
+"""Options of `deepgrpo report` and `deepgrpo inspect`, parsed before any file is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 DEFAULT_MAX_TREES = 10_000
-"""Trees per run in a page; docs/report.md has the size and the opening time of such a page."""
+"""Trees per run in a page; docs/report.md states the size and opening time of such a page."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,18 @@ class ReportOptions:
     """Write one self-contained HTML page about one or several runs: learning curves, pivots, and every saved tree."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
-    """Run directories, such as runs/demo; the curves of several are drawn over each other."""
+    """Run directories, such as runs/demo; the curves of several runs share the same axes."""
     out: Path | None = None
     """File to write. Default: RUN/report.html of the first run."""
-    max_trees: Annotated[int, tyro.conf.arg(help=f"""Trees per run in the page; of a run with more, whole steps are left out evenly. 0: none. (default: {DEFAULT_MAX_TREES:,})""", help_behavior_hint="")] = DEFAULT_MAX_TREES  # fmt: skip  # noqa: E501
+    max_trees: Annotated[int, tyro.conf.arg(help=f"""Maximum number of trees per run in the page; longer runs drop whole steps evenly. 0: none. (default: {DEFAULT_MAX_TREES:,})""", help_behavior_hint="")] = DEFAULT_MAX_TREES  # fmt: skip  # noqa: E501
     title: str | None = None
     """Heading of the page. Default: the names of the runs."""
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Show saved trees of a run in the terminal: without --step its steps, with --step that step's prompts, with --prompt
-    one tree with rollouts, pivots, branches, rewards and advantages.
+    """Show the saved trees of a run in the terminal: its steps; with --step the prompts of that step; with --prompt one tree
+    with rollouts, pivots, branches, rewards and advantages.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -36,9 +36,9 @@ class InspectOptions:
     step: int | None = None
     """A step with saved trees."""
     prompt: str | None = None
-    """Id of a prompt, or its number in the step's list. Without --step: its newest tree."""
+    """Prompt id, or its number in the list of the step. Without --step: the newest tree of the prompt."""
     only: Literal["rescued", "unrecoverable", "truncated", "mixed"] | None = None
-    """Only trees with a branch better than its rollout, with a pivot that has none, with a response that was cut off, with
-    unequal rewards among the rollouts."""
+    """Filter: trees with a branch that beats its rollout (rescued), with a pivot that has none (unrecoverable), with a
+    response cut off at the length limit (truncated), or with unequal rewards among the rollouts (mixed)."""
     width: int | None = None
-    """Columns to use. Default: those of the terminal."""
+    """Output width in columns. Default: the width of the terminal."""

@@ -1,8 +1,8 @@
-"""One HTML file with everything in it: markup, styles, scripts and data. It asks for nothing over the network.
+"""One self-contained HTML file: markup, styles, scripts and data. It makes no network requests.
 
-What a model has written is data, never markup: it stands in the page as JSON without a `<`, or as compressed base64, and the
-scripts put it on the screen as text only. A content security policy names the one script and the one style that may
-run, by their hashes, and forbids every connection.
+Model output is data, never markup: the page holds it as JSON without `<`, or as compressed base64, and the scripts display
+it as text only. A content security policy admits the one script and the one style by their hashes and forbids every
+connection.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from string import Template
 from typing import Any
 
 SCRIPTS = ("dom.js", "format.js", "chart.js", "heat.js", "curves.js", "pivots.js", "store.js", "list.js", "tree.js", "main.js")
-"""In the order they are run, as one script."""
+"""Concatenated in this order into one script."""
 _ASSETS = files("deepgrpo.report") / "assets"
 
 
 def write_page(path: Path, title: str, data: Any, blocks: Iterable[tuple[str, str]]) -> int:
-    """Write the page and return its size in bytes. It is written aside and renamed: there is never half a page.
+    """Write the page and return its size in bytes. A temporary file is renamed, so a half-written page never appears.
 
     Args:
-        path: where to.
+        path: file to write.
         title: heading; any text.
-        data: what is there at once; JSON.
-        blocks: (name, base64) of what is opened later, written as they come.
+        data: JSON decoded with the page.
+        blocks: (name, base64) pairs decoded on demand, written as they arrive.
 
     Raises OSError.
     """
@@ -48,7 +48,7 @@ def write_page(path: Path, title: str, data: Any, blocks: Iterable[tuple[str, st
 
 
 def page_parts(title: str, data: Any, blocks: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """The page in pieces."""
+    """The page as consecutive strings."""
     style = _asset("page.css")
     script = '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
     before, after = _asset("page.html").split("<!-- data -->")
@@ -63,7 +63,7 @@ def page_parts(title: str, data: Any, blocks: Iterable[tuple[str, str]]) -> Iter
 
 
 def safe_json(value: Any) -> str:
-    r"""JSON that may stand in a script element: ASCII, and no character that HTML looks at.
+    r"""JSON that is safe inside a script element: ASCII without HTML's special characters.
 
     >>> safe_json("</script>")
     '"\\u003c/script\\u003e"'
@@ -73,7 +73,7 @@ def safe_json(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """No control characters, and no halves of characters that UTF-8 cannot write."""
+    """Replace control characters and lone surrogates, which UTF-8 cannot encode."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text).encode("utf-8", "replace").decode()
 
 
@@ -82,5 +82,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """A source expression of a content security policy."""
+    """A hash source of the content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

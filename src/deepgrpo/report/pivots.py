@@ -1,12 +1,11 @@
-"""What saved pivots say: where Q put its mass, how often each depth was rescued, and whether P(success | r) was right.
+"""Pivot figures: the mass of Q by depth, the rescue rate by depth, and the reliability of P(success | r).
 
-    reliability   a pivot of step t is predicted by the fit behind step t - 1: it had not seen the pivot
-    Q over depth  mean over the expanded rollouts of the mass of Q in each tenth of the depth ratio
+    reliability   a pivot of step t is predicted by the fit after step t - 1, which had not seen it
+    Q over depth  mass of Q in each tenth of the depth ratio, averaged over the expanded rollouts
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,41 +13,42 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.records import Pivot, Tree
+from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, succeeds
 from deepgrpo.stats import clustered_proportion
 
-BINS = 10
-"""Bins of depth ratio and of predicted probability; depth bin i holds i / 10 < r ≤ (i + 1) / 10, as in the metrics."""
+PREDICTION_BINS = 10
+"""Bins of the predicted probability in the reliability diagram."""
 COLUMNS = 60
-"""Most columns of a picture over time; neighbouring steps are put together."""
+"""Maximum number of columns of a heat map; neighbouring steps are merged."""
 
 Table = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A pivot that was tried. Example: Seen(step=12, prompt="q7", ratio=0.6, success=True)."""
+class PivotOutcome:
+    """An expanded pivot. Example: PivotOutcome(step=12, prompt="q7", ratio=0.6, success=True)."""
 
     step: int
     prompt: str
     ratio: float
     success: bool
-    """At least one branch is a success: the label of the fit."""
+    """True if at least one branch succeeds: the label of the fit."""
 
 
-def seen_pivots(tree: Tree, step: int, threshold: float) -> list[Seen]:
+def pivot_outcomes(tree: Tree, step: int, threshold: float) -> list[PivotOutcome]:
     """The pivots of a tree in the branch stream."""
     return [
-        Seen(step, tree.prompt.id, pivot.ratio, any(tree.nodes[child].reward > threshold for child in tree.children(index)))
+        PivotOutcome(step, tree.prompt.id, pivot.ratio, succeeds(tree, index, threshold))
         for index, pivot in enumerate(tree.pivots)
         if pivot.stream == "branch" and pivot.ratio > 0
     ]
 
 
 def candidate_ratios(pivot: Pivot) -> list[float]:
-    """Depth ratios of a pivot's candidates. The pivot itself has one, which tells the length of the chain.
+    """Depth ratios of a pivot's candidates. The pivot's own ratio determines the length of the chain.
 
-    `r = (place in the chain + 1) / length`; the root has place 0. Candidates (0, 10, 20, 30) with the pivot at 20 and
-    r = .6 lie at .2, .4, .6, .8. Without the root, (10, 20, 30) lie at .4, .6, .8.
+    `r = (index in the chain + 1) / length`; the root has index 0. Candidates (0, 10, 20, 30) with the pivot at 20 and
+    r = .6 are at .2, .4, .6, .8. Without the root, (10, 20, 30) are at .4, .6, .8.
     """
     if pivot.offset not in pivot.candidates or pivot.ratio <= 0:
         return []
@@ -57,19 +57,13 @@ def candidate_ratios(pivot: Pivot) -> list[float]:
     return [(place + first + 1) / length for place in range(len(pivot.candidates))]
 
 
-def depth_bin(ratio: float) -> int:
-    """The tenth that a depth ratio belongs to."""
-    # 3 / 10 belongs to bin 2 although 0.3 * 10 is 3.0000000000000004 for some quotients
-    return min(BINS - 1, max(0, math.ceil(ratio * BINS - 1e-9) - 1))
-
-
 def q_mass(trees: Iterable[Tree]) -> tuple[list[float], int]:
-    """Mean mass of Q in each tenth of the depth, `[10]`, and the number of rollouts behind it.
+    """Mean mass of Q in each tenth of the depth, `[10]`, and the number of rollouts it is based on.
 
-    A rollout counts once however many pivots were drawn in it: they share one Q. The oracle, which has one candidate and no
-    distribution, counts with that.
+    A rollout counts once however many pivots were drawn in it, since they share one Q. The oracle has a single candidate
+    and no distribution; its rollouts are left out.
     """
-    mass, rollouts = [0.0] * BINS, 0
+    mass, rollouts = [0.0] * DEPTH_BINS, 0
     for tree in trees:
         done: set[int] = set()
         for pivot in tree.pivots:
@@ -84,13 +78,13 @@ def q_mass(trees: Iterable[Tree]) -> tuple[list[float], int]:
 
 
 def q_over_time(masses: Mapping[int, tuple[list[float], int]]) -> Table | None:
-    """Q by depth, a column per saved step or per group of them; None if nothing was drawn from a Q."""
+    """Q by depth, one column per saved step or group of steps; None if no pivot was drawn from a Q."""
     steps = [step for step, (_, rollouts) in sorted(masses.items()) if rollouts]
     if not steps:
         return None
-    table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * BINS for s in steps])
-    # a depth at which no state of the run lies is blank: not the same as states that are hardly ever drawn
-    there = [any(masses[step][0][row] > 0 for step in steps) for row in range(BINS)]
+    table = columns(steps, [list(masses[s][0]) for s in steps], [[masses[s][1]] * DEPTH_BINS for s in steps])
+    # blank marks a depth without any state, as opposed to states that are hardly ever drawn
+    there = [any(masses[step][0][row] > 0 for step in steps) for row in range(DEPTH_BINS)]
     table["cells"] = [[mass if known else None for mass, known in zip(c, there, strict=True)] for c in table["cells"]]
     return table
 
@@ -110,12 +104,12 @@ def rescue_over_time(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
 def columns(
     steps: Sequence[int], values: Sequence[Sequence[float | None]], weights: Sequence[Sequence[float]], limit: int = COLUMNS
 ) -> Table:
-    """A picture over time with at most `limit` columns, neighbours put together by weighted means.
+    """A heat map over time with at most `limit` columns; neighbouring steps are merged by weighted means.
 
     Args:
         steps: `[S]` ascending.
-        values: `[S, B]`; None: nothing there.
-        weights: `[S, B]` how much each value counts.
+        values: `[S, B]`; None: no value.
+        weights: `[S, B]` weight of each value.
 
     Returns: `steps` `[C]` pairs (first, last), `cells` `[C, B]` means or None, `counts` `[C, B]` sums of the weights.
     """
@@ -135,12 +129,12 @@ def columns(
     return {"steps": [[steps[g[0]], steps[g[-1]]] for g in groups], "cells": cells, "counts": counts}
 
 
-def reliability(pivots: Sequence[Seen], metrics: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Predicted P(success | r) against what happened, in ten bins of the prediction; None without a fit or pivots.
+def reliability(pivots: Sequence[PivotOutcome], metrics: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Predicted P(success | r) against the outcome, in ten bins of the prediction; None without a fit or pivots.
 
     Returns: `bins` with mean prediction, observed share, its 95% interval (pivots of a prompt are one cluster) and the
-    number of pivots; `brier`, the mean squared error; `brier_constant`, that of always saying the observed share;
-    `error`, the mean distance of the bins from the diagonal, weighted by their pivots; `pivots`, how many there are.
+    number of pivots; `brier`, the mean squared error; `brier_constant`, that of always predicting the observed share;
+    `error`, the mean distance of the bins from the diagonal, weighted by their pivots; `pivots`, the number of pivots.
     """
     fits = {
         each["step"] + 1: (each["recoverability/w"], each["recoverability/b"])
@@ -154,9 +148,9 @@ def reliability(pivots: Sequence[Seen], metrics: Sequence[Mapping[str, Any]]) ->
     ratios = np.array([pivot.ratio for pivot in known])
     predicted = np.exp(-np.logaddexp(0.0, -(slopes[:, 0] * ratios + slopes[:, 1])))
     outcome = np.array([float(pivot.success) for pivot in known])
-    places = np.minimum(BINS - 1, (predicted * BINS).astype(int))
+    places = np.minimum(PREDICTION_BINS - 1, (predicted * PREDICTION_BINS).astype(int))
     bins, error = [], 0.0
-    for place in range(BINS):
+    for place in range(PREDICTION_BINS):
         chosen = places == place
         if not chosen.any():
             continue

@@ -1,7 +1,7 @@
-"""The text of single tokens, from the tokenizer that a run has saved; and where its rollouts are cut into segments.
+"""Texts of single tokens, by the tokenizer saved with a run, and the segment ends of its rollouts.
 
-The library `tokenizers` reads the file alone: no model, no torch. A run without that file still shows the text of its
-nodes, but no tokens and no segments.
+The library `tokenizers` reads that file without a model or torch. A run without the file still shows the text of its nodes,
+but no tokens and no segments.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepgrpo.config import SegmentConfig
+from deepgrpo.errors import ConfigError
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Node, Tree
-from deepgrpo.report.saved import SavedRun
+from deepgrpo.runs.checkpoints import saved_checkpoints
+from deepgrpo.runs.saved import SavedRun
 
 _BROKEN = "\ufffd"
-"""What a decoder puts where bytes are no whole character."""
+"""Replacement character that a decoder emits for incomplete bytes."""
 
 
 class TokenTexts:
-    """Cuts token sequences into pieces of text; what is cut once is remembered."""
+    """Cuts token sequences into pieces of text, with a cache."""
 
     def __init__(self, tokenizer: Any, segment: Segmenter | None = None) -> None:
-        """Take a `tokenizers.Tokenizer`, or anything with its `decode`."""
+        """Wrap a `tokenizers.Tokenizer`, or any object with its `decode`."""
         self._tokenizer, self._segment = tokenizer, segment
         self._singles: dict[int, str] = {}
         self._pairs: dict[tuple[int, int], str] = {}
@@ -36,8 +38,8 @@ class TokenTexts:
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """`[n]` texts of `[n]` tokens; joined, they are the decoded sequence.
 
-        A token means its text behind the one before it: some decoders drop the blank at the beginning of a sequence. Where
-        several tokens make one character, the first of them has it and the others are empty.
+        Each token is decoded after its predecessor, because some decoders drop a leading space. Where several tokens form one
+        character, the first piece holds it and the others are empty.
         """
         found: list[str] = []
         before: int | None = None
@@ -63,13 +65,13 @@ class TokenTexts:
         return pair
 
     def _join(self, tokens: Sequence[int], found: list[str], start: int) -> int:
-        """Put the pieces from `start` on together until they are whole characters; returns where to go on."""
+        """Merge pieces from `start` on until they form whole characters; returns the index to continue at."""
         for end in range(start + 1, min(len(found), start + 8) + 1):
             whole = self._decode(list(tokens[start:end]))
             if _BROKEN not in whole:
                 found[start:end] = [whole, *[""] * (end - start - 1)]
                 return end
-        return start + 1  # never completed: it stays what the decoder says
+        return start + 1  # never completed: keep the decoder's output
 
     def _single(self, token: int) -> str:
         if token not in self._singles:
@@ -80,12 +82,12 @@ class TokenTexts:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def ends(self, tokens: Sequence[int]) -> list[int]:
-        """Ends of the segments of a rollout, by the recipe's own rule; empty if the recipe cuts none."""
+        """Segment ends of a rollout, by the recipe's rule; empty if the recipe has no segments."""
         return self._segment(tokens) if self._segment else []
 
 
 class _Decoder:
-    """A tokenizer as `build_segmenter` wants it: special tokens are text, as when the run was sampled."""
+    """A tokenizer with the interface `build_segmenter` expects; special tokens stay in the text, as during sampling."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -95,7 +97,7 @@ class _Decoder:
 
 
 def read_tokens(run: SavedRun) -> TokenTexts | None:
-    """The tokenizer of a run: of its newest checkpoint, its start, or the model directory of its recipe. None: nowhere."""
+    """The tokenizer of a run: from its newest checkpoint, its start model, or the recipe's model directory; None if absent."""
     path = find_tokenizer(run)
     if path is None:
         return None
@@ -103,32 +105,31 @@ def read_tokens(run: SavedRun) -> TokenTexts | None:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # the library raises bare Exception for a file that it cannot read
+    except Exception:  # the library raises bare Exception for an unreadable file
         return None
     segment = None
     try:
         raw = run.section("explore").get("segments")
         if raw is not None:
             segment = build_segmenter(SegmentConfig.model_validate(raw), _Decoder(tokenizer))
-    except ValidationError:
-        pass  # a recipe of another version: its rollouts are shown without segments
+    except (ValidationError, ConfigError):
+        pass  # recipe of another version, or a user's segmenter that is not here: show its rollouts without segments
     return TokenTexts(tokenizer, segment)
 
 
 def find_tokenizer(run: SavedRun) -> Path | None:
-    """The tokenizer.json that belongs to a run."""
-    checkpoints = sorted((run.directory / "checkpoints").glob("step-*/model/tokenizer.json"), reverse=True)
-    places = [*checkpoints, run.directory / "start" / "tokenizer.json"]
-    model = run.section("model").get("path")
-    if isinstance(model, str):
-        places.append(Path(model) / "tokenizer.json")
-    return next((place for place in places if place.is_file()), None)
+    """The tokenizer.json of a run; None if there is none."""
+    models = [*(each.model for each in saved_checkpoints(run.paths)[::-1]), run.paths.start]
+    recipe_model = run.section("model").get("path")
+    if isinstance(recipe_model, str):
+        models.append(Path(recipe_model))
+    return next((file for model in models if (file := model / "tokenizer.json").is_file()), None)
 
 
 def own_text(tree: Tree, index: int) -> str:
-    """The text of a node's own tokens where no tokenizer can tell it: what its response has beyond the rollout it is in.
+    """The text of a node's own tokens, estimated without a tokenizer: its response minus the prefix shared with its parent.
 
-    A guess: a branch that begins as its parent went on seems to start later than it did.
+    A branch whose first words equal the parent's continuation appears to start later than it did.
     """
     node = tree.nodes[index]
     siblings = [tree.nodes[i].text for i in tree.children(node.pivot)]
@@ -147,9 +148,9 @@ def _common(parent: str, siblings: Sequence[str]) -> int:
 
 
 def segment_ends(tree: Tree, index: int, texts: TokenTexts | None) -> list[int]:
-    """Ends of a node's segments, the last one left out: what the pivot drawn in it says, else the recipe's own rule.
+    """Ends of a node's segments except the last, from the candidates of its pivots and the recipe's rule.
 
-    Only rollouts from the prompt are cut; a branch has no states of its own.
+    Only rollouts from the prompt are cut; a branch has no candidates of its own.
     """
     node: Node = tree.nodes[index]
     if node.parent >= 0 or not node.complete:

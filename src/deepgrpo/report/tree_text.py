@@ -1,4 +1,4 @@
-"""A tree as lines of text: a lane per rollout, its pivots with Q along the chain, and the branches below them.
+"""A tree as lines of text: one lane per rollout, its pivots with Q along the chain, and their branches below.
 
     rollout 2  ✗ 0  advantage -0.375  15 tokens
       ━━━━━━◆━━━━━┿━━
@@ -18,16 +18,17 @@ from rich.text import Text
 
 from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.pivots import candidate_ratios
-from deepgrpo.report.saved import SavedTree
+from deepgrpo.report.terminal import plain, several, short
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
-from deepgrpo.report.verdict import floor_of, is_rescued, tree_facts
+from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
+from deepgrpo.runs.trees import SavedTree
 
 _BARS = "▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
 _LANE = 72
-"""Most columns of a lane."""
+"""Maximum width of a lane in columns."""
 _BESIDE = 30
-"""Columns that stay free beside it, for what came of a branch."""
+"""Columns reserved beside a lane for the outcome of a branch."""
 
 
 def draw_tree(
@@ -36,12 +37,12 @@ def draw_tree(
     """Print a tree.
 
     Args:
-        console: where to.
+        console: output.
         saved: the tree with its credit.
         texts: cuts tokens; None: texts are printed whole.
         threshold: rewards above it are successes.
-        only: "rescued" or "unrecoverable" leaves out rollouts without such a pivot, "truncated" those without a response
-            that was cut off.
+        only: "rescued" or "unrecoverable" hides rollouts without such a pivot, "truncated" those without a truncated
+            response.
     """
     _Drawing(console, saved, texts, threshold, only).draw()
 
@@ -59,16 +60,16 @@ class _Drawing:
 
     def draw(self) -> None:
         prompt = self.tree.prompt
-        verdict = tree_facts(self.tree, self.threshold)
-        flags = ", ".join(sorted(verdict.flags - {"solved", "failed"})) or "no signal"
+        facts = tree_facts(self.tree, self.threshold)
+        flags = ", ".join(sorted(facts.flags - {"solved", "failed"})) or "no signal"
         self._say(f"step {self.saved.step} · prompt {prompt.id} · {flags}", style="bold")
         self._say(prompt.question, name="question  ")
         if prompt.answer is not None:
             self._say(prompt.answer, name="answer    ")
         self._say(
-            f"{verdict.successes} of {verdict.rollouts} rollouts succeed, "
-            + (f"{verdict.rescued} of {_several(verdict.chances, 'pivot')} rescued, " if verdict.pivots else "")
-            + _several(verdict.tokens, "sampled token")
+            f"{facts.successes} of {facts.rollouts} rollouts succeed, "
+            + (f"{facts.rescued} of {several(facts.chances, 'pivot')} rescued, " if facts.pivots else "")
+            + several(facts.tokens, "sampled token")
         )
         roots = [i for i, node in enumerate(self.tree.nodes) if node.parent == ROOT]
         shown = [i for i in roots if self._wanted(i)]
@@ -77,7 +78,7 @@ class _Drawing:
                 self.console.print()
                 self._rollout(index, number)
         if len(shown) < len(roots):
-            self._say(f"\n{_several(len(roots) - len(shown), 'rollout')} left out by --only {self.only}", style="dim")
+            self._say(f"\n{several(len(roots) - len(shown), 'rollout')} left out by --only {self.only}", style="dim")
 
     def _wanted(self, root: int) -> bool:
         if self.only not in ("rescued", "unrecoverable", "truncated"):
@@ -91,7 +92,7 @@ class _Drawing:
         )
 
     def _below(self, root: int) -> Iterator[int]:
-        """A node and everything that hangs off it."""
+        """A node and its descendants."""
         yield root
         for index, node in enumerate(self.tree.nodes):
             if node.parent == root:
@@ -101,7 +102,7 @@ class _Drawing:
         node = self.tree.nodes[index]
         line = Text(f"rollout {number}  ", style="bold")
         line.append_text(self._reward(node))
-        line.append(f"  {self._advantage(index)}  {_several(len(node.tokens), 'token')}{self._remark(node)}")
+        line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{self._remark(node)}")
         self.console.print(line)
         self._parts(index, "  ")
         self.console.print(self._bar(index))
@@ -115,9 +116,9 @@ class _Drawing:
             line.append("◆", style=_PIVOT)
             line.append(f" after token {pivot.offset}")
             if pivot.ratio:
-                line.append(f", r = {_short(pivot.ratio)}")
+                line.append(f", r = {short(pivot.ratio)}")
             if pivot.offset in pivot.candidates and pivot.q:
-                line.append(f", Q = {_short(pivot.q[pivot.candidates.index(pivot.offset)])}")
+                line.append(f", Q = {short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
                 floor = floor_of(self.tree, number)
                 better = sum(self.tree.nodes[child].reward > floor for child in children)
@@ -134,7 +135,7 @@ class _Drawing:
             self._branches(children, indent)
 
     def _pivots_in(self, index: int) -> list[tuple[int, Pivot]]:
-        """The pivots of a node, the deepest first: so no branch is drawn across the line to another."""
+        """The pivots of a node, deepest first, so that no branch crosses the line of another."""
         found = [(number, pivot) for number, pivot in enumerate(self.tree.pivots) if pivot.parent == index]
         return sorted(found, key=lambda each: -each[1].offset)
 
@@ -145,13 +146,13 @@ class _Drawing:
         top = max(pivot.q)
         line = Text(indent + "  Q along the chain ", style="dim")
         states = [
-            (_short(ratio), _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top)) if top > 0 else 0], offset == pivot.offset)
+            (short(ratio), _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top)) if top > 0 else 0], offset == pivot.offset)
             for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True)
         ]
         if line.cell_len + sum(len(ratio) + 2 for ratio, *_ in states) <= self.console.width:
             for ratio, bar, drawn in states:
                 line.append(f" {ratio}").append(bar, style=_PIVOT if drawn else "cyan")
-        else:  # only the ends of the chain by name, and of neighbours that share a column the highest
+        else:  # label only the ends of the chain; of neighbours sharing a column, show the highest
             room = max(8, self.console.width - line.cell_len - 11)
             line.append(f" {states[0][0]} ")
             size = -(-len(states) // room)
@@ -162,7 +163,7 @@ class _Drawing:
         self.console.print(line)
 
     def _branches(self, children: Sequence[int], indent: str) -> None:
-        """A line per branch, or two if any text is too long for one. Equal ones without pivots are drawn once."""
+        """One line per branch, or two if any text is too long. Equal branches without pivots are drawn once."""
         inner = {pivot.parent for pivot in self.tree.pivots}
         alike: dict[object, list[int]] = {}
         for child in children:
@@ -172,9 +173,9 @@ class _Drawing:
         most = max((len(each) for each in alike.values()), default=1)
         lines = [self._branch(each[0], len(each) if most > 1 else 0) for each in alike.values()]
         texts = [self._text(each[0]) for each in alike.values()]
-        short = all(head.cell_len + 2 + text.cell_len <= self.console.width for head, text in zip(lines, texts, strict=True))
+        fits = all(head.cell_len + 2 + text.cell_len <= self.console.width for head, text in zip(lines, texts, strict=True))
         for (child, *_), head, text in zip(alike.values(), lines, texts, strict=True):
-            if short:
+            if fits:
                 self.console.print(head.append("  ").append_text(text))
             else:
                 self.console.print(head)
@@ -183,7 +184,7 @@ class _Drawing:
             self._pivots(child, indent + "    ")
 
     def _under(self, index: int, text: Text, indent: str) -> str:
-        """Blanks before a text: up to where its bar begins, if it then fits into the line."""
+        """Indentation of a text: up to the start of its bar if the text then fits on the line."""
         start = 2 + round(self.starts[index] * self.scale)
         return " " * start if start + text.cell_len <= self.console.width else indent
 
@@ -199,13 +200,13 @@ class _Drawing:
         return line
 
     def _bar(self, index: int) -> Text:
-        """Where a node lies along its path, cut where its segments end and where pivots are."""
+        """A bar for the position of a node along its path, with marks at segment ends and pivots."""
         node = self.tree.nodes[index]
         start = round(self.starts[index] * self.scale)
         length = max(1, round((self.starts[index] + len(node.tokens)) * self.scale) - start)
         cells = ["━" if node.finish != "length" else "╍"] * length
         ends = segment_ends(self.tree, index, self.texts)
-        for end in ends if 3 * len(ends) <= length else ():  # more would be a fence
+        for end in ends if 3 * len(ends) <= length else ():  # denser marks would hide the bar
             cells[self._cell(index, end, start, length)] = "┿"
         for pivot in self.tree.pivots:
             if pivot.parent == index:
@@ -253,7 +254,7 @@ class _Drawing:
         return "advantages by part"
 
     def _parts(self, index: int, indent: str) -> None:
-        """A line for the advantages of a node whose tokens have several."""
+        """Print the advantages of a node by token range if they differ."""
         spans = self.saved.advantages(index)
         if len({round(span.advantage, 4) for span in spans}) > 1:
             parts = ", ".join(f"tokens {span.start + 1}–{span.end} {span.advantage:+.3f}" for span in spans)
@@ -273,33 +274,6 @@ class _Drawing:
         self._fold(Text(plain(text, keep="\n"), style=style), name)
 
     def _fold(self, text: Text, indent: str) -> None:
-        """Print a text with `indent` before its first line and as many blanks before the others."""
+        """Print a text with `indent` before its first line and equal indentation before the others."""
         for number, line in enumerate(text.wrap(self.console, max(1, self.console.width - len(indent)), overflow="fold")):
             self.console.print(Text(indent if number == 0 else " " * len(indent)).append_text(line))
-
-
-def plain(text: str, keep: str = "") -> str:
-    r"""Text that cannot steer a terminal: control characters and direction marks become visible, line breaks a sign.
-
-    >>> plain("a\nb\x1b[2J")
-    'a⏎b\\x1b[2J'
-    """
-    return "".join(c if c in keep or c.isprintable() else "⏎" if c == "\n" else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if character.isspace() and code > 0x20:
-        return " "  # blanks of all widths
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _several(count: int, noun: str) -> str:
-    """`1 token`, `1,086 tokens`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _short(value: float) -> str:
-    """`.41`, `1.00`."""
-    return f"{value:.2f}".removeprefix("0")
-

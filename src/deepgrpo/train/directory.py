@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.model.policy import Policy
+from deepgrpo.runs.files import replace_file
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.checkpoint import Checkpoints
-from deepgrpo.train.log import RunLog, replace_file, truncate
-
-START = "start"
-"""Subdirectory with the weights after a warm start: the KL reference of a resumed run."""
+from deepgrpo.train.log import RunLog
 
 
 def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
     """Raise ConfigError if a directory already holds a run. A run that failed before its first step does not count."""
-    metrics = directory / "metrics.jsonl"
+    metrics = RunDir(directory).metrics
     if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(
             f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME"
@@ -51,39 +51,41 @@ def open_log(directory: Path, config: Config, resumed_step: int | None) -> RunLo
 
     Raises ConfigError or CheckpointError if the directory cannot be written.
     """
+    paths = RunDir(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if resumed_step is None:
-            shutil.rmtree(directory / START, ignore_errors=True)
+            shutil.rmtree(paths.start, ignore_errors=True)
         log = RunLog(
             directory, config.log, total_steps=config.run.steps, name=config.run.name,
             recipe=config.model_dump(mode="json"), done_steps=resumed_step or 0,
         )  # fmt: skip
-        replace_file(directory / "config.toml", to_toml(config))
+        replace_file(paths.config, to_toml(config))
     except OSError as error:
         if resumed_step is not None:
             raise CheckpointError(
-                f"{directory / 'config.toml'} could not be written: {error}; the run is as it was: free some space or "
+                f"{paths.config} could not be written: {error}; the run is as it was: free some space or "
                 f"fix the permissions, and continue with: deepgrpo train --resume {directory}"
             ) from error
         raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
-    truncate(directory / "metrics.jsonl", resumed_step or 0)
+    truncate_metrics(paths.metrics, resumed_step or 0)
     return log
 
 
 def save_start(policy: Policy, directory: Path) -> None:
     """Save the weights after a warm start: a resumed run takes its KL reference from them."""
-    aside = directory / f".tmp-{START}"
+    start = RunDir(directory).start
+    aside = start.with_name(f".tmp-{start.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     policy.save(aside)
-    shutil.rmtree(directory / START, ignore_errors=True)  # a rename does not replace a directory
-    aside.rename(directory / START)
+    shutil.rmtree(start, ignore_errors=True)  # a rename does not replace a directory
+    aside.rename(start)
 
 
 def load_start(policy: Policy, directory: Path) -> None:
     """Load the weights that `save_start` saved, if there are any. Raises CheckpointError if they cannot be read."""
-    start = directory / START
+    start = RunDir(directory).start
     if start.is_dir():
         try:
             policy.load_weights(start)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -15,17 +14,20 @@ from rich.table import Table
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.directory import refuse_used
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import held_out, open_checkpoints
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     DataError, ModelError.
     """
     out = console or Console(highlight=False)
-    directory = Path(config.run.dir) / config.run.name
+    directory = RunDir.of(config.run).path
     refuse_used(directory, open_checkpoints(config.checkpoint, directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
@@ -71,7 +73,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     )
     if eval_reward is not None:
         eval_reward.close()
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")

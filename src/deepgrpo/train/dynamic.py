@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepgrpo import rng
+from deepgrpo.credit.group import NegativeRewardError
+from deepgrpo.errors import TrainingError
 from deepgrpo.explore.grow import Growth
 from deepgrpo.loss.streams import ZERO_ADVANTAGE
 from deepgrpo.prompts.source import Cursor, PromptSource
@@ -51,6 +53,8 @@ def gather(
 ) -> Batch:  # fmt: skip
     """Sample the trees of a step. A pure function of the cursor if `grow` and `credit` are.
 
+    Raises TrainingError if rewards do not go with `credit.scale`.
+
     Args:
         num_prompts: trees to train.
         grow: (prompts, round) → their trees; the round, from 0, must be part of the address of each draw.
@@ -64,7 +68,10 @@ def gather(
         prompts, cursor = source.take(cursor, num_prompts - len(kept))
         growths.append(grow(prompts, len(growths)))
         for tree in growths[-1].trees:
-            credits.append(credit(tree))
+            try:
+                credits.append(credit(tree))
+            except NegativeRewardError as error:
+                raise TrainingError(str(error)) from error
             if not dynamic or has_signal(credits[-1]):
                 kept.append(len(credits) - 1)
     return Batch(functools.reduce(operator.add, growths), tuple(credits), tuple(kept), cursor, len(growths))

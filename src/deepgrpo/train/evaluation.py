@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.records import Ledger
-from deepgrpo.train.checkpoint import TrainState
+from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.setup import Run
 
@@ -26,7 +26,7 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         truncated_value=(config.eval.reward or config.reward).truncated_value,
         success_threshold=config.explore.success_threshold,
     )  # fmt: skip
-    path = run.directory / "eval" / f"step-{state.step:06d}.jsonl"
+    path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)

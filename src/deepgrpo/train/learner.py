@@ -1,16 +1,16 @@
-"""The update: trees with credit go in, new weights come out.
+"""The update: trees with credit → new weights.
 
     select rows ─► lay out terms ─► pack ─► [old log-probs] ─► for each pack: log-probs, loss, backward ─► clip, step
 
-What the textbook algorithm has and this one leaves out: a value network, an entropy bonus, and (with one optimizer step
-per batch, the default) the pass for old log-probs, which would only find a ratio of exactly 1. Shapes: N terms of an
-optimizer step, n those of one pack.
+Not here, although in the textbook algorithm: a value network, an entropy bonus, and (with one optimizer step per batch, the
+default) a pass for old log-probs, which would only find a ratio of exactly 1. The loss is in `train/objective.py`.
+Shapes: N terms of an optimizer step, n those of a pack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,62 +21,39 @@ from torch import Tensor
 from deepgrpo.config import Config
 from deepgrpo.credit.whiten import whiten
 from deepgrpo.errors import TrainingError
-from deepgrpo.loss.kl import k3
-from deepgrpo.loss.ratio import importance_weight, log_ratio
-from deepgrpo.loss.streams import BRANCH, MAIN, select, term_weights
-from deepgrpo.loss.surrogate import surrogate
+from deepgrpo.loss.streams import select
 from deepgrpo.model.policy import Policy, Reference
-from deepgrpo.pack.budget import Pack, pack_rows
+from deepgrpo.pack.budget import Pack
 from deepgrpo.pack.layout import Layout, Terms, lay_out
-from deepgrpo.pack.tree import pack_trees
+from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, Ledger, Tree
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
+from deepgrpo.train.objective import Objective
 from deepgrpo.train.optim import learning_rate, set_learning_rate
 from deepgrpo.train.ranks import Ranks, SingleRank
+from deepgrpo.train.update_metrics import Observed, count_sequences
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What an update has to say."""
+    """Outcome of an update."""
 
     metrics: dict[str, float]
     ledger: Ledger
     optimizer_steps: int
 
 
-@dataclass
-class Observed:
-    """Per-term figures of one optimizer step, filled pack by pack; float32 `[N]` on the CPU."""
-
-    stream: np.ndarray
-    loss: Tensor
-    entropy: Tensor
-    clipped: Tensor
-    kl: Tensor
-    weight: Tensor
-    """Importance weights."""
-    drift: Tensor
-    """Learner's old log-prob minus the sampler's."""
-
-    @classmethod
-    def empty(cls, terms: Terms) -> Observed:
-        return cls(terms.stream_N, *(torch.zeros(len(terms)) for _ in range(6)))
-
-    def gather(self, ranks: Ranks) -> None:
-        """Fill in what the other processes have seen: a term is in one pack only, and zero elsewhere."""
-        names = ("loss", "entropy", "clipped", "kl", "weight", "drift")
-        for name, column in zip(names, ranks.add(torch.stack([getattr(self, name) for name in names])), strict=True):
-            setattr(self, name, column)
-
-
 class Learner:
-    """Policy, optimizer and what the update needs to know of the recipe.
+    """Updates a policy.
 
     Args:
-        reference: the frozen start model; None if `loss.beta` is 0.
-        exact_sampler: whether the engine's log-probs are the learner's own up to rounding.
-        optimizer_steps: steps taken so far.
-        ranks: the processes that compute the update together; every one of them makes the same calls.
+        reference: frozen start model; None if `loss.beta` is 0.
+        exact_sampler: the engine's log-probs equal the learner's up to rounding.
+        optimizer_steps: number of steps taken before.
+        ranks: processes that compute the update together; all of them make the same calls.
+
+    Raises ConfigError if a user's loss cannot be used.
     """
 
     def __init__(
@@ -87,10 +64,13 @@ class Learner:
         self.optimizer_steps, self.ranks = optimizer_steps, ranks or SingleRank()
         self.total_steps = config.run.steps * config.optim.minibatches * config.optim.epochs
         wanted = config.loss.importance
-        self.weigh = wanted == "on" or (wanted == "auto" and not exact_sampler)
+        self.objective = Objective(
+            config.loss, build_loss(config.loss), config.sampling.temperature, config.sampling.max_new_tokens,
+            weigh=wanted == "on" or (wanted == "auto" and not exact_sampler),
+        )
 
     def adopt(self) -> None:
-        """See `train.backend.UpdatesPolicy`. The policy is this learner's own: there is nothing to take over."""
+        """See `train.backend.UpdatesPolicy`. The policy is this learner's own, so there is nothing to do."""
 
     def freeze_reference(self) -> None:
         """See `train.backend.UpdatesPolicy`."""
@@ -119,11 +99,12 @@ class Learner:
         chosen = whiten(selection.credits) if self.config.credit.whiten else selection.credits
         batches: list[tuple[Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
-            layout = lay_out([trees[i] for i in part], [chosen[i] for i in part])
-            batches.append((layout, self._pack([trees[i] for i in part], layout)))
+            own = [trees[i] for i in part]
+            layout = lay_out(own, [chosen[i] for i in part])
+            batches.append((layout, self._pack(own, layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
-        olds = [self._old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
+        olds = [self.old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
         seen: list[Observed] = []
         norms: list[float] = []
         before = self.optimizer_steps
@@ -138,13 +119,13 @@ class Learner:
                 norms.append(norm)
         passes = optim.epochs + several + (optim.epochs if self.reference else 0)
         tokens = sum(pack.num_tokens for _, packs in batches for pack in packs)
-        metrics = _summarise(seen, importance=self.weigh, reference=self.reference is not None) | {
+        metrics = self.objective.metrics(seen, reference=self.reference is not None) | {
             "grad_norm": float(np.mean(norms)) if norms else math.nan,
             "lr": lr,
             "loss/dropped_zero_advantage": float(selection.dropped_zero),
             "loss/dropped_few_branches": float(selection.dropped_few),
-            "main/sequences": float(_count(selection.credits, "main")),
-            "branch/sequences": float(_count(selection.credits, "branch")),
+            "main/sequences": float(count_sequences(selection.credits, "main")),
+            "branch/sequences": float(count_sequences(selection.credits, "branch")),
         }
         steps = self.optimizer_steps - before
         ledger = Ledger(
@@ -156,18 +137,10 @@ class Learner:
         return Update(metrics, ledger, steps)
 
     def _pack(self, trees: Sequence[Tree], layout: Layout) -> list[Pack]:
-        """Tree packs if the model has proved that it can be packed and no path is longer than its window."""
-        budget, verdict = self.config.learner.tokens_per_pack, self.policy.verdict
-        longest = max((len(row.input_ids) for row in layout.rows), default=0)
-        if verdict.packs and (verdict.window is None or longest <= verdict.window):
-            packs = pack_trees(trees, layout, budget)
-        else:
-            packs = pack_rows(layout.rows, budget)
-        # a prefix may be forwarded in several packs, the terms of a node never are: its sequence ratio depends on it
-        sequence_N = layout.terms.sequence_N
-        parts = sum(len(np.unique(sequence_N[pack.terms_n])) for pack in packs)
-        assert parts == len(np.unique(sequence_N)), "the terms of a node are in more than one pack"
-        return packs
+        verdict = self.policy.verdict
+        return pack_layout(
+            trees, layout, self.config.learner.tokens_per_pack, tree_packs=verdict.packs, window=verdict.window
+        )
 
     def _optimizer_step(
         self, terms: Terms, packs: Sequence[Pack], old_N: Tensor | None, lr: float
@@ -175,22 +148,23 @@ class Learner:
         """Accumulate the gradient over the packs, clip it, and move the weights."""
         self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        observed = Observed.empty(terms)
-        losses = self._loss_function(terms, observed)
+        observed, weights = self.objective.observed(terms), self.objective.weights(terms)
         total = torch.zeros((), device=self.policy.device)
         for pack, counts in self.ranks.share(packs):
-            if counts:
-                loss = losses(pack, old_N)
-            else:  # what it sees is not noted
-                loss = 0.0 * self._loss_function(terms, Observed.empty(terms))(pack, old_N)
+            # the figures of a pack that does not count are thrown away
+            figures = observed if counts else self.objective.observed(terms)
+            loss = self.objective.of_pack(self.policy, self.reference, terms, weights, pack, old_N, figures)
+            if not counts:
+                loss = 0.0 * loss
             self.ranks.backward(loss)
             total += loss.detach()
-        # asked of the sum, so that all processes come to the same answer
+        # test the sum, so that all processes decide alike
         total = self.ranks.add(total)
         if not torch.isfinite(total):
+            own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
             raise TrainingError(
                 f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so it was not taken. "
-                "Look at optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
+                f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                 "continue from the newest with --resume and a lower --optim.lr"
             )
         parameters = list(self.policy.trainable().values())
@@ -208,108 +182,13 @@ class Learner:
         observed.gather(self.ranks)
         return observed, norm
 
-    def _loss_function(self, terms: Terms, observed: Observed) -> Callable[[Pack, Tensor | None], Tensor]:
-        """The loss of a pack as a function; the sum over packs is the loss of the optimizer step."""
-        config, device = self.config.loss, self.policy.device
-        clip_low, clip_high = config.clip_range
-        weights = term_weights(
-            terms.stream_N, terms.sequence_N, lambda_=config.lambda_, beta=config.beta, reduction=config.reduction,
-            reduction_length=config.reduction_length or self.config.sampling.max_new_tokens,
-            streams=config.streams, lambda_scales_kl=config.lambda_scales_kl,
-        )  # fmt: skip
-
-        def loss_of(pack: Pack, old_N: Tensor | None) -> Tensor:
-            here = torch.from_numpy(pack.terms_n)
-            logprob_n, entropy_n = self._logprobs(self.policy, terms, pack, with_entropy=True)
-            old_n = logprob_n.detach() if old_N is None else old_N[here].to(device)
-            advantage_n = _tensor(terms.advantage_N[pack.terms_n], device)
-            # no sequence is in two packs, so its ratio can be computed here
-            sequence_n = _tensor(terms.sequence_N[pack.terms_n], device) if config.ratio == "sequence" else None
-            loss_n, clipped_n = surrogate(
-                log_ratio(logprob_n, old_n, sequence_n), advantage_n,
-                clip_low=clip_low, clip_high=clip_high, dual_clip=config.dual_clip,
-            )  # fmt: skip
-            sampler_n = _tensor(terms.sampler_logprob_N[pack.terms_n], device)
-            weight_n = importance_weight(old_n, sampler_n, config.importance_cap, sequence_n)
-            if self.weigh:
-                loss_n = loss_n * weight_n
-            total = (_tensor(weights.policy_N[pack.terms_n], device) * loss_n).sum()
-            if self.reference is not None:
-                with torch.no_grad(), self.reference.active() as start:
-                    reference_n, _ = self._logprobs(start, terms, pack)
-                kl_n = k3(logprob_n, reference_n)
-                total = total + (_tensor(weights.kl_N[pack.terms_n], device) * kl_n).sum()
-                observed.kl[here] = kl_n.detach().float().cpu()
-            observed.loss[here] = loss_n.detach().float().cpu()
-            observed.entropy[here] = entropy_n.float().cpu()
-            observed.clipped[here] = clipped_n.float().cpu()
-            observed.weight[here] = weight_n.float().cpu()
-            observed.drift[here] = (old_n - sampler_n).float().cpu()
-            return total
-
-        return loss_of
-
     @torch.no_grad()
-    def _old_logprobs(self, terms: Terms, packs: Sequence[Pack]) -> Tensor:
-        """`[N]` log-probs of the policy before the first of several optimizer steps."""
+    def old_logprobs(self, terms: Terms, packs: Sequence[Pack]) -> Tensor:
+        """`[N]` log-probs of the policy before the first of several optimizer steps, on the CPU."""
         self.policy.model.train()  # the mode of the update, so that both passes compute the same
         old_N = torch.zeros(len(terms))
         for pack, counts in self.ranks.share(packs):
-            logprob_n = self._logprobs(self.policy, terms, pack)[0].float().cpu()
-            if counts:  # the old log-probs of the others' packs are not needed here
+            logprob_n = self.objective.logprobs(self.policy, terms, pack, self.policy.device)[0].float().cpu()
+            if counts:  # each process needs the old log-probs of its own packs only
                 old_N[torch.from_numpy(pack.terms_n)] = logprob_n
         return old_N
-
-    def _logprobs(
-        self, policy: Policy, terms: Terms, pack: Pack, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        device = self.policy.device
-        return policy.logprobs(
-            torch.from_numpy(pack.input_ids_BT).to(device),
-            torch.from_numpy(pack.rows_n).to(device),
-            torch.from_numpy(terms.target_N[pack.terms_n]).to(device),
-            temperature=self.config.sampling.temperature,
-            with_entropy=with_entropy,
-            positions_BT=None if pack.positions_BT is None else torch.from_numpy(pack.positions_BT).to(device),
-            segments=[(s.start, s.end, s.until, s.parent) for s in pack.segments],
-        )
-
-
-def _summarise(seen: Sequence[Observed], *, importance: bool, reference: bool) -> dict[str, float]:
-    """Means over the terms of each stream, over all optimizer steps of the update."""
-    metrics: dict[str, float] = {}
-    if not seen:
-        return metrics
-    stream = np.concatenate([o.stream for o in seen])
-
-    def column(name: str) -> np.ndarray:
-        values: np.ndarray = torch.cat([getattr(o, name) for o in seen]).numpy()
-        return values
-
-    for label, code in (("main", MAIN), ("branch", BRANCH)):
-        here = stream == code
-        metrics[f"{label}/terms"] = float(here.sum())
-        if here.any():
-            metrics |= {
-                f"{label}/loss": float(column("loss")[here].mean()),
-                f"{label}/entropy": float(column("entropy")[here].mean()),
-                f"{label}/clip_fraction": float(column("clipped")[here].mean()),
-            }
-            if reference:  # unmeasured must not look like no drift
-                metrics[f"{label}/kl"] = float(column("kl")[here].mean())
-    drift = column("drift").astype(np.float64)
-    metrics |= {
-        # E_μ[log μ - log π] estimated by k3, which is never negative
-        "mismatch/kl": float((np.expm1(drift) - drift).mean()),
-        "mismatch/max": float(np.abs(drift).max()),
-        "mismatch/weight": float(column("weight").mean()) if importance else 1.0,
-    }
-    return metrics
-
-
-def _count(credits: Sequence[Credit], stream: str) -> int:
-    return len({(i, s.node) for i, credit in enumerate(credits) for s in credit.spans if s.stream == stream})
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device)

@@ -1,16 +1,15 @@
-"""What a run shows and writes while it goes on.
+"""The log of a run: files, terminal and external sinks.
 
     StepReport ─► metrics.jsonl   one JSON object per step, flushed at once
-               ─► log.txt         the same lines that a reader sees, with the time
-               ─► the terminal    a line per step; with a terminal also a live bar with the time left
-               ─► sinks           TensorBoard, wandb, trackio, if asked for
+               ─► log.txt         the lines of the terminal, with timestamps
+               ─► terminal        one line per step, and a live progress bar with the remaining time
+               ─► sinks           TensorBoard, wandb, trackio, if enabled
 
 Without a terminal (a pipe, a batch job) the output is plain text: no colours, no bar, no control characters.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -25,15 +24,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
-from deepgrpo.errors import CheckpointError
 from deepgrpo.records import StepReport
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import write_step
 from deepgrpo.train.sinks import Sink, open_sinks
 
 
 class _Console(Console):
-    """Standard output; a run goes on without its reader, as log.txt has it all.
+    """Standard output that tolerates a closed pipe; log.txt holds everything.
 
-    `deepgrpo train | tee` ends `tee` with the same Ctrl-C: the run must still save its step.
+    In `deepgrpo train | tee` the same Ctrl-C ends `tee`, and the run must still save its step.
     """
 
     def on_broken_pipe(self) -> None:
@@ -42,7 +42,7 @@ class _Console(Console):
 
 
 class RunLog:
-    """The log of one run; use it in a `with` statement.
+    """The log of one run; a context manager.
 
     Example: `with RunLog(run_dir, config.log, total_steps=100, name="demo") as log: log.step(report, 100)`.
     """
@@ -58,26 +58,26 @@ class RunLog:
         done_steps: int = 0,
         console: Console | None = None,
     ) -> None:
-        """Open the sinks that `config` asks for; the files are opened on entering.
+        """Open the sinks that `config` enables; the files are opened on entering.
 
         Args:
-            directory: the run directory; made if it is missing.
-            config: which sinks to open; default: none.
-            total_steps: length of the run, for the bar.
+            directory: the run directory; created if missing.
+            config: sinks to open; default: none.
+            total_steps: length of the run, for the progress bar.
             name: name of the run in wandb and trackio.
             recipe: the resolved config, shown by wandb and trackio.
-            done_steps: steps behind the checkpoint that is resumed. Call `truncate` before entering.
-            console: where to show; default: standard output.
+            done_steps: step of the resumed checkpoint. Call `truncate_metrics` before entering.
+            console: output; default: standard output.
 
         Raises:
             MissingExtraError: a sink's package is not installed.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
+        self.paths = RunDir(directory)
         self.console = console or _Console(highlight=False)
         self.total_steps, self.done_steps = total_steps, done_steps
         self.sinks: list[Sink] = open_sinks(
-            config or LogConfig(), directory, name=name, recipe=recipe, first_step=done_steps + 1
+            config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
         )
         self._metrics: TextIO | None = None
         self._text: TextIO | None = None
@@ -85,8 +85,8 @@ class RunLog:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._text = (self.directory / "log.txt").open("a", encoding="utf-8")
+        self._metrics = self.paths.metrics.open("a", encoding="utf-8")
+        self._text = self.paths.log.open("a", encoding="utf-8")
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -95,7 +95,7 @@ class RunLog:
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
-                # a step may take minutes: rich's window of 30 s would forget every earlier one and show no time left
+                # a step may take minutes: with rich's window of 30 s no earlier step would count, and no estimate appear
                 speed_estimate_period=24 * 3600.0,
             )
             self._task = self._bar.add_task("step", total=self.total_steps, completed=self.done_steps, figures="")
@@ -114,12 +114,10 @@ class RunLog:
                 file.close()
 
     def step(self, report: StepReport, total_steps: int | None = None) -> None:
-        """Write one step everywhere and show its line, then its warnings."""
+        """Write one step to all outputs and show its line, then its warnings."""
         assert self._metrics is not None, "RunLog.step outside of its with statement"
         self.total_steps = total_steps or self.total_steps
-        line = step_json(report)
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
+        line = write_step(self._metrics, report)
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
         for sink in self.sinks:
             sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
@@ -131,104 +129,29 @@ class RunLog:
             self._bar.update(self._task, completed=report.step, total=self.total_steps, figures="  ".join(figures))
 
     def note(self, text: str) -> None:
-        """A line that is no step: what the run does now."""
+        """Show a line about the progress of the run."""
         self._show(text)
 
     def warn(self, text: str) -> None:
-        """A line that the reader should not miss."""
+        """Show a highlighted warning."""
         self._show(f"warning: {text}", style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
-        # Text: brackets are no markup, and the colour does not spill into the bar below
-        # soft_wrap: a line stays one line in a pipe, where rich would otherwise break it at 80 columns
+        # Text: brackets are not markup, and the colour does not spill into the progress bar
+        # soft_wrap: in a pipe rich would otherwise break lines at 80 columns
         self.console.print(Text(text, style=style or ""), soft_wrap=True)
         if self._text:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self._text.flush()
 
 
-def step_json(report: StepReport) -> dict[str, Any]:
-    """A step as a line of metrics.jsonl: step, the metrics, `ledger/...` totals, warnings.
-
-    NaN and infinities become None, as JSON has neither.
-    """
-    ledger = {f"ledger/{key}": value for key, value in report.ledger.as_dict().items()}
-    values = {key: _plain(value) for key, value in {**report.metrics, **ledger}.items()}
-    return {"step": report.step, **values, "warnings": list(report.warnings)}
-
-
 def step_line(report: StepReport, total_steps: int) -> str:
-    """A step as a line to read, figures that it does not have left out.
+    """A step as a readable line; missing figures are left out.
 
     `step 12/60  reward .41  mixed 62%  branch .23  eval .58  entropy .33  len 38  grad 0.8  19k tok/s`
     """
     figures = _figures(report.metrics, tuple(_LABELS))
     return "  ".join([f"step {report.step:>{len(str(total_steps))}}/{total_steps}", *figures])
-
-
-def truncate(path: Path, step: int) -> int:
-    """Drop the lines of a metrics.jsonl that come after `step`, and any half-written one; returns how many went.
-
-    A resumed run goes on from its checkpoint; lines of the steps it is going to repeat would stand there twice. A missing
-    file is fine.
-
-    Raises CheckpointError if the file cannot be rewritten.
-    """
-    if not path.exists():
-        return 0
-    kept, dropped = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n") and _step_of(line) <= step:
-                kept.append(line)
-            else:
-                dropped += 1
-    if not dropped:
-        return 0
-    try:
-        replace_file(path, "".join(kept))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be cut back to step {step}: {error}; free some space or fix the permissions"
-        ) from error
-    return dropped
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file aside, flush it to disk and rename it: a kill or a full disk leaves the old one or the new one.
-
-    Raises OSError; nothing is left aside then.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _step_of(line: str) -> float:
-    try:
-        step = json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # torn by a kill: it belongs to no step
-    return float(step)
-
-
-def _plain(value: Any) -> Any:
-    """A number or a list of numbers as JSON takes it; numpy and torch scalars included."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def _finite_only(value: Any) -> Any:
@@ -275,9 +198,9 @@ def _figures(metrics: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     for name in names:
         value = metrics.get(name)
         if name == "grad_norm" and value is not None and math.isnan(value):
-            figures.append("no signal")  # no row had an advantage; a gradient that is broken ends the run instead
+            figures.append("no signal")  # no row had an advantage; a broken gradient would have ended the run
         elif value is not None:
             label, form = _LABELS[name]
-            # a metric that is there but not a number is worth seeing
+            # show a metric that is present but not a number
             figures.append(label.format(form(float(value)) if math.isfinite(value) else "nan"))
     return figures

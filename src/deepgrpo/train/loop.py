@@ -17,8 +17,9 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Backend
-from deepgrpo.train.checkpoint import TrainState
 from deepgrpo.train.directory import full_disk_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
@@ -26,7 +27,6 @@ from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, sampling_cost, staleness, step_metrics
 from deepgrpo.train.setup import Run, open_run
 from deepgrpo.train.stop import Stop, graceful_stop
-from deepgrpo.train.trees import save_trees
 from deepgrpo.train.warmstart import warm_start
 
 
@@ -122,7 +122,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     if run.parts.overlaps:
         metrics["overlap/staleness"] = staleness(trees, state.optimizer_steps)
     if config.log.trees_every and step % config.log.trees_every == 0:
-        save_trees(run.directory / "trees" / f"step-{step:06d}.jsonl.gz", trees, batch.credits)
+        save_trees(run.paths.trees(step), trees, batch.credits)
 
     state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
     if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):

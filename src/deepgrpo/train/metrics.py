@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.explore.grow import Growth
-from deepgrpo.records import Credit, Ledger, Pivot, Stream, Tree
-
-DEPTH_BINS = 10
-"""Bins of the depth ratio r in (0, 1]; bin i holds i / 10 < r ≤ (i + 1) / 10."""
+from deepgrpo.records import Credit, Ledger, Stream, Tree
+from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, is_rescued
 
 Metrics = dict[str, Any]
 
@@ -108,12 +106,12 @@ def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
 
     `rescue_by_ratio` is None in a bin without pivots, which differs from a rescue rate of 0.
     """
-    found = [(pivot, _rescued(tree, i)) for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
+    found = [(pivot, is_rescued(tree, i)) for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
     metrics: Metrics = {"pivots/count": float(len(found))}
     if not found:
         return metrics
     rescued = np.array([ok for _, ok in found])
-    bins = np.array([depth_bin(pivot) for pivot, _ in found])
+    bins = np.array([depth_bin(pivot.ratio) for pivot, _ in found])
     counts = np.bincount(bins, minlength=DEPTH_BINS)
     return metrics | {
         "pivots/rescue_rate": float(rescued.mean()),
@@ -124,16 +122,3 @@ def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
             float(rescued[bins == i].mean()) if counts[i] else None for i in range(DEPTH_BINS)
         ],
     }
-
-
-def depth_bin(pivot: Pivot) -> int:
-    """Bin of a pivot's depth ratio, from 0."""
-    # 3 / 10 must fall into bin 2, although some quotients times 10 give 3.0000000000000004
-    return min(DEPTH_BINS - 1, max(0, int(np.ceil(pivot.ratio * DEPTH_BINS - 1e-9)) - 1))
-
-
-def _rescued(tree: Tree, pivot: int) -> bool:
-    """True if a branch has a higher reward than its parent rollout."""
-    parent = tree.pivots[pivot].parent
-    floor = tree.nodes[parent].reward if parent >= 0 else 0.0
-    return any(tree.nodes[child].reward > floor for child in tree.children(pivot))

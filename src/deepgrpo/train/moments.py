@@ -1,10 +1,10 @@
-"""The moments of AdamW by the parameters' names, in memory and on disk.
+"""AdamW's moments by parameter name, in memory and on disk.
 
-    optimizer.safetensors   by one process that has them all: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
-    optimizer/              by several that have a shard each: torch.distributed.checkpoint, the same names
+    optimizer.safetensors   whole, written by one process: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
+    optimizer/              shards, written by several: torch.distributed.checkpoint, the same names
 
-Both can be read by any number of processes. Tensors of either form are never unpickled; the second form has a table of
-contents, `.metadata`, that torch pickles: read it only if you trust who wrote it.
+Any number of processes can read either form. Tensors are never unpickled. The second form has a table of contents,
+`.metadata`, that torch pickles: read it only from a trusted source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RANDOM_STATE = "torch_random_state"
 
 
 def moments_of(policy: Policy, optimizer: torch.optim.Optimizer) -> Moments:
-    """By `KEY/PARAMETER`; empty before the first optimizer step."""
+    """Moments by `KEY/PARAMETER`; empty before the first optimizer step."""
     return {
         f"{key}/{name}": value.detach()
         for name, parameter in policy.trainable().items()
@@ -39,31 +39,31 @@ def moments_of(policy: Policy, optimizer: torch.optim.Optimizer) -> Moments:
 
 
 def load_moments(policy: Policy, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Put moments in their place; those of a whole parameter are cut as the parameter is."""
+    """Load moments into the optimizer; whole ones are sharded like their parameters."""
     for name, parameter in policy.trainable().items():
         own = {key.split("/", 1)[0]: value for key, value in moments.items() if key.split("/", 1)[-1] == name}
         if own:
-            # the fused AdamW keeps its step count beside the parameter too, as a number that is never cut
+            # the fused AdamW keeps its step count on the parameter's device, as a number that is never sharded
             optimizer.state[parameter] = {
                 k: v.to(parameter.device) if k == "step" else as_part(v, parameter) for k, v in own.items()
             }
 
 
 def save_moments(moments: Moments, directory: Path) -> None:
-    """Write whole moments, with torch's random state of this process."""
+    """Write whole moments and torch's random state."""
     tensors = {key: value.contiguous() for key, value in moments.items()}
     save_file({_RANDOM_STATE: torch.get_rng_state(), **tensors}, directory / WHOLE)
 
 
 def save_shards(moments: Moments, directory: Path) -> None:
-    """Write the shards that this process has; all processes call it, on a directory that all of them see."""
+    """Write this process's shards; all processes call it, on a shared directory."""
     save(moments, checkpoint_id=directory / SHARDED)
 
 
 def read_moments(policy: Policy, directory: Path) -> Moments:
-    """What a checkpoint holds, in either form: whole tensors, or shards where the policy is sharded.
+    """Read the moments of a checkpoint, in either form: whole tensors, or shards where the policy is sharded.
 
-    Restores torch's random state, if it is there. Raises OSError or SafetensorError.
+    Restores torch's random state, if the checkpoint has one. Raises OSError or SafetensorError.
     """
     if (directory / WHOLE).is_file():
         tensors: Moments = load_file(directory / WHOLE)
@@ -78,18 +78,18 @@ def read_moments(policy: Policy, directory: Path) -> Moments:
         kind, _, name = key.partition("/")
         moments[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(names[name].detach())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended: a single process
         load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
     return moments
 
 
 def as_part(value: Tensor, parameter: Any) -> Tensor:
-    """A whole tensor as the parameter is: on its device, cut like it."""
+    """A whole tensor on the parameter's device, sharded like it."""
     if hasattr(value, "device_mesh") or not hasattr(parameter, "device_mesh"):
         return value.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor
 
-    # from each process's own copy: without a source nothing is sent
+    # no source rank: each process cuts its own copy, and nothing is sent
     return distribute_tensor(
         value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )

@@ -11,9 +11,9 @@ from deepgrpo.model.policy import Policy
 
 
 def build_optimizer(policy: Policy, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over everything trainable, in the order of the parameters' names in the model.
+    """AdamW over all trainable parameters, in the model's order.
 
-    In one pass over the weights: one operation after the other reads and writes them about ten times.
+    Fused: separate operations would read and write the weights about ten times.
     """
     return torch.optim.AdamW(
         policy.trainable().values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
@@ -24,12 +24,12 @@ def build_optimizer(policy: Policy, config: OptimConfig) -> torch.optim.AdamW:
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     """Learning rate of an optimizer step.
 
-    Rises linearly over `warmup_steps` (step 0 already moves: lr / warmup_steps), then stays, or falls to zero at `total`
-    on a line or a cosine.
+    Rises linearly over `warmup_steps`, from lr / warmup_steps at step 0; then stays constant, or falls to zero at `total`
+    linearly or along a cosine.
 
     Args:
-        step: optimizer steps taken before this one.
-        total: optimizer steps of the whole run.
+        step: number of optimizer steps taken before this one.
+        total: number of optimizer steps of the whole run.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -1,8 +1,8 @@
-"""Who computes an update: one process alone, or several that hold a part of the work each.
+"""Ranks: the processes that compute an update together.
 
-An update is written once (`train/learner.py`) and run by every process on the same trees. The packs of an optimizer step are
-shared out; what they yield is summed. No mean is taken anywhere: each term carries its own final weight
-(`loss/streams.py`), so the sum over processes is the gradient that one process would have computed.
+An update is written once (`train/learner.py`), and every process runs it on the same trees. The packs of an optimizer step are
+divided among them, and their gradients and figures are summed. No mean is taken: each term carries its final weight
+(`loss/streams.py`), so the sum over processes is the gradient that a single process would compute.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from deepgrpo.pack.budget import Pack
 
 
 class Ranks(Protocol):
-    """The processes of an update, as one of them sees them."""
+    """Collective operations of an update, as one process sees them."""
 
     def share(self, packs: Sequence[Pack]) -> Sequence[tuple[Pack, bool]]:
-        """The packs that this process computes, and for each whether it counts.
+        """Packs that this process computes, each with True if it counts.
 
-        One that does not count takes part in the others' communication only; its loss is multiplied by zero.
+        A pack that does not count only takes part in the communication; its loss is multiplied by zero.
         """
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this process's loss."""
+        """Accumulate the gradient of this process's loss."""
         ...
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Afterwards every process holds (its part of) the sum of all gradients."""
+        """Sum gradients over processes; each then holds (its shard of) the sum."""
         ...
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-        """Scale the gradient down to a global norm of `limit`; returns the norm it had."""
+        """Scale the gradient down to a global norm of `limit`; returns its norm before."""
         ...
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum of the processes' `values`, in place."""
+        """Sum `values` over processes."""
         ...
 
 
 class SingleRank:
-    """One process has it all."""
+    """A single process that computes everything."""
 
     def share(self, packs: Sequence[Pack]) -> Sequence[tuple[Pack, bool]]:
         return [(pack, True) for pack in packs]
@@ -64,6 +64,6 @@ class SingleRank:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-    """Clip a gradient, sharded or not, to a global norm; returns the norm it had."""
+    """Clip a gradient, sharded or not, to a global norm; returns its norm before. None: measure only."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

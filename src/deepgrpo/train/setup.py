@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from deepgrpo.config import CheckpointConfig, Config, EvalConfig, RewardConfig, TaskReward
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits, Signals, Strategy
+from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
@@ -23,14 +23,17 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.checkpoint import Checkpoints, TrainState
+from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.directory import load_start, open_log, refuse_used, require_checkpoint
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass
@@ -55,6 +58,10 @@ class Run:
     """The next batch, if the backend samples it during an update."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
+
+    @property
+    def paths(self) -> RunDir:
+        return RunDir(self.directory)
 
     @property
     def engine(self) -> Engine:
@@ -147,7 +154,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     model cannot be loaded or cannot fit in memory.
     """
     backend = backend or LocalBackend()
-    directory = resume or Path(config.run.dir) / config.run.name
+    directory = resume or RunDir.of(config.run).path
     checkpoints = open_checkpoints(config.checkpoint, directory)
     if resume:
         require_checkpoint(directory, checkpoints)
@@ -165,8 +172,9 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     eval_prompts, eval_reward = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     signals = build_signals(policy, strategy)
+    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
@@ -176,7 +184,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
 
 
 def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
-    return Checkpoints(directory / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best)
+    return Checkpoints(RunDir(directory), keep_last=config.keep_last, keep_best=config.keep_best)
 
 
 def held_out(

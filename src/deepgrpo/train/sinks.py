@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard, wandb, trackio. Each is imported only when asked for."""
+"""Optional outputs for metrics: TensorBoard, wandb, trackio. Each package is imported only if enabled."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.runs.layout import RunDir
 
 Values = Mapping[str, float | list[float]]
 
 
 class Sink(Protocol):
-    """Takes the finite metrics of one step at a time."""
+    """Receives the finite metrics of each step."""
 
     def write(self, step: int, values: Values) -> None: ...
 
@@ -23,17 +24,17 @@ class Sink(Protocol):
 
 
 def open_sinks(
-    config: LogConfig, directory: Path, *, name: str, recipe: Mapping[str, Any] | None, first_step: int
+    config: LogConfig, run: RunDir, *, name: str, recipe: Mapping[str, Any] | None, first_step: int
 ) -> list[Sink]:
-    """Open what `[log]` asks for. Call it before anything expensive, so that a missing package is noticed at once.
+    """Open the sinks that `[log]` enables. Call it before anything expensive, so that a missing package is noticed at once.
 
     Args:
         config: the recipe's `[log]`.
-        directory: the run directory; TensorBoard and wandb keep their files under it. trackio keeps all runs in a database
-            of its own, which `trackio show` reads (the environment variable TRACKIO_DIR moves it).
+        run: the run directory, which holds the files of TensorBoard and wandb. trackio keeps all runs in its own database,
+            shown by `trackio show`; the environment variable TRACKIO_DIR moves it.
         name: name of the run in wandb and trackio.
-        recipe: the resolved config, shown beside the run.
-        first_step: the step that comes next; later ones of an interrupted run are discarded where possible.
+        recipe: the resolved config, shown with the run.
+        first_step: the next step; later steps of an interrupted run are discarded where possible.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -44,25 +45,25 @@ def open_sinks(
             raise MissingExtraError(package, package, f"log.{package} = true")
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(TensorBoardSink(directory / "tensorboard", first_step))
+        sinks.append(TensorBoardSink(run.tensorboard, first_step))
     if config.wandb:
-        sinks.append(WandbSink(directory, config.project, name, recipe))
+        sinks.append(WandbSink(run, config.project, name, recipe))
     if config.trackio:
         sinks.append(TrackioSink(config.project, name, recipe))
     return sinks
 
 
 class TensorBoardSink:
-    """Event files under `tensorboard/`. On a resume TensorBoard hides the steps undone.
+    """Event files under `tensorboard/`. After a resume TensorBoard hides the discarded steps.
 
-    A list named `..._histogram` holds counts over equal bins of [0, 1] and is drawn as such; other lists stand in
-    metrics.jsonl only.
+    A list named `..._histogram` holds counts over equal bins of [0, 1] and is shown as a histogram; other lists appear only
+    in metrics.jsonl.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # SummaryWriter writes a purge mark for every step but None, also for 0
+        # SummaryWriter writes a purge mark for any step except None, including 0
         purge = first_step if first_step > 1 else None
         self.writer: Any = SummaryWriter(str(directory), purge_step=purge)
 
@@ -75,7 +76,7 @@ class TensorBoardSink:
         self.writer.flush()
 
     def _add_counts(self, key: str, counts: list[float], step: int) -> None:
-        # the values themselves are gone: moments are those of the bins' middles
+        # the individual values are not stored: moments are those of the bin centres
         middles = [(i + 0.5) / len(counts) for i in range(len(counts))]
         self.writer.add_histogram_raw(
             key,
@@ -96,17 +97,17 @@ class TensorBoardSink:
 class WandbSink:
     """A run in Weights & Biases; scalars only. `WANDB_MODE=offline` keeps it in the run directory for `wandb sync`."""
 
-    def __init__(self, directory: Path, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
+    def __init__(self, run: RunDir, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import wandb
 
-        # the id is kept beside the run, so that a resumed run goes on in the same curve
-        id_file = directory / "wandb-id.txt"
+        # stored with the run, so that a resumed run continues the same curve
+        id_file = run.wandb_id
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8").strip()
         try:
             self.run: Any = wandb.init(
-                project=project, name=name, id=run_id, resume="allow", dir=str(directory), config=dict(recipe or {})
+                project=project, name=name, id=run_id, resume="allow", dir=str(run.path), config=dict(recipe or {})
             )
         except wandb.Error as error:
             raise ConfigError(
@@ -122,7 +123,7 @@ class WandbSink:
 
 
 class TrackioSink:
-    """A run in trackio's local database, outside of the run directory; scalars only."""
+    """A run in trackio's local database, outside the run directory; scalars only."""
 
     def __init__(self, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import trackio

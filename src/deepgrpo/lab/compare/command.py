@@ -1,12 +1,12 @@
-"""`deepgrpo compare`: run every arm of an experiment on every seed to the same budget, and tell them apart.
+"""`deepgrpo compare`: train every arm of an experiment on every seed to the same budget, and compare the results.
 
-    experiment.toml ─► Plan ─► jobs: warm start ─► train ─► untouched questions ─► comparison.json, .md, .png
+    experiment.toml ─► Plan ─► jobs: warm start ─► train ─► final evaluation ─► comparison.json, .md, .png
                                       (per seed)   (per seed and arm)
 
-Everything is in the experiment's directory, and what is there is not done again:
+All results are in the experiment's directory; finished work there is not repeated:
 
-    experiment.toml   the file as it was given          warmstart/seed-1/      a run of no steps; its start/ is shared
-    jobs/             recipe and output of every job     arms/deep/seed-1/      a run like any other, with final.json
+    experiment.toml   copy of the experiment file       warmstart/seed-1/      a run without steps; its start/ is shared
+    jobs/             recipe and output of every job    arms/deep/seed-1/      an ordinary run, with final.json
 """
 
 from __future__ import annotations
@@ -23,28 +23,26 @@ from rich.console import Console
 
 from deepgrpo.config import Config, load_recipe, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun, expand, find_experiment, load_experiment
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare
 from deepgrpo.lab.compare.final_eval import refuse_too_few
 from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
+from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.plot import can_draw, draw
 from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, show
+from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, show
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
 
-START = "start"
-"""Inside a run with a warm start: the weights behind it (as in train/setup.py, which would load torch)."""
-
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> int:
-    """Run the command. Returns 0, or 1 if a run failed or ended short of its budget (the figures are of the others then).
+    """Run the command. Returns 0, or 1 if a run failed or ended short of its budget; the figures then cover the others.
 
-    Raises ConfigError for an experiment that cannot be run, KeyboardInterrupt after Ctrl-C.
+    Raises ConfigError for an impossible experiment, KeyboardInterrupt after Ctrl-C.
     """
     out = console or Console(highlight=False)
     if options.jobs < 1:
-        raise ConfigError(f"--jobs is {options.jobs}, but something has to run; set it to 1 or more")
+        raise ConfigError(f"--jobs is {options.jobs}, but at least one job has to run; set it to 1 or more")
     source = find_experiment(options.experiment)
     experiment = load_experiment(source)
     if options.dir is not None:
@@ -57,7 +55,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 
         forecast(plan, options.jobs, out)
         return 0
-    with _alone(plan.directory) as lock:
+    with _locked(plan.directory) as lock:
         refuse_changed(plan)
         _write(plan)
         jobs = Jobs(make_jobs(plan), workers=options.jobs, keep_open=[lock] if lock is not None else [])
@@ -74,15 +72,15 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 
 
 def make_jobs(plan: Plan) -> list[Job]:
-    """Warm start, training and measurement of every seed and arm; a directory without a checkpoint is begun anew."""
+    """Warm start, training and final evaluation of every seed and arm; a directory without a checkpoint starts over."""
     jobs: list[Job] = []
     place = plan.directory / "jobs"
     for seed in plan.experiment.seeds:
         before: tuple[str, ...] = ()
         for warm in plan.warmstarts:
-            # arms that have all begun need it no more
-            if warm.seed == seed and not all(_kept(run) for run in plan.runs if run.seed == seed):
-                jobs.append(_train(warm, place, (warm.directory / START).is_dir, ()))
+            # not needed once every arm of the seed has a checkpoint
+            if warm.seed == seed and not all(_is_kept(run) for run in plan.runs if run.seed == seed):
+                jobs.append(_train(warm, place, warm.paths.start.is_dir, ()))
                 before = (warm.name,)
         for run in plan.runs:
             if run.seed != seed:
@@ -112,7 +110,7 @@ def _train(run: PlannedRun, place: Path, finished: Callable[[], bool], after: tu
 
 
 def failures(plan: Plan, jobs: Jobs) -> list[str]:
-    """A sentence for each job that did not come to its end."""
+    """One sentence for each job that failed or was skipped."""
     said = []
     runs = {run.name: run for run in (*plan.warmstarts, *plan.runs)}
     for job in jobs.jobs:
@@ -125,10 +123,10 @@ def failures(plan: Plan, jobs: Jobs) -> list[str]:
             said.append(
                 f"{job.name} ended at {at.tokens:,} of {plan.experiment.budget:,} sampled tokens, as its run.steps = "
                 f"{run.config.run.steps} steps were over; about {needed} are needed: raise run.steps (of the arm, or in "
-                "[common]) and give the same command again, the run goes on from there"
+                "[common]) and repeat the command, which continues the run"
             )
         else:
-            said.append(f"{job.name} failed: {last_line(job.log) or 'it said nothing'} (all of it: {job.log})")
+            said.append(f"{job.name} failed: {last_line(job.log) or 'no output'} (full output: {job.log})")
     if skipped := [name for name, state in jobs.state.items() if state == "skipped"]:
         said.append(f"not run for that reason: {', '.join(skipped)}")
     return said
@@ -138,7 +136,7 @@ def failures(plan: Plan, jobs: Jobs) -> list[str]:
 
 
 def refuse_unreachable(plan: Plan) -> None:
-    """Raise ConfigError if an arm cannot sample its budget within run.steps, were every response as long as it may be."""
+    """Raise ConfigError if an arm cannot sample its budget within run.steps even with responses of maximum length."""
     from deepgrpo.train.dry_run import estimate_tokens
 
     for run in plan.runs:
@@ -148,19 +146,19 @@ def refuse_unreachable(plan: Plan) -> None:
             raise ConfigError(
                 f"the arm {run.arm!r} cannot reach the budget of {plan.experiment.budget:,} sampled tokens: its run.steps = "
                 f"{config.run.steps} steps sample at most {most:,} each; set common.run.steps to at least "
-                f"{-(-plan.experiment.budget // most)} (and well above, as responses are shorter than they may be), or lower "
+                f"{-(-plan.experiment.budget // most)} (and well above: most responses are shorter than the limit), or lower "
                 "the budget"
             )
 
 
 def refuse_changed(plan: Plan) -> None:
-    """Raise ConfigError if a run in the directory was made by another recipe than the experiment now asks for.
+    """Raise ConfigError if a run in the directory was made with a different recipe from the one now planned.
 
-    More steps or a larger budget are no other recipe, as long as the learning rate does not depend on them.
+    A longer run or a larger budget counts as the same recipe if the learning rate does not depend on it.
     """
     for run in (*plan.warmstarts, *plan.runs):
-        path = run.directory / "config.toml"
-        if not path.is_file() or not _kept(run):
+        path = run.paths.config
+        if not path.is_file() or not _is_kept(run):
             continue
         before = load_recipe(path)
         longer = run.config.optim.schedule == "constant" and _length(before) <= _length(run.config)
@@ -170,14 +168,14 @@ def refuse_changed(plan: Plan) -> None:
             raise ConfigError(
                 f"{run.directory} was run with {key} = {then.get(key)!r}, and the experiment now says {now.get(key)!r}"
                 + (f" (and {len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
-                + "; runs of two recipes cannot stand in one comparison: delete that directory to run it anew, or give the "
+                + "; runs of two recipes cannot be compared as one arm: delete that directory to run it anew, or give the "
                 "experiment another name"
             )
 
 
-def _kept(run: PlannedRun) -> bool:
-    """Whether there is something in a run's directory that is going to be used."""
-    return (run.directory / START).is_dir() if run.arm is None else progress(run).step > 0
+def _is_kept(run: PlannedRun) -> bool:
+    """True if the run's directory holds work to continue from."""
+    return run.paths.start.is_dir() if run.arm is None else progress(run).step > 0
 
 
 def _length(config: Config) -> tuple[int, int]:
@@ -196,21 +194,21 @@ def _flat(config: Config) -> dict[str, Any]:
             else:
                 yield prefix + key, value
 
-    # where a run is says nothing about what it is
+    # the location of a run is not part of its recipe
     place = ("run.dir", "run.name", "warmstart.from")
     return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in place}
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[int | None]:
-    """Hold the experiment's lock; jobs hold it too, so it is free only when none of them is left.
+def _locked(directory: Path) -> Iterator[int | None]:
+    """Hold the experiment's lock. Jobs inherit it, so it is released only when the last of them has ended.
 
-    Yields the file descriptor of the lock, or None where the system has no such locks. Raises ConfigError if it is held.
+    Yields the file descriptor of the lock, or None on systems without such locks. Raises ConfigError if the lock is taken.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{directory} cannot be made: {error}; choose another place with --dir") from error
+        raise ConfigError(f"{directory} cannot be created: {error}; choose another directory with --dir") from error
     try:
         import fcntl
     except ImportError:
@@ -221,7 +219,7 @@ def _alone(directory: Path) -> Iterator[int | None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"{directory} is in use by another `deepgrpo compare`, or by a run that one has left behind; wait for it, or "
+                f"{directory} is in use by another `deepgrpo compare`, or by a run it left behind; wait for it, or "
                 "end it (`ps` shows it as deepgrpo.cli train)"
             ) from None
         yield file.fileno()
@@ -231,15 +229,15 @@ def _alone(directory: Path) -> Iterator[int | None]:
 
 
 def _write(plan: Plan) -> None:
-    """The recipes of the jobs; what is left of runs that have no checkpoint goes away."""
+    """Write the recipes of the jobs; delete remains of runs without a checkpoint."""
     place = plan.directory / "jobs"
     place.mkdir(parents=True, exist_ok=True)
     text = plan.source.read_bytes()
-    (plan.directory / "experiment.toml").write_bytes(text)  # the source may be that very file
+    (plan.directory / "experiment.toml").write_bytes(text)  # the source may be this same file
     (place / "final.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
     for run in (*plan.warmstarts, *plan.runs):
         (place / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
-        if run.directory.is_dir() and not _kept(run):
+        if run.directory.is_dir() and not _is_kept(run):
             shutil.rmtree(run.directory)
 
 
@@ -248,7 +246,7 @@ def _run(plan: Plan, jobs: Jobs, out: Console) -> None:
     done = sum(progress(run).done for run in plan.runs)
     out.print(
         f"{plan.experiment.name}: {len(plan.experiment.arms)} arms × {seeds} seeds, {budget:,} sampled tokens each"
-        + (f"; {done} of {len(plan.runs)} runs are there already" if done else ""),
+        + (f"; {done} of {len(plan.runs)} runs are finished already" if done else ""),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     try:
@@ -257,7 +255,7 @@ def _run(plan: Plan, jobs: Jobs, out: Console) -> None:
     except KeyboardInterrupt:
         left = sum(not progress(run).done for run in plan.runs)
         out.print(
-            f"stopped; {len(plan.runs) - left} of {len(plan.runs)} runs are finished and kept, running ones were saved; go on "
+            f"stopped; {len(plan.runs) - left} of {len(plan.runs)} runs are finished, the others were saved; continue "
             "with the same command",
             markup=False, soft_wrap=True,
         )  # fmt: skip
@@ -271,8 +269,8 @@ def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> 
     place = plan.directory
     (place / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (place / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
-    for sheet in sheets(result):
-        show(as_table(sheet), out)
+    for table in comparison_tables(result):
+        show(as_table(table), out)
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
     files = ["comparison.json", "comparison.md"]

@@ -1,7 +1,7 @@
-"""What a learning curve says: its area, where it crosses a target, its end. Pure arithmetic, no torch.
+"""Summaries of a learning curve: area, first crossing of a target, mean of the last evaluations. No torch.
 
-A curve is a list of evaluations (x, y), x ascending, where x counts what was spent (sampled tokens, or optimizer steps) and
-y is an accuracy. Between two evaluations it is a straight line.
+A curve is a list of evaluations (x, y), x ascending, where x counts sampled tokens or optimizer steps and y is an accuracy.
+Between two evaluations it is a straight line.
 
 Worked example: evaluations at 0, 100 and 300 tokens with accuracies .2, .4 and .8.
     area up to 300    (100 · .3 + 200 · .6) / 300 = .5      up to 200    (100 · .3 + 100 · .5) / 200 = .4
@@ -19,18 +19,18 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """Mean of the last evaluations. Example: Ending(mean=0.64, count=10)."""
+class TailMean:
+    """Mean of the last evaluations. Example: TailMean(mean=0.64, count=10)."""
 
     mean: float
     count: int
-    """Evaluations in the mean; less than was asked for where the curve has no more."""
+    """Evaluations in the mean; fewer than requested if the curve is shorter."""
 
 
 def area(points: Points, end: float) -> float | None:
     """Mean height of the curve from 0 to `end`: trapezoids, divided by `end`.
 
-    None where the curve does not begin at 0 or does not reach `end`: a guess beyond its ends would look like a measurement.
+    None if the curve does not start at 0 or does not reach `end`: extrapolation would look like a measurement.
     """
     if not points or end <= 0 or points[0][0] > 0 or points[-1][0] < end:
         return None
@@ -44,10 +44,10 @@ def area(points: Points, end: float) -> float | None:
     return total / end
 
 
-def reach(points: Points, target: float) -> float | None:
-    """The x at which the curve first is at `target`, on the line between two evaluations; None if it never is.
+def first_crossing(points: Points, target: float) -> float | None:
+    """The x at which the curve first reaches `target`, interpolated between evaluations; None if it never does.
 
-    It is the first crossing of a noisy curve, so it is early rather than late, for every arm alike.
+    The first crossing of a noisy curve is biased towards early, equally for every arm.
     """
     before: tuple[float, float] | None = None
     for x, y in points:
@@ -60,18 +60,18 @@ def reach(points: Points, target: float) -> float | None:
     return None
 
 
-def ending(points: Points, *, last: int | None, share: float | None, end: float) -> Ending | None:
-    """Mean of the last evaluations of a curve, the one before training left out.
+def tail_mean(points: Points, *, last: int | None, share: float | None, end: float) -> TailMean | None:
+    """Mean of the last evaluations of a curve, without the one before training.
 
     Args:
-        last: of so many evaluations; or
-        share: of those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
-        end: how far the curve counts. Evaluations behind it were made by a last step that went beyond: they belong to a
-            caller who does not cut the curve before.
+        last: number of evaluations to average; or
+        share: average those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
+        end: nominal end of the curve. Evaluations beyond it, made after a last step that overshot, are included unless the
+            caller cuts the curve.
 
     None if there is no evaluation to average.
     """
     assert (last is None) != (share is None)
     after = [(x, y) for x, y in points if x > 0]
     chosen = after[-last:] if last is not None else [(x, y) for x, y in after if x >= (1.0 - (share or 0.0)) * end]
-    return Ending(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None
+    return TailMean(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None

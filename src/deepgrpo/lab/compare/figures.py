@@ -1,10 +1,10 @@
-"""From the finished runs of an experiment to figures: per run, per arm, and as paired differences. No torch.
+"""Figures of an experiment from its finished runs: per run, per arm, and as paired differences. No torch.
 
     metrics.jsonl + final.json ─► run_figures ─► by arm ─► differences to the baseline, seed by seed ─► comparison.json
 
-Two axes stand side by side: every arm at the same number of sampled tokens (its budget), and every arm at the same number
-of optimizer steps, the least that any run took. A method that samples much per step looks better on the second, one that
-steps often on the first; either alone would mislead.
+Arms are compared on two axes: at the same number of sampled tokens (the budget), and at the same number of optimizer steps
+(the fewest of any run). A method that samples much per step looks better on the second, one that steps often on the first;
+either alone would mislead.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from deepgrpo.lab.compare.bootstrap import bootstrap_interval
-from deepgrpo.lab.compare.curves import Ending, Points, area, ending, reach
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
-from deepgrpo.lab.compare.final_eval import FINAL
+from deepgrpo.lab.compare.curves import Points, TailMean, area, first_crossing, tail_mean
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.metrics import read_metrics
+from deepgrpo.stats import bootstrap_interval
 
 Figures = dict[str, float | None]
-"""Metric → value of one run; None where it has none (a target that was not reached, a metric that never occurred)."""
+"""Metric → value of one run; None for a target that was not reached or a metric that never occurred."""
 
 PAIRED = (
     "final/greedy", "final/sampled", "final/pass", "watched/greedy", "watched/sampled", "watched/area", "steps/greedy",
@@ -32,16 +31,16 @@ PAIRED = (
 """Accuracies whose differences to the baseline are reported; `final/pass` is pass@k at the largest k."""
 
 _END_SHARE = 0.1
-"""Entropy and length "at the end" are means over the last tenth of a run's steps: a single step is noisy."""
+"""Share of a run's last steps over which entropy and length "at the end" are averaged; a single step is noisy."""
 
 
 def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
     """All figures of an experiment as plain JSON.
 
     Args:
-        finished: the runs that reached their budget and were measured; at least one.
+        finished: runs that reached their budget and have a final evaluation; at least one.
     """
-    lines = {run.name: read_metrics(run.directory) for run in finished}
+    lines = {run.name: read_metrics(run.paths.metrics) for run in finished}
     steps = min(_spent(each[-1], "optimizer_steps") for each in lines.values())
     arms: dict[str, Any] = {}
     for arm in plan.experiment.arms:
@@ -67,7 +66,7 @@ def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
 
 
 def differences(runs: Mapping[str, Figures], baseline: Mapping[str, Figures]) -> dict[str, Any]:
-    """Arm minus baseline by metric, for the seeds that both have: mean, interval, sign counts and the single values."""
+    """Arm minus baseline by metric, over the seeds of both: mean, interval, sign counts and individual values."""
     found: dict[str, Any] = {}
     for metric in PAIRED:
         values: dict[str, float] = {}
@@ -85,14 +84,14 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
 
     Args:
         lines: its metrics.jsonl.
-        steps: optimizer steps at which the arms are compared beside their budget.
+        steps: optimizer steps at which arms are compared, besides the budget.
     """
     budget, (last, share) = plan.experiment.budget, plan.experiment.curve.window
     greedy, sampled = (points(lines, metric, "sampled_tokens") for metric in ("eval/greedy", "eval/sampled"))
     greedy_s, sampled_s = (points(lines, metric, "optimizer_steps") for metric in ("eval/greedy", "eval/sampled"))
     within_s = [p for p in greedy_s if p[0] <= steps]
-    whole = ending(greedy, last=last, share=share, end=budget)
-    final = json.loads((run.directory / FINAL).read_text(encoding="utf-8"))["metrics"]
+    whole = tail_mean(greedy, last=last, share=share, end=budget)
+    final = json.loads(run.paths.final.read_text(encoding="utf-8"))["metrics"]
     target = plan.experiment.curve.target
     figures: Figures = {
         "start/greedy": greedy[0][1] if greedy else None,
@@ -102,12 +101,12 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
         **{f"final/pass@{k}": final[f"eval/pass@{k}"] for k in plan.final.k},
         "final/pass": final[f"eval/pass@{max(plan.final.k)}"] if plan.final.k else None,
         "watched/greedy": _mean(whole),
-        "watched/sampled": _mean(ending(sampled, last=last, share=share, end=budget)),
+        "watched/sampled": _mean(tail_mean(sampled, last=last, share=share, end=budget)),
         "watched/evaluations": float(whole.count) if whole else 0.0,
         "watched/area": area(greedy, budget),
-        "watched/tokens_to_target": None if target is None else reach(greedy, target),
-        "steps/greedy": _mean(ending(within_s, last=last, share=share, end=steps)),
-        "steps/sampled": _mean(ending([p for p in sampled_s if p[0] <= steps], last=last, share=share, end=steps)),
+        "watched/tokens_to_target": None if target is None else first_crossing(greedy, target),
+        "steps/greedy": _mean(tail_mean(within_s, last=last, share=share, end=steps)),
+        "steps/sampled": _mean(tail_mean([p for p in sampled_s if p[0] <= steps], last=last, share=share, end=steps)),
         "steps/area": area(greedy_s, steps),
         "steps/sampled_tokens": _tokens_at(lines, steps),
     }
@@ -115,7 +114,7 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
 
 
 def spent_figures(last: Mapping[str, Any]) -> Figures:
-    """What a run cost, from the totals in its last line."""
+    """Costs of a run, from the totals in its last line."""
     phases = ("seconds_sample", "seconds_signals", "seconds_reward", "seconds_learn")
     return {
         "spent/steps": float(last["step"]),
@@ -126,13 +125,13 @@ def spent_figures(last: Mapping[str, Any]) -> Figures:
                 "prefix_tokens_encoded", "verifier_calls",
             )
         },
-        # evaluations and checkpoints are not the method's
+        # evaluations and checkpoints are not costs of the method
         "spent/minutes": sum(_spent(last, phase) for phase in phases) / 60.0,
     }  # fmt: skip
 
 
 def training_figures(lines: Sequence[Mapping[str, Any]]) -> Figures:
-    """How the training went: gradient norm, entropy and length at the end, groups that carried signal."""
+    """Training figures: gradient norm, entropy and length at the end, groups that carried signal."""
     steps = [line for line in lines if line["step"] > 0]
     end = steps[-max(1, math.ceil(_END_SHARE * len(steps))) :]
     groups = mixed = 0.0
@@ -152,7 +151,7 @@ def training_figures(lines: Sequence[Mapping[str, Any]]) -> Figures:
 
 
 def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before reading the tables."""
+    """Notes on how to read the tables."""
     said: list[str] = []
     seeds, budget = len(plan.experiment.seeds), plan.experiment.budget
     missing = [run.name for run in plan.runs if run not in finished]
@@ -209,17 +208,6 @@ def _distribution(run: PlannedRun) -> tuple[float, float]:
 # ---------------------------------------------------------------- reading
 
 
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a line torn by a kill is left out."""
-    lines = []
-    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
 def points(lines: Sequence[Mapping[str, Any]], metric: str, spent: str) -> Points:
     """(spent so far, value) of every evaluation."""
     return [(_spent(line, spent), float(line[metric])) for line in lines if line.get(metric) is not None]
@@ -230,12 +218,12 @@ def _spent(line: Mapping[str, Any], name: str) -> float:
 
 
 def _tokens_at(lines: Sequence[Mapping[str, Any]], steps: float) -> float:
-    """Tokens sampled when the optimizer step number `steps` had been taken."""
+    """Sampled tokens when optimizer step number `steps` was taken."""
     return next(_spent(line, "sampled_tokens") for line in lines if _spent(line, "optimizer_steps") >= steps)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Every evaluation with what had been spent by then: enough to draw the figure again."""
+    """Every evaluation with the costs so far: enough to redraw the figure."""
     return [
         {
             "sampled_tokens": _spent(line, "sampled_tokens"), "optimizer_steps": _spent(line, "optimizer_steps"),
@@ -245,7 +233,7 @@ def _curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def _mean(found: Ending | None) -> float | None:
+def _mean(found: TailMean | None) -> float | None:
     return None if found is None else found.mean
 
 
@@ -255,7 +243,7 @@ def _average(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
 
 
 def _by_metric(runs: Mapping[int, Figures], combine: Any) -> Figures:
-    """One value per metric; None where a run has none, as the mean of the others would be of easier seeds."""
+    """One value per metric; None if any run lacks it, since a mean over the remaining seeds would be biased."""
     names = list(next(iter(runs.values()), {}))
     combined: Figures = {}
     for name in names:
@@ -265,7 +253,7 @@ def _by_metric(runs: Mapping[int, Figures], combine: Any) -> Figures:
 
 
 def _reached(values: Sequence[float | None]) -> dict[str, Any]:
-    """How many runs reached the target, and the median over all of them, the others counted as beyond the budget."""
+    """Number of runs that reached the target, and the median over all runs, counting the others as beyond the budget."""
     reached = sum(value is not None for value in values)
     ordered = sorted(math.inf if value is None else value for value in values)
     median = statistics.median(ordered) if ordered else math.inf

@@ -1,8 +1,8 @@
-"""Measure a finished run on questions that nobody looked at before. Runs as a process of its own:
+"""Final evaluation: measure a finished run on untouched questions. Runs as a separate process:
 
     python -m deepgrpo.lab.compare.final_eval RUN_DIR SPEC.json     (SPEC: a `FinalConfig`) writes RUN_DIR/final.json
 
-Every run of a seed answers the same questions with the same random numbers, so differences between arms carry less noise.
+All runs of a seed answer the same questions with the same random numbers, which reduces the noise of differences.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
-
-FINAL = "final.json"
-"""Inside a run directory: its figures on the untouched questions."""
+from deepgrpo.runs.layout import RunDir, step_of
 
 
-def measured(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
-    """The figures of a run if they are there and of the same questions and the same checkpoint."""
+def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
+    """The final evaluation of a run; None unless it exists for these questions and this checkpoint."""
     try:
-        found: dict[str, Any] = json.loads((directory / FINAL).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(RunDir(directory).final.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
     return found if found["spec"] == spec.model_dump(mode="json") and found["step"] == step else None
 
 
 def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
-    """Greedy accuracy on all untouched questions, sampled accuracy and pass@k on the first of them; writes final.json.
+    """Measure greedy accuracy on all untouched questions, sampled accuracy and pass@k on the first ones; write final.json.
 
-    Raises DataError if no untouched question is left, ModelError if the run has no checkpoint.
+    Raises DataError if no untouched question remains, ModelError if the run has no checkpoint.
     """
     import torch
 
@@ -44,7 +42,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     from deepgrpo.model.device import resolve_device
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
-    from deepgrpo.train.log import replace_file
+    from deepgrpo.runs.files import replace_file
 
     source = find_model(str(directory))
     config = source.run
@@ -73,19 +71,19 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
         reward.close()
     found = {
         "spec": spec.model_dump(mode="json"),
-        "step": int(Path(source.path).parent.name.removeprefix("step-")),
+        "step": step_of(Path(source.path).parent.name),
         "questions": len(prompts),
         "sampled_questions": min(spec.sampled_limit, len(prompts)),
         "left_out": left_out,
-        # of the greedy answers all questions count, of the others those that were sampled
+        # greedy figures cover all questions, sampled ones the sampled questions
         "metrics": {**sampled, **greedy},
     }
-    replace_file(directory / FINAL, json.dumps(found, indent=1) + "\n")
+    replace_file(RunDir(directory).final, json.dumps(found, indent=1) + "\n")
     return found
 
 
 def untouched_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
-    """The questions of `spec` without those that are watched while training, and how many were left out for that."""
+    """The questions of `spec` without those of eval.data, and the number left out for that reason."""
     from deepgrpo.prompts.source import build_source
 
     assert spec.data is not None and config.eval.data is not None
@@ -97,19 +95,19 @@ def untouched_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context
     candidates = source(enough(spec.data, spec.limit + len(watched))).head(spec.limit + len(watched))
     kept = [prompt for prompt in candidates if prompt.text not in watched]
     if not kept:
-        raise DataError("final.data has no question that is not watched while training (eval.data); name others")
+        raise DataError("final.data has no question outside eval.data; name others")
     return tuple(kept[: spec.limit]), len(candidates) - len(kept)
 
 
 def enough(data: DataConfig, count: int) -> DataConfig:
-    """Endless questions may repeat themselves; a limit makes them distinct."""
+    """Bound an endless data set, which would otherwise repeat questions."""
     if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
         return data.model_copy(update={"limit": count})
     return data
 
 
 def refuse_too_few(config: Config, spec: FinalConfig) -> None:
-    """Raise ConfigError if the synthetic task has not as many distinct questions as are wanted: before the runs, not after."""
+    """Raise ConfigError, before any run, if the synthetic task has too few distinct questions."""
     data = spec.data
     if not isinstance(data, SyntheticData) or data.size is not None or data.limit is not None:
         return
@@ -118,7 +116,7 @@ def refuse_too_few(config: Config, spec: FinalConfig) -> None:
         synthetic.make_distinct(spec.limit + watched, data)
     except ConfigError as error:
         raise ConfigError(
-            f"final.limit is {spec.limit}, and {watched} questions are watched while training (eval.limit): together more "
+            f"final.limit is {spec.limit}, and {watched} questions are used during training (eval.limit): together more "
             f"than the task has. {error}"
         ) from error
 

@@ -1,8 +1,8 @@
-"""`deepgrpo compare --dry-run`: how many runs, tokens and minutes an experiment is, before any of it is started.
+"""`deepgrpo compare --dry-run`: estimate the runs, tokens and minutes of an experiment before starting it.
 
-Seconds per token come from the arm's finished runs where there are some, else from two small steps of the arm itself after a
-warm start of a few seconds, made in a temporary directory. Such a calibration sees a weaker model and fewer prompts than
-the runs will: take it for the order of magnitude.
+Seconds per token come from finished runs of the arm if there are any, else from two small steps of the arm after a warm
+start of a few seconds, in a temporary directory. Such a calibration uses a weaker model and fewer prompts than the runs:
+take it as an order of magnitude.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
-from deepgrpo.lab.compare.figures import read_metrics
 from deepgrpo.lab.compare.jobs import environment, last_line
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
 from deepgrpo.lab.compare.tables import show
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.metrics import read_metrics
 
 _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a run of an arm takes.
+    """Speed of an arm.
 
     Example: Pace(per_token=5e-5, tokens_per_step=250_000.0, evaluation=1.2, source="2 finished runs").
     """
 
     per_token: float
-    """Seconds per sampled token, sampling, rewards and learning together."""
+    """Seconds per sampled token, including sampling, rewards and learning."""
     tokens_per_step: float
     evaluation: float
-    """Seconds of an evaluation on the watched questions."""
+    """Seconds of one evaluation during training."""
     source: str
 
     def seconds(self, config: Config, budget: int, final_answers: float, watched_answers: float) -> float:
-        """Of a whole run: its steps, its evaluations, and the untouched questions at the end."""
+        """Seconds of a whole run: steps, evaluations, and the final evaluation."""
         steps = budget / self.tokens_per_step
         evaluations = 2.0 + steps / (config.eval.every or steps)
         return budget * self.per_token + self.evaluation * (evaluations + final_answers / watched_answers)
 
 
 def forecast(plan: Plan, jobs: int, out: Console) -> None:
-    """Print a table of the arms and what all of it takes; runs nothing of the experiment.
+    """Print a table of the arms and the total cost; no run of the experiment is started.
 
     Raises ConfigError if an arm cannot take a single step.
     """
@@ -88,7 +89,7 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
 
 
 def _from_runs(runs: list[PlannedRun]) -> Pace | None:
-    paces = [_pace(read_metrics(run.directory), "") for run in runs if has_budget(run)]
+    paces = [_pace(read_metrics(run.paths.metrics), "") for run in runs if has_budget(run)]
     if not paces:
         return None
     n = len(paces)
@@ -99,7 +100,7 @@ def _from_runs(runs: list[PlannedRun]) -> Pace | None:
 
 
 def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: float = 1.0) -> Pace:
-    """From the lines of a run, steps before `first` left out; `scale`: prompts of a step over those that were taken."""
+    """Speed from the metrics of a run, from step `first` on; `scale`: prompts per step of the arm over those of this run."""
     steps = [line for line in lines if line["step"] >= first]
     tokens = sum(line["sampled_tokens"] for line in steps)
     evaluations = [line["time/eval"] for line in lines if line.get("time/eval") is not None]
@@ -110,7 +111,7 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
 
 
 def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
-    """Two small steps of each arm in a temporary directory; the first one is not counted, as it warms up."""
+    """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
     with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as place:
         start: dict[str, str] | None = None
@@ -118,8 +119,7 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            _train(settings, Path(place), "warm")
-            start = {"from": str(Path(place) / "warm" / "start")}
+            start = {"from": str(_train(settings, Path(place), "warm").start)}
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -128,14 +128,14 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            directory = _train(settings, Path(place), f"arm-{i}")
+            run = _train(settings, Path(place), f"arm-{i}")
             scale = config.run.prompts_per_step / prompts
-            paces[arm] = _pace(read_metrics(directory), "two small steps", first=_STEPS, scale=scale)
+            paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces
 
 
-def _train(settings: Mapping[str, Any], place: Path, name: str) -> Path:
-    """Run a recipe in a process of its own. Raises ConfigError with what it said if it fails."""
+def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
+    """Run a recipe in a separate process. Raises ConfigError with its last output if it fails."""
     raw = {**settings, "run": {**settings["run"], "dir": str(place), "name": name}}
     recipe, log = place / f"{name}.toml", place / f"{name}.log"
     recipe.write_text(to_toml(Config.model_validate(raw)), encoding="utf-8")
@@ -145,8 +145,8 @@ def _train(settings: Mapping[str, Any], place: Path, name: str) -> Path:
             stderr=subprocess.STDOUT, env=environment(), check=False,
         )  # fmt: skip
     if done.returncode:
-        raise ConfigError(f"a trial of two steps failed: {last_line(log)}; it was this recipe:\n{recipe.read_text()}")
-    return place / name
+        raise ConfigError(f"a trial of two steps failed: {last_line(log)}; the recipe was:\n{recipe.read_text()}")
+    return RunDir(place / name)
 
 
 def _duration(seconds: float) -> str:

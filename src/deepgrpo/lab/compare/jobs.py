@@ -1,9 +1,9 @@
-"""Run commands side by side, each in a process of its own, in an order that respects what needs what.
+"""Run commands in parallel, each in its own process, in the order of their dependencies.
 
-A job that crashes takes down no other: its dependents are skipped, the rest goes on. The first Ctrl-C or SIGTERM asks the
-running jobs to end after their step (they save it) and starts no more; a second Ctrl-C does not wait for that.
+A crashed job affects only its dependents, which are skipped. The first Ctrl-C or SIGTERM starts no further job and asks the
+running ones to save and end after their step; a second Ctrl-C ends them at once.
 
-The jobs stay in the process group of the caller, so what a terminal sends reaches them as well.
+Jobs stay in the process group of the caller, so signals from the terminal reach them too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Literal
 State = Literal["waiting", "running", "done", "failed", "skipped"]
 
 POLL_S = 0.2
-"""Seconds between two looks at the running jobs."""
+"""Seconds between two polls of the running jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command of our own: `python -m MODULE ARGUMENT ...`.
+    """A command `python -m MODULE ARGUMENT ...`.
 
     Example: Job("deep-seed-1", ("deepgrpo.cli", "train", "jobs/deep-seed-1.toml"), Path("jobs/deep-seed-1.log"),
     after=("_warmstart-seed-1",), finished=lambda: ...).
@@ -38,23 +38,23 @@ class Job:
     name: str
     command: tuple[str, ...]
     log: Path
-    """What it prints is appended here."""
+    """File that its output is appended to."""
     finished: Callable[[], bool]
-    """Whether its result is there: asked before (then it is not run at all) and after."""
+    """True once the result exists; checked before starting, in which case the job is not run, and after."""
     after: tuple[str, ...] = ()
-    """Names of jobs that must be done first."""
+    """Names of jobs that must finish first."""
 
 
 class Jobs:
-    """The states of some jobs, and what runs them."""
+    """A queue of jobs and their states."""
 
     def __init__(self, jobs: Sequence[Job], *, workers: int, keep_open: Sequence[int] = ()) -> None:
-        """Prepare.
+        """Queue the jobs.
 
         Args:
-            jobs: in the order in which they should run where they may.
-            workers: how many run at once.
-            keep_open: file descriptors that the jobs hold as long as they live (a lock).
+            jobs: in order of priority.
+            workers: number of parallel jobs.
+            keep_open: file descriptors that the jobs inherit (a lock).
         """
         self.jobs, self.workers, self.keep_open = list(jobs), workers, tuple(keep_open)
         self.state: dict[str, State] = {job.name: "waiting" for job in jobs}
@@ -68,13 +68,13 @@ class Jobs:
     def run(
         self, changed: Callable[[Job, State], None] = lambda job, state: None, tick: Callable[[], None] = lambda: None
     ) -> None:
-        """Run everything that can be run.
+        """Run all jobs whose dependencies succeed.
 
         Args:
-            changed: told of each job that starts or ends.
-            tick: called at every look.
+            changed: called when a job starts or ends.
+            tick: called at every poll.
 
-        Raises KeyboardInterrupt if it was stopped; no job of ours is running any more then.
+        Raises KeyboardInterrupt after a stop, once all its jobs have ended.
         """
         with self._signals():
             try:
@@ -120,14 +120,14 @@ class Jobs:
             if process.returncode == 0 and job.finished():
                 self.state[job.name] = "done"
             else:
-                # one that was asked to stop has not failed: it goes on another time
+                # a job that was asked to stop has not failed: it can be continued
                 self.state[job.name] = "waiting" if self.stopping else "failed"
             if self.state[job.name] != "waiting":
                 changed(job, self.state[job.name])
             self._skip()
 
     def _skip(self) -> None:
-        """What waits for a job that failed is not going to run."""
+        """Skip jobs that depend on a failed or skipped one."""
         for _ in self.jobs:
             for job in self.jobs:
                 if self.state[job.name] == "waiting" and any(self.state[n] in ("failed", "skipped") for n in job.after):
@@ -140,11 +140,11 @@ class Jobs:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals can be caught in the main thread only
+            yield  # only the main thread can catch signals
             return
 
         def request(number: int, frame: FrameType | None) -> None:
-            # after the first signal a job takes SIGINT for "at once" and SIGTERM for what it has heard already
+            # after the first signal, a job ends at once on SIGINT and ignores SIGTERM
             again, self.stopping = self.stopping and number == signal.SIGINT, True
             self._signal(signal.SIGINT if again else signal.SIGTERM)
 
@@ -157,12 +157,12 @@ class Jobs:
 
 
 def environment() -> dict[str, str]:
-    """Of a job. Many small runs side by side: more threads for each would only stand in each other's way."""
+    """Environment of a job: one thread each, since parallel runs compete for the cores."""
     return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something, or "" where there is none."""
+    """The last non-empty line of a log, or "" if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The picture of a comparison: curves over both axes, and the differences with their intervals. Needs the extra `plots`."""
+"""Plot of a comparison: curves over both axes, and differences with their intervals. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; then matplotlib's own
+# Okabe and Ito's palette, distinguishable with any colour vision; then matplotlib's
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 _GRID = 60
-"""Points at which the mean over seeds is drawn."""
+"""Grid points of the mean curve over seeds."""
 
 
 def colour(number: int) -> str:
-    """Of an arm by its place in the experiment file, the same in every picture of the experiment."""
+    """Colour of an arm by its position in the experiment file, the same in every plot."""
     return _COLOURS[number] if number < len(_COLOURS) else f"C{number}"
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed."""
+    """True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: watched greedy accuracy over sampled tokens and over optimizer steps, final differences.
 
-    Lines are means over seeds, between evaluations on straight lines; the shade reaches from the lowest to the highest seed.
+    Lines are means over seeds, interpolated linearly between evaluations; the shade spans the lowest to the highest seed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def _forest(axis: Any, result: Mapping[str, Any], arms: Mapping[str, Any], colou
 
 
 def _mean_curve(curves: Sequence[Sequence[Mapping[str, float]]], spent: str, end: float | None) -> tuple[Any, Any]:
-    """A grid from 0 to where the shortest curve ends, and every seed's curve on it `[seeds, grid]`."""
+    """A grid from 0 to the end of the shortest curve, and the curve of every seed on it `[seeds, grid]`."""
     stop = min(curve[-1][spent] for curve in curves)
     grid = np.linspace(0.0, stop if end is None else min(stop, end), _GRID)
     return grid, np.stack(

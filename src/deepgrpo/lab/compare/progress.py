@@ -1,12 +1,12 @@
-"""How far the runs of an experiment have come, read from what they left on disk. No torch."""
+"""Progress of the runs of an experiment, read from their checkpoints. No torch."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
-from deepgrpo.lab.compare.final_eval import measured
+from deepgrpo.lab.compare.final_eval import read_final
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.checkpoints import newest_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,29 +16,29 @@ class Progress:
     step: int
     tokens: int
     done: bool
-    """It has sampled its budget."""
+    """True if it has sampled its budget."""
     over: bool
-    """Its last step was taken before that."""
+    """True if it took its last step short of the budget."""
 
 
 def progress(run: PlannedRun) -> Progress:
-    """Where a run of an arm stands; all zero where it has no checkpoint."""
-    states = sorted((run.directory / "checkpoints").glob("step-*/state.json"), key=lambda path: int(path.parent.name[5:]))
-    if not states:
+    """Progress of a run; all zero without a checkpoint."""
+    newest = newest_checkpoint(run.paths)
+    if newest is None:
         return Progress(0, 0, False, False)
-    state = json.loads(states[-1].read_text(encoding="utf-8"))
-    step, tokens = int(state["step"]), int(state["ledger"]["sampled_tokens"])
+    state = newest.read_state()
+    step, tokens = state.step, state.ledger.sampled_tokens
     budget = run.config.run.max_sampled_tokens
     done = budget is not None and tokens >= budget
     return Progress(step, tokens, done, not done and step >= run.config.run.steps)
 
 
 def has_budget(run: PlannedRun) -> bool:
-    """Whether a run has sampled its budget."""
+    """True if a run has sampled its budget."""
     return progress(run).done
 
 
 def is_finished(plan: Plan, run: PlannedRun) -> bool:
-    """Whether a run has sampled its budget and answered the untouched questions with its last weights."""
+    """True if a run has sampled its budget and has a final evaluation of its last weights."""
     at = progress(run)
-    return at.done and measured(run.directory, plan.final, at.step) is not None
+    return at.done and read_final(run.directory, plan.final, at.step) is not None

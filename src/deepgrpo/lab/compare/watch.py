@@ -1,11 +1,9 @@
-"""What `deepgrpo compare` shows while its jobs run: a live table on a terminal, a line per event elsewhere."""
+"""Display of running jobs: a live table on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,21 +12,22 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from deepgrpo.lab.compare.experiment import Plan, PlannedRun
 from deepgrpo.lab.compare.jobs import Job, Jobs, State, last_line
+from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.tables import percent, short
+from deepgrpo.runs.metrics import newest_metrics
 
 _REFRESH_S = 1.0
 
 
 class Watch:
-    """Use it in a `with` statement around `Jobs.run`."""
+    """Context manager around `Jobs.run`."""
 
     def __init__(self, plan: Plan, jobs: Jobs, out: Console) -> None:
         self.plan, self.jobs, self.out = plan, jobs, out
         self._runs = {run.name: run for run in plan.runs}
         self._began: dict[str, tuple[float, float]] = {}
-        """Name → when a run was started, and the tokens that it had by then."""
+        """Name → start time of a run, and the tokens it had sampled by then."""
         self._live: Live | None = None
         self._shown = 0.0
 
@@ -45,18 +44,18 @@ class Watch:
             self._live.stop()
 
     def changed(self, job: Job, state: State) -> None:
-        """A job has started or ended."""
+        """Report a job that has started or ended."""
         run = self._runs.get(job.name)
         if state == "running":
-            tokens = 0.0 if run is None else _tokens(newest(run.directory))
+            tokens = 0.0 if run is None else _tokens(newest_metrics(run.paths.metrics))
             self._began[job.name] = (time.monotonic(), tokens)
         if run is None and state != "failed" and job.name.endswith("-final"):
-            return  # a line for the run itself is enough
+            return  # the line of the run itself suffices
         said = f"{job.name} {'started' if state == 'running' else state}"
         if run is not None and state == "running" and self._began[job.name][1]:
-            said = f"{job.name} goes on at {self._began[job.name][1]:,.0f} tokens"
+            said = f"{job.name} continues at {self._began[job.name][1]:,.0f} tokens"
         if run is not None and state == "done":
-            line = newest(run.directory)
+            line = newest_metrics(run.paths.metrics)
             greedy = line.get("eval/greedy")
             said += f": {_tokens(line):,.0f} tokens, {line.get('ledger/optimizer_steps', 0):.0f} optimizer steps"
             said += "" if greedy is None else f", greedy {percent(greedy)}%"
@@ -65,7 +64,7 @@ class Watch:
         self.out.print(said, markup=False, soft_wrap=True)
 
     def tick(self) -> None:
-        """Draw the table again, once a second."""
+        """Redraw the table, at most once a second."""
         if self._live is not None and time.monotonic() - self._shown > _REFRESH_S:
             self._shown = time.monotonic()
             self._live.update(self._table(), refresh=True)
@@ -86,7 +85,7 @@ class Watch:
         seconds = time.monotonic() - began
         if run is None:
             return name, "", "", "", "", f"({seconds / 60:.0f})"
-        line = newest(run.directory)
+        line = newest_metrics(run.paths.metrics)
         tokens, budget = _tokens(line), self.plan.experiment.budget
         rate = (tokens - before) / seconds if tokens > before else 0.0
         left = f"{max(0.0, budget - tokens) / rate / 60:.0f}" if rate else "?"
@@ -95,24 +94,6 @@ class Watch:
             name, short(tokens), f"{min(1.0, tokens / budget):.0%}", f"{line.get('step', 0):.0f}",
             "" if greedy is None else percent(greedy), left,
         )  # fmt: skip
-
-
-def newest(directory: Path) -> Mapping[str, Any]:
-    """The last whole line of a metrics.jsonl, with the last evaluation where it has none; empty if there is none yet."""
-    try:
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    last: dict[str, Any] = {}
-    for text in reversed(lines):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # torn: it is being written
-        last = last or line
-        if line.get("eval/greedy") is not None:
-            return {**last, "eval/greedy": line["eval/greedy"]}
-    return last
 
 
 def _tokens(line: Mapping[str, Any]) -> float:

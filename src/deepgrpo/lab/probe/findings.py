@@ -1,20 +1,20 @@
-"""What a probe's samples say: rescue by depth, the fit, Q, and how often a group is mixed per sampled token.
+"""Figures of a probe: rescue by depth, the fit, Q, and mixed groups per sampled token.
 
-For a failed rollout i and a candidate state c let m = 1 if the K continuations have unequal rewards (a mixed group: only such
-carry signal), and T the tokens that they took.
+For a failed rollout i and a candidate state c let m = 1 if the K continuations have unequal rewards (a mixed group: only these
+carry signal), and T their number of tokens.
 
     rate(band)  = 1000 · Σ_i m / Σ_i T                                 over the states measured in the band
-    gain(band)  = rate(band) / rate(prompt), both over the rollouts that have the band
+    gain(band)  = rate(band) / rate(prompt), both over the rollouts with a state in the band
     rate(gamma) = 1000 · Σ_i Σ_c Q_i(c) m_ic / Σ_i Σ_c Q_i(c) T_ic     Q as in explore/deep.py, over all candidates
     gain(gamma) = rate(gamma) / rate(prompt)
 
-The inner sums run over all candidates, of which one per band was measured: it was drawn uniformly among the n of its band, so
-it enters with the weight n · Q (Horvitz and Thompson 1952), and the estimate of each sum is unbiased.
+The inner sums run over all candidates, but only one per band was measured. It was drawn uniformly among the n candidates of
+its band, so it enters with weight n · Q, and the estimate of each sum is unbiased (Horvitz and Thompson 1952).
 
-Uncertainty: everything is computed anew, the fit included, in bootstrap replicates that draw prompts with replacement. Both
-counts of a gain have half a group added, in a replicate a draw of Gamma(1/2) (Jeffreys' prior of a count): a depth without a
-single mixed group has a wide interval then, and no division by zero. Intervals of the gains are simultaneous, over the bands
-and over the gammas, so that the best of them may be picked.
+Uncertainty: everything, including the fit, is recomputed in bootstrap replicates that draw prompts with replacement. Both
+counts of a gain are increased by half a group, in a replicate by a draw of Gamma(1/2) (Jeffreys' prior of a count): a depth
+without any mixed group then has a wide interval, and no division by zero occurs. Intervals of the gains are simultaneous over
+the bands and over the gammas, so that the best of them may be picked.
 
 Shapes: N failed rollouts, S bands, M candidates of a rollout at most, B replicates.
 """
@@ -30,12 +30,13 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.config import RecoverabilityConfig
 from deepgrpo.explore.recoverability import Recoverability
-from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout, band_of
+from deepgrpo.lab.probe.arrays import ProbeArrays
+from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout
 from deepgrpo.stats import Proportion, cluster_weights, clustered_proportion, simultaneous_intervals
 
 REPLICATES = 2000
 MIN_MIXED = 10
-"""Mixed groups on both sides of a comparison together, below which it is not made."""
+"""Minimum number of mixed groups, both sides of a comparison together."""
 
 HALF = np.array([0.5])
 
@@ -47,7 +48,7 @@ class Band:
     band: int
     low: float
     high: float
-    """Depths (low, high]; 0 and 0 for the prompt."""
+    """Depth range (low, high]; both 0 for the prompt."""
     states: int
     ratio: float
     """Mean depth of its states."""
@@ -56,25 +57,25 @@ class Band:
     success: Proportion
     """Continuations that succeed."""
     tokens: float
-    """Sampled per group of K, mean."""
+    """Mean sampled tokens per group of K."""
     mixed: int
     mixed_per_1k: float
     mixed_low: float
     mixed_high: float
     gain: float | None = None
-    """Mixed groups per token, times those at the prompt; None if there are too few to compare."""
+    """Mixed groups per token relative to the prompt; None if there are too few to compare."""
     gain_low: float | None = None
     gain_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """P(success | r) = sigmoid(w r + b), as the training would fit it from these labels, with bootstrap intervals."""
+    """P(success | r) = sigmoid(w r + b), fitted to these labels as in training, with bootstrap intervals."""
 
     w: float
     b: float
     fitted: bool
-    """False: too few labels or one kind only; P = 1 at every depth then."""
+    """False with too few labels or a single outcome; P is then 1 at every depth."""
     items: int
     w_low: float
     w_high: float
@@ -84,11 +85,11 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """What a gamma would do."""
+    """Expected effect of a gamma."""
 
     gamma: float
     depth: float
-    """Mean r of its pivots."""
+    """Mean depth ratio of its pivots."""
     q: tuple[float, ...]
     """Share of its pivots at the prompt and in each band; sums to 1."""
     mixed_per_1k: float
@@ -102,76 +103,23 @@ class Findings:
     """All figures of a probe."""
 
     bands: tuple[Band, ...]
-    """The prompt first; bands without states are left out."""
+    """The prompt, then the bands with states."""
     fit: Fit
     gammas: tuple[Gamma, ...]
     """Empty if there are too few mixed groups to compare."""
     mixed: int
-    """Mixed groups in all."""
+    """Total number of mixed groups."""
 
     @property
     def best_band(self) -> Band | None:
-        """Where groups are mixed most often per token, relative to the prompt."""
+        """The band with the most mixed groups per token, relative to the prompt."""
         compared = [band for band in self.bands if band.gain is not None]
         return max(compared, key=lambda band: band.gain or 0.0, default=None)
 
     @property
     def best_gamma(self) -> Gamma | None:
-        """The gamma with the most mixed groups per token; of equal ones the first."""
+        """The gamma with the most mixed groups per token; the first of equal ones."""
         return max(self.gammas, key=lambda gamma: gamma.gain, default=None)
-
-
-class _Table:
-    """The samples as arrays, column 0 the prompt, columns 1..S the bands."""
-
-    def __init__(self, failed: Sequence[FailedRollout], bands: int, root_pivot: bool) -> None:
-        shape = (len(failed), bands + 1)
-        self.there = np.zeros(shape)
-        self.mixed, self.tokens, self.trials = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        self.successes, self.rescued = np.zeros(shape), np.zeros(shape)
-        self.ratio, self.stands_for = np.ones(shape), np.zeros(shape)
-        self.every_ratio = np.full((len(failed), max(len(each.ratios) for each in failed)), np.nan)
-        """`[N, M]` depths of all candidates; nan behind a rollout's last, and at a prompt that may not be a pivot."""
-        self.every_band = np.zeros(self.every_ratio.shape, dtype=int)
-        skip = 0 if root_pivot else 1
-        for i, rollout in enumerate(failed):
-            for state in rollout.states:
-                at = (i, state.band)
-                self.there[at], self.mixed[at], self.tokens[at] = 1, state.mixed, state.tokens
-                self.successes[at], self.rescued[at] = state.successes, state.successes > 0
-                self.trials[at], self.ratio[at] = len(state.rewards), state.ratio
-                self.stands_for[at] = 0 if state.band == 0 and not root_pivot else state.stands_for
-            self.every_ratio[i, skip : len(rollout.ratios)] = rollout.ratios[skip:]
-            self.every_band[i, 1 : len(rollout.ratios)] = [band_of(ratio, bands) for ratio in rollout.ratios[1:]]
-        self.prompts = [rollout.prompt for rollout in failed]
-        self.cluster = np.unique(np.asarray(self.prompts), return_inverse=True)[1].reshape(-1)
-        # a rollout whose only candidate is the prompt, where that may not be one, gets no pivot at all
-        self.has_pivot = np.isfinite(self.every_ratio).any(axis=1)
-
-    def pair(self, band: int) -> np.ndarray:
-        """`[N, 2]` mixed and tokens of the states in a band."""
-        return np.stack([self.mixed[:, band], self.tokens[:, band]], axis=1)
-
-    def log_q(self, estimate: Recoverability, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """`[N, M]` log of the unnormalised Q of every candidate, -inf where there is none, and `[N]` log of its sum."""
-        known = np.isfinite(self.every_ratio)
-        depth = np.where(known, self.every_ratio, 1.0)
-        every = np.where(known, estimate.log_probability(depth) + gamma * np.log(depth), -np.inf)
-        total = np.logaddexp.reduce(every, axis=1)
-        return every, np.where(self.has_pivot, total, 0.0)
-
-    def q(self, estimate: Recoverability, gamma: float) -> np.ndarray:
-        """`[N, M]` Q of every candidate."""
-        every, total = self.log_q(estimate, gamma)
-        q: np.ndarray = np.exp(every - total[:, None])
-        return q
-
-    def expected(self, estimate: Recoverability, gamma: float) -> np.ndarray:
-        """`[N, 2]` mixed groups and tokens that one pivot of this gamma brings in each rollout, expected."""
-        _, total = self.log_q(estimate, gamma)
-        own = estimate.log_probability(self.ratio) + gamma * np.log(self.ratio) - total[:, None]
-        weight = self.stands_for * np.exp(np.where(self.stands_for > 0, own, 0.0))
-        return np.stack([(weight * self.mixed).sum(axis=1), (weight * self.tokens).sum(axis=1)], axis=1)
 
 
 def analyse(
@@ -182,12 +130,12 @@ def analyse(
 
     Args:
         failed: at least one.
-        bands: S, as they were sampled.
-        recoverability: the recipe's section; the window is widened if the labels would not fit into it.
-        root_pivot: whether the prompt may become a pivot. It is the standard of comparison in either case.
-        seed: of the bootstrap.
+        bands: S, as in sampling.
+        recoverability: the recipe's section; its window is widened to hold all labels.
+        root_pivot: True if the prompt may become a pivot. It is the standard of comparison in either case.
+        seed: random seed of the bootstrap.
     """
-    table = _Table(failed, bands, root_pivot)
+    table = ProbeArrays(failed, bands, root_pivot)
     random = rng.generator(seed, "probe", "bootstrap")
     weights = cluster_weights(table.prompts, replicates, random)
     pseudo = random.gamma(0.5, size=replicates)
@@ -203,9 +151,9 @@ def analyse(
 # ---------------------------------------------------------------- by depth
 
 
-def _bands(table: _Table, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
+def _bands(table: ProbeArrays, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band, ...]:
     used = [band for band in range(table.there.shape[1]) if table.there[:, band].any()]
-    # the same rollouts on both sides: those that reach a band may be other ones than the rest
+    # compare the same rollouts on both sides: those that reach a band may differ from the others
     roots = {band: table.there[:, [band]] * table.pair(0) for band in used}
     compared = [
         band for band in used
@@ -220,7 +168,7 @@ def _bands(table: _Table, weights: np.ndarray, pseudo: np.ndarray) -> tuple[Band
     return tuple(_band(table, band, weights @ table.pair(band), gains.get(band)) for band in used)
 
 
-def _band(table: _Table, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
+def _band(table: ProbeArrays, band: int, drawn: np.ndarray, gain: tuple[float, float, float] | None) -> Band:
     there = table.there[:, band] > 0
 
     def share(successes: np.ndarray, trials: np.ndarray) -> Proportion:
@@ -239,7 +187,7 @@ def _band(table: _Table, band: int, drawn: np.ndarray, gain: tuple[float, float,
 
 def _log_gain(here: np.ndarray, root: np.ndarray, pseudo: np.ndarray) -> np.ndarray:
     """`[B, 2]` mixed groups and tokens here and at the prompt → `[B]` log of the ratio of their rates."""
-    # a replicate may hold no rollout of the band: it says that the two are alike
+    # a replicate without any rollout of the band yields a ratio near 1
     counts, tokens = (np.stack([here[:, i], root[:, i]]) for i in (0, 1))
     rates = np.log(counts + pseudo) - np.log(np.maximum(tokens, 1.0))
     gain: np.ndarray = rates[0] - rates[1]
@@ -247,7 +195,7 @@ def _log_gain(here: np.ndarray, root: np.ndarray, pseudo: np.ndarray) -> np.ndar
 
 
 def _with_intervals(points: np.ndarray, drawn: np.ndarray) -> list[tuple[float, float, float]]:
-    """Logs of ratios `[F]`, and `[B, F]` in the replicates → ratios with simultaneous intervals."""
+    """Logs of ratios `[F]` and of their replicates `[B, F]` → ratios with simultaneous intervals."""
     low, high = simultaneous_intervals(points, drawn)
     return [(math.exp(p), math.exp(a), math.exp(z)) for p, a, z in zip(points, low, high, strict=True)]
 
@@ -255,8 +203,8 @@ def _with_intervals(points: np.ndarray, drawn: np.ndarray) -> list[tuple[float, 
 # ---------------------------------------------------------------- fit and gammas
 
 
-def _fitter(table: _Table, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
-    """`[N]` times that each rollout counts → the training's estimate from its labels."""
+def _fitter(table: ProbeArrays, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
+    """A function from the multiplicity of each rollout `[N]` to the estimate that training would make."""
     labelled = table.there.copy()
     if not root_pivot:
         labelled[:, 0] = 0
@@ -278,7 +226,7 @@ def _fit(estimate: Recoverability, estimates: Sequence[Recoverability]) -> Fit:
 
 
 def _gammas(
-    table: _Table, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
+    table: ProbeArrays, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
     weights: np.ndarray, pseudo: np.ndarray,
 ) -> tuple[Gamma, ...]:  # fmt: skip
     root = table.has_pivot[:, None] * table.pair(0)

@@ -1,4 +1,4 @@
-"""The figures of a probe as one picture: rescue by depth, mixed groups per token by depth, Q for each gamma."""
+"""Plot of a probe: rescue by depth, mixed groups per token by depth, Q for each gamma."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _q(axis: Any, findings: Findings) -> None:
 
 
 def _points(axis: Any, x: Any, y: Any, ends: Any, colour: str, label: str) -> None:
-    """Error bars and a line through the bands; the prompt, the first, apart."""
+    """Error bars with a line through the bands; the prompt, which comes first, is drawn apart."""
     style = {"color": colour, "capsize": 2, "lw": 1}
     axis.errorbar(x[1:], y[1:], np.asarray(ends)[:, 1:], fmt="o-", ms=4, label=label, **style)
     axis.errorbar(x[:1], y[:1], np.asarray(ends)[:, :1], fmt="o", ms=6, mfc="white", **style)

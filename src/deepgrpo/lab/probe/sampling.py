@@ -1,12 +1,12 @@
-"""What a probe samples: failed rollouts, and K continuations at some states of each.
+"""Sampling of a probe: failed rollouts, and K continuations from several states of each.
 
     prompts ─► one rollout each ─► the failed ones ─► K continuations at the prompt and at one state per band of depth
 
-Bands cut the depth ratio r of `explore/deep.py` into S equal parts, (0, 1/S] to (1 - 1/S, 1]. In every band that holds
-candidates of a rollout one of them is drawn uniformly and stands for all: so every rollout weighs the same in a band, and
-sums over all candidates can be estimated without bias (`State.stands_for`). The prompt is measured besides, as band 0.
+Bands divide the depth ratio r of `explore/deep.py` into S equal parts, (0, 1/S] to (1 - 1/S, 1]. In every band with
+candidates of a rollout, one of them is drawn uniformly to represent all: every rollout then has equal weight in a band, and
+sums over all candidates can be estimated without bias (`MeasuredState.stands_for`). The prompt is measured too, as band 0.
 
-One rollout per prompt makes the failed rollouts those of the training: questions that fail more often come more often.
+With one rollout per prompt, failed rollouts are distributed as in training: harder questions occur more often.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.segments import Segmenter
 from deepgrpo.prompts.source import Cursor, PromptSource
 from deepgrpo.records import Credit, Group, Pivot, Tree
+from deepgrpo.runs.facts import depth_bin
 
 FIRST_BATCH = 16
-"""Prompts of the first batch, from which the cost is estimated anew."""
+"""Prompts in the first batch, which refines the cost estimate."""
 
 MIN_FAILED = 8
-"""Fewer failed rollouts than this say nothing."""
+"""Minimum number of failed rollouts for any conclusion."""
 
 BATCH_ROWS = 16
-"""Continuations in a batch, in multiples of what the engine decodes at once: few rows are idle at its end, and there is
-something to tell now and then."""
+"""Continuations per batch, in multiples of the engine's rows: few rows idle at its end, and progress is reported often."""
 
 HOPELESS = 0.95
-"""Share of responses cut off from which on nothing is learned but that they are."""
+"""Share of truncated responses above which a probe is pointless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,57 +49,57 @@ class MeasuredState:
     """
 
     band: int
-    """0: the prompt; else 1..S."""
+    """0 for the prompt, else 1..S."""
     ratio: float
-    """Depth r, the root counted."""
+    """Depth ratio r, with the root in the chain."""
     offset: int
-    """Tokens of the rollout before the state."""
+    """Number of rollout tokens before the state."""
     stands_for: int
-    """Candidates of the rollout in this band; 1 for the prompt."""
+    """Number of the rollout's candidates in this band; 1 for the prompt."""
     rewards: tuple[float, ...]
     tokens: int
-    """Sampled for the K continuations together."""
+    """Sampled tokens of all K continuations."""
     successes: int
 
     @property
     def mixed(self) -> bool:
-        """Whether the group would carry signal."""
+        """True if the group carries signal."""
         return Group("branch", self.rewards).mixed
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRollout:
-    """A rollout that DEEP-GRPO would expand, with what was measured in it."""
+    """A rollout that DEEP-GRPO would expand, with its measured states."""
 
     prompt: str
     length: int
     truncated: bool
     ratios: tuple[float, ...]
-    """Depths of all states that may become pivots, the prompt among them (first)."""
+    """Depths of all candidates, the prompt first."""
     states: tuple[MeasuredState, ...]
-    """The prompt first, then deeper and deeper."""
+    """The prompt, then the other states in order of depth."""
 
     @property
     def deep(self) -> bool:
-        """Whether it has a state to branch at beside the prompt."""
+        """True if it has a state to branch at besides the prompt."""
         return len(self.states) > 1
 
 
 @dataclass(slots=True)
 class Sampled:
-    """Everything that was sampled."""
+    """All samples so far, with counts."""
 
     failed: list[FailedRollout] = field(default_factory=list)
     rollouts: int = 0
-    """From the prompts, successes included."""
+    """Rollouts from prompts, including successes."""
     truncated: int = 0
-    """Of these."""
+    """Truncated rollouts."""
     rollout_tokens: int = 0
     tokens: int = 0
-    """All of them, continuations included."""
+    """All sampled tokens, including continuations."""
     batches: int = 0
     seconds: float = 0.0
-    """Sampling and scoring."""
+    """Seconds of sampling and scoring."""
 
     @property
     def failure_rate(self) -> float:
@@ -110,7 +110,7 @@ class Sampled:
 class ProbeStrategy:
     """One rollout per prompt; if it failed, K continuations at the prompt and in every band of depth.
 
-    It learns nothing and is never trained with: `credit` and `observe` are there for the protocol.
+    Nothing is trained: `credit` and `observe` exist only to satisfy the protocol.
     """
 
     segment: Segmenter
@@ -147,11 +147,11 @@ class ProbeStrategy:
         return {}
 
     def read(self, tree: Tree) -> FailedRollout | None:
-        """What a grown tree says; None if its rollout succeeded."""
+        """The measurements in a grown tree; None if its rollout succeeded."""
         if len(tree.pivots) == 1:
             return None
         rollout, root = tree.nodes[0], tree.pivots[1]
-        # the root's ratio is 1 / length of the chain, and candidates are its first elements
+        # the root's ratio is 1 / length of the chain; candidates are the first elements of the chain
         ratios = tuple((i + 1) * root.ratio for i in range(len(root.candidates)))
         bands = [band_of(ratio, self.bands) for ratio in ratios[1:]]
         states: list[MeasuredState] = []
@@ -170,41 +170,41 @@ class ProbeStrategy:
 
 
 def band_of(ratio: float, bands: int) -> int:
-    """The band 1..S with (band - 1) / S < ratio ≤ band / S; rounding errors aside.
+    """The band 1..S with (band - 1) / S < ratio ≤ band / S, up to rounding.
 
     >>> [band_of(r, 4) for r in (0.1, 0.25, 0.26, 1.0)]
     [1, 1, 2, 4]
     """
-    return min(bands, max(1, math.ceil(ratio * bands - 1e-9)))
+    return depth_bin(ratio, bands) + 1
 
 
 def draw_states(ratios: Sequence[float], bands: int, random: np.random.Generator) -> list[int]:
-    """One index, drawn uniformly, from every band that holds one; the prompt (index 0) is left out. Ascending."""
+    """One index, drawn uniformly, from every non-empty band, ascending; the prompt (index 0) is left out."""
     members: dict[int, list[int]] = {}
     for index in range(1, len(ratios)):
         members.setdefault(band_of(ratios[index], bands), []).append(index)
     return [held[int(random.integers(len(held)))] for _, held in sorted(members.items())]
 
 
-def gather(
+def sample_probe(
     source: PromptSource, strategy: ProbeStrategy, engine: Engine, judge: Judge, *,
     decode: Callable[[Sequence[int]], str], params: SamplingParams, limits: Limits, wanted: int, most_tokens: int,
     seed: int, max_rows: int, truncated_counts: bool, progress: Callable[[Sampled], None] = lambda sampled: None,
 ) -> Sampled:  # fmt: skip
-    """Sample batch by batch until enough rollouts have failed, or nothing is to be hoped for.
+    """Sample batch by batch until enough rollouts have failed, or further sampling is pointless.
 
-    A batch is one `sample` call for its rollouts and one for all continuations, which start from the kept keys. The size of
-    the next one follows from the share that failed so far; the last may bring a few more than wanted, and all are used.
+    A batch is one `sample` call for its rollouts and one for all continuations, which reuse the stored prefixes. The size of
+    the next batch follows from the failure rate so far; the last one may exceed `wanted`, and all its rollouts are used.
 
     Args:
-        wanted: failed rollouts.
-        most_tokens: no batch begins once so many have been sampled.
-        max_rows: sequences that the engine decodes at once; it bounds a batch.
-        truncated_counts: whether a response that was cut off is scored like any other.
-        progress: told what there is after each batch.
+        wanted: number of failed rollouts.
+        most_tokens: no batch starts after this many sampled tokens.
+        max_rows: sequences that the engine decodes at once; bounds the batch size.
+        truncated_counts: True if truncated responses are scored like any other.
+        progress: called with all samples after each batch.
 
-    Ends early, with what there is, if none of 4 · `wanted` rollouts failed, or none of the failed ones has a state to branch
-    at. Raises DataError if (nearly) all responses are cut off.
+    Ends early if none of 4 · `wanted` rollouts failed, or if no failed rollout has a state to branch at. Raises DataError if
+    (nearly) all responses are cut off.
     """
     found, cursor, size = Sampled(), Cursor(), min(FIRST_BATCH, wanted)
     most_failed = max(FIRST_BATCH, BATCH_ROWS * max_rows // ((strategy.bands + 1) * strategy.branches))
@@ -212,7 +212,7 @@ def gather(
         prompts, cursor = source.take(cursor, size)
         growth = grow(
             prompts, strategy, strategy.initial_state(), engine, judge, decode=decode, params=params, limits=limits,
-            # draws of its own: a training run with this seed meets other rollouts
+            # separate random stream: a training run with this seed samples other rollouts
             seed=rng.key(seed, "probe"), step=found.batches,
         )  # fmt: skip
         for tree in growth.trees:
@@ -228,7 +228,7 @@ def gather(
         if not truncated_counts and found.rollouts >= MIN_FAILED and found.truncated >= HOPELESS * found.rollouts:
             raise DataError(
                 f"{found.truncated} of {found.rollouts} responses were cut off at {limits.max_new_tokens} tokens and count as "
-                "failed unseen (reward.truncated_value), so nothing can be rescued; raise --max-new-tokens (in a recipe "
+                "failed unchecked (reward.truncated_value), so nothing can be rescued; raise --max-new-tokens (in a recipe "
                 "sampling.max_new_tokens), or let them be scored: reward.truncated_value = \"none\""
             )
         if not found.failed and found.rollouts >= 4 * wanted:
@@ -238,5 +238,5 @@ def gather(
         failing = (len(found.failed) + 1) / (found.rollouts + 2)
         size = max(1, min(math.ceil(min(wanted - len(found.failed), most_failed) / failing), 4 * max_rows))
         if not found.failed:
-            size = min(size, 4 * wanted - found.rollouts)  # enough to say that none fails
+            size = min(size, 4 * wanted - found.rollouts)  # enough to conclude that none fails
     return found

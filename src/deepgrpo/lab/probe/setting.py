@@ -1,7 +1,7 @@
-"""What `deepgrpo probe` is asked: model, data, reward, sampling and segments, from a recipe, a run, or the options alone.
+"""The setting of a probe: model, data, reward, sampling and segments, from a recipe, a run, or the options alone.
 
-Whatever can be wrong with the options is found before a model is loaded. Models, data and wordings are named as in
-`deepgrpo eval` (eval/command.py, eval/suites.py).
+Invalid options are reported before a model is loaded. Models, data and templates are named as in `deepgrpo eval`
+(eval/command.py, eval/suites.py).
 """
 
 from __future__ import annotations
@@ -36,42 +36,41 @@ from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.suites import EvalSet, resolve
 from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.sampling import MIN_FAILED
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.layout import START, RunDir
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
 
-START = "start"
-"""Inside a run directory: the weights behind its warm start."""
-
 DEFAULT_SEGMENTS = 10
-"""For `--segments count` without a size."""
+"""Default of --segment-size with `--segments count`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSetting:
-    """Everything that is asked, resolved.
+    """The resolved setting.
 
     Example: ProbeSetting(name="gsm8k", data=JsonlData(...), reward=MathReward(...), explore=DeepExplore(...), ...).
     """
 
     name: str
-    """Of the data."""
+    """Name of the data."""
     data: DataConfig
     reward: RewardConfig
     sampling: SamplingConfig
     engine: EngineConfig
     explore: DeepExplore
-    """Segments, K, threshold and fit of the method; of another strategy's recipe, what they have in common."""
+    """Segments, K, threshold and fit of DEEP-GRPO; from the recipe of another strategy, the keys they share."""
     gammas: tuple[float, ...]
     """Ascending."""
     source: ModelSource | None
-    """Where the weights are; None: the model that the recipe starts from."""
+    """Location of the weights; None: the model that the recipe starts from."""
     config: Config | None
-    """The recipe, or that of the run."""
+    """The recipe, or the recipe of the run."""
 
     @property
     def model(self) -> str:
-        """The model in a word, for the headline."""
+        """Short name of the model for the headline."""
         if self.source is not None:
             return self.source.path
         assert self.config is not None
@@ -79,7 +78,7 @@ class ProbeSetting:
 
 
 def resolve_setting(options: ProbeOptions, overrides: Sequence[tuple[str, str]]) -> ProbeSetting:
-    """What the options mean.
+    """Resolve the options.
 
     Raises ConfigError (impossible or unknown options), DataError (a file is missing), ModelError (a run without weights),
     MissingExtraError (a plot without matplotlib).
@@ -117,7 +116,7 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
     if setting.source is not None:
         return load_model(setting.source, resolve_device(options.device, "--device"), options.dtype)
     assert config is not None
-    # nothing is trained: no need to ask whether the model could be packed
+    # nothing is trained, so the packing check is skipped
     learner: dict[str, Any] = {"tree_packing": "off"}
     if options.dtype != "auto":
         learner["dtype"] = options.dtype
@@ -149,7 +148,7 @@ def _check(options: ProbeOptions) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it should be 1 or more")
     if options.rollouts < MIN_FAILED:
-        raise ConfigError(f"--rollouts is {options.rollouts}, but fewer than {MIN_FAILED} say nothing; 64 is the default")
+        raise ConfigError(f"--rollouts is {options.rollouts}, but fewer than {MIN_FAILED} prove nothing; 64 is the default")
     if options.branches is not None and options.branches < 2:
         raise ConfigError(f"--branches is {options.branches}, but a group of one is never mixed; set it to 2 or more")
     if options.temperature is not None and not options.temperature > 0:
@@ -166,7 +165,7 @@ def _check(options: ProbeOptions) -> None:
     for name in ("json", "plot"):
         value = getattr(options, name)
         if value is not None and not Path(value).expanduser().parent.is_dir():
-            raise ConfigError(f"--{name} {value!r}: its directory does not exist; make it first")
+            raise ConfigError(f"--{name} {value!r}: its directory does not exist; create it first")
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plots", f"--plot {options.plot}")
 
@@ -175,33 +174,33 @@ def _check(options: ProbeOptions) -> None:
 
 
 def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | None, ModelSource | None]:
-    """The recipe, if there is one, and the weights; None for the weights: those that the recipe names."""
+    """The recipe, if any, and the weights; None for the weights: those that the recipe names."""
     path = Path(model).expanduser()
-    run = path.parent if path.name == START and (path.parent / "config.toml").is_file() else path
-    if (run / "config.toml").is_file():
-        config = load_recipe(run / "config.toml", overrides)
-        if run == path and any((path / "checkpoints").glob("step-*/model")):
+    run = RunDir(path.parent if path.name == START and RunDir(path.parent).has_recipe() else path)
+    if run.has_recipe():
+        config = load_recipe(run.config, overrides)
+        if run.path == path and newest_checkpoint(run) is not None:
             return config, replace(find_model(model), run=config)
-        if not (run / START).is_dir():
+        if not run.start.is_dir():
             raise ModelError(
                 f"the run {model!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first "
                 "one, or probe its recipe"
             )
-        return config, ModelSource(str(run / START), config)
+        return config, ModelSource(str(run.start), config)
     if not path.is_dir() and (path.suffix == ".toml" or model in [name for name, _ in shipped.list_recipes()]):
         config = load_recipe(shipped.find_recipe(model), overrides)
         if config.warmstart is not None and config.warmstart.from_ is None:
             raise ConfigError(
-                f"the recipe {model!r} begins with a warm start, which a probe does not train; do it alone with "
-                f"`deepgrpo train {model} --run.steps 0`, then probe what it left: "
-                f"deepgrpo probe {config.run.dir}/{config.run.name}/{START}"
+                f"the recipe {model!r} begins with a warm start, which a probe does not train; run the warm start alone with "
+                f"`deepgrpo train {model} --run.steps 0`, then probe its result: "
+                f"deepgrpo probe {RunDir.of(config.run).start}"
             )
         return config, None
     source = find_model(model)
     if overrides:
         key = overrides[0][0]
         raise ConfigError(
-            f"--{key} is a key of a recipe, but MODEL {model!r} is neither a recipe nor the directory of a run; use the "
+            f"--{key} is a key of a recipe, but MODEL {model!r} is neither a recipe nor a run directory; use the "
             "options of `deepgrpo probe --help`"
         )
     return source.run, source
@@ -211,19 +210,19 @@ def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | No
 
 
 def _data(options: ProbeOptions, config: Config | None) -> EvalSet:
-    """Data and reward: those of the training where `--data` does not name others, as pivots are chosen there."""
+    """Data and reward; without `--data` those of training, where pivots are chosen."""
     if options.data is None:
         if config is None:
             raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_train.jsonl")
         data = config.data
         changes: dict[str, Any] = {}
         if options.limit:
-            # a task of reasoning-gym is as long as its size says
+            # the length of a reasoning-gym task is its size
             changes["size" if isinstance(data, ReasoningGymData) else "limit"] = options.limit
         if options.chat != "auto":
             changes["template"] = data.template.model_copy(update={"chat": options.chat == "on"})
         return EvalSet(data.type, data.model_copy(update=changes), config.reward)
-    # a task's own questions have their own wording: it says nothing about how a suite should be asked
+    # the template of a generated task does not apply to a suite
     own_words = config is not None and not isinstance(config.data, SyntheticData | ReasoningGymData)
     template = None if options.template == "auto" else TemplateConfig(preset=options.template)
     if template is None and config is not None and own_words:
@@ -238,7 +237,7 @@ def _data(options: ProbeOptions, config: Config | None) -> EvalSet:
 
 
 def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataConfig:
-    """The data section with its chat template on or off, for data that `--data` named."""
+    """The data section with the chat template switched on or off, for data given by `--data`."""
     if options.data is None:
         return data
     has_one = bool(getattr(tokenizer, "chat_template", None))
@@ -249,7 +248,7 @@ def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataCo
 def _explore(options: ProbeOptions, config: Config | None) -> DeepExplore:
     explore = DeepExplore()
     if config is not None:
-        # of another strategy's section, what it has in common with this one
+        # keys that another strategy's section shares with this one
         shared = ("segments", "success_threshold", "branches_per_pivot", "root_pivot", "recoverability", "gamma")
         known = {name: getattr(config.explore, name) for name in shared if hasattr(config.explore, name)}
         explore = explore.model_copy(update=known)

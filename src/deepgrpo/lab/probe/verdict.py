@@ -1,4 +1,4 @@
-"""A probe's figures as one sentence."""
+"""The verdict of a probe: its figures in one sentence."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Code = Literal[
 
 ROOT = 'explore.type = "root"'
 MANY_CUT = 0.25
-"""Share of responses that are cut off from which on it is mentioned."""
+"""Share of truncated responses from which a remark mentions them."""
 FEW_PROMPTS = 20
-"""Different prompts below which the intervals are not to be trusted."""
+"""Number of distinct prompts below which the intervals are unreliable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class ProbeVerdict:
 
     code: Code
     gamma: float | None
-    """The one to train with; None: none is shown to be better than sampling from the prompt."""
+    """Recommended gamma; None: none is shown to beat sampling from the prompt."""
     sentence: str
 
 
 def early_verdict(sampled: Sampled, *, wanted: int, branches: int) -> ProbeVerdict | None:
-    """What can be said without any comparison of depths; None if they can be compared.
+    """The verdict if it needs no comparison of depths; None if depths can be compared.
 
-    Raises DataError if too few rollouts failed to say anything.
+    Raises DataError if too few rollouts failed for any conclusion.
     """
     failed = sampled.failed
     if not failed and sampled.rollouts >= 4 * wanted:
@@ -48,14 +48,14 @@ def early_verdict(sampled: Sampled, *, wanted: int, branches: int) -> ProbeVerdi
     if len(failed) < MIN_FAILED:
         raise DataError(
             f"only {len(failed)} of {sampled.rollouts} responses failed within {sampled.tokens:,} sampled tokens, and fewer "
-            f"than {MIN_FAILED} failed ones say nothing; raise --max-sampled-tokens, or take harder questions"
+            f"than {MIN_FAILED} failed ones prove nothing; raise --max-sampled-tokens, or take harder questions"
         )
     short = [each for each in failed if not each.deep]
     if len(failed) - len(short) < MIN_FAILED:
         length = statistics.median(each.length for each in short)
         return ProbeVerdict(
             "too_short", None,
-            f"pivots would not help: {len(short)} of {len(failed)} failed responses have no state to branch at beside the "
+            f"pivots would not help: {len(short)} of {len(failed)} failed responses have no state to branch at besides the "
             f"prompt (one segment, {length:g} tokens in the median); train with {ROOT}, or cut finer: --segments tokens "
             "--segment-size 8, in a recipe explore.segments",
         )  # fmt: skip
@@ -63,15 +63,15 @@ def early_verdict(sampled: Sampled, *, wanted: int, branches: int) -> ProbeVerdi
         tried = sum(len(state.rewards) for each in failed for state in each.states)
         return ProbeVerdict(
             "nothing_succeeds", None,
-            f"pivots would not help: none of {tried:,} continuations of {len(failed)} failed responses succeeded, from no "
-            f"depth and not from the prompt ({branches} each); no method learns from groups that all fail: take easier "
+            f"pivots would not help: none of {tried:,} continuations of {len(failed)} failed responses succeeded, neither "
+            f"from any depth nor from the prompt ({branches} each); no method learns from groups that all fail: take easier "
             "questions or a better start model, and check that the reward finds the answers (deepgrpo eval)",
         )  # fmt: skip
     return None
 
 
 def verdict(findings: Findings, *, wanted: int, branches: int) -> ProbeVerdict:
-    """What the comparison of the depths says."""
+    """The verdict from the comparison of depths."""
     best, band = findings.best_gamma, findings.best_band
     if best is None:
         succeeded = sum(each.success.rate * each.success.trials for each in findings.bands)
@@ -81,7 +81,7 @@ def verdict(findings: Findings, *, wanted: int, branches: int) -> ProbeVerdict:
             f"too few groups are mixed to compare depths: {findings.mixed}, and {MIN_MIXED} are needed; {share:.1%} of the "
             f"continuations succeed; raise --branches (now {branches}) or --rollouts (now {wanted}), or take other questions",
         )  # fmt: skip
-    # what samples from the prompt more often than not is no way of using pivots
+    # a gamma that mostly samples from the prompt does not use pivots
     deep = max((gamma for gamma in findings.gammas if gamma.q[0] < 0.5), key=lambda gamma: gamma.gain, default=None)
     if deep is None:
         return ProbeVerdict(
@@ -110,7 +110,7 @@ def verdict(findings: Findings, *, wanted: int, branches: int) -> ProbeVerdict:
 
 
 def remarks(sampled: Sampled, *, wanted: int, most_tokens: int) -> list[str]:
-    """What a reader should know of the figures, a line each."""
+    """Remarks on how to read the figures, one line each."""
     found: list[str] = []
     if MIN_FAILED <= len(sampled.failed) < wanted and sampled.tokens >= most_tokens:
         found.append(
@@ -120,14 +120,14 @@ def remarks(sampled: Sampled, *, wanted: int, most_tokens: int) -> list[str]:
     if sampled.rollouts and sampled.truncated >= MANY_CUT * sampled.rollouts:
         found.append(
             f"{sampled.truncated / sampled.rollouts:.0%} of the responses were cut off at the length limit; many failures may "
-            "be nothing else (--max-new-tokens)"
+            "be just that (--max-new-tokens)"
         )
     short = sum(not each.deep for each in sampled.failed)
     if short:
-        found.append(f"{short} of {len(sampled.failed)} failed responses have no state to branch at beside the prompt")
+        found.append(f"{short} of {len(sampled.failed)} failed responses have no state to branch at besides the prompt")
     prompts = len({each.prompt for each in sampled.failed})
     if sampled.failed and prompts < FEW_PROMPTS:
-        found.append(f"they belong to {prompts} different prompts only: the intervals, which are over prompts, are rough")
+        found.append(f"they come from only {prompts} different prompts: the intervals, which are over prompts, are rough")
     return found
 
 

@@ -1,11 +1,11 @@
-// ---- line charts: one per metric, every run over the others
+// ---- line charts: one per metric, all runs in one chart
 
 const MARGIN = { left: 60, right: 20, top: 10, bottom: 36 };
 const HEIGHT = 210;
 const DASHES = ["", "5 3", "1.5 3"];
 
 // spec: { title, about, unit, wide, format, low, high, xLabel, xFormat, lines: [{ name, colour, dash, points: [{x, y, step, spread}] }] }
-// legend: what tells the lines apart, if not a line each: [{ name, colour, dash }]
+// legend: entries if they are not one per line: [{ name, colour, dash }]
 function lineChart(spec) {
   const lines = spec.lines.filter((line) => line.points.length);
   const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": summary(spec, lines) });
@@ -24,7 +24,7 @@ function summary(spec, lines) {
     const first = line.points[0], last = line.points[line.points.length - 1];
     return `${line.name} from ${spec.format(first.y)} to ${spec.format(last.y)}`;
   });
-  return `${spec.title} over ${spec.xLabel}: ${parts.join("; ") || "no data"}. Arrow keys read the points.`;
+  return `${spec.title} over ${spec.xLabel}: ${parts.join("; ") || "no data"}. Arrow keys read out the points.`;
 }
 
 function legend(lines) {
@@ -67,7 +67,7 @@ function drawLines(host, width, spec, lines) {
   follow(host, root, width, { x, y, xs, lines, spec, mark });
 }
 
-// What runs along the two axes.
+// Labels of the two axes.
 function axisNames(width, height, across, up) {
   const middle = (MARGIN.top + height - MARGIN.bottom) / 2;
   return [
@@ -126,7 +126,7 @@ function nearestIndex(sorted, wanted) {
   return Math.abs(sorted[low] - wanted) <= Math.abs(sorted[high] - wanted) ? low : high;
 }
 
-// The range of an axis: of the data, widened a little, at least `least`, and within what the metric can be.
+// Range of an axis: the data with a margin, at least `least`, within the bounds of the metric.
 function extent(values, from, low, high, least = 0) {
   let a = values.reduce((m, v) => Math.min(m, v), Infinity);
   let b = values.reduce((m, v) => Math.max(m, v), -Infinity);

@@ -6,21 +6,21 @@ const AXES = [
   ["step", "training steps", count],
   ["seconds", "seconds of training", time],
 ];
-// [title, what it says, unit, format, lowest, highest, [[metric, name, spread]]]; the first one is drawn wide
+// [title, description, unit, format, lowest, highest, [[metric, name, spread]]]; the first one is drawn wide
 const CHARTS = [
-  ["Accuracy", "On held-out questions: most likely responses, and sampled ones. Shade: one standard error.", "accuracy", percent, 0, 1, [["eval/greedy", "greedy", "eval/greedy_se"], ["eval/sampled", "sampled", "eval/sampled_se"]]],
-  ["Reward", "Mean over the step's rollouts, and over its branches, which continue failures.", "mean reward", number, null, null, [["main/reward", "rollouts"], ["branch/reward", "branches"]]],
-  ["Entropy", "Of the policy at trained tokens. Towards 0: collapse.", "nats per token", number, 0, null, [["main/entropy", "rollouts"], ["branch/entropy", "branches"]]],
-  ["Response length", "Of a branch: without its prefix.", "tokens", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
-  ["Mixed groups", "Groups with unequal rewards: the share of the sampling that carries signal.", "share of groups", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
+  ["Accuracy", "On held-out questions, with greedy and with sampled responses. Shade: one standard error.", "accuracy", percent, 0, 1, [["eval/greedy", "greedy", "eval/greedy_se"], ["eval/sampled", "sampled", "eval/sampled_se"]]],
+  ["Reward", "Mean over the rollouts of a step, and over its branches, which continue failed rollouts.", "mean reward", number, null, null, [["main/reward", "rollouts"], ["branch/reward", "branches"]]],
+  ["Entropy", "Entropy of the policy at trained tokens. Near 0: collapse.", "nats per token", number, 0, null, [["main/entropy", "rollouts"], ["branch/entropy", "branches"]]],
+  ["Response length", "Branches are counted without their prefix.", "tokens", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
+  ["Mixed groups", "Groups with unequal rewards; only these carry signal.", "share of groups", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
   ["Truncated", "Responses cut off at the length limit.", "share of responses", percent, 0, 1, [["main/truncated", "rollouts"], ["branch/truncated", "branches"]]],
-  ["Rescue rate", "Pivots with a branch better than the rollout they are in.", "share of pivots", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
-  ["Gradient norm", "Before clipping. Spikes: single strange batches.", "norm", number, 0, null, [["grad_norm", "norm"]]],
+  ["Rescue rate", "Pivots with a branch that beats their rollout.", "share of pivots", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
+  ["Gradient norm", "Before clipping. Spikes point to unusual batches.", "norm", number, 0, null, [["grad_norm", "norm"]]],
 ];
 
 const colourOf = (run) => `var(--r${run % 8})`;
 
-// A curve of a run with the points that it has: [{x, y, step, spread}]
+// The points of a curve: [{x, y, step, spread}]
 function pointsOf(run, metric, spreadMetric, axis) {
   const ys = run.curves[metric];
   if (!ys) return [];
@@ -32,7 +32,7 @@ function pointsOf(run, metric, spreadMetric, axis) {
   return points;
 }
 
-// Mean over a window of points that is centred, and shorter at the ends.
+// Centred moving average; the window shrinks at both ends.
 function smoothed(points, width) {
   if (width < 2) return points;
   const half = Math.floor(width / 2);
@@ -42,7 +42,7 @@ function smoothed(points, width) {
   });
 }
 
-// Colour tells the run, the dashes what of it is drawn.
+// Colour identifies the run, dashes the metric.
 function runLegend(state, lines, used) {
   const runs = state.runs.flatMap((run, r) => (lines.some((line) => line.run === r) ? [{ name: run.name, colour: colourOf(r), dash: "" }] : []));
   const kinds = used.flatMap(([, name], m) => (lines.some((line) => line.kind === m) ? [{ name, colour: "var(--ink)", dash: DASHES[m % 3] }] : []));

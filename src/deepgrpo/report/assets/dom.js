@@ -1,4 +1,4 @@
-// ---- elements. Text is always set as text: nothing that a model wrote is ever read as markup.
+// ---- elements. Text is always set as text: model output is never parsed as markup.
 
 const byId = (id) => document.getElementById(id);
 
@@ -20,7 +20,7 @@ function choose(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => el("option", { value, selected: value === chosen }, text)));
 }
 
-// ---- the one tooltip
+// ---- tooltip
 
 const tip = {
   show(x, y, ...content) {
@@ -46,7 +46,7 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("scroll", () => tip.hide(), { passive: true });
 
-// ---- redraw what depends on the width
+// ---- redraw on resize
 
 const redraws = new Map();
 const watcher = new ResizeObserver((entries) => {
@@ -62,7 +62,7 @@ const watcher = new ResizeObserver((entries) => {
 
 // Draw into `host` now and whenever its width changes.
 function drawWide(host, draw) {
-  if (!host.isConnected) return; // replaced before it was drawn
+  if (!host.isConnected) return; // replaced before it could be drawn
   const width = Math.round(host.clientWidth) || 430;
   redraws.set(host, { width, draw });
   watcher.observe(host);

@@ -1,4 +1,4 @@
-// ---- numbers and texts as a reader wants them
+// ---- numbers and texts for display
 
 function count(x) {
   const size = Math.abs(x);
@@ -37,7 +37,7 @@ function ticks(low, high, wanted) {
   return found;
 }
 
-// What a text may hide: control characters, direction marks, characters without width. Line breaks and tabs get a sign.
+// Invisible characters: control characters, direction marks, zero-width characters. Line breaks and tabs get a symbol.
 const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]/u;
 
 function visible(text) {

@@ -1,6 +1,6 @@
-// ---- pictures over time (steps × depth), and predicted against observed
+// ---- heat maps (steps × depth), and predicted against observed success
 
-// table: { steps: [[first, last]], cells: [C][10], counts: [C][10] } as pivots.py makes it
+// table: { steps: [[first, last]], cells: [C][10], counts: [C][10] } as made by pivots.py
 function heatmap(spec, table) {
   const card = el("figure", { class: "card", "data-chart": spec.title }, el("h3", null, spec.title), el("p", null, spec.about));
   if (!table) {
@@ -9,11 +9,11 @@ function heatmap(spec, table) {
   }
   const top = table.cells.flat().reduce((m, v) => Math.max(m, v ?? 0), 0) || 1;
   const high = spec.full ? 1 : top;
-  const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${spec.title}. Arrow keys read the cells.` });
+  const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${spec.title}. Arrow keys read out the cells.` });
   const ramp = svg("svg", { viewBox: "0 0 60 8", "aria-hidden": "true" }, [0.1, 0.3, 0.5, 0.7, 0.9].map((v, i) =>
     svg("rect", { x: 12 * i, y: 0, width: 12, height: 8, "fill-opacity": shade(v), css: { fill: "var(--accent)" } })));
   ramp.style.width = "60px";
-  card.append(el("div", { class: "legend" }, el("span", null, "0 ", ramp, percent(high)), el("span", null, "blank: nothing there")), host);
+  card.append(el("div", { class: "legend" }, el("span", null, "0 ", ramp, percent(high)), el("span", null, "blank: no data")), host);
   requestAnimationFrame(() => drawWide(host, (width) => drawHeat(host, width, spec, table, high)));
   return card;
 }
@@ -45,7 +45,7 @@ function drawHeat(host, width, spec, table, high) {
     const value = table.cells[c][r], [first, last] = table.steps[c];
     fill(frame, { x: left(c), y: top(r), visibility: "visible" }, []);
     tip.show(px, py, `${first === last ? `step ${first}` : `steps ${first} to ${last}`}, depth ${trim(r / 10)} to ${trim((r + 1) / 10)}\n`,
-      el("b", null, value === null ? "nothing there" : percent(value)), value === null ? "" : ` ${spec.unit(table.counts[c][r])}`);
+      el("b", null, value === null ? "no data" : percent(value)), value === null ? "" : ` ${spec.unit(table.counts[c][r])}`);
   };
   const hide = () => {
     frame.setAttribute("visibility", "hidden");
@@ -71,16 +71,16 @@ function drawHeat(host, width, spec, table, high) {
 }
 
 function reliabilityChart(found) {
-  const card = el("figure", { class: "card", "data-chart": "reliability" }, el("h3", null, "Was P(success | r) right?"),
-    el("p", null, "Each pivot is predicted by the fit of the step before, which had not seen it. On the diagonal: right. Bars: 95% intervals; area: pivots."));
+  const card = el("figure", { class: "card", "data-chart": "reliability" }, el("h3", null, "Calibration of P(success | r)"),
+    el("p", null, "Each pivot is predicted by the fit of the previous step, which had not seen it. Points on the diagonal are calibrated. Bars: 95% intervals; area: number of pivots."));
   if (!found) {
-    card.append(el("div", { class: "empty" }, "no pivots with a fit behind them among the saved trees"));
+    card.append(el("div", { class: "empty" }, "the saved trees have no pivot after a first fit"));
     return card;
   }
-  const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `Predicted against observed success in ${found.bins.length} bins; mean distance ${percent(found.error)}. Arrow keys read the bins.` });
+  const host = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `Predicted against observed success in ${found.bins.length} bins; mean distance ${percent(found.error)}. Arrow keys read out the bins.` });
   const better = found.brier < found.brier_constant;
   card.append(el("div", { class: "legend" }, el("span", null, `${plural(found.pivots, "pivot")}, mean distance from the diagonal ${percent(found.error)}`),
-    el("span", null, `squared error ${number(found.brier)}, ${better ? "less" : "not less"} than the ${number(found.brier_constant)} of one constant`)), host);
+    el("span", null, `squared error ${number(found.brier)}, ${better ? "less" : "not less"} than the ${number(found.brier_constant)} of a constant prediction`)), host);
   requestAnimationFrame(() => drawWide(host, (width) => drawReliability(host, width, found)));
   return card;
 }

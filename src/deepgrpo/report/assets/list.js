@@ -1,4 +1,4 @@
-// ---- the list of trees: only the rows that can be seen exist
+// ---- the list of trees; only visible rows exist in the document
 
 const ROW = 70;
 
@@ -28,7 +28,7 @@ class TreeList {
     this.draw();
   }
 
-  // Choose the row `at`; the tree follows. `middle`: with its neighbours on both sides.
+  // Select the row `at` and show its tree. `middle`: scroll it to the middle.
   choose(at, quiet, middle) {
     if (at < 0 || at >= this.found.length) return;
     this.chosen = at;
@@ -61,7 +61,7 @@ class TreeList {
   row(at) {
     const i = this.found[at], index = this.index;
     const right = index.successes[i], all = index.rollouts[i];
-    // a dot per rollout, as far as they can be counted at a glance
+    // one dot per rollout, if there are few
     const score = all <= 16 ? el("span", { class: "dots", "aria-hidden": "true" }, el("span", { class: "good" }, "●".repeat(right)), el("span", { class: "bad" }, "○".repeat(all - right))) : null;
     const words = `${right}/${all} right` + (index.chances[i] ? `, ${index.rescued[i]}/${index.chances[i]} rescued` : "") + (index.flags[i] & 4 ? ", truncated" : "");
     return el("div", { class: "row", role: "option", id: `row-${at}`, "data-at": at, "aria-selected": String(at === this.chosen), "aria-setsize": this.found.length, "aria-posinset": at + 1, css: { top: `${at * ROW}px` } },

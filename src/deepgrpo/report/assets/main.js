@@ -1,4 +1,4 @@
-// ---- putting it together
+// ---- page
 
 const state = { runs: DATA.runs, axis: "tokens", smooth: 1, hidden: new Set() };
 
@@ -57,7 +57,7 @@ async function openTree(i, at, quiet) {
   }
 }
 
-// The list anew; the open tree stays open if it is still there.
+// Refresh the list; keep the open tree if it is still listed.
 async function refresh(wanted = search.open) {
   const ticket = ++search.ticket, run = search.run, { trees } = state.runs[run];
   const say = (text) => (byId("found").textContent = text);
@@ -66,7 +66,7 @@ async function refresh(wanted = search.open) {
     if (index === null) {
       list.show(null, []);
       say("");
-      view.say(trees.saved ? "The trees of this run were left out of the page (--max-trees)." : "This run has no saved trees: log.trees_every says every how many steps they are kept.");
+      view.say(trees.saved ? "The trees of this run were left out of the page (--max-trees)." : "This run has no saved trees; log.trees_every sets how often they are saved.");
       return;
     }
     const started = performance.now();
@@ -80,13 +80,13 @@ async function refresh(wanted = search.open) {
     const place = found.indexOf(wanted);
     countFlags(index, found);
     if (found.length) list.choose(Math.max(0, place), true, true);
-    else view.say("No tree is like this. Take a filter away, or search in responses too.");
+    else view.say("No tree matches. Remove a filter, or search in responses too.");
   } catch (error) {
     view.say(error.message);
   }
 }
 
-// How many of the trees in the list each filter would leave.
+// Number of listed trees that each filter would leave.
 function countFlags(index, found) {
   FLAGS.forEach((flag, bit) => {
     const many = found.reduce((sum, i) => sum + ((index.flags[i] >> bit) & 1), 0);
@@ -152,4 +152,4 @@ overview();
 initCurves(state);
 recipes();
 initExplorer();
-byId("foot").textContent = `deepgrpo ${DATA.version}. How to read this page: docs/report.md. It holds everything it shows, and connects to nothing.`;
+byId("foot").textContent = `deepgrpo ${DATA.version}. How to read this page: docs/report.md. This page is self-contained and makes no network requests.`;

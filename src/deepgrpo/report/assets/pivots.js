@@ -1,4 +1,4 @@
-// ---- what the pivots of a run say
+// ---- pivot figures of a run
 
 function drawPivots(run) {
   const host = byId("pivot-charts");
@@ -8,18 +8,18 @@ function drawPivots(run) {
   const cards = [
     heatmap({
       title: "Q(t): where pivots are drawn", full: false, unit: (n) => `of Q, ${plural(n, "rollout")}`,
-      about: `Mean mass of Q by depth of the state, over the rollouts that were expanded${gamma}; r = 0 is the prompt, r = 1 the end. From ${plural(steps, "saved step")}.`,
-      none: steps ? "nothing was drawn from a distribution over states" : "this run has no saved trees (log.trees_every)",
+      about: `Mean mass of Q by depth of the state, over expanded rollouts${gamma}; r = 0 is the prompt, r = 1 the end. From ${plural(steps, "saved step")}.`,
+      none: steps ? "no pivot was drawn from a distribution over states" : "this run has no saved trees (log.trees_every)",
     }, q),
     heatmap({
       title: "Rescue rate by depth", full: true, unit: (n) => `of ${plural(n, "pivot")}`,
-      about: "Share of pivots with a branch better than their rollout, in every step.", none: "this run has no pivots",
+      about: "Share of pivots with a branch that beats their rollout, at every step.", none: "this run has no pivots",
     }, rescue),
   ];
   if (run.curves["recoverability/w"]) cards.push(reliabilityChart(reliability));
   if (run.curves["recoverability/w"]) {
     cards.push(lineChart({
-      title: "The fit P(success | r) = σ(w·r + b)", about: "By depth ratio r alone, fitted anew after each step. w below 0: deeper is harder.", unit: "coefficient", format: number, xLabel: "training steps", xFormat: count,
+      title: "The fit P(success | r) = σ(w·r + b)", about: "A function of the depth ratio r only, refitted after each step. w below 0: deeper is harder.", unit: "coefficient", format: number, xLabel: "training steps", xFormat: count,
       lines: ["w", "b"].map((key, i) => ({ name: key, colour: colourOf(i), dash: "", points: pointsOf(run, `recoverability/${key}`, null, "step") })),
     }));
   }

@@ -1,10 +1,10 @@
-// ---- data: what is there at once, and blocks of trees that are opened when they are looked at
+// ---- data: decoded with the page, except blocks of trees, which are decoded on demand
 
 const DATA = JSON.parse(byId("data").textContent);
 const FLAGS = ["rescued", "unrecoverable", "truncated", "mixed", "solved", "failed"];
 const FLAG_WORDS = {
-  rescued: "a branch is better than the rollout it is in",
-  unrecoverable: "a pivot without such a branch",
+  rescued: "a branch beats its rollout",
+  unrecoverable: "a pivot without a branch that beats its rollout",
   truncated: "a response was cut off at the length limit",
   mixed: "the rollouts have unequal rewards",
   solved: "every rollout succeeds",
@@ -12,7 +12,7 @@ const FLAG_WORDS = {
 };
 
 async function unpack(text) {
-  if (typeof DecompressionStream === "undefined") throw new Error("This browser cannot open compressed data: it has no DecompressionStream. Firefox 113, Chrome 80, Safari 16.4 and later have it.");
+  if (typeof DecompressionStream === "undefined") throw new Error("This browser cannot decompress the data: it lacks DecompressionStream (Firefox 113, Chrome 80, Safari 16.4 or later).");
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
@@ -23,7 +23,7 @@ async function unpack(text) {
 const KEPT = 4;
 const opened = new Map();
 
-// The trees of a block; the last few blocks stay open.
+// The trees of a block; the last few blocks stay in memory.
 function openBlock(run, block) {
   const name = `block-${run}-${block}`;
   const found = opened.get(name) || unpack(byId(name).textContent);
@@ -35,7 +35,7 @@ function openBlock(run, block) {
 
 const indices = new Map();
 
-// The index of a run's trees, in columns, with the place of each tree inside its block; null without trees.
+// The index of a run's trees, in columns, with the position of each tree in its block; null without trees.
 function openIndex(run) {
   if (!indices.has(run)) {
     const text = DATA.runs[run].trees.index;
@@ -51,10 +51,10 @@ function openIndex(run) {
 
 const ownText = (node) => (node.k ? node.k.join("") : node.x);
 
-// All that can be read in a tree, in small letters.
+// All text of a tree in lower case, for searching.
 const fullText = (tree) => [tree.id, tree.question, tree.answer || "", ...tree.nodes.map(ownText)].join("\n").toLowerCase();
 
-// Entries of the index that fit. With `deep`, blocks are read one after the other; `progress` returns false to stop.
+// Matching entries of the index. With `deep`, blocks are read one by one; `progress` returns false to stop.
 async function findTrees(run, index, { step, flags, query, deep }, progress) {
   const words = query.toLowerCase();
   const wanted = flags.reduce((bits, flag) => bits | (1 << FLAGS.indexOf(flag)), 0);

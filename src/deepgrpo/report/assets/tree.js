@@ -1,4 +1,4 @@
-// ---- one tree: rollouts as lanes, pivots with Q along the chain, branches below, every text readable
+// ---- one tree: rollouts as lanes, pivots with Q along the chain, branches below, all texts
 
 const LANE = { q: 34, bar: 14, branch: 9, gap: 4, left: 20, right: 40, ruler: 18 };
 const LONG = 2500;
@@ -25,7 +25,7 @@ class TreeView {
     this.children = tree.pivots.map((_, p) => tree.nodes.flatMap((node, i) => (node.v === p ? [i] : [])));
     this.pivotsIn = new Map();
     tree.pivots.forEach((pivot, p) => this.pivotsIn.set(pivot.p, [...(this.pivotsIn.get(pivot.p) || []), p]));
-    // the deepest first: so no branch is drawn across the line to another
+    // deepest first, so that no branch crosses the line of another
     for (const pivots of this.pivotsIn.values()) pivots.sort((a, b) => tree.pivots[b].o - tree.pivots[a].o);
     this.start = [];
     tree.nodes.forEach((node, i) => (this.start[i] = node.p < 0 ? 0 : this.start[node.p] + node.o));
@@ -58,7 +58,7 @@ class TreeView {
     if (this.tree.nodes.some((node) => node.e.length)) found.push(["cuts", "end of a segment"]);
     if (this.tree.nodes.some((node) => node.f === "segment")) found.push(["grey", "segment, continued below"]);
     if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
-    if (chain) found.push(["bars", "Q of each state that could be drawn"]);
+    if (chain) found.push(["bars", "Q of each candidate state"]);
     return found;
   }
 
@@ -72,7 +72,7 @@ class TreeView {
     return node.r > this.run.threshold;
   }
 
-  // What a branch has to beat.
+  // Reward that a branch has to beat.
   floor(p) {
     const parent = this.tree.pivots[p].p;
     return parent < 0 ? 0 : this.tree.nodes[parent].r;
@@ -114,7 +114,7 @@ class TreeView {
       el("h4", null, `Rollout ${n + 1} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
   }
 
-  // All nodes below one, depth first, each with the pivot it hangs off.
+  // All descendants of a node, depth first.
   descendants(i, found = []) {
     for (const p of this.pivotsIn.get(i) || []) {
       for (const child of this.children[p]) {
@@ -153,7 +153,7 @@ class TreeView {
     return root;
   }
 
-  // Tokens of the response, as a scale under its lane.
+  // Token scale under a lane.
   ruler(x, y, width) {
     const marks = ticks(0, this.longest, Math.min(10, width / 80)).filter((token) => x(token) < width - 52).map((token) => [
       svg("line", { class: "axis", x1: x(token), x2: x(token), y1: y + 2, y2: y + 5 }),
@@ -193,7 +193,7 @@ class TreeView {
       box.append(this.before(i), ...this.marked(node.x));
       return box;
     }
-    fill(box, { tabindex: "0", role: "group", "aria-label": `text of ${plural(node.n, "token")}; arrow keys walk through them` }, []);
+    fill(box, { tabindex: "0", role: "group", "aria-label": `text of ${plural(node.n, "token")}; arrow keys move through them` }, []);
     const marks = new Map();
     for (const p of this.pivotsIn.get(i) || []) marks.set(this.tree.pivots[p].o, p);
     const ends = new Set(node.e), hits = this.hits(node);
@@ -213,7 +213,7 @@ class TreeView {
     return end ? el("span", { class: "cut", "aria-hidden": "true" }, "│") : "";
   }
 
-  // The last characters before a branch, so that it can be read.
+  // The last characters before a branch, for context.
   before(i) {
     const node = this.tree.nodes[i];
     if (node.p < 0 || !node.k) return "";
@@ -236,7 +236,7 @@ class TreeView {
     return sum === 0 ? "transparent" : `rgb(var(--${sum > 0 ? "good" : "bad"}-rgb) / ${(0.08 + 0.4 * share).toFixed(3)})`;
   }
 
-  // Tokens that the words searched for are in.
+  // Tokens that contain the search text.
   hits(node) {
     const found = new Set();
     if (!this.query) return found;
@@ -294,7 +294,7 @@ class TreeView {
       el("div", null, this.text(i), node.f === "length" || node.w ? el("small", null, this.facts(node)) : "", this.below(i)));
   }
 
-  // ---- what the pointer and the keys do
+  // ---- pointer and keys
 
   hover(event) {
     const { tree } = this, x = event.clientX, y = event.clientY;
@@ -318,7 +318,7 @@ class TreeView {
   tokenTip(token, x, y) {
     const i = Number(token.closest("[data-text]").dataset.text), t = Number(token.dataset.t), node = this.tree.nodes[i];
     const spans = this.span(node, t);
-    tip.show(x, y, `token ${this.start[i] + t + 1}  `, el("b", null, node.k[t] ? visible(node.k[t]) : "(part of the character before)"),
+    tip.show(x, y, `token ${this.start[i] + t + 1}  `, el("b", null, node.k[t] ? visible(node.k[t]) : "(part of the previous character)"),
       `\n${spans.length ? spans.map((span) => `advantage ${signed(span[2])} in the ${span[3]} stream`).join("\n") : "not trained"}`,
       `\nprobability ${percent(Math.exp(node.l[t] / 100))} (${trim(-node.l[t] / 100)} nats)`);
   }

@@ -1,0 +1,122 @@
+"""Names of everything in a run directory. Each name is spelled here and nowhere else.
+
+    RUN/config.toml                    resolved recipe
+    RUN/metrics.jsonl                  one JSON object per step (metrics.py)
+    RUN/log.txt                        the lines shown in the terminal, with timestamps
+    RUN/start/                         weights after the warm start, in Hugging Face layout
+    RUN/checkpoints/step-000010/       one checkpoint (checkpoints.py)
+    RUN/trees/step-000010.jsonl.gz     trees of a step, one per line (trees.py)
+    RUN/eval/step-000010.jsonl         answers of an evaluation, one per line
+    RUN/report.html                    page written by `deepgrpo report`
+    RUN/final.json                     accuracy on held-back questions, written by `deepgrpo compare`
+    RUN/tensorboard/, RUN/wandb-id.txt  files of the optional sinks
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepgrpo.config import RunConfig
+
+START = "start"
+"""Directory of the start model; users name it in `warmstart.from` and `deepgrpo probe RUN/start`."""
+
+_STEP = re.compile(r"step-(\d{6,})")
+_TREES = ".jsonl.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths inside a run directory; nothing is read or created.
+
+    Example: RunDir(Path("runs/demo")).trees(10) is runs/demo/trees/step-000010.jsonl.gz.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: RunConfig) -> RunDir:
+        """The directory that a recipe's [run] names."""
+        return cls(Path(run.dir) / run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def start(self) -> Path:
+        """Start model: weights after the warm start and reference of the KL term."""
+        return self.path / START
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    @property
+    def tree_folder(self) -> Path:
+        return self.path / "trees"
+
+    def trees(self, step: int) -> Path:
+        return self.tree_folder / f"{step_name(step)}{_TREES}"
+
+    def tree_files(self) -> dict[int, Path]:
+        """Step → file of its saved trees, ascending; empty for a run without trees."""
+        found = {step_of(path.name.removesuffix(_TREES)): path for path in self.tree_folder.glob(f"*{_TREES}")}
+        return {step: found[step] for step in sorted(step for step in found if step is not None)}
+
+    def eval(self, step: int) -> Path:
+        return self.path / "eval" / f"{step_name(step)}.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb-id.txt"
+
+    def has_recipe(self) -> bool:
+        return self.config.is_file()
+
+    def has_metrics(self) -> bool:
+        return self.metrics.is_file()
+
+
+def step_name(step: int) -> str:
+    """`step-000010` for step 10."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in `step-000010`; None for any other name, such as that of a checkpoint still being written."""
+    match = _STEP.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def run_around(path: Path) -> RunDir | None:
+    """The run that holds a checkpoint directory or its `model` directory; None for any other path."""
+    for run in (RunDir(path.parent.parent), RunDir(path.parent.parent.parent)):
+        if path.is_dir() and run.checkpoints.name in path.parts and run.has_recipe():
+            return run
+    return None

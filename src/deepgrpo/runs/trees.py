@@ -1,0 +1,115 @@
+"""Saved trees: gzipped JSON lines, one tree with its credit per line, readable without this package.
+
+    {"prompt": {...}, "nodes": [...], "pivots": [...], "credit": [...]}       keys as in records.py
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from deepgrpo.errors import DataError
+from deepgrpo.records import Credit, CreditSpan, Node, Pivot, Prompt, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTree:
+    """A tree and the credit it was trained with.
+
+    Example: SavedTree(step=10, number=3, tree=Tree(...), spans=(CreditSpan(node=0, start=0, end=6, ...), ...)).
+    """
+
+    step: int
+    number: int
+    """Position in the step's file, from 0."""
+    tree: Tree
+    spans: tuple[CreditSpan, ...]
+
+    def advantages(self, node: int) -> list[CreditSpan]:
+        """Credit of a node's own tokens, in the order of saving; empty for an untrained node."""
+        return [span for span in self.spans if span.node == node]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line of the file."""
+
+    prompt: Prompt
+    nodes: tuple[Node, ...]
+    pivots: tuple[Pivot, ...]
+    credit: tuple[CreditSpan, ...]
+
+
+_LINE = TypeAdapter(_Line)
+
+
+def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
+    """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text."""
+    line = _Line(tree.prompt, tree.nodes, tree.pivots, tuple(spans))
+    return json.dumps(asdict(line), ensure_ascii=False, default=str)
+
+
+def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:
+    """Inverse of `tree_to_json`. Unknown keys, such as those of a later version, are ignored.
+
+    Raises ValueError that names the first key that does not fit.
+    """
+    try:
+        line = _LINE.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    return Tree(line.prompt, line.nodes, line.pivots), line.credit
+
+
+def save_trees(path: Path, trees: Sequence[Tree], credits: Sequence[Credit]) -> None:
+    """Write the trees of a step with their credit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=5) as file:
+        for tree, credit in zip(trees, credits, strict=True):
+            file.write(tree_to_json(tree, credit.spans) + "\n")
+
+
+def load_saved(path: Path, step: int) -> Iterator[SavedTree]:
+    """Read the trees of a step one by one.
+
+    Raises DataError at a damaged line, after yielding the trees before it.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            for number, text in enumerate(file):
+                tree, spans = tree_from_json(text)
+                yield SavedTree(step, number, tree, spans)
+    except ValueError as error:
+        raise _damaged(path, f"tree {number}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def load_trees(path: Path) -> Iterator[Tree]:
+    """Read the trees of a step without their credit. Raises DataError at a damaged line."""
+    return (saved.tree for saved in load_saved(path, 0))
+
+
+def count_trees(path: Path) -> int:
+    """Number of trees in a file, found by counting lines. Raises DataError if the file is damaged."""
+    try:
+        with gzip.open(path, "rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} cannot be read to its end ({why}); a run that was killed may leave such a file: delete it to do without "
+        "the trees of this step"
+    )

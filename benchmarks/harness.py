@@ -104,7 +104,7 @@ def peak_of(arm: Arm) -> float | None:
 
     None where the system cannot forget an earlier peak: that takes Linux. psutil knows no peak, so it is read from /proc.
     """
-    before = psutil.Process().memory_info().rss
+    before: int = psutil.Process().memory_info().rss
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:

@@ -72,3 +72,8 @@ class MissingExtraError(DeepGRPOError):
             f"{wanted_by} needs the package {package!r}, which is not installed; "
             f'run: pip install "deepgrpo[{extra}]"'
         )
+
+
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """First line of a foreign error's message, or its type if the message is empty; for quoting in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]

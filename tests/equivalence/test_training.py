@@ -22,7 +22,7 @@ from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
-from deepgrpo.model.policy import scratch_policy
+from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.runs.trees import load_trees

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepgrpo.lab.compare.curves import Ending, area, ending, reach
+from deepgrpo.lab.compare.curves import TailMean, area, first_crossing, tail_mean
 from deepgrpo.stats import EXACT_UP_TO, bootstrap_interval, sign_test
 
 whole_numbers = st.integers(-50, 50)
@@ -116,19 +116,19 @@ def test_an_area_is_a_mean(points: list[tuple[int, float]], end: float) -> None:
 
 
 def test_tokens_to_an_accuracy_by_hand() -> None:
-    assert reach(CURVE, 0.6) == pytest.approx(200)  # half way from .4 to .8
-    assert reach(CURVE, 0.8) == 300 and reach(CURVE, 0.2) == 0
-    assert reach(CURVE, 0.81) is None
+    assert first_crossing(CURVE, 0.6) == pytest.approx(200)  # half way from .4 to .8
+    assert first_crossing(CURVE, 0.8) == 300 and first_crossing(CURVE, 0.2) == 0
+    assert first_crossing(CURVE, 0.81) is None
     # the first crossing counts, whatever comes after
-    assert reach([(0, 0.0), (10, 0.5), (20, 0.1), (30, 0.9)], 0.25) == pytest.approx(5)
+    assert first_crossing([(0, 0.0), (10, 0.5), (20, 0.1), (30, 0.9)], 0.25) == pytest.approx(5)
 
 
 def test_the_last_evaluations() -> None:
-    assert ending(CURVE, last=1, share=None, end=300) == Ending(0.8, 1)
+    assert tail_mean(CURVE, last=1, share=None, end=300) == TailMean(0.8, 1)
     # the state before training is no result of it
-    assert ending(CURVE, last=10, share=None, end=300) == Ending(pytest.approx(0.6), 2)
-    assert ending(CURVE[:1], last=10, share=None, end=300) is None
+    assert tail_mean(CURVE, last=10, share=None, end=300) == TailMean(pytest.approx(0.6), 2)
+    assert tail_mean(CURVE[:1], last=10, share=None, end=300) is None
     # in the last fifth of 300 lie those from 240 on
-    assert ending(CURVE, last=None, share=0.2, end=300) == Ending(0.8, 1)
-    assert ending(CURVE, last=None, share=0.7, end=300) == Ending(pytest.approx(0.6), 2)
-    assert ending(CURVE[:2], last=None, share=0.2, end=300) is None
+    assert tail_mean(CURVE, last=None, share=0.2, end=300) == TailMean(0.8, 1)
+    assert tail_mean(CURVE, last=None, share=0.7, end=300) == TailMean(pytest.approx(0.6), 2)
+    assert tail_mean(CURVE[:2], last=None, share=0.2, end=300) is None

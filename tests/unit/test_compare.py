@@ -22,7 +22,7 @@ from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, short
+from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, short
 from deepgrpo.prompts import synthetic
 
 BASE = """
@@ -304,9 +304,9 @@ def test_a_comparison_by_hand(done: Plan) -> None:
 def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
     result = compare(done, done.runs)
     out = Console(file=io.StringIO(), width=250)
-    for sheet in sheets(result):
-        assert all(len(row) == len(sheet.columns) for row in sheet.rows)
-        out.print(as_table(sheet))
+    for table in comparison_tables(result):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        out.print(as_table(table))
     text = out.file.getvalue()  # type: ignore[attr-defined]
     page = as_markdown(result)
     for shown in (text, page):

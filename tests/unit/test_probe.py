@@ -29,7 +29,7 @@ from deepgrpo.lab.probe.sampling import (
     Sampled,
     band_of,
     draw_states,
-    gather,
+    sample_probe,
 )
 from deepgrpo.lab.probe.verdict import early_verdict, remarks, verdict
 from deepgrpo.prompts.source import Cursor
@@ -189,7 +189,7 @@ def probe(world: World, asked: ProbeStrategy | None = None, **changes: Any) -> S
         "wanted": 64, "most_tokens": 10**7, "seed": 0, "max_rows": 64, "truncated_counts": True, **changes
     }  # fmt: skip
     source: Any = Questions()
-    return gather(
+    return sample_probe(
         source, asked or strategy(), world, judge, decode=lambda tokens: "", params=SamplingParams(),
         limits=Limits(LENGTH, 100), **settings,
     )  # fmt: skip

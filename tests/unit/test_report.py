@@ -22,17 +22,17 @@ from deepgrpo.records import ROOT, CreditSpan, Pivot, Tree
 from deepgrpo.report.blocks import TreeIndex, choose_steps, pack, tree_blocks, tree_json, unpack
 from deepgrpo.report.command import label_runs, unique
 from deepgrpo.report.curves import metric_columns, run_warnings
-from deepgrpo.report.gather import gather
 from deepgrpo.report.page import page_parts, safe_json
 from deepgrpo.report.pivots import (
-    Seen,
+    PivotOutcome,
     candidate_ratios,
     columns,
+    pivot_outcomes,
     q_mass,
     q_over_time,
     reliability,
-    seen_pivots,
 )
+from deepgrpo.report.run_page import build_page
 from deepgrpo.report.tokens import TokenTexts, own_text, read_tokens, segment_ends
 from deepgrpo.runs.facts import FLAGS, tree_facts
 from deepgrpo.runs.saved import SavedRun, nearest
@@ -149,8 +149,9 @@ def test_reliability_worked_by_hand() -> None:
         {"step": 4, "recoverability/fitted": 1.0, "recoverability/w": 0.0, "recoverability/b": math.log(1 / 3)},
         {"step": 5, "recoverability/fitted": 1.0, "recoverability/w": 9.0, "recoverability/b": 9.0},
     ]
-    pivots = [Seen(5, f"q{i}", 0.5, i == 0) for i in range(4)]
-    found = reliability([*pivots, Seen(4, "before the fit", 0.5, True), Seen(9, "no metrics", 0.5, True)], metrics)
+    pivots = [PivotOutcome(5, f"q{i}", 0.5, i == 0) for i in range(4)]
+    unknown = [PivotOutcome(4, "before the fit", 0.5, True), PivotOutcome(9, "no metrics", 0.5, True)]
+    found = reliability([*pivots, *unknown], metrics)
     assert found is not None
     (only,) = found["bins"]
     assert (only["predicted"], only["observed"], only["pivots"]) == (pytest.approx(0.25), 0.25, 4)
@@ -165,8 +166,8 @@ def test_reliability_worked_by_hand() -> None:
 
 def test_a_pivot_succeeds_by_the_threshold_of_the_recipe() -> None:
     tree = small_tree()
-    assert seen_pivots(tree, 7, 0.0) == [Seen(7, "q1", 0.5, True)]
-    assert seen_pivots(tree, 7, 1.0) == [Seen(7, "q1", 0.5, False)]
+    assert pivot_outcomes(tree, 7, 0.0) == [PivotOutcome(7, "q1", 0.5, True)]
+    assert pivot_outcomes(tree, 7, 1.0) == [PivotOutcome(7, "q1", 0.5, False)]
 
 
 # ---------------------------------------------------------------- metrics
@@ -266,7 +267,7 @@ def test_a_damaged_file_of_trees_is_named_and_the_rest_is_shown(tmp_path: Path, 
     )  # fmt: skip
     with pytest.raises(DataError, match=r"step-000001.*delete it"):
         list(run.trees(1))
-    page = gather(run, 100)
+    page = build_page(run, 100)
     assert any("step-000001" in note for note in page.notes)
     assert unpack(page.data["trees"]["index"])["step"] == [2]
 
@@ -370,7 +371,7 @@ def hostile_run(directory: Path) -> Path:
 
 
 def test_hostile_texts_stay_data(tmp_path: Path) -> None:
-    page = gather(SavedRun(hostile_run(tmp_path / "run")), 100)
+    page = build_page(SavedRun(hostile_run(tmp_path / "run")), 100)
     page.data["name"] = HOSTILE[0]
     html = "".join(page_parts(" ".join(HOSTILE), {"runs": [page.data]}, [("block-0-0", page.blocks[0])]))
     # only our own markup: data, a block, and one script
@@ -386,7 +387,7 @@ def test_hostile_texts_stay_data(tmp_path: Path) -> None:
 
 
 def test_the_page_reaches_for_nothing(tmp_path: Path) -> None:
-    page = gather(SavedRun(random_run(tmp_path / "run", 2, 3)), 100)
+    page = build_page(SavedRun(random_run(tmp_path / "run", 2, 3)), 100)
     html = "".join(page_parts("t", {"runs": [page.data]}, []))
     assert "default-src 'none'" in html
     assert not re.findall(r"""(?:src|href|action)=["'](?!#|data:,)""", html)
@@ -396,12 +397,12 @@ def test_the_page_reaches_for_nothing(tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     run = random_run(tmp_path / "run", 2, 3)
-    one, two = gather(SavedRun(run), 100), gather(SavedRun(run), 100)
+    one, two = build_page(SavedRun(run), 100), build_page(SavedRun(run), 100)
     assert (one.data, one.blocks) == (two.data, two.blocks)
 
 
 def test_more_trees_than_the_page_takes(tmp_path: Path) -> None:
-    page = gather(SavedRun(random_run(tmp_path / "run", 10, 4)), 12)
+    page = build_page(SavedRun(random_run(tmp_path / "run", 10, 4)), 12)
     assert (page.data["trees"]["saved"], page.data["trees"]["shown"]) == (40, 12)
     assert set(unpack(page.data["trees"]["index"])["step"]) == {1, 5, 10}
     assert any("12 of 40 saved trees" in note and "--max-trees 40" in note for note in page.notes)
@@ -410,10 +411,10 @@ def test_more_trees_than_the_page_takes(tmp_path: Path) -> None:
 
 
 def test_a_run_without_trees_or_tokenizer_says_so(tmp_path: Path) -> None:
-    bare = gather(SavedRun(write_run(tmp_path / "bare", {}, last_step=3, recipe={"log": {"trees_every": None}})), 100)
+    bare = build_page(SavedRun(write_run(tmp_path / "bare", {}, last_step=3, recipe={"log": {"trees_every": None}})), 100)
     assert bare.data["trees"]["index"] is None
     assert any("log.trees_every" in note for note in bare.notes)
-    mute = gather(SavedRun(write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)), 100)
+    mute = build_page(SavedRun(write_run(tmp_path / "mute", {1: [small_tree()]}, with_tokenizer=False)), 100)
     assert any("tokenizer.json" in note for note in mute.notes)
     assert unpack(mute.blocks[0])[0]["nodes"][2]["x"] == "4;#4"
 

@@ -17,7 +17,7 @@ from vllm_here import HERE, vllm_engine
 
 from deepgrpo.config import Config, VLLMEngine, load_recipe, parse_config, to_toml
 from deepgrpo.engines.base import SamplingParams
-from deepgrpo.engines.vllm import engine as vllm_module
+from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.engines.vllm.weights import fingerprint, merged_state
 from deepgrpo.errors import ConfigError, EngineError, ModelError
@@ -186,7 +186,7 @@ def test_too_hot(start: Any, recipe: Any) -> None:
 
 def test_nothing_is_left_behind(start: Any) -> None:
     engine = start()
-    directory, pid = Path(engine._directory), engine.process.pid
+    directory, pid = Path(engine.directory), engine.process.pid
     assert directory.is_dir()
     os.kill(pid, signal.SIGCONT)  # it is there
     engine.close()
@@ -197,9 +197,9 @@ def test_nothing_is_left_behind(start: Any) -> None:
 
 def test_a_parent_that_was_killed_leaves_no_weights_in_memory(start: Any) -> None:
     engine = start()
-    engine.process._process.stdin.close()  # as the system does for it
-    engine.process._process.wait(60)
-    assert not Path(engine._directory).exists()
+    engine.process.child.stdin.close()  # as the system does for it
+    engine.process.child.wait(60)
+    assert not Path(engine.directory).exists()
 
 
 # ---------------------------------------------------------------- weights, stops, recipe
@@ -243,8 +243,8 @@ class _Letters:
     [([], [0, 1, 2, 3], 3), ([0, 1], [2, 3], 1), ([1, 2], [3, 1, 2], 3), ([0, 1, 2], [3, 0], None), ([], [], None)],
 )
 def test_the_first_token_that_completes_a_stop_string(before: list[int], tokens: list[int], end: int | None) -> None:
-    assert vllm_module._first_stop(_Letters(), ("bc",), before, tokens) == end
-    assert vllm_module._first_stop(_Letters(), (), before, tokens) is None
+    assert first_stop(_Letters(), ("bc",), before, tokens) == end
+    assert first_stop(_Letters(), (), before, tokens) is None
 
 
 def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.engines.vllm.engine import VLLMEngine
 from deepgrpo.errors import EngineError, ModelError
-from deepgrpo.model.policy import Policy, load_policy, scratch_policy
+from deepgrpo.model.loading import load_policy, scratch_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.learner import Learner

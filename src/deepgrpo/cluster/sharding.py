@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.model.materialize import Filling, tensor_of
+from deepgrpo.model.materialize import Materializer, tensor_of
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
 from deepgrpo.train.ranks import clip
@@ -112,7 +112,7 @@ class _Whole(nn.Module):
         return self.compute(*arguments, **options)
 
 
-def shard(policy: Policy, filling: Filling | None = None) -> Policy:
+def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
     """Shard the parameters of a policy over all learners, in place; returns the policy that computes log-probs with them.
 
     Args:

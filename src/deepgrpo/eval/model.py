@@ -79,7 +79,7 @@ def model_section(source: ModelSource) -> PretrainedModel:
 
 def load_model(source: ModelSource, device: str, dtype: str) -> Policy:
     """Load the result of `find_model`; dtype "auto" is the run's, or float32 without a run."""
-    from deepgrpo.model.policy import load_policy
+    from deepgrpo.model.loading import load_policy
 
     if dtype == "auto":
         dtype = source.run.learner.dtype if source.run is not None else "float32"

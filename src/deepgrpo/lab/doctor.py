@@ -15,7 +15,8 @@ from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.lab.strategy_check import check_strategy
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.records import SampleRequest
 
 WORTHWHILE = 1.3
@@ -54,7 +55,7 @@ def _check_model(name: str, options: DoctorOptions, out: Console) -> int:
     where = "" if packing.window is None else f", for paths of at most {packing.window} tokens"
     table.add_row(
         "tree packing",
-        f"yes ({packing.backend}): {packing.reason}{where}" if packing.packs
+        f"yes ({packing.kernel}): {packing.reason}{where}" if packing.packs
         else f"no: {packing.reason}; every shared prefix is forwarded again for each branch",
     )  # fmt: skip
     table.add_row("embedded sampling", f"yes: {sampling}" if not problem else f"no: {sampling}")

@@ -13,9 +13,9 @@ from rich.progress import Progress, TaskID
 
 from deepgrpo import __version__
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.report.gather import RunPage, gather
 from deepgrpo.report.options import ReportOptions
 from deepgrpo.report.page import write_page
+from deepgrpo.report.run_page import RunPage, build_page
 from deepgrpo.runs.saved import SavedRun
 
 _LARGE = 100 * 2**20
@@ -42,7 +42,7 @@ def run_report(options: ReportOptions) -> int:
         example = path / runs[0].paths.report.name
         raise ConfigError(f"--out is {str(path)!r}, which is a directory; name a file, e.g. --out {example}")
     names = label_runs(runs)
-    pages = _gather(runs, names, options.max_trees)
+    pages = _read_pages(runs, names, options.max_trees)
     for page, name in zip(pages, names, strict=True):
         page.data["name"] = name
 
@@ -93,11 +93,11 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def _gather(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) -> list[RunPage]:
+def _read_pages(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) -> list[RunPage]:
     """Read the runs one by one, with a progress bar on a terminal."""
     pages = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for run, name in zip(runs, names, strict=True):
             task = bar.add_task(f"reading {name}", total=None)
-            pages.append(gather(run, max_trees, partial(_advance, bar, task)))
+            pages.append(build_page(run, max_trees, partial(_advance, bar, task)))
     return pages

@@ -25,8 +25,8 @@ Table = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """An expanded pivot. Example: Seen(step=12, prompt="q7", ratio=0.6, success=True)."""
+class PivotOutcome:
+    """An expanded pivot. Example: PivotOutcome(step=12, prompt="q7", ratio=0.6, success=True)."""
 
     step: int
     prompt: str
@@ -35,10 +35,10 @@ class Seen:
     """True if at least one branch succeeds: the label of the fit."""
 
 
-def seen_pivots(tree: Tree, step: int, threshold: float) -> list[Seen]:
+def pivot_outcomes(tree: Tree, step: int, threshold: float) -> list[PivotOutcome]:
     """The pivots of a tree in the branch stream."""
     return [
-        Seen(step, tree.prompt.id, pivot.ratio, succeeds(tree, index, threshold))
+        PivotOutcome(step, tree.prompt.id, pivot.ratio, succeeds(tree, index, threshold))
         for index, pivot in enumerate(tree.pivots)
         if pivot.stream == "branch" and pivot.ratio > 0
     ]
@@ -129,7 +129,7 @@ def columns(
     return {"steps": [[steps[g[0]], steps[g[-1]]] for g in groups], "cells": cells, "counts": counts}
 
 
-def reliability(pivots: Sequence[Seen], metrics: Sequence[Mapping[str, Any]]) -> Table | None:
+def reliability(pivots: Sequence[PivotOutcome], metrics: Sequence[Mapping[str, Any]]) -> Table | None:
     """Predicted P(success | r) against the outcome, in ten bins of the prediction; None without a fit or pivots.
 
     Returns: `bins` with mean prediction, observed share, its 95% interval (pivots of a prompt are one cluster) and the

@@ -30,7 +30,7 @@ from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.plot import can_draw, draw
 from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, sheets, show
+from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, show
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
 
@@ -269,8 +269,8 @@ def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> 
     place = plan.directory
     (place / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (place / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
-    for sheet in sheets(result):
-        show(as_table(sheet), out)
+    for table in comparison_tables(result):
+        show(as_table(table), out)
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
     files = ["comparison.json", "comparison.md"]

@@ -19,8 +19,8 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """Mean of the last evaluations. Example: Ending(mean=0.64, count=10)."""
+class TailMean:
+    """Mean of the last evaluations. Example: TailMean(mean=0.64, count=10)."""
 
     mean: float
     count: int
@@ -44,7 +44,7 @@ def area(points: Points, end: float) -> float | None:
     return total / end
 
 
-def reach(points: Points, target: float) -> float | None:
+def first_crossing(points: Points, target: float) -> float | None:
     """The x at which the curve first reaches `target`, interpolated between evaluations; None if it never does.
 
     The first crossing of a noisy curve is biased towards early, equally for every arm.
@@ -60,7 +60,7 @@ def reach(points: Points, target: float) -> float | None:
     return None
 
 
-def ending(points: Points, *, last: int | None, share: float | None, end: float) -> Ending | None:
+def tail_mean(points: Points, *, last: int | None, share: float | None, end: float) -> TailMean | None:
     """Mean of the last evaluations of a curve, without the one before training.
 
     Args:
@@ -74,4 +74,4 @@ def ending(points: Points, *, last: int | None, share: float | None, end: float)
     assert (last is None) != (share is None)
     after = [(x, y) for x, y in points if x > 0]
     chosen = after[-last:] if last is not None else [(x, y) for x, y in after if x >= (1.0 - (share or 0.0)) * end]
-    return Ending(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None
+    return TailMean(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from deepgrpo.lab.compare.curves import Ending, Points, area, ending, reach
+from deepgrpo.lab.compare.curves import Points, TailMean, area, first_crossing, tail_mean
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.runs.metrics import read_metrics
 from deepgrpo.stats import bootstrap_interval
@@ -90,7 +90,7 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
     greedy, sampled = (points(lines, metric, "sampled_tokens") for metric in ("eval/greedy", "eval/sampled"))
     greedy_s, sampled_s = (points(lines, metric, "optimizer_steps") for metric in ("eval/greedy", "eval/sampled"))
     within_s = [p for p in greedy_s if p[0] <= steps]
-    whole = ending(greedy, last=last, share=share, end=budget)
+    whole = tail_mean(greedy, last=last, share=share, end=budget)
     final = json.loads(run.paths.final.read_text(encoding="utf-8"))["metrics"]
     target = plan.experiment.curve.target
     figures: Figures = {
@@ -101,12 +101,12 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Sequence[Mapping[str, Any]],
         **{f"final/pass@{k}": final[f"eval/pass@{k}"] for k in plan.final.k},
         "final/pass": final[f"eval/pass@{max(plan.final.k)}"] if plan.final.k else None,
         "watched/greedy": _mean(whole),
-        "watched/sampled": _mean(ending(sampled, last=last, share=share, end=budget)),
+        "watched/sampled": _mean(tail_mean(sampled, last=last, share=share, end=budget)),
         "watched/evaluations": float(whole.count) if whole else 0.0,
         "watched/area": area(greedy, budget),
-        "watched/tokens_to_target": None if target is None else reach(greedy, target),
-        "steps/greedy": _mean(ending(within_s, last=last, share=share, end=steps)),
-        "steps/sampled": _mean(ending([p for p in sampled_s if p[0] <= steps], last=last, share=share, end=steps)),
+        "watched/tokens_to_target": None if target is None else first_crossing(greedy, target),
+        "steps/greedy": _mean(tail_mean(within_s, last=last, share=share, end=steps)),
+        "steps/sampled": _mean(tail_mean([p for p in sampled_s if p[0] <= steps], last=last, share=share, end=steps)),
         "steps/area": area(greedy_s, steps),
         "steps/sampled_tokens": _tokens_at(lines, steps),
     }
@@ -233,7 +233,7 @@ def _curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def _mean(found: Ending | None) -> float | None:
+def _mean(found: TailMean | None) -> float | None:
     return None if found is None else found.mean
 
 

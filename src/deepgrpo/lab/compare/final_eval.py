@@ -20,7 +20,7 @@ from deepgrpo.records import Prompt
 from deepgrpo.runs.layout import RunDir, step_of
 
 
-def measured(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
+def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
     """The final evaluation of a run; None unless it exists for these questions and this checkpoint."""
     try:
         found: dict[str, Any] = json.loads(RunDir(directory).final.read_text(encoding="utf-8"))

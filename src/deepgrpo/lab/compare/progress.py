@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepgrpo.lab.compare.final_eval import measured
+from deepgrpo.lab.compare.final_eval import read_final
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.runs.checkpoints import newest_checkpoint
 
@@ -41,4 +41,4 @@ def has_budget(run: PlannedRun) -> bool:
 def is_finished(plan: Plan, run: PlannedRun) -> bool:
     """True if a run has sampled its budget and has a final evaluation of its last weights."""
     at = progress(run)
-    return at.done and measured(run.directory, plan.final, at.step) is not None
+    return at.done and read_final(run.directory, plan.final, at.step) is not None

@@ -14,15 +14,15 @@ Form = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """One table. Example: Sheet("What was spent", ("arm", "steps"), (("grpo", "120"),))."""
+class ComparisonTable:
+    """One table. Example: ComparisonTable("What was spent", ("arm", "steps"), (("grpo", "120"),))."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-def sheets(result: Mapping[str, Any]) -> list[Sheet]:
+def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
     """All tables of a comparison, from the result of `figures.compare`."""
     arms, baseline = result["arms"], result["baseline"]
     budget, steps = short(result["budget"]), f"{result['optimizer_steps_compared']:.0f}"
@@ -36,7 +36,7 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
                 *((each, f"final/{each}", percent) for each in k),
             ],
         ),
-        Sheet(
+        ComparisonTable(
             f"Difference to {baseline} in points, paired by seed [95% interval] (seeds above/below)",
             ("arm", *(label for label, _ in _differences(k, steps))),
             tuple(
@@ -74,18 +74,19 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
     ]  # fmt: skip
     if target is not None:
         rows = tuple((arm, *_to_target(each["tokens_to_target"], budget)) for arm, each in arms.items())
-        found.insert(3, Sheet(f"Sampled tokens to reach {target:.0%} greedy (watched)", ("arm", "median", "runs"), rows))
+        title = f"Sampled tokens to reach {target:.0%} greedy (watched)"
+        found.insert(3, ComparisonTable(title, ("arm", "median", "runs"), rows))
     return found
 
 
-def as_table(sheet: Sheet) -> Table:
+def as_table(table: ComparisonTable) -> Table:
     """A table for the terminal."""
-    table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(sheet.columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def show(table: Table, out: Console) -> None:
@@ -104,10 +105,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"per run, baseline {result['baseline']}.",
         "", *(f"- {note}" for note in result["notes"]),
     ]  # fmt: skip
-    for sheet in sheets(result):
-        lines += ["", f"## {sheet.title}", "", "| " + " | ".join(sheet.columns) + " |"]
-        lines.append("|---" + "|--:" * (len(sheet.columns) - 1) + "|")
-        lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in sheet.rows]
+    for table in comparison_tables(result):
+        lines += ["", f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+        lines.append("|---" + "|--:" * (len(table.columns) - 1) + "|")
+        lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +138,7 @@ def short(x: float) -> str:
     return f"{x / 1e3:.0f}k" if x < 999_500 else f"{x / 1e6:.2f}M"
 
 
-def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str, Form]]) -> Sheet:
+def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str, Form]]) -> ComparisonTable:
     rows = []
     for arm, each in arms.items():
         cells = []
@@ -146,7 +147,7 @@ def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str
             spread = f" ±{form(sd)}" if sd is not None and form is percent and len(each["runs"]) > 1 else ""
             cells.append("–" if mean is None else form(mean) + spread)
         rows.append((arm, str(len(each["runs"])), *cells))
-    return _without_empty(Sheet(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
+    return _without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
 
 
 def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
@@ -173,11 +174,11 @@ def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:
     return median, f"{found['reached']} of {found['runs']}"
 
 
-def _without_empty(sheet: Sheet) -> Sheet:
+def _without_empty(table: ComparisonTable) -> ComparisonTable:
     """Drop columns without any figure."""
     kept = [
-        i for i in range(len(sheet.columns)) if i == 0 or not sheet.rows or any(row[i] != "–" for row in sheet.rows)
+        i for i in range(len(table.columns)) if i == 0 or not table.rows or any(row[i] != "–" for row in table.rows)
     ]
-    return Sheet(
-        sheet.title, tuple(sheet.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in sheet.rows)
+    return ComparisonTable(
+        table.title, tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows)
     )

@@ -29,7 +29,7 @@ from deepgrpo.explore.segments import build_segmenter
 from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.findings import Findings, analyse
-from deepgrpo.lab.probe.sampling import ProbeStrategy, Sampled, gather
+from deepgrpo.lab.probe.sampling import ProbeStrategy, Sampled, sample_probe
 from deepgrpo.lab.probe.setting import ProbeSetting, open_policy, resolve_setting, with_chat
 from deepgrpo.lab.probe.tables import duration, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, early_verdict, remarks, verdict
@@ -107,7 +107,7 @@ def _sample(
     reward = build_reward(setting.reward, build_task(data) if isinstance(setting.reward, TaskReward) else None)
     try:
         with _progress(out, options.rollouts) as advance:
-            return gather(
+            return sample_probe(
                 source,
                 ProbeStrategy(
                     build_segmenter(explore.segments, policy.tokenizer), explore.branches_per_pivot, options.depths,

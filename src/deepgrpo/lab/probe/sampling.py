@@ -186,7 +186,7 @@ def draw_states(ratios: Sequence[float], bands: int, random: np.random.Generator
     return [held[int(random.integers(len(held)))] for _, held in sorted(members.items())]
 
 
-def gather(
+def sample_probe(
     source: PromptSource, strategy: ProbeStrategy, engine: Engine, judge: Judge, *,
     decode: Callable[[Sequence[int]], str], params: SamplingParams, limits: Limits, wanted: int, most_tokens: int,
     seed: int, max_rows: int, truncated_counts: bool, progress: Callable[[Sampled], None] = lambda sampled: None,

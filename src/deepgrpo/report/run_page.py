@@ -9,12 +9,12 @@ from typing import Any
 from deepgrpo.errors import DataError
 from deepgrpo.report.blocks import TreeIndex, choose_steps, tree_blocks
 from deepgrpo.report.curves import ledger_totals, metric_columns, run_warnings
-from deepgrpo.report.pivots import Seen, q_mass, q_over_time, reliability, rescue_over_time, seen_pivots
+from deepgrpo.report.pivots import PivotOutcome, pivot_outcomes, q_mass, q_over_time, reliability, rescue_over_time
 from deepgrpo.report.tokens import TokenTexts, read_tokens
 from deepgrpo.runs.saved import SavedRun
 from deepgrpo.runs.trees import SavedTree
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Callback that receives the number of steps read and their total."""
 
 
@@ -28,14 +28,14 @@ class RunPage:
     """Sentences about what was left out or could not be read."""
 
 
-def gather(run: SavedRun, max_trees: int, progress: Progress = lambda done, total: None) -> RunPage:
+def build_page(run: SavedRun, max_trees: int, progress: OnProgress = lambda done, total: None) -> RunPage:
     """Read a run. The pivot figures use all its trees; the page embeds at most `max_trees` of them."""
     notes: list[str] = []
     texts = read_tokens(run)
     metrics = run.metrics
     index = TreeIndex()
     blocks: list[str] = []
-    seen: list[Seen] = []
+    outcomes: list[PivotOutcome] = []
     masses: dict[int, tuple[list[float], int]] = {}
     counts: dict[int, int] = {}
     for step in list(run.tree_files):
@@ -55,7 +55,7 @@ def gather(run: SavedRun, max_trees: int, progress: Progress = lambda done, tota
                 notes.append(str(error))
             masses[step] = q_mass(each.tree for each in found)
             for each in found:
-                seen.extend(seen_pivots(each.tree, step, run.success_threshold))
+                outcomes.extend(pivot_outcomes(each.tree, step, run.success_threshold))
             if step in embedded:
                 yield from found
         progress(len(counts), len(counts))
@@ -70,7 +70,7 @@ def gather(run: SavedRun, max_trees: int, progress: Progress = lambda done, tota
         **metric_columns(metrics), "ledger": ledger_totals(metrics), "warnings": run_warnings(metrics),
         "recipe": run.recipe, "notes": notes,
         "pivots": {
-            "q": q_over_time(masses), "rescue": rescue_over_time(metrics), "reliability": reliability(seen, metrics),
+            "q": q_over_time(masses), "rescue": rescue_over_time(metrics), "reliability": reliability(outcomes, metrics),
             "steps": len(counts),
         },
         "trees": {

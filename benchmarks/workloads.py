@@ -11,7 +11,8 @@ import torch
 
 from deepgrpo import rng
 from deepgrpo.config import PretrainedModel
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
 
 WorkloadName = Literal["S", "L", "V", "D"]

@@ -74,7 +74,7 @@ def commands() -> Iterator[Starter]:
 @pytest.fixture
 def policy() -> Any:
     """A fresh random policy over the characters of the synthetic task, 0.03M parameters."""
-    from deepgrpo.model.policy import scratch_policy
+    from deepgrpo.model.loading import scratch_policy
     from deepgrpo.prompts import synthetic
 
     return scratch_policy(ScratchModel.model_validate(TINY), synthetic.tokenizer(), seed=3)

@@ -52,11 +52,11 @@ class _Arms:
         return self._arm("per_path", PER_PATH, "a row per path, padded; head on trained tokens only")
 
     def tree(self) -> Arm:
-        return self._arm("tree", self.verdict, f"packs of unique tokens, {self.verdict.backend}")
+        return self._arm("tree", self.verdict, f"packs of unique tokens, {self.verdict.kernel}")
 
     def gather(self) -> Arm:
         other: Literal["gather"] = "gather"
-        if self.verdict.backend == other:
+        if self.verdict.kernel == other:
             raise LeftOutError(f"{other} is the back-end of the arm tree already")
         return self._arm("tree_gather", PackingVerdict(True, "", other), "the same packs, another back-end")
 

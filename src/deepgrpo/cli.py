@@ -1,27 +1,28 @@
-"""The command line. Nothing here loads torch before a command has been understood.
+"""The command line. Torch is imported only after a command has been parsed.
 
     deepgrpo train RECIPE [--section.key VALUE ...]   train a model by a recipe
     deepgrpo eval MODEL --data SOURCE                  accuracy and pass@k of a model
-    deepgrpo recipes [NAME]                            the recipes that come along
-    deepgrpo doctor MODEL                              what can be done with a model
+    deepgrpo recipes [NAME]                            the shipped recipes
+    deepgrpo doctor MODEL                              tests of a model, or of your own strategy
     deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
     deepgrpo compare EXPERIMENT.toml                   arms × seeds at equal sampled tokens
-    deepgrpo probe MODEL --data SOURCE                 whether pivots would help, before any training
-    deepgrpo report RUN ...                            one HTML page about runs, with every saved tree
+    deepgrpo probe MODEL --data SOURCE                 do pivots help? measured before training
+    deepgrpo report RUN ...                            one HTML page about runs, with all saved trees
     deepgrpo inspect RUN --step N --prompt ID          a tree in the terminal
 
-Exit codes: 0 done, 1 the command could not go on, 2 it was called wrongly, 130 interrupted with Ctrl-C.
-With DEEPGRPO_DEBUG=1 in the environment an error shows its traceback.
+Exit codes: 0 success, 1 failure, 2 wrong usage or recipe, 130 interrupted with Ctrl-C.
+DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -36,15 +37,13 @@ from deepgrpo.runs.layout import RunDir
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
-
-
 _OVERRIDES = """
 Any key of the recipe can be set on the command line:
 
-  --optim.lr 3e-5  --explore.gamma=-20     a value, read as TOML; a string where it is none
+  --optim.lr 3e-5  --explore.gamma=-20     a value, read as TOML, else as a string
   --sampling.stop '["\\n\\n"]'               a list
-  --explore '{type = "root"}'              a table in place of the recipe's
-  --warmstart none                         a value or a table taken away
+  --explore '{type = "root"}'              a table that replaces the recipe's
+  --warmstart none                         remove a value or a table
 
 `deepgrpo train --help-config` lists all keys, `--help-config explore` those of a section.
 """
@@ -52,30 +51,54 @@ Any key of the recipe can be set on the command line:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model by a recipe, or go on with a run."""
+    """Train a model by a recipe, or resume a run."""
 
     recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]", help_behavior_hint="")] = None
-    """Path of a TOML file, or the name of a recipe that comes along, such as demo."""
+    """Path of a TOML file, or the name of a shipped recipe, such as demo."""
     dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Show what the run would do and need, without loading weights; train nothing."""
+    """Show what the run would sample and need, without loading weights; train nothing."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = None
-    """Go on with the run in this directory, by its own config.toml; no RECIPE is given."""
+    """Resume the run in this directory by its own config.toml, without RECIPE."""
     help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]", help_behavior_hint="")] = None
     """List every key of a recipe, or of one section, with type, default and meaning."""
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes that come along, or print one."""
+    """List the shipped recipes, or print one."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = None
     """Print this recipe, e.g. `deepgrpo recipes demo > mine.toml`."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """One command: how its options are parsed, and the function that runs it."""
+
+    options: type
+    function: str
+    """module:function, imported when the command is run; called with the options, and with overrides if it takes them."""
+    overrides: Literal["none", "keys", "dotted"] = "none"
+    """Recipe keys it takes. keys: `--section VALUE` and `--section.key VALUE`. dotted: the latter only."""
+
+
+COMMANDS = {
+    "train": Command(Train, "deepgrpo.cli:run_train", "keys"),
+    "eval": Command(EvalOptions, "deepgrpo.eval.command:evaluate_model"),
+    "recipes": Command(Recipes, "deepgrpo.cli:run_recipes"),
+    "doctor": Command(DoctorOptions, "deepgrpo.lab.doctor:run_doctor"),
+    "profile": Command(ProfileOptions, "deepgrpo.lab.profile:run_profile", "keys"),
+    "compare": Command(CompareOptions, "deepgrpo.lab.compare.command:run_compare"),
+    "probe": Command(ProbeOptions, "deepgrpo.lab.probe.command:run_probe", "dotted"),  # --data is its own option
+    "report": Command(ReportOptions, "deepgrpo.report.command:run_report"),
+    "inspect": Command(InspectOptions, "deepgrpo.report.inspect:run_inspect"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a call that cannot be parsed leaves with SystemExit(2)."""
+    """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars have no place in a log file
+        os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except DeepGRPOError as error:
@@ -87,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader has gone (`| head`): nothing is left to say, also not when Python flushes at exit
+        # the reader is gone (`| head`): print nothing more, not even when Python flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -96,65 +119,35 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"deepgrpo {__version__}")
         return 0
-    if arguments[:1] == ["train"]:
-        rest, overrides = split_overrides(arguments[1:])
-        options = tyro.cli(
-            Train,
-            prog="deepgrpo train",
-            description=f"{Train.__doc__}\n{_OVERRIDES}",
-            args=_give_value(rest, "--help-config", "all"),
+    name = arguments[0] if arguments else "--help"
+    command = COMMANDS.get(name)
+    if command is None:
+        # prints the list of commands, or the nearest one, and exits
+        tyro.extras.subcommand_cli_from_dict(
+            {name: each.options for name, each in COMMANDS.items()},
+            prog="deepgrpo",
+            description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
+            args=arguments or ["--help"],
             config=_STYLE,
         )
-        return _train(options, overrides)
-    overrides = []
-    if arguments[:1] == ["profile"]:
-        arguments, overrides = split_overrides(arguments)
-    if arguments[:1] == ["probe"]:
-        # its --data is an option of its own, and no section of a recipe
-        arguments, overrides = split_overrides(arguments, sections=False)
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "train": Train, "eval": EvalOptions, "recipes": Recipes, "doctor": DoctorOptions,
-            "profile": ProfileOptions, "compare": CompareOptions, "probe": ProbeOptions, "report": ReportOptions,
-            "inspect": InspectOptions,
-        },
-        prog="deepgrpo",
-        description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
-        args=arguments or ["--help"],
+        return 0
+    rest = arguments[1:]
+    overrides: Overrides = []
+    if command.overrides != "none":
+        rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
+    options: object = tyro.cli(
+        command.options,
+        prog=f"deepgrpo {name}",
+        description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
+        args=_give_value(rest, "--help-config", "all"),
         config=_STYLE,
     )
-    if isinstance(command, Recipes):
-        return _recipes(command)
-    if isinstance(command, DoctorOptions):
-        from deepgrpo.lab.doctor import run_doctor
-
-        return run_doctor(command)
-    if isinstance(command, CompareOptions):
-        from deepgrpo.lab.compare.command import run_compare
-
-        return run_compare(command)
-    if isinstance(command, ProfileOptions):
-        from deepgrpo.lab.profile import run_profile
-
-        return run_profile(command, overrides)
-    if isinstance(command, ProbeOptions):
-        from deepgrpo.lab.probe.command import run_probe
-
-        return run_probe(command, overrides)
-    if isinstance(command, ReportOptions):
-        from deepgrpo.report.command import run_report
-
-        return run_report(command)
-    if isinstance(command, InspectOptions):
-        from deepgrpo.report.inspect import run_inspect
-
-        return run_inspect(command)
-    from deepgrpo.eval.command import evaluate_model
-
-    return evaluate_model(command)
+    function = pkgutil.resolve_name(command.function)
+    return int(function(options) if command.overrides == "none" else function(options, overrides))
 
 
-def _train(command: Train, overrides: Overrides) -> int:
+def run_train(command: Train, overrides: Overrides) -> int:
+    """Train, show what a run would do (--dry-run), or list the keys of a recipe (--help-config)."""
     if command.help_config is not None:
         sys.stdout.write(describe_keys(None if command.help_config == "all" else command.help_config))
         return 0
@@ -178,12 +171,12 @@ def _config(command: Train, overrides: Overrides) -> Config:
     if command.recipe is None and command.resume is None:
         raise ConfigError(
             "deepgrpo train needs a recipe\nusage: deepgrpo train RECIPE [--section.key VALUE ...], "
-            "or: deepgrpo train --resume RUN_DIR; `deepgrpo recipes` lists recipes, `deepgrpo train --help` tells more"
+            "or: deepgrpo train --resume RUN_DIR; `deepgrpo recipes` lists recipes, `deepgrpo train --help` explains more"
         )
     if command.recipe is not None and command.resume is not None:
         raise ConfigError(
             f"deepgrpo train was given the recipe {command.recipe!r} and --resume {str(command.resume)!r}; a resumed "
-            "run goes on by its own config.toml, so drop the recipe (--section.key VALUE still changes single values)"
+            "run uses its own config.toml, so drop the recipe (--section.key VALUE still changes single values)"
         )
     if command.resume is not None:
         paths = RunDir(command.resume)
@@ -197,7 +190,8 @@ def _config(command: Train, overrides: Overrides) -> Config:
     return load_recipe(shipped.find_recipe(command.recipe), overrides)
 
 
-def _recipes(command: Recipes) -> int:
+def run_recipes(command: Recipes) -> int:
+    """List the shipped recipes, or print one."""
     if command.name is not None:
         sys.stdout.write(shipped.shipped_recipe(command.name).read_text(encoding="utf-8"))
         return 0
@@ -210,11 +204,10 @@ def _recipes(command: Recipes) -> int:
 
 
 def split_overrides(arguments: Sequence[str], *, sections: bool = True) -> tuple[list[str], Overrides]:
-    """Take the `--section.key VALUE` and `--section.key=VALUE` pairs out of the arguments.
+    """Separate `--section.key VALUE` and `--section.key=VALUE` pairs from the other arguments.
 
-    An override is an option with a dot in its name, or one that is named like a section of the recipe; all
+    An override is an option with a dot in its name or, with `sections`, one named like a section of the recipe. All
     others are left to the parser, so a misspelt option is an error and never an override.
-    With `sections` off, the dot is what makes an override.
 
     >>> split_overrides(["demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
     (['demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
@@ -231,7 +224,7 @@ def split_overrides(arguments: Sequence[str], *, sections: bool = True) -> tuple
             rest.append(argument)
             continue
         if not equals:
-            # a single dash may begin a negative number, two begin the next option
+            # a single dash may start a negative number; two start the next option
             if not waiting or waiting[0].startswith("--"):
                 raise ConfigError(f"--{key} has no value; write --{key} VALUE")
             value = waiting.pop(0)
@@ -240,7 +233,7 @@ def split_overrides(arguments: Sequence[str], *, sections: bool = True) -> tuple
 
 
 def _give_value(arguments: Sequence[str], option: str, value: str) -> list[str]:
-    """Give an option its value where it was written without one."""
+    """Insert a default value after an option given without one."""
     given = list(arguments)
     if option in given:
         after = given.index(option) + 1

@@ -5,6 +5,7 @@
     ├── DataError          a data file, a column or a row is unusable
     ├── ModelError         a model or tokenizer cannot be loaded or lacks a required capability
     ├── RewardError        a reward function breaks its contract
+    ├── StrategyError      a user's strategy or segmenter breaks its contract
     ├── EngineError        sampling failed
     │   └── EngineLostError    the sampling process died or hangs; another process may retry
     ├── TrainingError      the update is unusable (a loss that is not finite, ...)
@@ -41,6 +42,10 @@ class RewardError(DeepGRPOError):
     """Reward function that breaks its contract."""
 
 
+class StrategyError(DeepGRPOError):
+    """A user's strategy or segmenter breaks its contract."""
+
+
 class EngineError(DeepGRPOError):
     """Failed sampling."""
 
@@ -67,3 +72,8 @@ class MissingExtraError(DeepGRPOError):
             f"{wanted_by} needs the package {package!r}, which is not installed; "
             f'run: pip install "deepgrpo[{extra}]"'
         )
+
+
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """First line of a foreign error's message, or its type if the message is empty; for quoting in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import doctest
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def words(text: str) -> str:
     ("arguments", "says"),
     [
         ((), ("usage: deepgrpo", "train", "eval", "recipes", "Start with: deepgrpo train demo")),
-        (("--help",), ("usage: deepgrpo", "Train a model by a recipe", "List the recipes that come along")),
+        (("--help",), ("usage: deepgrpo", "Train a model by a recipe", "List the shipped recipes")),
         (
             ("train", "--help"),
             ("[RECIPE]", "--dry-run", "--resume RUN_DIR", "--optim.lr 3e-5", "read as TOML", "--warmstart none",
@@ -66,7 +66,9 @@ def test_help_answers(arguments: tuple[str, ...], says: tuple[str, ...]) -> None
         assert part in words(done.stdout)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["eval", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["train", "--help"], ["train", "--help-config"], ["eval", "--help"], ["recipes"]]
+)
 def test_help_loads_no_torch_and_answers_at_once(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -77,17 +79,12 @@ def test_help_loads_no_torch_and_answers_at_once(arguments: list[str]) -> None:
         "print('heavy:', sorted(heavy))"
     )
     plain = {key: value for key, value in environment().items() if not key.startswith("COVERAGE")}
-    seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy with other tests
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, env=plain
-        )
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
-        if seconds[-1] < 1.0:
-            break
-    assert min(seconds) < 1.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, env=plain)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+    # seconds of the processor: the machine may be busy with other tests
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_the_package_itself_is_light() -> None:
@@ -98,7 +95,7 @@ def test_the_package_itself_is_light() -> None:
         "print(all(hasattr(deepgrpo, name) for name in dir(deepgrpo)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert done.stdout.splitlines() == ["[]", "deepgrpo.config 0 False", "True"]
+    assert done.stdout.splitlines() == ["[]", "deepgrpo.config.recipe 0 False", "True"]
 
 
 def test_a_name_that_the_package_does_not_have() -> None:

@@ -17,7 +17,7 @@ from deepgrpo.cluster.actors import LearnerRank
 from deepgrpo.cluster.sharding import gather_weights
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.model.materialize import Filling, Fixed, Stored, first_of_each_kind, judge_part
+from deepgrpo.model.materialize import FrozenState, Materializer, TensorBytes, first_of_each_kind, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.train.build import build_policy, build_shapes
 from deepgrpo.train.learner import Learner
@@ -35,11 +35,11 @@ SECTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def start_of(policy: Policy) -> tuple[dict[str, np.ndarray], Fixed]:
+def start_of(policy: Policy) -> tuple[dict[str, np.ndarray], FrozenState]:
     """What the driver hands over."""
     weights = gather_weights(policy, keep=True)
     assert weights is not None
-    return {name: value.copy() for name, value in weights.items()}, Fixed.of(policy)
+    return {name: value.copy() for name, value in weights.items()}, FrozenState.of(policy)
 
 
 def moved(policy: Policy) -> Policy:
@@ -51,13 +51,13 @@ def moved(policy: Policy) -> Policy:
     return policy
 
 
-def begun(config: Config, rank: int, weights: dict[str, np.ndarray], fixed: Fixed, whole: bool) -> LearnerRank:
+def begun(config: Config, rank: int, weights: dict[str, np.ndarray], fixed: FrozenState, whole: bool) -> LearnerRank:
     learner = LearnerRank(config, "cpu", rank, exact_sampler=True)
     assert learner.start(weights, fixed) is whole
     return learner
 
 
-def two_steps(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: Fixed) -> Any:
+def two_steps(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: FrozenState) -> Any:
     learner = begun(config, rank, weights, fixed, whole=False)
     updates = [learner.learner.update(TREES, CREDITS).metrics for _ in range(2)]
     verdict = learner.policy.verdict
@@ -90,7 +90,7 @@ def test_built_in_parts_they_take_the_steps_of_one_process(recipe: Any, tmp_path
         close(theirs, gather_weights(policy, keep=True))
         for one, other in zip(updates, expected, strict=True):
             close(one, other)
-        assert verdict.packs and verdict.backend == policy.verdict.backend
+        assert verdict.packs and verdict.kernel == policy.verdict.kernel
         assert recomputes
 
 
@@ -109,7 +109,7 @@ def test_only_the_same_model_is_built_in_parts(recipe: Any) -> None:
     assert values is not None and set(values) == {*weights, *fixed.buffers}
     name, buffer = next(iter(weights)), next(iter(fixed.buffers))
     without = {key: value for key, value in fixed.buffers.items() if key != buffer}
-    double = {**fixed.buffers, buffer: Stored.of(fixed.buffers[buffer].tensor().double())}
+    double = {**fixed.buffers, buffer: TensorBytes.of(fixed.buffers[buffer].tensor().double())}
     assert dataclasses.replace(fixed, buffers=without).values_for(outline, weights) is None
     assert dataclasses.replace(fixed, buffers=double).values_for(outline, weights) is None
     assert fixed.values_for(outline, {**weights, name: weights[name][:1]}) is None
@@ -122,17 +122,17 @@ def test_only_the_same_model_is_built_in_parts(recipe: Any) -> None:
 
 def test_bfloat16_and_numbers_without_a_dimension_are_stored() -> None:
     for tensor in (torch.randn(3, 4).bfloat16(), torch.tensor(2.5), torch.arange(3), torch.tensor(True)):
-        back = Stored.of(tensor).tensor()
+        back = TensorBytes.of(tensor).tensor()
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
-def one_step(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: Fixed, whole: bool) -> Any:
+def one_step(rank: int, config: Config, weights: dict[str, np.ndarray], fixed: FrozenState, whole: bool) -> Any:
     learner = begun(config, rank, weights, fixed, whole)
     learner.learner.update(TREES, CREDITS)
     return gather_weights(learner.policy, keep=True)
 
 
-def takes_the_step_of(policy: Policy, config: Config, start: tuple[dict[str, np.ndarray], Fixed], whole: bool) -> None:
+def takes_the_step_of(policy: Policy, config: Config, start: tuple[dict[str, np.ndarray], FrozenState], whole: bool) -> None:
     """Two learners that begin with `start`, which is the policy's, against the policy alone."""
     Learner(policy, Reference.of(policy), build_optimizer(policy, config.optim), config).update(TREES, CREDITS)
     for theirs in run_group(2, one_step, config, *start, whole):
@@ -172,7 +172,7 @@ def test_ties_are_kept_and_values_copied(recipe: Any) -> None:
     weights, fixed = start_of(build_policy(config, "cpu"))
     values = fixed.values_for(outline, weights)
     assert values is not None
-    Filling(outline, values, torch.device("cpu")).fill(outline.model)
+    Materializer(outline, values, torch.device("cpu")).fill(outline.model)
     head, embeddings = outline.causal.get_output_embeddings().weight, outline.causal.get_input_embeddings().weight
     assert head is embeddings and isinstance(head, nn.Parameter)
     before = {name: value.copy() for name, value in weights.items()}
@@ -188,12 +188,12 @@ def test_the_first_layer_tells_whether_a_model_can_be_packed(recipe: Any) -> Non
     weights, fixed = start_of(loaded)
     values = fixed.values_for(outline, weights)
     assert values is not None
-    found = judge_part(outline, values, torch.device("cpu"))
-    assert found.packs and found.backend == loaded.verdict.backend
+    found = judge_meta_policy(outline, values, torch.device("cpu"))
+    assert found.packs and found.kernel == loaded.verdict.kernel
     assert outline.device.type == "meta" and outline.layers is not None and len(outline.layers) == 5
     # of a model whose logits are not numbers, packs and paths cannot agree
     name = next(name for name in values if "layers.0" in name and name.endswith("weight"))
-    assert not judge_part(outline, {**values, name: values[name] * np.nan}, torch.device("cpu")).packs
+    assert not judge_meta_policy(outline, {**values, name: values[name] * np.nan}, torch.device("cpu")).packs
 
 
 def test_and_the_first_of_each_kind_where_there_are_several(recipe: Any, tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_and_the_first_of_each_kind_where_there_are_several(recipe: Any, tmp_pat
     weights, fixed = start_of(loaded)
     values = fixed.values_for(outline, weights)
     assert values is not None
-    found = judge_part(outline, values, torch.device("cpu"))
-    assert found.packs and found.backend == loaded.verdict.backend, found
+    found = judge_meta_policy(outline, values, torch.device("cpu"))
+    assert found.packs and found.kernel == loaded.verdict.kernel, found
     takes_the_step_of(loaded, config, (weights, fixed), whole=False)
 
 
@@ -230,19 +230,19 @@ def anonymous_mb() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def starts(rank: int, config: Config, directory: Path, fixed: Fixed) -> float:
+def starts(rank: int, config: Config, directory: Path, fixed: FrozenState) -> float:
     """The most that a learner took while it got its weights, which lie in files, as if in Ray's store."""
     weights = {path.stem: np.load(path, mmap_mode="r") for path in directory.iterdir()}
     learner = LearnerRank(config, "cpu", rank, exact_sampler=True)
     before, most = anonymous_mb(), 0.0
-    fill = Filling.fill
+    fill = Materializer.fill
 
-    def watched(self: Filling, part: nn.Module) -> None:
+    def watched(self: Materializer, part: nn.Module) -> None:
         nonlocal most
         fill(self, part)
         most = max(most, anonymous_mb() - before)
 
-    Filling.fill = watched  # type: ignore[method-assign]
+    Materializer.fill = watched  # type: ignore[method-assign]
     assert not learner.start(weights, fixed) and most > 0
     return max(most, anonymous_mb() - before)
 

@@ -16,7 +16,8 @@ from deepgrpo.cluster.sharding import DistributedRanks, assign_packs, gather_wei
 from deepgrpo.config import Config, ScratchModel
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.errors import TrainingError
-from deepgrpo.model.policy import Policy, Reference, scratch_policy
+from deepgrpo.model.loading import scratch_policy
+from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack
 from deepgrpo.prompts import synthetic
 from deepgrpo.train.learner import Learner

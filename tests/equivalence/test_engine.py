@@ -225,12 +225,28 @@ def test_branches_of_a_kept_rollout_encode_nothing_and_draw_the_same(kind: str) 
     assert keeping.sample(branches, SamplingParams())[1].prefix_tokens_encoded >= fresh.prefix_tokens_encoded
 
 
+def test_a_branch_from_the_very_end_of_a_rollout_is_encoded() -> None:
+    """The last token of a rollout was drawn and never fed: the store has no keys for it."""
+    policy = _policy()
+    keeping = EmbeddedEngine(policy, keep_bytes=2**24)
+    requests = _requests(policy, count=3, siblings=4)
+    groups, _ = keeping.sample(requests, SamplingParams(), keep=True)
+    ends = [
+        SampleRequest(r.prefix + c.tokens, (rng.key("e", i),), 8)
+        for r, group in zip(requests, groups, strict=True) for i, c in enumerate(group) if c.finish == "length"
+    ]  # fmt: skip
+    found, stats = keeping.sample(ends, SamplingParams())
+    assert ends and stats.prefix_tokens_encoded == sum(len(r.prefix) for r in ends)
+    expected, _ = EmbeddedEngine(policy).sample(ends, SamplingParams())
+    assert [[c.tokens for c in g] for g in found] == [[c.tokens for c in g] for g in expected]
+
+
 def test_beyond_its_memory_the_engine_encodes_again() -> None:
     policy = _policy()
     requests = _requests(policy, count=3, siblings=4)
     engine = EmbeddedEngine(policy, keep_bytes=20_000)
     groups, _ = engine.sample(requests, SamplingParams(), keep=True)
-    assert 0 < engine.kept.used <= 20_000
+    assert 0 < engine.prefix_store.used <= 20_000
     branches = [
         SampleRequest(r.prefix + c.tokens[:1], (1,), 4)
         for r, group in zip(requests, groups, strict=True) for c in group if len(c.tokens) > 1

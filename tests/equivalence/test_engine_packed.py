@@ -14,13 +14,13 @@ from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded import packed as packed_module
 from deepgrpo.engines.embedded import weights as weights_module
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
-from deepgrpo.engines.embedded.packed import PackedLinear, packs
+from deepgrpo.engines.embedded.packed import PackedLinear, supports_packing
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import SampleRequest
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not packs(CPU, torch.bfloat16), reason="no packed bfloat16 products here")
+pytestmark = pytest.mark.skipif(not supports_packing(CPU, torch.bfloat16), reason="no packed bfloat16 products here")
 
 
 def _policy(tied: bool = False) -> Policy:
@@ -58,7 +58,7 @@ def test_a_packed_layer_gives_what_the_layer_gives(bias: bool, shape: tuple[int,
 def test_the_trial_leaves_the_random_stream_of_the_run_alone() -> None:
     """It is made at the first sampling of a process: a resumed run would go on with other random numbers."""
     before = torch.get_rng_state()
-    assert packs(CPU, torch.bfloat16)
+    assert supports_packing(CPU, torch.bfloat16)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -68,7 +68,7 @@ def test_an_engine_with_packed_layers_says_what_one_without_says(tied: bool, mon
     quick = EmbeddedEngine(policy, dtype=torch.bfloat16)
     assert sum(isinstance(m, PackedLinear) for m in quick.weights.current().model.modules()) == 2 * 7 + 1
     got, _ = quick.sample(_requests(), SamplingParams())
-    monkeypatch.setattr(weights_module, "packs", lambda *_: False)
+    monkeypatch.setattr(weights_module, "supports_packing", lambda *_: False)
     slow = EmbeddedEngine(policy, dtype=torch.bfloat16)
     assert not any(isinstance(m, PackedLinear) for m in slow.weights.current().model.modules())
     expected, _ = slow.sample(_requests(), SamplingParams())
@@ -110,9 +110,9 @@ def test_a_model_that_looks_at_a_weight_is_left_as_it_was() -> None:
 
 
 def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not packs(CPU, torch.float32) and not packs(torch.device("cuda"), torch.bfloat16)
-    monkeypatch.setattr(packed_module, "_ops", object())
-    assert not packs(CPU, torch.bfloat16)
+    assert not supports_packing(CPU, torch.float32) and not supports_packing(torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(packed_module, "OPERATORS", object())
+    assert not supports_packing(CPU, torch.bfloat16)
 
 
 def test_adapters_are_not_packed() -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from deepgrpo import rng
 from deepgrpo.engines.base import SamplingParams
-from deepgrpo.engines.embedded import engine as engine_module
+from deepgrpo.engines.embedded import decode
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.engines.embedded.sampler import BLOCK, draw
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix, decode_attention
@@ -57,8 +57,8 @@ def _requests(policy: Policy, lengths: tuple[int, ...] = (4, 17, 30), siblings: 
 
 @pytest.fixture
 def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SHARED_COPIES", 1)
-    monkeypatch.setattr(engine_module, "SHARED_TOKENS", 10)  # so the request of 4 tokens gets copies: both kinds at once
+    monkeypatch.setattr(decode, "ATTACH_COPIES", 1)
+    monkeypatch.setattr(decode, "ATTACH_TOKENS", 10)  # so the request of 4 tokens gets copies: both kinds at once
 
 
 @pytest.mark.parametrize("device_kernel", [True, False], ids=["flash", "portable"])
@@ -122,7 +122,7 @@ def test_a_prefix_that_is_read_where_it_is_gives_the_same_draws(max_rows: int, m
     ]
     more, stats = shared.sample(branches, SamplingParams())
     assert stats.prefix_tokens_encoded == 0
-    monkeypatch.setattr(engine_module, "SHARED_TOKENS", 1000)
+    monkeypatch.setattr(decode, "ATTACH_TOKENS", 1000)
     seen = calls[0]
     copying = EmbeddedEngine(policy, max_rows=64)
     expected = copying.sample(requests, SamplingParams())[0] + copying.sample(branches, SamplingParams())[0]
@@ -135,25 +135,21 @@ def test_a_prefix_that_is_read_where_it_is_gives_the_same_draws(max_rows: int, m
 
 def _count_plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
-    original = engine_module.DecodePlan
+    original = decode.DecodePlan
 
     def counted(groups: tuple[SharedPrefix, ...]) -> DecodePlan:
         calls[0] += 1
         return original(groups)
 
-    monkeypatch.setattr(engine_module, "DecodePlan", counted)
+    monkeypatch.setattr(decode, "DecodePlan", counted)
     return calls
 
 
 def test_short_prefixes_and_few_siblings_get_copies() -> None:
     """Reading a prefix where it is pays from 256 tokens, and 2,048 tokens of copies, on."""
-    policy, kept = _policy(), EmbeddedEngine(_policy()).kept
-    policy.context = 1024
     cases = {(255, 64): False, (256, 7): False, (256, 8): True, (1000, 2): False, (1000, 3): True}
     requests = [SampleRequest((3,) * length, tuple(range(count)), 1) for length, count in cases]
-    call = engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, True)
-    assert call.shares == list(cases.values())
-    assert not any(engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, False).shares)
+    assert decode.worth_attaching(requests) == list(cases.values())
 
 
 @pytest.mark.usefixtures("always_shared")
@@ -184,8 +180,8 @@ def test_a_family_that_shares_wrongly_is_found_out(family: str) -> None:
     policy = Policy(AutoModelForCausalLM.from_config(config).eval(), synthetic.tokenizer(), 128)
     policy.try_tree_packing()
     engine = EmbeddedEngine(policy)
-    assert engine.no_slots is None and not engine.shares
-    assert EmbeddedEngine(_policy()).shares
+    assert engine.slot_objection is None and not engine.attaches_prefixes
+    assert EmbeddedEngine(_policy()).attaches_prefixes
 
 
 @pytest.mark.usefixtures("always_shared")
@@ -207,12 +203,9 @@ def test_a_window_forbids_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("always_shared")
 def test_a_shared_prefix_takes_no_room_in_the_slots() -> None:
     policy = _policy()
-    requests = _requests(policy, (40, 50))
-    kept = EmbeddedEngine(policy).kept
-    call = engine_module._Call(policy, requests, SamplingParams(), 64, kept, False, True)
-    assert call.cache.slot_length == 20
-    call = engine_module._Call(policy, _requests(policy, (5, 50)), SamplingParams(), 64, kept, False, True)
-    assert call.cache.slot_length == 25  # the short one has a copy
+    for lengths, expected in (((40, 50), 20), ((5, 50), 25)):  # the short one has a copy
+        requests = _requests(policy, lengths)
+        assert decode.slot_length(requests, decode.worth_attaching(requests)) == expected
 
 
 def test_kept_rollouts_bill_their_prompt_once() -> None:
@@ -223,7 +216,7 @@ def test_kept_rollouts_bill_their_prompt_once() -> None:
     per_token = 3 * 2 * 2 * 8 * 4  # layers, K and V, key heads, head dimension, bytes
     fed = [len(c.tokens) - 1 for c in group if len(c.tokens) > 1]
     hidden = sum(1 + n for n in fed) * 32 * 4
-    assert engine.kept.used == (30 + sum(fed)) * per_token + hidden
+    assert engine.prefix_store.used == (30 + sum(fed)) * per_token + hidden
 
 
 def test_bfloat16_weights_follow_the_policy_and_leave_it_alone() -> None:

@@ -21,7 +21,8 @@ from deepgrpo.config import Config, ScratchModel, SyntheticData, WarmstartConfig
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
-from deepgrpo.model.policy import scratch_policy
+from deepgrpo.explore.base import Context
+from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.runs.trees import load_trees
@@ -451,7 +452,7 @@ def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> N
 
     def kept(**sections: Any) -> int:
         config = recipe(**sections)
-        strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+        strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
         estimate = estimate_memory(config, policy, strategy, slot_length=20)
         without = replace(estimate, kept=0)
         assert estimate.total - without.total == max(0, estimate.cache + estimate.kept - estimate.activations) - max(

@@ -96,14 +96,14 @@ def by_paths(model: Any, layout: Layout) -> torch.Tensor:
     return logprobs
 
 
-def by_packs(model: Any, grown: list[Tree], layout: Layout, budget: int, backend: str, spoil: int = 0) -> torch.Tensor:
+def by_packs(model: Any, grown: list[Tree], layout: Layout, budget: int, kernel: str, spoil: int = 0) -> torch.Tensor:
     logprobs = torch.zeros(len(layout.terms), dtype=model.dtype)
     for pack in pack_trees(grown, layout, budget):
         segments = [(s.start, s.end, s.until, s.parent) for s in pack.segments]
         if spoil:  # the negative control: the first segment with descendants loses sight of the last of them
             which = next(i for i, s in enumerate(segments) if s[2] - s[1] > spoil)
             segments[which] = (*segments[which][:2], segments[which][2] - spoil, segments[which][3])
-        plan = TreePlan(tuple(segments), backend)  # type: ignore[arg-type]
+        plan = TreePlan(tuple(segments), kernel)  # type: ignore[arg-type]
         with tree_attention.without_mask():
             logits = model(
                 torch.from_numpy(pack.input_ids_BT), position_ids=torch.from_numpy(pack.positions_BT), use_cache=False,
@@ -132,13 +132,13 @@ MODELS = {dtype: model_of(dtype) for dtype in (torch.float64, torch.float32)}
 CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("backend", ["cascade", "gather", "dense"])
+@pytest.mark.parametrize("kernel", ["cascade", "gather", "dense"])
 @CHECKS
 @given(grown=trees(), budget=st.sampled_from([1, 20, 1000]))
-def test_float64_equals_one_by_one(backend: str, grown: list[Tree], budget: int) -> None:
+def test_float64_equals_one_by_one(kernel: str, grown: list[Tree], budget: int) -> None:
     model, layout = MODELS[torch.float64], layout_of(grown)
     slow = by_paths(model, layout)
-    quick = by_packs(model, grown, layout, budget, backend)
+    quick = by_packs(model, grown, layout, budget, kernel)
     assert float((quick - slow).abs().max()) < 1e-10
     assert apart(gradients(model, quick, layout), gradients(model, slow, layout)) < 1e-12
 
@@ -224,11 +224,11 @@ def tiny(kind: str, **changes: Any) -> Any:
     return getattr(transformers, f"{kind}ForCausalLM")(config)
 
 
-@pytest.mark.parametrize("backend", ["cascade", "gather"])
+@pytest.mark.parametrize("kernel", ["cascade", "gather"])
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "SmolLM3"])
-def test_common_families_prove_themselves(kind: str, backend: str) -> None:
+def test_common_families_prove_themselves(kind: str, kernel: str) -> None:
     extra = {"pad_token_id": 0} if kind == "SmolLM3" else {}
-    verdict = judge_model(tiny(kind, **extra), backend=backend)  # type: ignore[arg-type]
+    verdict = judge_model(tiny(kind, **extra), kernel=kernel)  # type: ignore[arg-type]
     assert verdict.packs, verdict.reason
     assert verdict.window is None
 
@@ -278,8 +278,8 @@ def spoilt_backward(which: str) -> Any:
 
 @pytest.mark.parametrize("which", ["nothing", "query", "key", "value", "nan"])
 def test_a_back_end_that_is_wrong_backward_only_is_refused(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tree_attention._BACKENDS, "gather", spoilt_backward(which))
-    verdict = judge_model(tiny("Qwen2"), backend="gather")
+    monkeypatch.setitem(tree_attention.KERNELS, "gather", spoilt_backward(which))
+    verdict = judge_model(tiny("Qwen2"), kernel="gather")
     if which == "nothing":
         assert verdict.packs and "gradients within" in verdict.reason
     else:
@@ -288,17 +288,17 @@ def test_a_back_end_that_is_wrong_backward_only_is_refused(which: str, monkeypat
 
 def test_a_back_end_without_a_backward_is_passed_over_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flex attention on the CPU is such a one; on CUDA it comes first and gather second."""
-    assert tree_attention.backends(torch.device("cuda")) == ("flex", "gather")
-    monkeypatch.setattr(tree_attention, "backends", lambda device: ("flex", "gather"))
+    assert tree_attention.kernels(torch.device("cuda")) == ("flex", "gather")
+    monkeypatch.setattr(tree_attention, "kernels", lambda device: ("flex", "gather"))
     verdict = judge_model(tiny("Llama", max_position_embeddings=512))
-    assert verdict.packs and verdict.backend == "gather"
+    assert verdict.packs and verdict.kernel == "gather"
     assert "packed log-probs agree" in verdict.reason
     assert "flex is not used: the probe raised NotImplementedError: FlexAttention does not support backward" in verdict.reason
 
 
 def test_a_model_that_no_back_end_serves_is_told_why_by_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_attention, "backends", lambda device: ("flex", "gather"))
-    monkeypatch.setitem(tree_attention._BACKENDS, "gather", spoilt_backward("value"))
+    monkeypatch.setattr(tree_attention, "kernels", lambda device: ("flex", "gather"))
+    monkeypatch.setitem(tree_attention.KERNELS, "gather", spoilt_backward("value"))
     model = tiny("Llama", max_position_embeddings=512)
     verdict = judge_model(model)
     assert not verdict.packs
@@ -314,7 +314,7 @@ def test_heads_of_two_sizes_are_packed_by_gather() -> None:
         moe_intermediate_size=32,
     )  # fmt: skip
     verdict = judge_model(model)
-    assert verdict.packs and verdict.backend == "gather"
+    assert verdict.packs and verdict.kernel == "gather"
     assert "cascade is not used" in verdict.reason
 
 
@@ -324,3 +324,16 @@ def test_the_gate_leaves_no_gradient_and_nothing_thawed(frozen: bool) -> None:
     verdict = judge_model(model, torch.bfloat16)
     assert verdict.packs and verdict.reason.endswith("in bfloat16")
     assert all(p.grad is None and p.requires_grad != frozen for p in model.parameters())
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_kernel_that_is_wrong_in_bfloat16_only_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: TreePlan, scale: float) -> Any:
+        right = tree_attention.gather_attention(query, key, value, plan, scale)
+        return right * factor if query.dtype == torch.bfloat16 else right
+
+    monkeypatch.setitem(tree_attention.KERNELS, "gather", attention)
+    assert judge_model(tiny("Qwen2"), kernel="gather").packs
+    verdict = judge_model(tiny("Qwen2"), torch.bfloat16, kernel="gather")
+    assert verdict.packs == (factor == 1.0) and verdict.reason.endswith("in bfloat16")
+    assert verdict.reason.startswith("packed log-probs agree" if factor == 1.0 else "packed log-probs differ")

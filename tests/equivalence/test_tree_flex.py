@@ -137,7 +137,7 @@ def test_other_lengths_are_not_compiled_again() -> None:
 
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = flex._compiled(counter)
+    compiled = flex.compiled_attention(counter)
     for length in (352, 384, 1000, 257, 90, 128, 17, 640):
         mask = flex.block_mask(((0, 9, length, -1), (9, 15, 15, 0), (15, length, length, 0)), length, CPU)
         compiled(*inputs(length), block_mask=mask, scale=0.3, enable_gqa=True)
@@ -201,4 +201,4 @@ def test_the_gate_chooses_flex() -> None:
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         verdict = judge_model(LlamaForCausalLM(config).cuda(), dtype)
-        assert verdict.packs and verdict.backend == "flex", verdict.reason
+        assert verdict.packs and verdict.kernel == "flex", verdict.reason

@@ -15,7 +15,8 @@ from trees import make_tree
 
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 from deepgrpo.pack.budget import Pack, pack_rows
 from deepgrpo.pack.layout import lay_out
@@ -97,7 +98,7 @@ def test_float64_equals_one_by_one(adapted: Any, budget: int, monkeypatch: pytes
 
     monkeypatch.setattr(modeling_qwen2.Qwen2RMSNorm, "forward", norm)
     policy = adapted()
-    assert policy.try_tree_packing().backend == "cascade"
+    assert policy.try_tree_packing().kernel == "cascade"
     policy.model.double()
     policy.dtype = torch.float64
     layout = lay_out(TREES, CREDITS)
@@ -129,7 +130,7 @@ def test_the_learner_finds_the_gradients_of_a_row_per_path(
     sections = {"optim": {"lr": 1e-3, "max_grad_norm": "none"}, "loss": {"beta": 0.0, "lambda": 0.7}}
     slow = learn(policy, recipe(**sections))
     verdict = policy.try_tree_packing()
-    assert verdict.packs and verdict.backend == "cascade", verdict.reason
+    assert verdict.packs and verdict.kernel == "cascade", verdict.reason
     for budget in (25, 1000):
         config = recipe(**sections, learner={"tokens_per_pack": budget})
         quick = learn(policy, config)
@@ -151,7 +152,7 @@ def test_recomputation_goes_through_tree_attention_again(adapted: Any) -> None:
     calls = []
     original = tree_attention.cascade_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tree_attention._BACKENDS, "cascade", lambda *args: calls.append(1) or original(*args))
+        patch.setitem(tree_attention.KERNELS, "cascade", lambda *args: calls.append(1) or original(*args))
         for expected in (2, 4):
             logprobs(policy, [pack]).sum().backward()
             assert len(calls) == expected

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learners import ListeningRank
+from torch import Tensor
 from trees import make_tree
 
 from deepgrpo.config import Config
@@ -19,6 +21,7 @@ from deepgrpo.pack.layout import lay_out
 from deepgrpo.records import Tree
 from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.ranks import SingleRank
 from deepgrpo.train.update_metrics import Observed, sampler_kl, summarise
 
 
@@ -65,6 +68,24 @@ def test_means_are_over_the_terms_of_a_stream() -> None:
         # (.306853 + (1/4 - 1 + 2 log 2)) / 4 = (.306853 + .636294) / 4
         "mismatch/kl": 0.235787, "mismatch/max": 1.386294, "mismatch/weight": 0.875, "mismatch/masked": 0.25,
     }, abs=1e-6)  # fmt: skip
+
+
+def test_figures_of_several_processes_add_up() -> None:
+    """A term is in the pack of one process; the other has zeros there, in every column, also in a loss's own."""
+    terms = lay_out([tree := make_tree([(1, 0.0), (1, 1.0)])], [sibling_credit(tree)]).terms
+    mine, other = (Observed.empty(terms, ["x"]) for _ in range(2))
+    mine.note(torch.tensor([0]), loss=torch.tensor([2.0]), **{"figure/x": torch.tensor([5.0])})
+    other.note(torch.tensor([1]), loss=torch.tensor([3.0]), drift=torch.tensor([-1.0]), **{"figure/x": torch.tensor([7.0])})
+
+    class Two(SingleRank):
+        def add(self, values: Tensor) -> Tensor:
+            return values + torch.stack(list(other.columns.values()))
+
+    mine.gather(Two())
+    assert {name: column.tolist() for name, column in mine.columns.items()} == {
+        "loss": [2, 3], "entropy": [0, 0], "clipped": [0, 0], "kl": [0, 0], "weight": [0, 0], "drift": [0, -1],
+        "figure/x": [5, 7],
+    }  # fmt: skip
 
 
 def test_what_was_not_measured_is_not_there() -> None:
@@ -179,3 +200,18 @@ def test_the_schedule_counts_optimizer_steps(policy: Policy, recipe: Any) -> Non
         learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
         rates = [learner.update([TREE, TREE], [sibling_credit(TREE)] * 2).metrics["lr"] for _ in range(2)]
         assert [rate / 1e-20 for rate in rates] == pytest.approx(expected)
+
+
+def test_the_loss_of_a_step_is_the_sum_of_its_parts(policy: Policy, recipe: Any) -> None:
+    """main + .5 · branch + .3 · (KL main + KL branch), from a reference that is another model; lambda leaves the KL alone."""
+    config = recipe(optim={"lr": 1e-30}, loss={"beta": 0.3, "lambda": 0.5})
+    reference, noise = Reference.of(policy), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    ranks = ListeningRank()
+    learner = Learner(policy, reference, build_optimizer(policy, config.optim), config, ranks=ranks)
+    m = learner.update([TREE], [sibling_credit(TREE)]).metrics
+    assert min(m["main/kl"], m["branch/kl"]) > 0.01
+    by_hand = m["main/loss"] + 0.5 * m["branch/loss"] + 0.3 * (m["main/kl"] + m["branch/kl"])
+    assert ranks.losses == [pytest.approx(by_hand, rel=1e-5)]

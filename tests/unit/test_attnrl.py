@@ -17,7 +17,7 @@ from deepgrpo.config import AttnRLExplore
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.attnrl import AttnRLStrategy, choose_steps, num_expanded
-from deepgrpo.explore.base import ATTENTION, Limits
+from deepgrpo.explore.base import ATTENTION, Context, Limits
 from deepgrpo.model.signals import Steps, attention_influence
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Tree
@@ -223,7 +223,7 @@ def test_influence_is_that_of_the_policy_that_sampled(recipe: Any, policy: Any) 
 
 
 def test_resume_goes_on_with_the_running_mean(recipe: Any) -> None:
-    strategy = build_strategy(AttnRLExplore(), scale="none", tokenizer=synthetic.tokenizer())
+    strategy = build_strategy(AttnRLExplore(), Context(tokenizer=synthetic.tokenizer()))
     import json
 
     tree = _looked_at(make_tree([(4, 1.0)] * 2), [0.2, 0.2])

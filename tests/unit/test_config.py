@@ -187,7 +187,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("eval.data.type", "synthetic", "synthetic"),
         ("sampling.stop", '["\\n\\n", "#"]', ("\n\n", "#")),
         ("optim.betas", "[0.8, 0.99]", (0.8, 0.99)),
-        ("explore.segments", '{type = "tokens", size = 8}', {"type": "tokens", "size": 8, "extra_ends": ()}),
+        ("explore.segments", '{type = "tokens", size = 8}', {"type": "tokens", "size": 8, "extra_ends": (), "function": None}),
         ("loss.dual_clip", "none", None),
         ("loss.dual_clip", "None", None),
         ("warmstart", "none", None),
@@ -304,7 +304,7 @@ def test_the_keys_of_all_sections() -> None:
     text = describe_keys()
     for line in (
         '[explore] with type = "deep"',
-        "[warmstart]  (the whole table may be absent)",
+        "[warmstart]  (optional table)",
         "  loss.lambda = 1.0  (number ≥ 0)",
         "  loss.dual_clip = 3.0  (number > 1 or none)",
         "  model.path = …  (string)",
@@ -340,7 +340,7 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_recipe_is_answered_with_the_nearest_match() -> None:
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         find_recipe("dmo")
-    with pytest.raises(ConfigError, match="the recipes that come along are: demo, "):
+    with pytest.raises(ConfigError, match="shipped recipes: demo, "):
         find_recipe("zzzzzz")
 
 

@@ -17,7 +17,8 @@ from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.eval.command import evaluate_model
 from deepgrpo.eval.model import find_model, load_model, model_section
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from tiny import save_model, write_jsonl
 
 STEP = Path("checkpoints") / "step-000001" / "model"

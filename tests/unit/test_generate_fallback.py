@@ -12,8 +12,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig,
 from deepgrpo import rng
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
-from deepgrpo.engines.embedded.generate import GenerateWay, generate_way, sample_with_generate
-from deepgrpo.engines.embedded.slot_gate import why_no_slots
+from deepgrpo.engines.embedded.generate import GenerateMode, find_generate_mode, sample_with_generate
+from deepgrpo.engines.embedded.slot_gate import slot_objection
 from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
@@ -61,7 +61,7 @@ NO_SLOTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "qwen3_next": ({**GQA, **LINEAR}, "has layers of type linear_attention"),
     "lfm2": ({**GQA, "layer_types": ["conv", "full_attention"]}, "has layers of type conv"),
-    "rwkv": ({**COMMON, "attention_hidden_size": 32}, "fills 0 of its 2 layers when it is handed an empty cache"),
+    "rwkv": ({**COMMON, "attention_hidden_size": 32}, "fills 0 of its 2 layers when given an empty cache"),
 }
 
 
@@ -115,7 +115,7 @@ def _most_likely(policy: Policy, request: SampleRequest) -> tuple[int, ...]:
 def test_families_that_slots_serve_are_served_right(family: str) -> None:
     """Rows of unequal length, also beyond a window of 16."""
     policy = _policy(family)
-    assert why_no_slots(policy) is None
+    assert slot_objection(policy) is None
     requests = _requests(policy)
     groups, _ = EmbeddedEngine(policy).sample(requests, GREEDY)
     assert [c.tokens for (c,) in groups] == [_most_likely(policy, r) for r in requests]
@@ -125,39 +125,39 @@ def test_families_that_slots_serve_are_served_right(family: str) -> None:
 def test_other_families_are_refused_and_served_by_generate(family: str) -> None:
     shape, reason = NO_SLOTS[family]
     policy = _policy(family, shape)
-    found = why_no_slots(policy)
+    found = slot_objection(policy)
     assert found is not None and found.startswith(reason)
     requests = _requests(policy)
-    groups, encoded = sample_with_generate(policy, requests, GREEDY, 64, way=generate_way(policy))
+    groups, encoded = sample_with_generate(policy, requests, GREEDY, 64, mode=find_generate_mode(policy))
     assert [c.tokens for (c,) in groups] == [_most_likely(policy, r) for r in requests]
     assert encoded == 4 + 9 + 9 + 30
 
 
 def test_the_probe_reaches_beyond_a_window_that_the_config_hides() -> None:
     """GPT-Neo alone knows what its window_size means, and short rows do not show that it counts it wrongly."""
-    assert why_no_slots(_policy("gpt_neo", {**GPT_NEO, "window_size": 100})) is not None
-    assert why_no_slots(_policy("gpt_neo", {**GPT_NEO, "window_size": 2000})) is None  # longer than any row
+    assert slot_objection(_policy("gpt_neo", {**GPT_NEO, "window_size": 100})) is not None
+    assert slot_objection(_policy("gpt_neo", {**GPT_NEO, "window_size": 2000})) is None  # longer than any row
 
 
 def test_a_model_that_looks_ahead_is_neither_served_nor_sampled() -> None:
     policy = _policy("bert", COMMON)  # without is_decoder every token sees the whole row
-    assert why_no_slots(policy) is not None
+    assert slot_objection(policy) is not None
     with pytest.raises(EngineError, match=r"'bert'.*log-probs differ.*is_decoder = true"):
-        generate_way(policy)
+        find_generate_mode(policy)
 
 
 def test_the_way_of_generate_is_the_quickest_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """RWKV mixes the rows of a batch when it decodes; a forward that drops its cache must encode everything again."""
-    assert generate_way(_policy()) == GenerateWay()
-    assert generate_way(_policy("rwkv", NO_SLOTS["rwkv"][0])) == GenerateWay(together=False)
+    assert find_generate_mode(_policy()) == GenerateMode()
+    assert find_generate_mode(_policy("rwkv", NO_SLOTS["rwkv"][0])) == GenerateMode(batched=False)
     policy, forward = _policy(), LlamaModel.forward
 
     def forgetful(self: Any, input_ids: Any = None, **_: Any) -> Any:
         return forward(self, input_ids, use_cache=False)
 
     monkeypatch.setattr(LlamaModel, "forward", forgetful)
-    assert generate_way(policy) == GenerateWay(use_cache=False)
-    assert why_no_slots(policy) == "fills 0 of its 2 layers when it is handed an empty cache"
+    assert find_generate_mode(policy) == GenerateMode(use_cache=False)
+    assert slot_objection(policy) == "fills 0 of its 2 layers when given an empty cache"
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_draws_are_those_of_the_slots(params: SamplingParams, max_rows: int) -> 
     assert encoded == 6 * (4 + 9 + 9 + 30)
 
 
-@pytest.mark.parametrize("way", [GenerateWay(together=False), GenerateWay(use_cache=False)], ids=str)
-def test_every_way_draws_the_same(way: GenerateWay) -> None:
+@pytest.mark.parametrize("mode", [GenerateMode(batched=False), GenerateMode(use_cache=False)], ids=str)
+def test_every_way_draws_the_same(mode: GenerateMode) -> None:
     policy = _policy()
     requests = _requests(policy, siblings=2)
     expected, _ = sample_with_generate(policy, requests, SamplingParams(), 64)
-    _same(sample_with_generate(policy, requests, SamplingParams(), 64, way=way)[0], expected)
+    _same(sample_with_generate(policy, requests, SamplingParams(), 64, mode=mode)[0], expected)
 
 
 def test_each_row_has_its_own_limit_and_nothing_follows_its_end() -> None:
@@ -257,6 +257,6 @@ def test_a_model_without_generate_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_training_mode_stays_as_it_was() -> None:
     policy = _policy()
     policy.model.train()
-    why_no_slots(policy)
-    generate_way(policy)
+    slot_objection(policy)
+    find_generate_mode(policy)
     assert policy.model.training

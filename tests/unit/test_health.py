@@ -106,6 +106,9 @@ def test_entropy_explosion_is_relative_to_the_first_step() -> None:
     heard = run(monitor(), {"main/entropy": 0.5}, {"main/entropy": 1.49}, {"main/entropy": 1.5})
     assert [len(warnings) for warnings in heard] == [0, 0, 1]
     assert "1.50 nats per token from 0.50" in heard[2][0]
+    # from 2.0 on, three times is what counts: 5.9 is far more than a nat above it
+    heard = run(monitor(), {"main/entropy": 2.0}, {"main/entropy": 5.9}, {"main/entropy": 6.0})
+    assert [len(warnings) for warnings in heard] == [0, 0, 1]
 
 
 def test_empty_branch_stream_tells_why() -> None:
@@ -150,6 +153,9 @@ def test_from_config_names_the_recipes_own_values() -> None:
         }
     )
     watch = HealthMonitor.from_config(config)
+    assert watch.mismatch_kl == 0.01  # the engine has the learner's own weights
+    vllm = parse_config({**config.model_dump(exclude_unset=True, by_alias=True), "engine": {"type": "vllm"}})
+    assert HealthMonitor.from_config(vllm).mismatch_kl == 0.05
     assert (watch.max_new_tokens, watch.dead_steps, watch.rollouts_per_step, watch.branching) == (99, 7, 32, False)
     assert watch.answer_place == 'reward.answer_format = "boxed"'
     assert watch.template == 'data.template.preset = "math"'

@@ -6,9 +6,12 @@ import importlib.util
 import io
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -18,8 +21,11 @@ from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
+from deepgrpo.explore.toy import FakeEngine
+from deepgrpo.model.loading import load_policy, load_tokenizer
 from deepgrpo.model.meta_policy import build_meta_policy
-from deepgrpo.model.policy import Policy, load_policy, load_tokenizer
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.train import room, setup
 from deepgrpo.train.build import build_shapes
@@ -27,7 +33,6 @@ from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
 from deepgrpo.train.memory import Counts, Holder, MemoryEstimate, estimate_cluster, estimate_memory
 from deepgrpo.train.room import check_cluster_room, check_room
-from fakes import FakeEngine
 from tiny import save_model
 
 # The tiny policy has 19 tokens, width 32, 2 layers with 2 heads of 16 and a feed-forward of 64, the head tied:
@@ -47,13 +52,13 @@ def outlined(config: Config) -> Policy:
 
 def one_process(config: Config) -> MemoryEstimate:
     policy = outlined(config)
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     return estimate_memory(config, policy, strategy, 20)
 
 
 def cluster(config: Config) -> dict[str, Holder]:
     policy = outlined(config)
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     return {f"{h.name}, {h.memory}": h for h in estimate_cluster(config, policy, strategy, 20)}
 
 
@@ -79,6 +84,32 @@ def test_one_process_by_hand(recipe: Any) -> None:
     assert (again.activations, again.reference) == (100 * 32 * (2 * 2 + 20) * 4 + 58_368 + 7_600, 0)
     # a second set of weights for sampling in bfloat16
     assert one_process(recipe(engine={"dtype": "bfloat16"})).engine == 42_496
+
+
+def test_sampling_and_learning_take_turns() -> None:
+    held = MemoryEstimate(weights=1, gradients=2, optimizer=3, reference=4, engine=5, transfer=6, stored=7)
+    assert held.total == 28
+    # 10 + 20 for sampling, 15 + 25 for learning: the larger one counts
+    both = replace(held, cache=10, kept=20, gathered=15, activations=25)
+    assert both.total == 28 + 40 and replace(both, cache=40).total == 28 + 60
+    assert both.certain == 10 and replace(both, start=100).certain == replace(both, start=100).total == 100
+
+
+def test_what_vllm_holds_by_hand(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = {"type": "vllm", "dtype": "bfloat16", "max_rows": 64}
+    # on a CPU its weights, 2 bytes each, and a cache of 4 GiB
+    found = one_process(recipe(engine=vllm))
+    assert (found.engine, found.cache, found.kept) == (42_496, 4 * 2**30, 0)
+    # half of a GPU of 1,000,000 bytes, its weights included
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1_000_000))
+    found = one_process(recipe(run={"device": "cuda"}, engine={**vllm, "gpu_memory": 0.5}))
+    assert (found.engine, found.cache) == (42_496, 500_000 - 42_496)
+    # over two GPUs that are not here: half of the weights, half of the 64 rows · 20 tokens · 128 numbers · 2 bytes
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spread = {**vllm, "options": {"tensor_parallel_size": 2}}
+    found = one_process(recipe(run={"device": "cuda"}, engine=spread))
+    assert (found.engine, found.cache) == (21_248, 163_840)
 
 
 def test_four_learners_hold_all_or_a_quarter_each(recipe: Any) -> None:
@@ -290,8 +321,23 @@ def test_a_learner_must_fit_on_the_largest_gpu(recipe: Any, policy: Policy, monk
     assert "raise cluster.learners" not in str(error.value)  # would not help
 
 
-def test_this_machine_has_memory() -> None:
+def test_free_memory_includes_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2**20 < room.free_memory("cpu") < 2**50
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=70, free=10))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=5, total=9))
+    assert room.free_memory("cpu") == 75
+
+
+def test_more_learners_are_a_remedy_only_where_they_would_help(
+    recipe: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 bytes a parameter do not fit; what each of many learners would try, embeddings and two layers, does or does not."""
+    trial = 4 * (REST + 2 * LAYER)
+    for free, helps in ((trial, True), (trial - 1, False)):
+        monkeypatch.setattr(room, "free_memory", lambda device, free=free: free)
+        with pytest.raises(ModelError) as error:
+            check_room(recipe(), policy, "cuda")
+        assert ("shard it over GPUs" in str(error.value)) is helps
 
 
 # ---------------------------------------------------------------- the table of docs/scaling.md

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deepgrpo.config import OracleExplore, SyntheticData
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits
+from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.oracle import tokens_before
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.synthetic import SyntheticTask
@@ -44,7 +44,7 @@ def _tree(*responses: str) -> Tree:
 
 
 def _plan(tree: Tree, limits: Limits = LIMITS, **changes: Any) -> list[Pivot]:
-    strategy = build_strategy(OracleExplore.model_validate(changes), scale="none", tokenizer=TOKENIZER, task=TASK)
+    strategy = build_strategy(OracleExplore.model_validate(changes), Context("none", TOKENIZER, TASK))
     return strategy.plan(tree, strategy.initial_state(), limits, np.random.default_rng(0))
 
 
@@ -102,7 +102,7 @@ def test_failed_rollouts_only_and_one_round() -> None:
 
 
 def test_it_reports_what_it_could_not_find() -> None:
-    strategy = build_strategy(OracleExplore(), scale="none", tokenizer=TOKENIZER, task=TASK)
+    strategy = build_strategy(OracleExplore(), Context("none", TOKENIZER, TASK))
     trees = [_tree("3+4=8;$", RIGHT + "$", "3+4=7;7"), _tree("3+4=7;$", "3")]
     state = strategy.observe(strategy.initial_state(), trees)
     assert strategy.report(json.loads(json.dumps(state))) == {"oracle/failed": 4, "oracle/without_error": 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,3 +77,10 @@ def test_metrics_count_the_whole_path_of_a_branch() -> None:
     tree = make_tree([(8, 0.0), (4, 1.0)], [(0, 7, [(3, 1.0), (1, 0.0)])])
     assert penalty(4).metrics([tree]) == {"main/overlong": -0.25, "branch/overlong": -0.75}
     assert penalty(4).metrics([make_tree([(8, 0.0), (4, 1.0)])]) == {"main/overlong": -0.25}
+
+
+def test_metrics_leave_segments_out() -> None:
+    """Of rollouts of 8 and 7 tokens, which lose 1/2 and 1/4, the first is a segment: no response yet."""
+    tree = make_tree([(8, 0.0), (7, 1.0)])
+    tree = replace(tree, nodes=(replace(tree.nodes[0], finish="segment"), tree.nodes[1]))
+    assert penalty(4).metrics([tree]) == {"main/overlong": -0.25}

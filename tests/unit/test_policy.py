@@ -11,9 +11,10 @@ import torch
 
 from deepgrpo.config import PretrainedModel
 from deepgrpo.errors import ModelError
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
-from tiny import save_model
+from tiny import byte_tokenizer, save_model
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -109,3 +110,53 @@ def test_other_adapters_than_the_stored_ones_are_refused(tmp_path: Path) -> None
     adapted("q_proj", "v_proj").load_weights(tmp_path / "adapters")
     with pytest.raises(ModelError, match=r"adapters are in one of the two only.*k_proj"):
         adapted("q_proj", "k_proj").load_weights(tmp_path / "adapters")
+
+
+def test_adapters_are_scaled_by_alpha_over_rank(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = {"rank": 2, "alpha": 6.0, "target_modules": ["q_proj"]}
+    policy = load_policy(PretrainedModel.model_validate({"path": save_model(tmp_path), "lora": lora}))
+    assert policy.causal.model.layers[0].self_attn.q_proj.scaling["default"] == 3.0
+    assert {name.split(".")[-3] for name in policy.trainable()} == {"lora_A", "lora_B"}
+
+
+def test_dropout_of_every_spelling_is_switched_off(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=258, n_embd=8, n_layer=2, n_head=2, n_positions=32, embd_pdrop=0.3, resid_pdrop=0.2, attn_pdrop=0.1,
+        bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    causal = load_policy(PretrainedModel(path=str(tmp_path))).causal
+    assert (causal.config.embd_pdrop, causal.config.resid_pdrop, causal.config.attn_pdrop) == (0.0, 0.0, 0.0)
+    assert {module.p for module in causal.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+
+
+def test_a_text_ends_at_every_eos_token(policy: Policy) -> None:
+    """Those of the generation config, one or several, and the tokenizer's (1)."""
+    assert policy.tokenizer.eos_token_id == 1
+    for configured, expected in ((None, (1,)), (7, (1, 7)), ([9, 4, 1], (1, 4, 9))):
+        policy.causal.generation_config.eos_token_id = configured
+        assert policy.eos_ids == expected
+
+
+def test_entropy_and_temperature_without_a_head_by_hand(policy: Policy) -> None:
+    """p = (1/4, 3/4) at temperature 2: log-probs ln .25 and ln .75, entropy -(.25 ln .25 + .75 ln .75) = .5623 nats."""
+    logits = 2 * torch.tensor([[[1.0, 3.0], [1.0, 3.0]]]).log()
+    policy.head = None
+
+    class Fixed(torch.nn.Module):
+        def forward(self, **_: object) -> object:
+            return type("Output", (), {"logits": logits})
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    policy.model = Fixed()
+    policy.model.register_parameter("weight", parameter)
+    rows, target = torch.tensor([0, 1]), torch.tensor([0, 1])
+    logprobs, entropy = policy.logprobs(torch.zeros(1, 2, dtype=torch.long), rows, target, temperature=2.0, with_entropy=True)
+    assert logprobs.tolist() == pytest.approx([-1.3862944, -0.2876821])
+    assert entropy.tolist() == pytest.approx([0.5623351, 0.5623351])
+    assert policy.logprobs(torch.zeros(1, 2, dtype=torch.long), rows, target, temperature=2.0)[1].tolist() == [0.0, 0.0]

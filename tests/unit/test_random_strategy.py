@@ -15,11 +15,11 @@ from deepgrpo.config import DeepExplore, ExploreConfig, RandomExplore
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits
+from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.grow import grow
 from deepgrpo.explore.random import RandomStrategy, log_uniform
+from deepgrpo.explore.toy import FakeEngine, Letters, decode, make_judge, make_prompt
 from deepgrpo.records import ROOT, Tree
-from fakes import FakeEngine, Letters, decode, make_judge, make_prompt
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 
@@ -31,7 +31,7 @@ def _strategy(**changes: Any) -> RandomStrategy:
 
 
 def _grow(config: ExploreConfig, seed: int) -> tuple[Tree, ...]:
-    strategy = build_strategy(config, scale="none", tokenizer=Letters())
+    strategy = build_strategy(config, Context(tokenizer=Letters()))
     return grow(
         [make_prompt("a"), make_prompt("b")], strategy, strategy.initial_state(), FakeEngine(), make_judge("mixed", seed),
         decode=decode, params=SamplingParams(), limits=Limits(16, 24), seed=seed, step=1,

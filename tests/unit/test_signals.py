@@ -13,7 +13,8 @@ from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import ATTENTION, Signal
 from deepgrpo.model import signals
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.model.signals import Steps, attention_influence, forwarded_tokens
 from deepgrpo.train.signals import build_signals
 from tiny import save_model
@@ -60,7 +61,7 @@ def test_two_steps_by_hand(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> N
 
     Token 3 looks back with .2 and .4 to tokens 1 and 2: the mean is .3. In the other head it is .1 and .9: .5.
     """
-    reduction = signals._Reduction([Steps((1, 2, 3, 4), (1, 3, 4))], 4, 1, torch.device("cpu"))
+    reduction = signals.InfluenceReduction([Steps((1, 2, 3, 4), (1, 3, 4))], 4, 1, torch.device("cpu"))
     one = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0.3, 0.2, 0.4, 0.1]])
     two = one.clone()
     two[3] = torch.tensor([0, 0.1, 0.9, 0])
@@ -86,9 +87,9 @@ def test_it_does_not_matter_what_else_is_asked(policy: Policy, monkeypatch: pyte
 
 def test_batches_keep_to_the_memory() -> None:
     lengths = [2, 3, 10, 10, 30]  # 2^24 weights are 256 tokens squared in 2^16 heads: two paths of 10, no third
-    assert [*signals._batches(range(5), lengths, heads=2**16)] == [[0, 1], [2, 3], [4]]
-    assert [*signals._batches(range(5), lengths, heads=1)] == [[0, 1, 2, 3, 4]]
-    assert [*signals._batches([], [], heads=1)] == []
+    assert [*signals.batch_by_length(range(5), lengths, heads=2**16)] == [[0, 1], [2, 3], [4]]
+    assert [*signals.batch_by_length(range(5), lengths, heads=1)] == [[0, 1, 2, 3, 4]]
+    assert [*signals.batch_by_length([], [], heads=1)] == []
 
 
 def test_the_model_is_left_as_it_was(policy: Policy) -> None:
@@ -112,7 +113,7 @@ def test_it_is_left_as_it_was_after_an_error_too(policy: Policy, monkeypatch: py
         raise RuntimeError("out of memory")
 
     before = policy.causal.config._attn_implementation
-    monkeypatch.setattr(signals._Reduction, "take", fails)
+    monkeypatch.setattr(signals.InfluenceReduction, "take", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         attention_influence(policy, PATHS, 1)
     assert policy.causal.config._attn_implementation == before
@@ -126,7 +127,7 @@ def test_nobody_keeps_the_weights_of_a_layer(policy: Policy, monkeypatch: pytest
 
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
-    plain = signals._Reduction.take
+    plain = signals.InfluenceReduction.take
 
     def watch(self: Any, weights: torch.Tensor) -> None:
         nonlocal most
@@ -135,7 +136,7 @@ def test_nobody_keeps_the_weights_of_a_layer(policy: Policy, monkeypatch: pytest
         most = max(most, sum(ref() is not None for ref in alive))
         plain(self, weights)
 
-    monkeypatch.setattr(signals._Reduction, "take", watch)
+    monkeypatch.setattr(signals.InfluenceReduction, "take", watch)
     attention_influence(policy, PATHS[:1], 1)
     assert len(alive) == ScratchModel().num_layers == 2
     assert most == 1

@@ -32,7 +32,7 @@ from deepgrpo.eval.command import evaluate_model, sampling_for
 from deepgrpo.eval.model import find_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.suites import SUITES, resolve, resolve_suite
-from deepgrpo.model.policy import scratch_policy
+from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.synthetic import tokenizer
 from deepgrpo.records import Prompt

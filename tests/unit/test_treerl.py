@@ -18,11 +18,11 @@ from deepgrpo.config import TreeRLExplore
 from deepgrpo.credit.tree_values import tree_parts, treerl_credit
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import ConfigError
-from deepgrpo.explore.base import Limits
+from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.grow import grow
+from deepgrpo.explore.toy import FakeEngine, Letters, decode, make_judge, make_prompt
 from deepgrpo.explore.treerl import TreeRLStrategy, draw_leaves
 from deepgrpo.records import ROOT, Credit, Tree
-from fakes import FakeEngine, Letters, decode, make_judge, make_prompt
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 RANDOM = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_never_at_the_ends_of_a_response_nor_beyond_its_room() -> None:
 
 
 def test_the_published_setting_grows_thirty_responses() -> None:
-    strategy = TreeRLStrategy.build(TreeRLExplore(), "none", Letters())
+    strategy = TreeRLStrategy.build(TreeRLExplore(), Context(tokenizer=Letters()))
     growth = grow(
         [make_prompt("a"), make_prompt("b")], strategy, {}, FakeEngine("endless"), make_judge(), decode=decode,
         params=SamplingParams(), limits=Limits(12, 40), seed=0, step=1,

@@ -17,7 +17,7 @@ from vllm_here import HERE, vllm_engine
 
 from deepgrpo.config import Config, VLLMEngine, load_recipe, parse_config, to_toml
 from deepgrpo.engines.base import SamplingParams
-from deepgrpo.engines.vllm import engine as vllm_module
+from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.engine import PYTHON
 from deepgrpo.engines.vllm.weights import fingerprint, merged_state
 from deepgrpo.errors import ConfigError, EngineError, ModelError
@@ -186,7 +186,7 @@ def test_too_hot(start: Any, recipe: Any) -> None:
 
 def test_nothing_is_left_behind(start: Any) -> None:
     engine = start()
-    directory, pid = Path(engine._directory), engine.process.pid
+    directory, pid = Path(engine.directory), engine.process.pid
     assert directory.is_dir()
     os.kill(pid, signal.SIGCONT)  # it is there
     engine.close()
@@ -197,9 +197,9 @@ def test_nothing_is_left_behind(start: Any) -> None:
 
 def test_a_parent_that_was_killed_leaves_no_weights_in_memory(start: Any) -> None:
     engine = start()
-    engine.process._process.stdin.close()  # as the system does for it
-    engine.process._process.wait(60)
-    assert not Path(engine._directory).exists()
+    engine.process.child.stdin.close()  # as the system does for it
+    engine.process.child.wait(60)
+    assert not Path(engine.directory).exists()
 
 
 # ---------------------------------------------------------------- weights, stops, recipe
@@ -243,8 +243,8 @@ class _Letters:
     [([], [0, 1, 2, 3], 3), ([0, 1], [2, 3], 1), ([1, 2], [3, 1, 2], 3), ([0, 1, 2], [3, 0], None), ([], [], None)],
 )
 def test_the_first_token_that_completes_a_stop_string(before: list[int], tokens: list[int], end: int | None) -> None:
-    assert vllm_module._first_stop(_Letters(), ("bc",), before, tokens) == end
-    assert vllm_module._first_stop(_Letters(), (), before, tokens) is None
+    assert first_stop(_Letters(), ("bc",), before, tokens) == end
+    assert first_stop(_Letters(), (), before, tokens) is None
 
 
 def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
@@ -262,11 +262,12 @@ def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> None:
     from deepgrpo.explore import build_strategy
+    from deepgrpo.explore.base import Context
     from deepgrpo.train.memory import estimate_memory
 
     count = sum(p.numel() for p in policy.model.parameters())
     config = recipe(engine={"type": "vllm", "kv_cache_gb": 2})
-    strategy = build_strategy(config.explore, scale="none", tokenizer=policy.tokenizer)
+    strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     found = estimate_memory(config, policy, strategy, 50)
     assert (found.engine, found.cache, found.kept) == (4 * count, 2 * 2**30, 0)
     # two GPUs share both; on a CPU the cache has a size of its own

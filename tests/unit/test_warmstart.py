@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,20 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
-from deepgrpo.train.warmstart import Example, Imitated, imitate, imitation_gradient, learning_rate, load_from
+from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.train import warmstart
+from deepgrpo.train.stop import Stop
+from deepgrpo.train.warmstart import (
+    Example,
+    Imitated,
+    imitate,
+    imitation_gradient,
+    learning_rate,
+    load_from,
+    warm_start,
+)
 
 BATCH: list[Example] = [((3, 4, 5), (6, 7, 1)), ((4, 4), (9, 1)), ((5, 6, 7, 8), (3, 3, 3, 1))]
 
@@ -78,6 +92,44 @@ def test_the_gradient_is_clipped(policy: Policy, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     imitated(policy, 0.5)
     assert limits == [1.0, 1.0]
+
+
+def test_the_optimizer_of_the_imitation(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, float]] = []
+    original: Any = torch.optim.AdamW
+
+    def optimizer(parameters: Any, **options: float) -> Any:
+        made.append(options)
+        return original(parameters, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", optimizer)
+    imitate(policy, WarmstartConfig(steps=1, lr=0.25), lambda start, count: BATCH, tokens_per_pack=64)
+    assert made == [{"lr": 0.25, "weight_decay": 0.01}]
+
+
+def test_its_questions_are_not_those_of_the_first_steps(
+    policy: Policy, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Example 2 of 5 is the third question of the warm start's own stream, with its solution and EOS."""
+    seen: list[Example] = []
+
+    def learned(policy: Policy, config: Any, examples: Any, **options: Any) -> Imitated:
+        seen.extend(examples(0, 5))
+        assert list(examples(2, 1)) == seen[2:3] and options["tokens_per_pack"] == 128
+        return Imitated(5, stopped=False)
+
+    monkeypatch.setattr(warmstart, "imitate", learned)
+    config = recipe(warmstart={"steps": 5}, learner={"tokens_per_pack": 128})
+    warm_start(SimpleNamespace(config=config, policy=policy, directory=tmp_path), Stop())  # type: ignore[arg-type]
+    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
+    trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}
+    assert len(seen) == 5 and not trained & {prompt for prompt, _ in seen}
+    task = SyntheticTask(config.data)
+    for prompt, solution in seen:
+        text = policy.tokenizer.decode(prompt)
+        assert solution[-1] == policy.tokenizer.eos_token_id
+        assert policy.tokenizer.decode(solution[:-1]) == synthetic.solution(text, task.config.modulus)
+    assert (tmp_path / "start" / "model.safetensors").is_file()
 
 
 def test_weights_of_another_run_are_loaded_or_refused(policy: Policy, tmp_path: Path) -> None:

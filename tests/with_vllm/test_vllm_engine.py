@@ -22,7 +22,8 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.engines.vllm.engine import VLLMEngine
 from deepgrpo.errors import EngineError, ModelError
-from deepgrpo.model.policy import Policy, load_policy, scratch_policy
+from deepgrpo.model.loading import load_policy, scratch_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.learner import Learner
@@ -191,7 +192,7 @@ def test_three_steps_of_deep_grpo(tmp_path: Path) -> None:
     run = open_run(config, None)
     try:
         assert isinstance(run.engine, VLLMEngine) and isinstance(run.learner, Learner)
-        assert run.learner.weigh  # importance weights are on
+        assert run.learner.objective.weigh  # importance weights are on
         run.open_log(None)
         state = run.begin()
         requests, embedded = questions(run.policy), EmbeddedEngine(run.policy)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, gather_weights, load_weights, shard
 from deepgrpo.config import Config, EmbeddedEngine, RunConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.model.materialize import Filling, Fixed, Values, judge_part
+from deepgrpo.model.materialize import FrozenState, Materializer, Values, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
 from deepgrpo.train.build import SamplerBuilder, build_policy, build_sampler, build_shapes, check_packing
@@ -126,7 +126,7 @@ class LearnerRank:
             timeout=datetime.timedelta(seconds=self.config.cluster.update_deadline_s),
         )  # fmt: skip
 
-    def start(self, weights: Weights, fixed: Fixed | None) -> bool:
+    def start(self, weights: Weights, fixed: FrozenState | None) -> bool:
         """Load the start weights, freeze the reference if the loss has a KL term, and shard both if the recipe says so.
 
         Args:
@@ -157,17 +157,17 @@ class LearnerRank:
         )  # fmt: skip
         return self.sharded and values is None
 
-    def _adopt_findings(self, fixed: Fixed, values: Values) -> None:
+    def _adopt_findings(self, fixed: FrozenState, values: Values) -> None:
         """Give a policy without weights the findings that need weights: its head, and if it can be packed."""
         policy = self.policy
         policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
-        if fixed.verdict.packs:  # on all layers, on the driver's device; this device may have other attention back-ends
-            here = judge_part(policy, values, self.device)
+        if fixed.verdict.packs:  # on all layers, on the driver's device; this device may have other kernels
+            here = judge_meta_policy(policy, values, self.device)
             check_packing(self.config.learner.tree_packing, here)
-            policy.pack_by(replace(here, window=fixed.verdict.window))
+            policy.adopt_verdict(replace(here, window=fixed.verdict.window))
 
-    def _filling(self, policy: Policy, values: Values | None) -> Filling | None:
-        return None if values is None else Filling(policy, values, self.device)
+    def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
+        return None if values is None else Materializer(policy, values, self.device)
 
     def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
         """Load weights and moments; `moments` None: each rank reads its shards from the directory."""

@@ -20,7 +20,7 @@ from deepgrpo.cluster.sharding import load_weights
 from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.errors import DeepGRPOError, EngineError
-from deepgrpo.model.materialize import Fixed
+from deepgrpo.model.materialize import FrozenState
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.learner import Update
@@ -72,7 +72,7 @@ class LearnerGroup:
 
     def freeze_reference(self) -> None:
         """See `UpdatesPolicy.freeze_reference`. Only now do the learners get weights: a warm start is the driver's work."""
-        fixed = ray.put(Fixed.of(self.policy)) if any(each.without_weights for each in self.ready) else None
+        fixed = ray.put(FrozenState.of(self.policy)) if any(each.without_weights for each in self.ready) else None
         weights = self.store.put(self.policy)
         started = [rank.start.remote(weights, fixed) for rank in self.ranks]
         if any(self._wait(started, self.cluster.start_deadline_s)):

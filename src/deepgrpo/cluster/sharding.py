@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.model.materialize import Filling, tensor_of
+from deepgrpo.model.materialize import Materializer, tensor_of
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
 from deepgrpo.train.ranks import clip
@@ -34,8 +34,7 @@ IDLE_PACK = Pack(np.zeros((1, 2), dtype=np.int64), np.zeros(1, dtype=np.int64), 
 def assign_packs(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
     """Assign packs to `size` learners: the largest first, each to the learner with the fewest tokens so far.
 
-    >>> [[p.num_tokens for p in share] for share in assign_packs([pack(5), pack(9), pack(6)], 2)]
-    [[9], [6, 5]]
+    Example: packs of 5, 9 and 6 tokens on two learners become [9] and [6, 5].
     """
     shares: list[list[Pack]] = [[] for _ in range(size)]
     load = [0] * size
@@ -112,7 +111,7 @@ class _Whole(nn.Module):
         return self.compute(*arguments, **options)
 
 
-def shard(policy: Policy, filling: Filling | None = None) -> Policy:
+def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
     """Shard the parameters of a policy over all learners, in place; returns the policy that computes log-probs with them.
 
     Args:

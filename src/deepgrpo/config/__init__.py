@@ -1,4 +1,4 @@
-"""The recipe: frozen models, every default stated once, no torch.
+"""Recipes: frozen models, every default stated once, no torch.
 
 A recipe is a TOML file with one table per section; each module here holds one domain. Where a section has several kinds
 (`data`, `reward`, `explore`, ...), its key `type` chooses one. Unknown keys, wrong types and impossible combinations raise
@@ -25,11 +25,10 @@ from deepgrpo.config.explore import (
     FR3EExplore,
     OracleExplore,
     RandomExplore,
-    RecoverabilityConfig,
     RootExplore,
-    SegmentConfig,
     SPOTreeExplore,
     TreeRLExplore,
+    UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, OptimConfig
@@ -39,6 +38,7 @@ from deepgrpo.config.recipe import Config
 from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngine, EngineConfig, SamplingConfig, VLLMEngine
+from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
     "AttnRLExplore",
@@ -53,6 +53,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExactReward",
+    "Explore",
     "ExploreConfig",
     "FR3EExplore",
     "HubData",
@@ -67,6 +68,7 @@ __all__ = [
     "OracleExplore",
     "OverlongConfig",
     "ParquetData",
+    "PivotExplore",
     "PretrainedModel",
     "RandomExplore",
     "ReasoningGymData",
@@ -83,6 +85,7 @@ __all__ = [
     "TaskReward",
     "TemplateConfig",
     "TreeRLExplore",
+    "UserExplore",
     "UserReward",
     "VLLMEngine",
     "WarmstartConfig",

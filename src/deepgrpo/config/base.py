@@ -16,6 +16,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def check(self, recipe: Any) -> None:
+        """Check this section against the others.
+
+        Args:
+            recipe: the whole `Config`. (Its type is not named here: it would import every section.)
+
+        Raises ValueError with key, value and remedy.
+        """
+
     @model_validator(mode="before")
     @classmethod
     def _none_is_a_word(cls, raw: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Section `data`: where questions come from, and how they become prompts."""
+"""Section `data`: sources of questions, and the prompt template."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ class ColumnMap(Section):
     """Names of the columns of a data file."""
 
     id: str | None = "id"
-    """Column with a unique id; absent or missing in the file: the row number is the id."""
+    """Column with a unique id; none, or missing in the file: the row number."""
     question: str = "question"
     """Column with the question."""
     answer: str | None = "answer"
-    """Column with the reference answer (a string, or a list of accepted strings); none: the reward needs no answer."""
+    """Column with the reference answer (a string, or a list of accepted strings); none, if the reward needs no answer."""
     answer_after: str | None = None
-    """Take what follows the last occurrence of this in the answer column, e.g. '####'."""
+    """Keep only the text after the last occurrence of this in the answer column, e.g. '####'."""
 
 
 class TemplateConfig(Section):
-    """How a question becomes a prompt."""
+    """Template that turns a question into a prompt."""
 
     preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
-    """With preset = "custom": the user turn, with {question} where the question goes; any other column of the row can be
-    named as well, nested ones with dots ({metadata.expression})."""
+    """For preset = "custom": the user turn, with {question} in place of the question. Other columns of the row can be named
+    too, nested ones with dots ({metadata.expression})."""
     system: str | None = None
     """System turn of the chat template."""
     chat: bool = True
-    """Use the tokenizer's chat template; off: the user turn is the prompt as it stands."""
+    """Apply the tokenizer's chat template; false: the user turn is the whole prompt."""
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> TemplateConfig:
+    def _consistent(self) -> TemplateConfig:
         if self.preset == "custom" and self.user is None:
             raise ValueError(
                 'template.preset is "custom", but template.user is missing; add the user turn with {question} in it'
@@ -61,12 +61,12 @@ class TemplateConfig(Section):
 
 
 class _DataBase(Section):
+    type: str
     template: TemplateConfig = TemplateConfig()
     limit: PositiveInt | None = None
-    """Use only the first rows."""
+    """Use only this many rows from the start."""
     max_prompt_tokens: PositiveInt | None = None
-    """Rows whose prompt is longer are skipped and counted; default: half of
-    `sampling.max_total_tokens`, or of the model's context."""
+    """Skip and count rows with a longer prompt; default: half of `sampling.max_total_tokens`, or of the model's context."""
 
 
 class JsonlData(_DataBase):
@@ -88,36 +88,36 @@ class ParquetData(_DataBase):
 
 
 class HubData(_DataBase):
-    """A Hugging Face data set, from the hub or a local directory (needs the extra `data`)."""
+    """A Hugging Face dataset, from the hub or a local directory (needs the extra `data`)."""
 
     type: Literal["hf"] = "hf"
     path: str
     """Hub name or directory."""
     name: str | None = None
-    """Configuration of the data set."""
+    """Configuration of the dataset."""
     split: str = "train"
-    """Split of the data set."""
+    """Split of the dataset."""
     columns: ColumnMap = ColumnMap()
 
 
 class SyntheticData(_DataBase):
-    """Chains of modular arithmetic with a written chain of thought; endless, made as it is read."""
+    """Chains of modular arithmetic with a written chain of thought, generated on the fly without end."""
 
     type: Literal["synthetic"] = "synthetic"
     chain_length: PositiveInt = 6
-    """Operations in a chain."""
+    """Operations per chain."""
     modulus: Annotated[int, Field(ge=2, le=10)] = 10
     """All values are taken modulo this."""
     split: Literal["train", "test"] = "train"
-    """The splits share no question."""
+    """Split; the two share no question."""
     size: PositiveInt | None = None
-    """Keep to this many distinct questions; absent: fresh questions for ever (needs `limit` in `eval`)."""
+    """Number of distinct questions; none: unlimited (`eval` then needs `limit`)."""
     seed: int = 0
-    """Other seeds make other questions."""
+    """Random seed for questions."""
 
 
 class ReasoningGymData(_DataBase):
-    """A task of reasoning-gym, with the task's own verifier as reward (needs the extra `gym`)."""
+    """A task of reasoning-gym with its own verifier (needs the extra `gym`)."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     task: str
@@ -127,7 +127,7 @@ class ReasoningGymData(_DataBase):
     size: PositiveInt = 10_000
     """Number of questions."""
     seed: int = 0
-    """Other seeds make other questions."""
+    """Random seed for questions."""
 
 
 DataConfig = Annotated[

@@ -1,7 +1,4 @@
-"""Every key of a recipe with its type, default and docstring, as text for the terminal.
-
-All of it is read from the models of this package, so it cannot fall behind them.
-"""
+"""Text for `--help-config`: every key of a recipe with its type, default and docstring, read from the models."""
 
 from __future__ import annotations
 
@@ -19,19 +16,19 @@ from deepgrpo.config.recipe import Config
 from deepgrpo.errors import ConfigError
 
 Block = tuple[str, type[BaseModel], bool]
-"""A section's name, the model of its keys, and whether the whole table may be absent."""
+"""A section's name, the model of its keys, and True if the whole table is optional."""
 
 _REPEATED = ("eval.data", "eval.reward")
-"""Tables with the same keys as [data] and [reward], not written out twice."""
+"""Tables with the same keys as [data] and [reward], not repeated."""
 
 
 def section_names() -> list[str]:
-    """The tables at the top of a recipe, in the order of `Config`."""
+    """Top-level tables of a recipe, in the order of `Config`."""
     return list(Config.model_fields)
 
 
 def describe_keys(section: str | None = None, width: int = 100) -> str:
-    """All keys of a recipe, or those of one section such as "explore" or "explore.segments".
+    """Describe all keys of a recipe, or those of one section such as "explore" or "explore.segments".
 
     Raises ConfigError, with the nearest match, if there is no such section.
     """
@@ -47,7 +44,7 @@ def describe_keys(section: str | None = None, width: int = 100) -> str:
 
 
 def _blocks(model: type[BaseModel], prefix: str) -> list[Block]:
-    """All tables below a model in the order of their keys; the kinds of one section follow each other."""
+    """All tables below a model in key order; the kinds of one section are adjacent."""
     blocks: list[Block] = []
     for field, info in model.model_fields.items():
         name = prefix + (info.alias or field)
@@ -56,18 +53,18 @@ def _blocks(model: type[BaseModel], prefix: str) -> list[Block]:
         kinds = tables_of(info.annotation)
         blocks += [(name, kind, NoneType in get_args(info.annotation)) for kind in kinds]
         blocks += [block for kind in kinds for block in _blocks(kind, f"{name}.")]
-    # kinds of one section share tables such as data.template: each is shown once
+    # kinds of one section share tables such as data.template: show each once
     return list(dict.fromkeys(blocks))
 
 
 def _block(section: str, model: type[BaseModel], optional: bool, width: int) -> str:
     kind = _kind(model)
     title = f"[{section}]" + (f' with type = "{kind}"' if kind else "")
-    lines = [title + ("  (the whole table may be absent)" if optional else "")]
+    lines = [title + ("  (optional table)" if optional else "")]
     lines += _indent(model.__doc__ or "", 2, width)
     for field, info in model.model_fields.items():
         key = f"{section}.{info.alias or field}"
-        # the kind is in the title, and a table below has a block of its own
+        # the title has the kind, and nested tables have blocks of their own
         if (field == "type" and kind) or (tables_of(info.annotation) and key not in _REPEATED):
             continue
         lines.append(f"  {key} = {_default(info)}  ({_words(info.annotation, info.metadata)})")
@@ -96,7 +93,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _words(annotation: Any, metadata: Any = ()) -> str:
-    """A type as a reader of TOML would say it."""
+    """A type in the words of TOML."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if tables_of(annotation):
         return "a table" + (", or none" if NoneType in arguments else "")

@@ -1,37 +1,26 @@
-"""Section `explore`: one model per strategy."""
+"""Section `explore`: one model per strategy, each with the class that implements it."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
-
-
-class SegmentConfig(Section):
-    """How a rollout is cut into segments; pivots lie at their ends."""
-
-    type: Literal["sentence", "period", "tokens", "count", "step"] = "sentence"
-    """sentence: ends of sentences and lines. period: bare "." tokens (the reference). tokens: every `size` tokens.
-    count: `size` equal parts. step: steps set apart by blank lines."""
-    size: PositiveInt = 50
-    """For tokens: tokens per segment. For count: number of segments."""
-    extra_ends: tuple[str, ...] = ()
-    """For sentence: further characters that end a segment, e.g. [";"]."""
+from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 
-class RootExplore(Section):
+class RootExplore(Explore):
     """GRPO: every rollout starts at the prompt."""
 
+    implementation = "deepgrpo.explore.root:RootStrategy"
     type: Literal["root"] = "root"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
+        """Most branches per rollout."""
         return 0
 
     @property
@@ -40,125 +29,64 @@ class RootExplore(Section):
         return 0.0
 
 
-class RecoverabilityConfig(Section):
-    """P(success | depth), a logistic regression that is fitted between the steps."""
-
-    model: Literal["logistic", "uniform"] = "logistic"
-    """uniform: P = 1 at every depth."""
-    window: PositiveInt = 10_000
-    """Latest pivots kept for the fit (first in, first out)."""
-    min_items: PositiveInt = 10
-    """The fit needs more items than this, and both outcomes; before that P = 1."""
-    l2: PositiveFloat = 1.0
-    """C of scikit-learn's LogisticRegression: the inverse of the L2 penalty on w."""
-
-
-class DeepExplore(Section):
+class DeepExplore(PivotExplore):
     """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
 
+    implementation = "deepgrpo.explore.deep:DeepStrategy"
     type: Literal["deep"] = "deep"
-    num_rollouts: Annotated[int, Field(ge=2)] = 8
-    """Main rollouts per prompt, G."""
-    num_pivots: Annotated[int, Field(ge=0)] = 1
-    """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
-    branches_per_pivot: PositiveInt = 8
-    """Continuations sampled at a pivot (b = K)."""
     gamma: float = 2.0
     """Exponent of the depth bias: Q(r) ∝ P(success | r) · r^gamma. Strongly negative: the root only."""
-    expand: Literal["failed", "all"] = "failed"
-    """Which rollouts get pivots."""
-    success_threshold: float = 0.0
-    """A reward above this is a success."""
-    root_pivot: bool = True
-    """Whether the prompt itself may be drawn as a pivot."""
-    segments: SegmentConfig = SegmentConfig()
     recoverability: RecoverabilityConfig = RecoverabilityConfig()
 
-    @property
-    def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
-        return self.num_pivots * self.branches_per_pivot
 
-    @model_validator(mode="after")
-    def _siblings(self) -> DeepExplore:
-        if self.num_pivots and self.branches_per_pivot < 2:
-            raise ValueError(
-                "explore.branches_per_pivot is 1, but a local baseline needs at least 2; set it to 2 or more, "
-                'or choose explore.type = "root"'
-            )
-        return self
+class RandomExplore(PivotExplore):
+    """Control for `deep`: the same candidates, drawn uniformly in every failed rollout."""
 
-
-class RandomExplore(Section):
-    """The control of `deep`: the same candidates, one drawn uniformly in every failed rollout."""
-
+    implementation = "deepgrpo.explore.random:RandomStrategy"
     type: Literal["random"] = "random"
-    num_rollouts: Annotated[int, Field(ge=2)] = 8
-    """Main rollouts per prompt, G."""
-    num_pivots: Annotated[int, Field(ge=0)] = 1
-    """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
-    branches_per_pivot: PositiveInt = 8
-    """Continuations sampled at a pivot (b = K)."""
-    expand: Literal["failed", "all"] = "failed"
-    """Which rollouts get pivots."""
-    success_threshold: float = 0.0
-    """A reward above this is a success."""
-    root_pivot: bool = True
-    """Whether the prompt itself may be drawn as a pivot."""
-    segments: SegmentConfig = SegmentConfig()
-
-    @property
-    def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
-        return self.num_pivots * self.branches_per_pivot
-
-    @model_validator(mode="after")
-    def _siblings(self) -> RandomExplore:
-        if self.num_pivots and self.branches_per_pivot < 2:
-            raise ValueError(
-                "explore.branches_per_pivot is 1, but a local baseline needs at least 2; set it to 2 or more, "
-                'or choose explore.type = "root"'
-            )
-        return self
 
 
-class TreeRLExplore(Section):
+class TreeRLExplore(Explore):
     """TreeRL: every rollout is the trunk of a tree that branches before its most surprising tokens (EPTree)."""
 
+    implementation = "deepgrpo.explore.treerl:TreeRLStrategy"
     type: Literal["treerl"] = "treerl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
-    """Rollouts per prompt (M), each the trunk of a tree of its own."""
+    """Rollouts per prompt (M), each the trunk of its own tree."""
     num_pivots: PositiveInt = 2
-    """Tokens of a tree before which it branches, per round (N)."""
+    """Tokens per tree and round before which it branches (N)."""
     num_rounds: PositiveInt = 1
     """Rounds of branching (L)."""
     branches_per_pivot: PositiveInt = 2
     """Continuations sampled before such a token (T)."""
     mask_after: tuple[str, ...] = ("answer", "conclusion")
-    """Never branch behind a token whose text contains one of these, in either case."""
+    """Never branch after a token whose text contains one of these, ignoring case."""
     skip_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Never branch in this share of a response's tokens at its beginning (a later port: 0.05)."""
     skip_last: Annotated[int, Field(ge=0)] = 0
     """Never branch before one of this many tokens at a response's end (a later port: 10)."""
     keep_leaves: PositiveInt | None = None
     """Train the paths to this many responses only, drawn at random with at least one success if there is any (the released
-    code: 16 of 30); absent: to all."""
+    code: 16 of 30); none: train all."""
     leaf_values: Literal["reward", "leave_one_out"] = "reward"
-    """What a response counts in V. leave_one_out: its reward minus the mean of all others' (the released code)."""
+    """Value of a response in V. leave_one_out: its reward minus the mean of all others' (the released code)."""
     token_mean: Literal["keep", "remove"] = "keep"
-    """remove: values are shifted so that their mean over the tokens of all responses is zero (the released code)."""
+    """remove: shift values so that their mean over the tokens of all responses is zero (the released code)."""
     node_values: Literal["mean", "sum"] = "mean"
     """mean: V is a mean, and the advantage is divided by sqrt(responses below). sum: a sum divided by that root, before any
     difference is taken (the released code); needs values that are centred by one of the two keys above."""
     zero_local: Literal["keep", "copy"] = "keep"
-    """copy: where V is that of the parent, its own change of value is taken in place of the zero (the released code)."""
+    """copy: where V equals the parent's, replace the zero by the parent's own change of value (the released code)."""
     success_threshold: float = 0.0
     """A reward above this is a success."""
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
+        """Most branches per rollout."""
         return self.num_rounds * self.num_pivots * self.branches_per_pivot
+
+    def check(self, recipe: Any) -> None:
+        self._refuse_scale(recipe)
 
     @model_validator(mode="after")
     def _sums_are_of_centred_values(self) -> TreeRLExplore:
@@ -171,49 +99,50 @@ class TreeRLExplore(Section):
         return self
 
 
-class FR3EExplore(Section):
+class FR3EExplore(Explore):
     """FR3E: fresh rollouts from the prompt and from the least likely tokens of a rollout that succeeded and one that failed."""
 
+    implementation = "deepgrpo.explore.fr3e:FR3EStrategy"
     type: Literal["fr3e"] = "fr3e"
     num_bases: PositiveInt = 4
-    """Base rollouts per prompt. They are looked at and billed, not trained."""
+    """Base rollouts per prompt. They are analysed and billed, not trained."""
     num_anchors: PositiveInt = 4
-    """Tokens of a base, those of lowest probability, before which rollouts start anew."""
+    """Anchors per base: its tokens of lowest probability, before which new rollouts start."""
     rollouts_per_state: Annotated[int, Field(ge=2)] = 16
     """Rollouts from the prompt and from each anchor of a base, n."""
     values: Literal["success", "positive_advantage"] = "success"
-    """V of a state: the share of its rollouts that succeed, or that have a positive advantage (the released code); these
+    """V of a state: the share of its rollouts that succeed, or that have a positive advantage (the released code); the two
     differ where all succeed."""
     sharpen: bool = False
-    """Take sign(ΔV) · |ΔV|^1.5 / Σ |ΔV|^1.5 in place of ΔV, the sum over the states of a base (a switch of the released
-    code)."""
+    """Replace ΔV by sign(ΔV) · |ΔV|^1.5 / Σ |ΔV|^1.5, the sum over the states of a base (a switch of the released code)."""
     success_threshold: float = 0.0
     """A reward above this is a success."""
 
     @property
     def most_bases(self) -> int:
-        """Bases that are expanded, at most: one that succeeded and one that failed."""
+        """Most bases that are expanded: one that succeeded and one that failed."""
         return min(2, self.num_bases)
 
     @property
     def num_rollouts(self) -> int:
-        """Rollouts from the prompt, at most: the bases, and those of each expanded base."""
+        """Most rollouts from the prompt: the bases, and those of each expanded base."""
         return self.num_bases + self.most_bases * self.rollouts_per_state
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout from the prompt, at most, rounded up: they are shared out among all of these."""
+        """Most branches per rollout from the prompt, rounded up: they are shared among all of these."""
         return math.ceil(self.most_bases * self.num_anchors * self.rollouts_per_state / self.num_rollouts)
 
 
-class SPOTreeExplore(Section):
+class SPOTreeExplore(Explore):
     """SPO-tree: a uniform tree of short segments, each credited with the change of value along it."""
 
+    implementation = "deepgrpo.explore.spo_tree:SPOTreeStrategy"
     type: Literal["spo_tree"] = "spo_tree"
     branching: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (6, 6, 6)
     """Continuations per state, one number per level; those of the last level run to their end."""
     segment_tokens: PositiveInt = 100
-    """Tokens of a segment (M), on every level but the last."""
+    """Tokens per segment (M), on every level but the last."""
     advantage: Literal["parent", "siblings"] = "parent"
     """parent: V(child) - V(parent), V the mean reward of the responses below. siblings: V(child) minus the mean of its
     siblings', V bottom up as the mean of the children (TreeRPO)."""
@@ -222,21 +151,33 @@ class SPOTreeExplore(Section):
 
     @property
     def num_rollouts(self) -> int:
-        """Responses per prompt, at most."""
+        """Most responses per prompt."""
         return math.prod(self.branching)
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout, at most: all is one stream."""
+        """None: all responses belong to one stream."""
         return 0
 
+    def check(self, recipe: Any) -> None:
+        longest = recipe.sampling.max_new_tokens
+        if (len(self.branching) - 1) * self.segment_tokens >= longest:
+            raise ValueError(
+                f"explore.branching has {len(self.branching)} levels with explore.segment_tokens = {self.segment_tokens}, but "
+                f"a response has at most sampling.max_new_tokens = {longest} tokens, so the last level would begin at or "
+                "behind its end; take shorter segments or fewer levels, or raise sampling.max_new_tokens"
+            )
+        if self.advantage == "parent":
+            self._refuse_scale(recipe)
 
-class AttnRLExplore(Section):
-    """AttnRL: branch at the earliest steps that the rest of a rollout keeps looking back to."""
 
+class AttnRLExplore(Explore):
+    """AttnRL: branch at the earliest steps that the rest of a rollout keeps attending to."""
+
+    implementation = "deepgrpo.explore.attnrl:AttnRLStrategy"
     type: Literal["attnrl"] = "attnrl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
-    """Rollouts per prompt, M; the higher the share of successes, the fewer of them are expanded."""
+    """Rollouts per prompt, M; the higher the share of successes, the fewer are expanded."""
     num_pivots: PositiveInt = 2
     """Pivots per expanded rollout, N."""
     branches_per_pivot: PositiveInt = 2
@@ -244,7 +185,7 @@ class AttnRLExplore(Section):
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of a rollout's steps, by influence, among which the earliest become pivots."""
     lag: PositiveInt = 4
-    """The influence of a step counts the attention of the steps from this many after it on."""
+    """Count only the attention of steps at least this many after a step in its influence."""
     spacing: Annotated[int, Field(ge=0)] = 0
     """Fewest tokens between two pivots of a rollout, and between the prompt and the first (the released code: 512)."""
     success_threshold: float = 0.0
@@ -253,13 +194,22 @@ class AttnRLExplore(Section):
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
+        """Most branches per rollout."""
         return self.num_pivots * self.branches_per_pivot
 
+    def check(self, recipe: Any) -> None:
+        self._refuse_scale(recipe)
+        if recipe.cluster and recipe.cluster.overlap:
+            raise ValueError(
+                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
+                "grow, and the policy changes meanwhile; set cluster.overlap = false"
+            )
 
-class OracleExplore(Section):
-    """The pivot just before the first error of every failed rollout, an upper bound for choosing it (synthetic data only)."""
 
+class OracleExplore(Explore):
+    """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic data only)."""
+
+    implementation = "deepgrpo.explore.oracle:OracleStrategy"
     type: Literal["oracle"] = "oracle"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Main rollouts per prompt, G."""
@@ -270,11 +220,38 @@ class OracleExplore(Section):
 
     @property
     def most_branches(self) -> int:
-        """Branches of a rollout, at most."""
+        """Most branches per rollout."""
         return self.branches_per_pivot
+
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "synthetic":
+            raise ValueError(
+                f'explore.type is "oracle", but data.type is "{recipe.data.type}": only the synthetic task can tell where the '
+                'first error of a rollout is; set data.type = "synthetic" or choose explore.type = "deep"'
+            )
+
+
+class UserExplore(Explore):
+    """Your own strategy, from a file or an installed module (docs/algorithms/your_own.md)."""
+
+    implementation = "deepgrpo.explore.user:UserStrategy"
+    type: Literal["user"] = "user"
+    strategy: str
+    """The class: "path/to/file.py:Name" or "package.module:Name". `deepgrpo doctor --strategy` tests it."""
+    num_rollouts: PositiveInt = 8
+    """Rollouts per prompt."""
+    most_branches: Annotated[int, Field(ge=0)] = 8
+    """Most branches per rollout. The budget num_rollouts · (1 + most_branches) is enforced, segments excluded."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    segments: SegmentConfig = SegmentConfig()
+    options: dict[str, Any] = {}
+    """Your own keys, e.g. { stride = 8 }; the strategy reads `config.options`."""
 
 
 ExploreConfig = Annotated[
-    RootExplore | DeepExplore | RandomExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore,
+    RootExplore | DeepExplore | RandomExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore
+    | UserExplore,
     Field(discriminator="type"),
-]
+]  # fmt: skip
+"""Registry of strategies: `type` chooses the section, and the section names its implementation."""

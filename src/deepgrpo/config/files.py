@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import date, time
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from deepgrpo.config.base import Section
 from deepgrpo.config.problems import fields_at, parse_section
@@ -25,7 +23,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     """
     path = Path(path)
     raw = read_recipe(path)
-    # another type first: the keys that follow are meant for it
+    # types first: the other keys belong to the new type
     for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
         _set_dotted(raw, dotted, value)
         if dotted.endswith(".type"):
@@ -34,10 +32,10 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe as a nested dict, not checked yet.
+    """Read a recipe as a nested dict, unchecked.
 
-    A key `base` at its top names another recipe (one that comes along, or a path from where this one is), which it then is
-    with changes; see `merge`.
+    A top-level key `base` names another recipe (a shipped one, or a path relative to this file) that this one changes; see
+    `merge`.
 
     Raises ConfigError: a file is missing or not TOML, or recipes are each other's base.
     """
@@ -63,7 +61,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists those that come along") from None
+        raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists the shipped ones") from None
     except IsADirectoryError:
         raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -71,7 +69,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with changes: tables are merged key by key, but one of another `type` takes the place of the former.
+    """Apply changes to a recipe: tables are merged key by key; a table of another `type` replaces the former one.
 
     >>> merge({"explore": {"type": "deep", "gamma": 2.0}}, {"explore": {"gamma": 1.0}})
     {'explore': {'type': 'deep', 'gamma': 1.0}}
@@ -91,7 +89,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
-    """After `--explore.type root`, drop the recipe's keys that only its former type has: they cannot be meant."""
+    """After `--explore.type root`, drop keys of the recipe that the new type does not have."""
     table: Any = raw
     for name in section:
         table = table[name]
@@ -106,56 +104,35 @@ def parse_config(raw: Mapping[str, Any], source: str = "the recipe") -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The resolved recipe as TOML; `load_recipe` reads it back to an equal config."""
-    lines: list[str] = []
-    _write_table(lines, "", _dump(config))
-    return "\n".join(lines).strip() + "\n"
+    """The resolved recipe as TOML; `load_recipe` reads it back to an equal config.
+
+    Raises ConfigError for a None inside a free table (`data.params`, ...), which TOML cannot write.
+    """
+    return tomli_w.dumps(_dump(config))
 
 
-def _dump(section: Section) -> dict[str, Any]:
+def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
     """A section as a dict for TOML: an absent value is left out, or "none" where absent is not the default."""
     table: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
-        value = getattr(section, name)
+        value, key = getattr(section, name), info.alias or name
         if isinstance(value, Section):
-            table[info.alias or name] = _dump(value)
+            table[key] = _dump(value, f"{prefix}{key}.")
         elif value is not None:
-            table[info.alias or name] = value
+            table[key] = _writable(value, prefix + key)
         elif info.default is not None:
-            table[info.alias or name] = "none"
+            table[key] = "none"
     return table
 
 
-def _write_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
-    plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
-    nested = {k: v for k, v in table.items() if isinstance(v, dict)}
-    if name and (plain or not nested):
-        lines += ["", f"[{name}]"]
-    prefix = f"{name}." if name else ""
-    lines += [f"{_key(k)} = {_value(v, prefix + _key(k))}" for k, v in plain.items()]
-    for key, value in nested.items():
-        _write_table(lines, prefix + _key(key), value)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name, name)
-
-
-def _value(value: Any, key: str) -> str:
-    """A value on one line; a table inside an array becomes an inline table. Raises ConfigError for a null."""
+def _writable(value: Any, key: str) -> Any:
     if value is None:
         raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
     if isinstance(value, dict):
-        inner = ", ".join(f"{_key(k)} = {_value(v, f'{key}.{_key(k)}')}" for k, v in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
+        return {name: _writable(each, f"{key}.{name}") for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(item, key) for item in value)}]"
-    if isinstance(value, date | time):  # a datetime is a date
-        return value.isoformat()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # inf, -inf, nan
-    # JSON scalars and strings are TOML too (1e-06 is fine), but for one control character that JSON leaves as it is
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return [_writable(each, key) for each in value]
+    return value
 
 
 def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
@@ -166,7 +143,7 @@ def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
     if value.lower() in ("none", "null"):
-        # absent is how TOML says none; fields whose default is not None accept an explicit null
+        # TOML has no null; fields whose default is not None accept an explicit one
         table[key] = None
         return
     try:

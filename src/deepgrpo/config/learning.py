@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -21,6 +21,16 @@ class CreditConfig(Section):
     divided by the group's mean, for rewards of at least 0 (MaxRL)."""
     whiten: bool = False
     """Whiten advantages over the tokens of each stream."""
+
+    def check(self, recipe: Any) -> None:
+        below = recipe.reward.truncated_value or 0.0
+        if self.scale == "mean" and (recipe.reward.overlong is not None or below < 0):
+            raise ValueError(
+                'credit.scale is "mean", but '
+                + (f"reward.truncated_value is {below}" if below < 0 else "[reward.overlong] is set")
+                + ", so a reward may be below 0, and the mean it divides by with it; remove that, or set credit.scale = "
+                '"none" or "std"'
+            )
 
 
 class LossConfig(Section):
@@ -93,7 +103,7 @@ class LossConfig(Section):
 
     @property
     def user_function(self) -> bool:
-        """Is the loss of a token a user's own function?"""
+        """True if `policy` names a user's own function."""
         return ":" in self.policy
 
     @field_validator("policy")
@@ -150,42 +160,48 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and how a batch becomes optimizer steps."""
+    """AdamW, and the split of a batch into optimizer steps."""
 
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Decay rates of the first and the second moment."""
+    """Decay rates of the first and second moment."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay, per step and unit of learning rate."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Clip the gradient's global norm to this."""
+    """Maximum global norm of the gradient; none: no clipping."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """Optimizer steps of linear warm-up from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 at the step `run.steps`. A run that `run.max_sampled_tokens` ends before that
-    step does not get to 0."""
+    """Learning rate after the warm-up: constant, or decay to 0 at step `run.steps` (not reached if `run.max_sampled_tokens`
+    ends the run earlier)."""
     minibatches: PositiveInt = 1
-    """Split the prompts of a step into this many optimizer steps."""
+    """Optimizer steps into which the prompts of a step are split."""
     epochs: PositiveInt = 1
     """Passes over the batch of a step."""
 
+    def check(self, recipe: Any) -> None:
+        if self.minibatches > recipe.run.prompts_per_step:
+            raise ValueError(
+                f"optim.minibatches is {self.minibatches}, but a step has only run.prompts_per_step = "
+                f"{recipe.run.prompts_per_step} prompts to split; lower it"
+            )
+
 
 class LearnerConfig(Section):
-    """How the learner computes."""
+    """Arithmetic and memory of the learner."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of forward and backward; weights and optimizer stay float32."""
+    """Arithmetic of forward and backward passes; weights and optimizer stay float32."""
     tokens_per_pack: PositiveInt = 16_384
-    """Most tokens (padding included) in one forward pass; gradients are accumulated over passes."""
+    """Most tokens per forward pass, padding included; gradients are accumulated over passes."""
     tree_packing: Literal["auto", "on", "off"] = "auto"
-    """Forward every shared prefix once. auto: if the model proves that it can; on: else an error; off: a row per path."""
+    """Forward every shared prefix once. auto: if the model passes the check; on: an error if not; off: a row per path."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     logprob_chunk: PositiveInt = 256
-    """Rows of logits that exist at a time."""
+    """Rows of logits in memory at a time."""
     logprob_keep_mb: Annotated[int, Field(ge=0)] = 256
-    """Memory for logits that the backward pass need not compute again, in MiB; more saves up to a quarter of the output
-    layer's work."""
+    """Memory for logits kept for the backward pass, in MiB; more saves up to a quarter of the output layer's work."""

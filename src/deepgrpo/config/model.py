@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -17,7 +17,7 @@ class LoraConfig(Section):
     alpha: PositiveFloat = 32.0
     """Scale of the adapters; the update is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get an adapter."""
+    """Modules that get an adapter, by name."""
 
 
 class PretrainedModel(Section):
@@ -31,12 +31,19 @@ class PretrainedModel(Section):
     tokenizer: str | None = None
     """Directory or hub name of the tokenizer (default: `path`)."""
     trust_remote_code: bool = False
-    """Run Python code that ships with the model. Off, as such code can do anything on your machine."""
+    """Run Python code that ships with the model. Off by default: such code can do anything on your machine."""
     attn_implementation: str | None = None
-    """transformers' name of the attention function, e.g. "eager"; absent: its own choice, with tree packing where the
-    model proves that it can."""
+    """Attention function by its name in transformers, e.g. "eager"; none: its default, and tree packing where the model
+    passes the check."""
     lora: LoraConfig | None = None
-    """Adapters; absent: train all weights."""
+    """Adapters; none: train all weights."""
+
+    def check(self, recipe: Any) -> None:
+        if self.lora is not None and recipe.warmstart and recipe.loss.beta > 0:
+            raise ValueError(
+                f"loss.beta is {recipe.loss.beta} with model.lora and a warm start: the KL would be measured from the model "
+                "without adapters, not from the warm-started one; set loss.beta = 0, or leave out one of the other two"
+            )
 
 
 class ScratchModel(Section):
@@ -54,31 +61,50 @@ class ScratchModel(Section):
     max_position: PositiveInt = 256
     """Longest prompt plus response, in tokens."""
 
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "synthetic":
+            raise ValueError(
+                f'model.type is "scratch", but data.type is "{recipe.data.type}": a model from scratch knows only the '
+                'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
+            )
+
 
 ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
 
 
 class WarmstartConfig(Section):
-    """Supervised training on a synthetic task's written solutions, before any reinforcement."""
+    """Supervised training on the synthetic task's solutions, before reinforcement learning."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Take the weights from this directory in place of the training: the `start` of another run, or any checkpoint's
-    `model` of the same shape."""
+    """Load weights from this directory instead of training: `start` of another run, or `model` of a checkpoint of the same
+    shape."""
     steps: PositiveInt = 400
     """Most optimizer steps."""
     batch_size: PositiveInt = 64
     """Solutions per step."""
     lr: PositiveFloat = 3e-3
-    """Peak learning rate; warms up over a tenth of the steps, then decays to zero by a cosine."""
+    """Peak learning rate: linear warm-up over a tenth of the steps, then cosine decay to zero."""
     target_accuracy: Probability | None = None
-    """Stop as soon as the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
+    """Stop once the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
     check_every: PositiveInt = 25
-    """Steps between two checks of `target_accuracy`."""
+    """Steps between checks of `target_accuracy`."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
         populate_by_name=True, serialize_by_alias=True,
     )  # fmt: skip
+
+    def check(self, recipe: Any) -> None:
+        if self.from_ is None and recipe.data.type != "synthetic":
+            raise ValueError(
+                f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
+                'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if self.target_accuracy is not None and recipe.eval.every is None:
+            raise ValueError(
+                f"warmstart.target_accuracy is {self.target_accuracy}, but eval.every is missing, so there are no questions "
+                "to measure it on; set eval.every and add a table [eval.data], or remove warmstart.target_accuracy"
+            )
 
     @model_validator(mode="after")
     def _either_or(self) -> WarmstartConfig:

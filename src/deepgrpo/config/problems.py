@@ -15,7 +15,7 @@ Parsed = TypeVar("Parsed", bound=Section)
 
 
 def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> Parsed:
-    """Validate a nested dict as any other file of ours, with the same errors as for a recipe."""
+    """Validate a nested dict against a section, with the same errors as for a recipe."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -25,7 +25,7 @@ def parse_section(model: type[Parsed], raw: Mapping[str, Any], source: str) -> P
 
 def _explain(problem: Any, root: type[BaseModel]) -> str:
     """One pydantic problem as a sentence with key, value and remedy."""
-    # a discriminated union puts its tag into the location; drop it, users do not write it
+    # a discriminated union puts its tag into the location; drop it, because users do not write it
     location = [str(part) for part in problem["loc"]]
     names = _strip_tags(location, root)
     key = ".".join(names)
@@ -53,7 +53,7 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
 
 
 _SHAPES = {"model_type": "a table", "model_attributes_type": "a table", "dict_type": "a table", "tuple_type": "a list"}
-"""What TOML calls the shapes for which pydantic has Python's words."""
+"""TOML's names for pydantic's shapes."""
 
 
 def _strip_tags(location: Sequence[str], root: type[BaseModel]) -> list[str]:

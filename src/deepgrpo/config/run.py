@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -13,20 +13,20 @@ from deepgrpo.config.reward import RewardConfig
 
 
 class EvalConfig(Section):
-    """Evaluation during training, on questions that are never trained on."""
+    """Evaluation during training, on held-out questions."""
 
     every: PositiveInt | None = None
-    """Steps between evaluations (also before the first and after the last step); absent: none."""
+    """Steps between evaluations (and before the first and after the last step); none: no evaluation."""
     data: DataConfig | None = None
     """The held-out questions."""
     limit: PositiveInt = 256
     """Questions per evaluation."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Sampled responses per question beside the greedy one (0: greedy only)."""
+    """Sampled responses per question, besides the greedy one (0: greedy only)."""
     k: tuple[PositiveInt, ...] = ()
     """pass@k for these k; each at most `samples`."""
     reward: RewardConfig | None = None
-    """Reward of the evaluation; default: that of the training."""
+    """Reward for evaluation; default: the training reward."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
@@ -37,22 +37,27 @@ class EvalConfig(Section):
             )
         if self.every is not None and self.data is None:
             raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        if self.reward is not None and self.reward.overlong is not None:
+            raise ValueError(
+                f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
+                "alone; remove it there"
+            )
         return self
 
 
 class CheckpointConfig(Section):
-    """Checkpoints are written aside and renamed: one that exists is whole."""
+    """Checkpoints, written to a temporary name and renamed: one that exists is complete."""
 
     every: PositiveInt | None = 50
-    """Steps between checkpoints (one is always written at the end and on Ctrl-C); absent: only then."""
+    """Steps between checkpoints (one is always written at the end and on Ctrl-C); none: only then."""
     keep_last: PositiveInt = 2
-    """Older checkpoints are deleted."""
+    """Checkpoints to keep; older ones are deleted."""
     keep_best: bool = True
-    """Keep the best evaluation (greedy accuracy) as well: a new best is saved at once, unless `every` is absent."""
+    """Also keep the checkpoint with the best greedy accuracy: a new best is saved at once, unless `every` is none."""
 
 
 class LogConfig(Section):
-    """metrics.jsonl is always written; these come on top."""
+    """Logging in addition to metrics.jsonl, which is always written."""
 
     tensorboard: bool = False
     """Write TensorBoard event files (needs the extra `tensorboard`)."""
@@ -63,28 +68,28 @@ class LogConfig(Section):
     project: str = "deepgrpo"
     """Project name for wandb and trackio."""
     trees_every: PositiveInt | None = 10
-    """Steps between saved trees (trees/step-*.jsonl.gz); absent: none."""
+    """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10
-    """Warn when no group was mixed for this many steps."""
+    """Warn after this many steps without a mixed group."""
 
 
 class RunConfig(Section):
     """Name, length and seed of the run."""
 
     name: str = "run"
-    """Directory of the run inside `dir`; "sweep/a" is one inside another."""
+    """Directory of the run inside `dir`; "sweep/a" is nested."""
     dir: str = "runs"
     """Directory that holds the runs."""
     seed: int = 0
-    """The same seed draws the same prompts, rollouts and pivots."""
+    """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100
-    """Training steps (batches of prompts); 0: the warm start and the first evaluation alone."""
+    """Training steps (batches of prompts); 0: only the warm start and the first evaluation."""
     max_sampled_tokens: PositiveInt | None = None
-    """Stop before a step once this many tokens have been sampled in all."""
+    """Stop before a step once this many tokens have been sampled in total."""
     prompts_per_step: PositiveInt = 64
     """Prompts in a batch."""
     device: str = "auto"
-    """auto (cuda if there is one), cpu, cuda, cuda:1, ..."""
+    """auto (cuda if available), cpu, cuda, cuda:1, ..."""
     threads: PositiveInt | None = None
     """CPU threads of torch; default: torch's own choice."""
 
@@ -101,39 +106,46 @@ class RunConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Several processes on one or many machines, by Ray (needs the extra `cluster`); absent: one process does everything."""
+    """Several processes on one or many machines, by Ray (needs the extra `cluster`); none: a single process."""
 
     address: str | None = None
-    """HOST:PORT of a running Ray cluster, or "auto" for the one on this machine; absent: start a Ray on this machine alone."""
+    """HOST:PORT of a running Ray cluster, or "auto" for the one on this machine; none: start Ray on this machine only."""
     rollout_workers: PositiveInt = 1
-    """Processes that sample, each with the whole model."""
+    """Sampling processes, each with the whole model."""
     learners: PositiveInt = 1
-    """Processes that learn, together."""
+    """Learner processes, which compute each update together."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: each learner has the whole model and all moments. fsdp: each has a shard of both (FSDP2)."""
+    """ddp: each learner holds the whole model and all moments. fsdp: each holds a shard of both (FSDP2)."""
     reward_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that check responses, each with a reward of its own (`reward.workers` included); 0: the driver does. A file
-    with a user's function must be there on every machine."""
+    """Processes that score responses, each with its own reward (including its `reward.workers`); 0: the driver scores. The
+    file of a user's function must exist on every machine."""
     cpus_per_worker: PositiveFloat = 1.0
-    """CPUs that Ray sets aside for a rollout worker."""
+    """CPUs reserved per rollout worker."""
     cpus_per_learner: PositiveFloat = 1.0
-    """CPUs that Ray sets aside for a learner."""
+    """CPUs reserved per learner."""
     cpus_per_reward_worker: PositiveFloat = 1.0
-    """CPUs that Ray sets aside for a reward worker."""
+    """CPUs reserved per reward worker."""
     gpus_per_worker: PositiveFloat | None = None
-    """GPUs for a rollout worker, below 1 to share one; absent: 1 with CUDA, else 0."""
+    """GPUs per rollout worker, below 1 to share one; none: 1 with CUDA, else 0."""
     gpus_per_learner: PositiveFloat | None = None
-    """GPUs for a learner, below 1 to share one with a rollout worker; absent: 1 with CUDA, else 0."""
+    """GPUs per learner, below 1 to share one with a rollout worker; none: 1 with CUDA, else 0."""
     start_deadline_s: PositiveFloat = 600.0
-    """Seconds that a process may take until it has the model; learners with shards get it when all are there, as long again."""
+    """Time limit for a process to load the model, in seconds; sharded learners, which wait for each other, get it twice."""
     sample_deadline_s: PositiveFloat = 1800.0
-    """Seconds that a rollout worker may take for its part of a round; then it is replaced."""
+    """Time limit for a rollout worker's part of a round, in seconds; after that it is replaced."""
     reward_deadline_s: PositiveFloat = 600.0
-    """Seconds that a reward worker may take for its part of a round; then it is started anew."""
+    """Time limit for a reward worker's part of a round, in seconds; after that it is restarted."""
     update_deadline_s: PositiveFloat = 1800.0
-    """Seconds that the learners may take for an update or a checkpoint; then the run comes back from its last checkpoint."""
+    """Time limit for an update or a checkpoint, in seconds; after that the run resumes from its last checkpoint."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Processes lost in a row, without a step done between them, before the run gives up."""
+    """Lost processes in a row, without a completed step between them, before the run fails."""
     overlap: bool = False
-    """Sample the next batch while the learners work on this one: by weights that are one update old, which the importance
-    weight makes up for."""
+    """Sample the next batch while the learners work on this one. Its weights are one update old; importance weights
+    compensate."""
+
+    def check(self, recipe: Any) -> None:
+        if self.overlap and recipe.loss.importance == "off":
+            raise ValueError(
+                'cluster.overlap is on and loss.importance is "off": nothing would make up for rollouts that are one update '
+                'old; set loss.importance = "auto"'
+            )

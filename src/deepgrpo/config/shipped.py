@@ -1,4 +1,4 @@
-"""The recipes that come along: `recipes/` of a checkout, `deepgrpo/recipes/` of an installed package."""
+"""Shipped recipes: `recipes/` of a checkout, `deepgrpo/recipes/` of an installed package."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def list_recipes() -> list[tuple[str, str]]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe that is given by path or by the name of a shipped one.
+    """The file of a recipe, given by path or by the name of a shipped one.
 
-    A file in the working directory goes before a shipped recipe of the same name. A path that looks like one (it
-    ends in .toml or has a directory) is handed back unchecked: `load_recipe` says what is wrong with it.
+    A file in the working directory takes precedence over a shipped recipe of the same name. Anything that looks like a path
+    (it ends in .toml or has a directory) is returned unchecked: `load_recipe` explains a bad one.
     Raises ConfigError, with the nearest name, if it is neither.
     """
     path = Path(recipe)
@@ -41,7 +41,7 @@ def shipped_recipe(name: str) -> Path:
     if name in names:
         return recipe_dir() / f"{name}.toml"
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the recipes that come along are: {', '.join(names)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(names)}"
     raise ConfigError(f"recipe {name!r} does not exist; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""What an engine is: something that continues prefixes. Growth and evaluation know nothing more of it."""
+"""The engine protocol: continue prefixes with the current policy. Growth and evaluation depend on nothing else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NOT_FINITE = (
     "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
     "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
 )
-"""What an engine says of log-probs that are infinite or NaN."""
+"""Error message for log-probs that are infinite or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The distribution that tokens are drawn from.
+    """Parameters of the sampling distribution.
 
     Example: SamplingParams(temperature=1.0) for training, SamplingParams(greedy=True) for evaluation.
     """
@@ -26,25 +26,24 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     greedy: bool = False
-    """Take the most likely token; `logprobs` are then those of temperature 1."""
+    """Take the most likely token; `logprobs` are reported at temperature 1."""
     stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SampleStats:
-    """What a call to `sample` cost, for the ledger."""
+    """Cost of one call to `sample`, for the ledger."""
 
     sampled_tokens: int = 0
     prefix_tokens: int = 0
-    """Prefix length times continuations, summed: the cost without any sharing."""
+    """Sum of prefix length times continuations: the cost without any reuse."""
     prefix_tokens_encoded: int = 0
-    """Prefix tokens that were really encoded: the others were found among what was encoded or sampled before, for a sibling
-    in the same call or in an earlier one."""
+    """Prefix tokens that were encoded; the rest reused keys and values of a sibling or of an earlier call."""
     seconds: float = 0.0
 
     @property
     def reused(self) -> float:
-        """The share of prefix tokens that need not be encoded; 0 if there were none."""
+        """Fraction of prefix tokens that were reused instead of encoded; 0 without prefix tokens."""
         return 1 - self.prefix_tokens_encoded / self.prefix_tokens if self.prefix_tokens else 0.0
 
     def __add__(self, other: SampleStats) -> SampleStats:
@@ -60,11 +59,11 @@ class Engine(Protocol):
     """Continues prefixes with the current policy."""
 
     exact: bool
-    """Whether the log-probs of sampled tokens are the learner's own up to rounding (same weights, same dtype)."""
+    """True if log-probs of sampled tokens equal the learner's up to rounding (same weights, same dtype)."""
 
     @property
     def remark(self) -> str | None:
-        """What a user should know of how this model is sampled, as one line; None if there is nothing."""
+        """One line about how this model is sampled that a user should know; None if there is nothing to say."""
         ...
 
     def sample(
@@ -72,8 +71,8 @@ class Engine(Protocol):
     ) -> tuple[list[list[Completion]], SampleStats]:
         """Continue every request once per key.
 
-        With `keep`, what was encoded and sampled may be asked for again as a prefix before the weights change: an engine
-        that can keeps it until `forget`, within its memory.
+        `keep` announces that sampled responses will be branched from before the weights change. An engine that can
+        stores their keys and values until `forget`, within its memory.
 
         Returns one list per request, in order, with one completion per key, in order. A completion depends on its
         prefix, its key and the policy only, never on what else is in the batch.
@@ -82,16 +81,16 @@ class Engine(Protocol):
         ...
 
     def forget(self) -> None:
-        """Nobody will come back to what was kept."""
+        """Drop stored rollouts."""
         ...
 
     def close(self) -> None:
-        """The run is over: end whatever the engine has started. It may be called twice."""
+        """Release everything that the engine has started. Safe to call twice."""
         ...
 
 
 def check_requests(requests: Sequence[SampleRequest], context: int) -> None:
-    """Raise EngineError if a request cannot be served by any engine whose rows hold `context` tokens."""
+    """Raise EngineError if a request does not fit into a context of `context` tokens, or asks for nothing."""
     for request in requests:
         longest = len(request.prefix) + request.max_new_tokens
         if not request.prefix:

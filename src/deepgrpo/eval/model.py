@@ -31,7 +31,7 @@ def find_model(model: str) -> ModelSource:
     """Resolve the name of a model.
 
     A run directory has a config.toml and checkpoints/step-*/model: it resolves to its newest checkpoint. A run, or a
-    checkpoint inside one, brings the run's recipe. Any other name stands for itself.
+    checkpoint inside one, brings the run's recipe. Any other name is returned unchanged.
 
     Raises ModelError: the run has no checkpoint, or a path does not exist.
     """
@@ -79,7 +79,7 @@ def model_section(source: ModelSource) -> PretrainedModel:
 
 def load_model(source: ModelSource, device: str, dtype: str) -> Policy:
     """Load the result of `find_model`; dtype "auto" is the run's, or float32 without a run."""
-    from deepgrpo.model.policy import load_policy
+    from deepgrpo.model.loading import load_policy
 
     if dtype == "auto":
         dtype = source.run.learner.dtype if source.run is not None else "float32"

@@ -1,9 +1,9 @@
-"""AttnRL (arXiv:2509.26628): branch at the earliest steps that the rest of the rollout keeps looking back to.
+"""AttnRL (arXiv:2509.26628): branch at the earliest steps that the rest of the rollout keeps attending to.
 
     rollouts    `num_rollouts` from the prompt
     expanded    round(num_rollouts · exp(-share of successes)) of them: first those of the rarer outcome
     candidates  steps whose influence (FCI, model/signals.py) is among the top `top_share` of their rollout, not the first
-    pivots      the earliest `num_pivots` candidates, each at the *start* of its step, so that the step is written anew
+    pivots      the earliest `num_pivots` candidates, each at the *start* of its step, so that the step is resampled
     advantage   TreeRL's, over the whole tree (credit/tree_values.py)
 
 Prompts whose rollouts all succeed are expanded only if the influence in them is above its running mean.
@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import AttnRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
-from deepgrpo.explore.base import ATTENTION, Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import ATTENTION, Context, Limits, Signal, State, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Credit, Node, Pivot, Tree
 
@@ -31,8 +30,8 @@ class AttnRLStrategy:
     segment: Segmenter
 
     @classmethod
-    def build(cls, config: AttnRLExplore, scale: Literal["none", "std"], tokenizer: Any) -> AttnRLStrategy:
-        return cls(config, build_segmenter(config.segments, tokenizer))
+    def build(cls, config: AttnRLExplore, context: Context) -> AttnRLStrategy:
+        return cls(config, build_segmenter(config.segments, context.tokenizer))
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -54,12 +53,12 @@ class AttnRLStrategy:
                 starts, influence, self.config.num_pivots, top_share=self.config.top_share, spacing=self.config.spacing,
                 room=limits.response(tree),
             ):  # fmt: skip
-                ratio = (step + 1) / (len(starts) + 1)  # of the state before the step, in the chain root, ends of steps
+                ratio = (step + 1) / (len(starts) + 1)  # state before the step, in the chain: root, step ends
                 pivots.append(Pivot(index, starts[step], self.config.branches_per_pivot, ratio=ratio))
         return pivots
 
     def _expanded(self, tree: Tree, state: State, random: np.random.Generator) -> list[int]:
-        """The rollouts that get pivots, in order."""
+        """Rollouts that get pivots, in order."""
         rollouts = list(tree.stream("main"))
         solved = [index for index, node in rollouts if node.reward > self.config.success_threshold]
         failed = [index for index, node in rollouts if node.reward <= self.config.success_threshold]
@@ -67,12 +66,12 @@ class AttnRLStrategy:
             return []
         count = num_expanded(len(solved), len(rollouts))
         rare, common = (failed, solved) if len(solved) >= len(failed) else (solved, failed)
-        # the rarer outcome is never more than `count`; the other one fills up
+        # the rarer outcome never exceeds `count`; the other fills up
         filled = random.choice(common, size=count - len(rare), replace=False)
         return sorted([*rare, *map(int, filled)])
 
     def _steps(self, node: Node) -> tuple[list[int], list[float]]:
-        """Where the steps of a rollout begin, and the influence of each."""
+        """Start offsets of a rollout's steps, and the influence of each."""
         starts = [0, *self.segment(node.tokens)[:-1]]
         return starts, [node.signals[ATTENTION][start] for start in starts]
 
@@ -87,7 +86,7 @@ class AttnRLStrategy:
         return treerl_credit(tree)
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        """The running mean of the influence in prompts whose rollouts all succeed, and how many were left out of expansion."""
+        """Update the running mean of the influence in prompts whose rollouts all succeed; count those left out of expansion."""
         prompts, mean, solved, left_out = state["prompts"], state["mean"], 0, 0
         for tree in trees:
             if any(node.reward <= self.config.success_threshold for node in (tree.nodes[i] for i in tree.children(0))):
@@ -114,11 +113,11 @@ def num_expanded(successes: int, rollouts: int) -> int:
 def choose_steps(
     starts: Sequence[int], influence: Sequence[float], count: int, *, top_share: float, spacing: int, room: int
 ) -> list[int]:
-    """Indices of the steps to write anew, ascending.
+    """Indices of the steps to resample, ascending.
 
-    The earliest steps with an influence above 0 and at or above its quantile `1 - top_share` in the rollout; never the
-    first, whose start is the prompt. Those nearer than `spacing` tokens to the start or to a chosen one are passed over.
-    If these are too few, the earliest other steps fill up, wherever they are; never one twice.
+    The earliest steps whose influence is above 0 and at or above its quantile `1 - top_share` in the rollout; never the
+    first, which starts at the prompt. Steps nearer than `spacing` tokens to the start or to a chosen step are skipped. If
+    too few remain, the earliest other steps fill up; no step is chosen twice.
 
     Args:
         starts: `[m]` ascending, the first is 0.

@@ -1,7 +1,8 @@
-"""A strategy says where to sample next, what each token is worth, and what it learned from the step.
+"""The seam to strategies: `Strategy`, and what one is built from.
 
-The three questions are asked by `grow`, by the trainer, and at the end of a step. Nobody else ever learns a strategy's
-name; a new method is a new file with these methods, and an entry in `explore/__init__.py`.
+A strategy decides where to sample next (`plan`, called by explore/grow.py), how each token is credited (`credit`, called by
+the trainer), and what to learn from a step (`observe`). No other stage knows a strategy's name. A new one is a file with
+these methods and a section in config/explore.py; a user's own needs neither (explore/user.py).
 """
 
 from __future__ import annotations
@@ -12,24 +13,37 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deepgrpo.credit.group import Scale
 from deepgrpo.explore.segments import Segmenter
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
 State = Mapping[str, Any]
-"""What a strategy remembers between steps: plain JSON, so that a checkpoint can hold it."""
+"""A strategy's memory between steps: plain JSON, saved in checkpoints."""
 
 ATTENTION = "attention"
-"""How much of the later steps' attention goes to a token's step (model/signals.py)."""
+"""Signal: the attention that later steps pay to a token's step (model/signals.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything beside its own section that a strategy may be built from."""
+
+    scale: Scale = "none"
+    """How advantages are scaled (`credit.scale`)."""
+    tokenizer: Any = None
+    """The policy's tokenizer; `tokenizer.decode([token])` is the text of a token."""
+    task: Any = None
+    """The task of the data section (prompts/tasks.py); the oracle asks it for first errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a response may get."""
+    """Longest response."""
 
     max_new_tokens: int
-    """Longest response along a path."""
+    """Longest response along a path, in tokens."""
     max_total_tokens: int
-    """Longest prompt plus response along a path."""
+    """Longest prompt plus response along a path, in tokens."""
 
     def response(self, tree: Tree) -> int:
         """Longest response to this prompt, in tokens; at most 0 if the prompt leaves no room."""
@@ -38,17 +52,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Something that the policy has to be asked about sampled tokens, beyond their log-probs.
+    """A per-token measurement of sampled tokens by the policy, beyond their log-probs.
 
-    Example: Signal(ATTENTION, segment=step_ends, lag=4): how much the steps from the fourth after it on attend to a step.
+    Example: Signal(ATTENTION, segment=step_ends, lag=4): attention paid to a step by the steps from the fourth after it on.
     """
 
     name: str
-    """Which signal; the key in `Node.signals`."""
+    """Kind of signal; the key in `Node.signals`."""
     segment: Segmenter
-    """How the tokens of a response are cut into the steps that the signal is about."""
+    """Cuts the tokens of a response into the steps that are measured."""
     lag: int = 0
-    """Steps nearer than this do not count."""
+    """Steps nearer than this are ignored."""
 
 
 Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray], int]]
@@ -56,36 +70,56 @@ Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray],
 
 
 class Strategy(Protocol):
-    """Where to explore. Frozen: what changes is the state, a value that is passed in and handed back."""
+    """Where to explore. Frozen: the only thing that changes is the state, a value passed in and handed back.
+
+    The class has a constructor `build(cls, config, context) -> Strategy`, which gets its section and a `Context`.
+    """
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """What `plan` wants to find in `Node.signals`, of all nodes of a round that `returns`; empty: nothing."""
+        """Signals that `plan` reads from `Node.signals`, for nodes of rounds that `returns`; empty: none."""
         ...
 
-    def initial_state(self) -> State: ...
+    def initial_state(self) -> State:
+        """The state before the first step."""
+        ...
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
-        """Where to sample next in this tree; empty: it is grown. Called again after each round of sampling."""
+        """Pivots to sample from next; empty: the tree is complete. Called again after each round of sampling."""
         ...
 
     def returns(self, level: int) -> bool:
-        """Whether later rounds may branch off what is sampled in this one (0: the first), so that it is worth keeping."""
+        """True if later rounds may branch off nodes of this round (0: the first), so that the engine keeps its cache."""
         ...
 
     def credit(self, tree: Tree) -> Credit:
-        """Advantage and stream of every token that is to be trained."""
+        """Advantage and stream of every token to train."""
         ...
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        """What was learned from a step's trees, in prompt order."""
+        """The next state, from a step's trees in prompt order."""
         ...
 
     def report(self, state: State) -> dict[str, float]:
-        """Figures of the state, for the metrics."""
+        """Metrics of the state."""
         ...
 
 
+class Stateless:
+    """Base for strategies that learn nothing between steps and need no signals."""
+
+    signals: frozenset[Signal] = frozenset()
+
+    def initial_state(self) -> State:
+        return {}
+
+    def observe(self, state: State, trees: Sequence[Tree]) -> State:
+        return state
+
+    def report(self, state: State) -> dict[str, float]:
+        return {}
+
+
 def main_pivot(num_rollouts: int) -> Pivot:
-    """The first pivot of every tree: G rollouts from the prompt, the main stream."""
+    """First pivot of a tree: G rollouts from the prompt, the main stream."""
     return Pivot(parent=ROOT, offset=0, num_branches=num_rollouts, stream="main")

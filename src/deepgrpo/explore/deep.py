@@ -2,61 +2,34 @@
 
     Q(r) ∝ P(success | r) · r^gamma      r: depth of a candidate (pivots.py)      P: recoverability.py
 
-Two rounds: G rollouts from the prompt; then, for every rollout that failed, `num_pivots` candidates drawn without
-replacement from Q, and K continuations at each.
+Two rounds: G rollouts from the prompt; then, for every failed rollout, `num_pivots` candidates drawn without replacement
+from Q, with K continuations each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import DeepExplore
-from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
-from deepgrpo.explore.pivots import draw_pivots
+from deepgrpo.explore.base import State
+from deepgrpo.explore.pivots import PivotStrategy
 from deepgrpo.explore.recoverability import Recoverability
-from deepgrpo.explore.segments import Segmenter, build_segmenter
-from deepgrpo.records import Credit, Pivot, Tree
+from deepgrpo.records import Tree
 
 
 @dataclass(frozen=True)
-class DeepStrategy:
-    config: DeepExplore
-    segment: Segmenter
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
-
-    @classmethod
-    def build(cls, config: DeepExplore, scale: Literal["none", "std"], tokenizer: Any) -> DeepStrategy:
-        return cls(config, build_segmenter(config.segments, tokenizer), scale)
-
+class DeepStrategy(PivotStrategy[DeepExplore]):
     def initial_state(self) -> State:
         return Recoverability().to_dict()
 
-    def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
-        if not tree.pivots:
-            return [main_pivot(self.config.num_rollouts)]
-        if len(tree.pivots) > 1 or not self.config.num_pivots:
-            return []
-        recoverability = Recoverability.from_dict(state)
-
-        def weigh(ratios: Sequence[float]) -> np.ndarray:
-            return log_q(ratios, recoverability, self.config.gamma)
-
-        return draw_pivots(tree, self.config, self.segment, weigh, limits, random)
-
-    def returns(self, level: int) -> bool:
-        return level == 0 and self.config.num_pivots > 0
-
-    def credit(self, tree: Tree) -> Credit:
-        return sibling_credit(tree, self.scale)
+    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
+        return log_q(ratios, Recoverability.from_dict(state), self.config.gamma)
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        """Label each pivot of the step: did at least one of its branches succeed?"""
+        """Label each pivot of the step: 1 if at least one of its branches succeeded."""
         ratios: list[float] = []
         outcomes: list[int] = []
         for tree in trees:
@@ -91,4 +64,3 @@ def log_q(ratios: Sequence[float] | np.ndarray, recoverability: Recoverability, 
     total = np.logaddexp.reduce(raw, axis=-1, keepdims=True)
     normalised: np.ndarray = raw - np.where(np.isneginf(total), 0.0, total)
     return normalised
-

@@ -1,44 +1,39 @@
-"""FR3E (arXiv:2507.04984): start anew from the least likely tokens of a rollout that succeeded and of one that failed.
+"""FR3E (arXiv:2507.04984): fresh rollouts from the least likely tokens of a rollout that succeeded and one that failed.
 
-    bases      the first success and the first failure among `num_bases` rollouts; looked at, not trained
+    bases      the first success and the first failure among `num_bases` rollouts; analysed, not trained
     states     of a base, j = 0: the prompt; j = 1..: before each of its `num_anchors` tokens of lowest probability, in order
     rollouts   n from every state
     V_j        share of successes among them
     ΔV_0       1 - V_0              ΔV_j = V_j - V_{j-1}
     advantage  (R - mean of the state's n) / exp(ΔV_j)
 
-Where a step gained much, its rollouts count less; where the base went wrong, they count more.
+Rollouts count less where a step gained much, and more where the base went wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import FR3EExplore
-from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.credit.group import Scale, centre
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
 SHARPNESS = 1.5
-"""Exponent of |ΔV| with `explore.sharpen`, that of the released code."""
+"""Exponent of |ΔV| with `explore.sharpen`, as in the released code."""
 
 
 @dataclass(frozen=True)
-class FR3EStrategy:
+class FR3EStrategy(Stateless):
     config: FR3EExplore
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
+    scale: Scale = "none"
 
     @classmethod
-    def build(cls, config: FR3EExplore, scale: Literal["none", "std"], tokenizer: Any) -> FR3EStrategy:
-        return cls(config, scale)
-
-    def initial_state(self) -> State:
-        return {}
+    def build(cls, config: FR3EExplore, context: Context) -> FR3EStrategy:
+        return cls(config, context.scale)
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -55,7 +50,7 @@ class FR3EStrategy:
         return pivots
 
     def _bases(self, tree: Tree) -> list[int]:
-        """The first rollout that succeeded and the first that failed, in the order of sampling."""
+        """The first rollout that succeeded and the first that failed, in sampling order."""
         succeeded = [self._success(tree.nodes[index]) for index in tree.children(0)]
         return sorted(succeeded.index(outcome) for outcome in set(succeeded))
 
@@ -66,7 +61,7 @@ class FR3EStrategy:
         return level == 0
 
     def credit(self, tree: Tree) -> Credit:
-        """All in one stream, as published. The groups are named by where their rollouts start: prompt, or anchor."""
+        """Credit in one stream, as published; each group is labelled by the start of its rollouts, prompt or anchor."""
         spans: list[CreditSpan] = []
         groups: list[Group] = []
         for states in _chains(tree):
@@ -85,12 +80,6 @@ class FR3EStrategy:
         if self.config.values == "positive_advantage":
             return [float(np.mean(own > 0)) for own in advantages]
         return [float(np.mean([reward > self.config.success_threshold for reward in own])) for own in rewards]
-
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
 
 
 def anchors(node: Node, count: int, *, room: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""The one loop in which trees grow, for every strategy: level by level, the whole batch at once.
+"""The loop that grows trees, for every strategy: round by round, for the whole batch.
 
 GRPO takes one round, DEEP-GRPO two. A round is one `sample()` call and one pass of the reward, so the core needs no
-concurrency of its own: an engine may be as parallel as it likes inside the call.
+concurrency: an engine may parallelise inside the call.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Se
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""
 
 UNJUDGED = Score(0.0, parsed=False, checked=False)
-"""Of a segment: it is no response, and nobody asks what it is worth."""
+"""Score of a segment, which is not a response and is never judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Grown trees, in prompt order, and what they cost."""
+    """Grown trees in prompt order, and their cost."""
 
     trees: tuple[Tree, ...]
     stats: SampleStats
     verifier_calls: int
     seconds_reward: float
     signal_tokens: int = 0
-    """Tokens forwarded for the signals that the strategy wanted."""
+    """Tokens forwarded for the strategy's signals."""
     seconds_signals: float = 0.0
     branches: SampleStats = field(default_factory=SampleStats)
-    """That part of `stats` which went on from sampled tokens: every round but the first."""
+    """Part of `stats` from all rounds but the first, which continue sampled tokens."""
 
     def __add__(self, other: Growth) -> Growth:
         """Concatenate trees and sum costs."""
@@ -54,10 +54,10 @@ def grow(
     number of workers, or on each other.
 
     Args:
-        signals: measures what the strategy wants to know of new nodes; needed if `strategy.signals` is not empty. It is
-            asked after a round that the strategy returns to, before the next plan.
+        signals: measures the strategy's signals of new nodes, needed if `strategy.signals` is not empty. Called after a round
+            that the strategy returns to, before the next plan.
     """
-    assert signals is not None or not strategy.signals, f"nobody measures {sorted(s.name for s in strategy.signals)}"
+    assert signals is not None or not strategy.signals, f"no one measures {sorted(s.name for s in strategy.signals)}"
     try:
         trees = [Tree(prompt) for prompt in prompts]
         stats, branches, calls, seconds = SampleStats(), SampleStats(), 0, 0.0
@@ -117,7 +117,7 @@ def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tupl
 
 
 def _room(tree: Tree, pivot: Pivot, limits: Limits) -> int:
-    """Tokens that a continuation at this pivot may have before the response is as long as it may get."""
+    """Most tokens of a continuation at this pivot within the response limit."""
     return limits.response(tree) - len(tree.response(pivot.parent, pivot.offset))
 
 
@@ -125,7 +125,7 @@ def _score(
     trees: Sequence[Tree], plans: Sequence[tuple[int, list[Pivot]]], completions: Sequence[Sequence[Completion]],
     judge: Judge, decode: Callable[[Sequence[int]], str], limits: Limits, version: int,
 ) -> list[list[Node]]:  # fmt: skip
-    """Nodes of each planned tree; one call of the reward for all of them that are responses."""
+    """Nodes of each planned tree; one call of the reward for all responses."""
     remaining = iter(completions)
     drafts: list[tuple[Tree, int, Pivot, Completion, tuple[int, ...]]] = []
     sizes: list[int] = []
@@ -134,7 +134,7 @@ def _score(
         before = len(drafts)
         for number, pivot in enumerate(pivots, start=len(tree.pivots)):
             prefix = tree.response(pivot.parent, pivot.offset)
-            # what runs into the pivot's own limit, and not into the response's, goes on in a later round
+            # a continuation that reaches the pivot's own limit, not the response's, goes on in a later round
             goes_on = pivot.max_tokens is not None and pivot.max_tokens < _room(tree, pivot, limits)
             for completion in next(remaining):
                 if goes_on and completion.finish == "length":
@@ -160,7 +160,7 @@ def _score(
 
 
 def _measure(trees: list[Tree], new: Sequence[tuple[int, int]], strategy: Strategy, signals: Signals) -> int:
-    """Put the signals that the strategy wants into new nodes, given as (tree, node); returns the tokens forwarded."""
+    """Add the strategy's signals to new nodes, given as (tree, node); return the tokens forwarded."""
     forwarded = 0
     for signal in sorted(strategy.signals, key=lambda signal: signal.name):
         values, cost = signals(signal, [(trees[index], node) for index, node in new])

@@ -1,11 +1,11 @@
-"""An upper bound for choosing where: resample each failed rollout from the state just before its first error.
+"""Upper bound for the choice of pivots: resample each failed rollout from the state just before its first error.
 
-No method can know that state; the synthetic task does, as each of its steps can be checked. What `deep` loses against this
-is what a perfect choice of the pivot would be worth (with one pivot per failed rollout, and K branches, as there).
+No method knows that state; the synthetic task does, because each of its steps can be checked. The gap between `deep` and
+`oracle` is the value of a perfect choice (one pivot per failed rollout and K branches in both).
 
-    wrong step or answer        the pivot is where that segment begins
-    ended too early, all right  the pivot is before EOS (or the end of the stop string), which was the error
-    cut off while still right   no pivot: nothing wrong was written, and there is no room to go on
+    wrong step or answer        pivot at the start of that segment
+    correct but ended early     pivot before EOS (or the end of the stop string), which was the error
+    cut off while correct       no pivot: there is no error, and no room to continue
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import OracleExplore
+from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
 from deepgrpo.records import Credit, Node, Pivot, Prompt, Tree
 
 FirstError = Callable[[Prompt, str], int | None]
-"""(prompt, response) → where the first wrong segment begins, in characters; None if nothing wrong was written."""
+"""(prompt, response) → start of the first wrong segment, in characters; None if there is no error."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class OracleStrategy:
     first_error: FirstError
     decode: Callable[[Sequence[int]], str]
     """Tokens → text without special tokens."""
-    scale: Literal["none", "std"] = "none"
+    scale: Scale = "none"
     signals: frozenset[Signal] = frozenset()
 
     @classmethod
-    def build(
-        cls, config: OracleExplore, scale: Literal["none", "std"], tokenizer: Any, first_error: FirstError
-    ) -> OracleStrategy:
-        return cls(config, first_error, lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)), scale)
+    def build(cls, config: OracleExplore, context: Context) -> OracleStrategy:
+        def decode(tokens: Sequence[int]) -> str:
+            return str(context.tokenizer.decode(tokens, skip_special_tokens=True))
+
+        # only the synthetic task knows first errors; the recipe is checked for it
+        return cls(config, context.task.first_error, decode, context.scale)
 
     def initial_state(self) -> State:
         return {"failed": 0, "without_error": 0}
@@ -62,13 +64,13 @@ class OracleStrategy:
         return pivots
 
     def _first_error(self, prompt: Prompt, node: Node) -> int | None:
-        """Own tokens of a failed rollout that come before its first error; None if there is none."""
+        """Number of own tokens of a failed rollout before its first error; None if there is no error."""
         found = self.first_error(prompt, self.decode(node.tokens))
         if found is None:
             if node.finish == "length":
                 return None
             found = len(self.decode(node.tokens))
-        # a response that a stop string ended has no EOS behind its text: its last token was the end
+        # a response ended by a stop string has no EOS: its last token is the end
         return min(tokens_before(node.tokens, found, self.decode), len(node.tokens) - 1)
 
     def returns(self, level: int) -> bool:
@@ -78,7 +80,7 @@ class OracleStrategy:
         return sibling_credit(tree, self.scale)
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        """Count the failed rollouts of this step, and those in which no error was found."""
+        """Count the failed rollouts of this step, and those without a detected error."""
         failed = [
             (tree.prompt, node)
             for tree in trees
@@ -93,10 +95,10 @@ class OracleStrategy:
 
 
 def tokens_before(tokens: Sequence[int], characters: int, decode: Callable[[Sequence[int]], str]) -> int:
-    """How many tokens at the start have a text of at most so many characters, as few as give that text.
+    """Number of leading tokens whose text has at most `characters` characters.
 
-    A token that lies across the place is left out, and so are tokens without text (EOS) right before it. With one token
-    per character this is `characters`.
+    A token across that place is excluded, and so are tokens without text (EOS) just before it. With one token per character
+    this is `characters`.
     """
 
     def length(count: int) -> int:

@@ -1,56 +1,86 @@
-"""What strategies share that branch where segments end: candidates, the draw, and the loop over rollouts.
+"""Strategies that branch where segments end: candidates, the draw, and their two rounds.
 
     chain of a rollout  = root, end of segment 1, ..., end of segment m        (length m + 1)
     candidates          = all of them but the last                             (index 0 .. m - 1)
     depth ratio         r = (index + 1) / (m + 1)
 
-How a candidate is weighed is the strategy's own business.
+A strategy only adds Q, the distribution over candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
-from deepgrpo.config import DeepExplore, RandomExplore
-from deepgrpo.explore.base import Limits
-from deepgrpo.explore.segments import Segmenter
-from deepgrpo.records import Pivot, Tree
+from deepgrpo.config import PivotExplore
+from deepgrpo.credit.group import Scale
+from deepgrpo.credit.siblings import sibling_credit
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
+from deepgrpo.explore.segments import Segmenter, build_segmenter
+from deepgrpo.records import Credit, Pivot, Tree
 
-Weigh = Callable[[Sequence[float]], np.ndarray]
-"""Depth ratios `[n]` → log Q `[n]`, normalised."""
+Keys = TypeVar("Keys", bound=PivotExplore)
 
 
-def draw_pivots(
-    tree: Tree, config: DeepExplore | RandomExplore, segment: Segmenter, weigh: Weigh, limits: Limits,
-    random: np.random.Generator,
-) -> list[Pivot]:  # fmt: skip
-    """Pivots of the second round: `num_pivots` candidates of every rollout that is to be expanded, drawn from Q.
+@dataclass(frozen=True)
+class PivotStrategy(Stateless, ABC, Generic[Keys]):
+    """G rollouts from the prompt; then pivots drawn from Q in every expanded rollout, with K branches each.
 
-    A rollout without candidates gets none: its prompt leaves no room, or the root was its only state and is not allowed.
-
-    Args:
-        tree: the rollouts of a prompt.
-        config: says which rollouts are expanded, how many pivots they get, and with how many branches.
+    Siblings are compared with each other, in both streams (credit/siblings.py).
     """
-    pivots: list[Pivot] = []
-    for index, node in tree.stream("main"):
-        if config.expand == "failed" and node.reward > config.success_threshold:
-            continue
-        offsets, ratios = candidates(segment(node.tokens), room=limits.response(tree), root=config.root_pivot)
-        if not offsets:
-            continue
-        log_q = weigh(ratios)
-        q = np.exp(log_q)
-        for i in draw_without_replacement(log_q, config.num_pivots, random):
-            pivots.append(
-                Pivot(
-                    parent=index, offset=offsets[i], num_branches=config.branches_per_pivot, ratio=ratios[i],
-                    candidates=tuple(offsets), q=tuple(float(p) for p in q),
-                )
-            )  # fmt: skip
-    return pivots
+
+    config: Keys
+    segment: Segmenter
+    scale: Scale = "none"
+
+    @classmethod
+    def build(cls, config: Keys, context: Context) -> Self:
+        return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
+
+    @abstractmethod
+    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
+        """Depth ratios `[n]` → log Q `[n]`, normalised."""
+
+    def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
+        if not tree.pivots:
+            return [main_pivot(self.config.num_rollouts)]
+        if len(tree.pivots) > 1 or not self.config.num_pivots:
+            return []
+        return self._second_round(tree, state, limits, random)
+
+    def _second_round(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
+        """`num_pivots` candidates of every expanded rollout, drawn from Q.
+
+        A rollout without candidates gets none: its prompt leaves no room, or the root was its only state and is not allowed.
+        """
+        config = self.config
+        pivots: list[Pivot] = []
+        for index, node in tree.stream("main"):
+            if config.expand == "failed" and node.reward > config.success_threshold:
+                continue
+            offsets, ratios = candidates(self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot)
+            if not offsets:
+                continue
+            log_q = self.log_q(ratios, state)
+            q = np.exp(log_q)
+            for i in draw_without_replacement(log_q, config.num_pivots, random):
+                pivots.append(
+                    Pivot(
+                        parent=index, offset=offsets[i], num_branches=config.branches_per_pivot, ratio=ratios[i],
+                        candidates=tuple(offsets), q=tuple(float(p) for p in q),
+                    )
+                )  # fmt: skip
+        return pivots
+
+    def returns(self, level: int) -> bool:
+        return level == 0 and self.config.num_pivots > 0
+
+    def credit(self, tree: Tree) -> Credit:
+        return sibling_credit(tree, self.scale)
 
 
 def candidates(ends: Sequence[int], *, room: int, root: bool = True) -> tuple[list[int], list[float]]:
@@ -59,7 +89,7 @@ def candidates(ends: Sequence[int], *, room: int, root: bool = True) -> tuple[li
     Args:
         ends: ascending ends of the segments; the last one is the end of the rollout.
         room: longest response; a state must leave space for at least one more token.
-        root: whether the prompt itself is among them (index 0 of the chain, ratio 1 / len(chain)).
+        root: include the prompt itself (index 0 of the chain, ratio 1 / len(chain)).
 
     Example: ends [10, 20, 30, 40] make a chain of 5; candidates at 0, 10, 20, 30 with r = .2, .4, .6, .8.
     """
@@ -69,7 +99,7 @@ def candidates(ends: Sequence[int], *, room: int, root: bool = True) -> tuple[li
 
 
 def draw_without_replacement(log_q: np.ndarray, count: int, random: np.random.Generator) -> list[int]:
-    """Draw distinct indices one after the other, each time in proportion to Q among those left.
+    """Draw distinct indices one after another, each in proportion to Q among those left.
 
     By the Gumbel trick: the order of `log q + Gumbel noise`, from the top, has exactly this distribution.
     """

@@ -1,8 +1,8 @@
-"""P(success | depth): how likely K continuations from a depth hold at least one success.
+"""P(success | depth): the probability that K continuations from a depth include at least one success.
 
 A logistic regression on the depth ratio r alone, with an L2 penalty on w and none on b, the objective of scikit-learn's
 LogisticRegression: `min_{w,b} w²/2 + C Σ log(1 + exp(-y (w r + b)))`, y = ±1. Its data are the latest pivots. It is
-fitted between steps, in prompt order, so a run can be resumed and does not depend on the number of workers
+fitted between steps, in prompt order, so that a run can be resumed and does not depend on the number of workers
 (docs/details.md 3).
 """
 
@@ -19,7 +19,7 @@ from deepgrpo.config import RecoverabilityConfig
 
 @dataclass(frozen=True, slots=True)
 class Recoverability:
-    """The estimate and the data behind it.
+    """The estimate and its data.
 
     Example: with w = -3.175 and b = 1.427, P(0.1) = 0.752 and P(1) = 0.148.
     """
@@ -44,9 +44,9 @@ class Recoverability:
     def observe(
         self, ratios: Sequence[float], outcomes: Sequence[int], config: RecoverabilityConfig
     ) -> Recoverability:
-        """Append, forget the oldest beyond the window, and fit again if both outcomes are there.
+        """Append, drop the oldest items beyond the window, and refit if both outcomes are present.
 
-        Once fitted, an estimate stays in use even if the window comes to hold one outcome only.
+        A fitted estimate stays in use even if the window later holds a single outcome.
         """
         kept_ratios = (*self.ratios, *ratios)[-config.window :]
         kept_outcomes = (*self.outcomes, *outcomes)[-config.window :]
@@ -66,7 +66,7 @@ class Recoverability:
 
 
 def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0, tolerance: float = 1e-12) -> tuple[float, float]:
-    """(w, b) of the penalised logistic regression, by damped Newton steps (the objective is convex, two unknowns).
+    """Fit (w, b) of the penalised logistic regression by damped Newton steps (the objective is convex, with two unknowns).
 
     Args:
         ratios: `[N]` float.

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo.config import RootExplore
+from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import Credit, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class RootStrategy:
+class RootStrategy(Stateless):
     config: RootExplore
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
+    scale: Scale = "none"
 
     @classmethod
-    def build(cls, config: RootExplore, scale: Literal["none", "std"], tokenizer: Any) -> RootStrategy:
-        return cls(config, scale)
-
-    def initial_state(self) -> State:
-        return {}
+    def build(cls, config: RootExplore, context: Context) -> RootStrategy:
+        return cls(config, context.scale)
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         return [] if tree.pivots else [main_pivot(self.config.num_rollouts)]
@@ -35,9 +30,3 @@ class RootStrategy:
 
     def credit(self, tree: Tree) -> Credit:
         return sibling_credit(tree, self.scale)
-
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}

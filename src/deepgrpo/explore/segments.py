@@ -1,11 +1,14 @@
-"""Cut a rollout into segments; pivots lie at their ends."""
+"""Segmenters: cut a rollout into segments; pivots lie at segment ends."""
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from deepgrpo.config import SegmentConfig
+from deepgrpo.errors import StrategyError
+from deepgrpo.loading import load_object, show, where
 
 Segmenter = Callable[[Sequence[int]], list[int]]
 """tokens → ascending ends of segments; the last one is the number of tokens."""
@@ -15,7 +18,10 @@ _CLOSERS = "\"')]}*”’ "
 
 
 def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
-    """The segmenter of a recipe. Its cost is a dictionary look-up per token."""
+    """The segmenter of a recipe. Token texts are decoded once each.
+
+    Raises ConfigError if a user's function cannot be loaded; the segmenter of one raises StrategyError.
+    """
     texts: dict[int, str] = {}
 
     def text_of(token: int) -> str:
@@ -30,13 +36,17 @@ def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
         return lambda tokens: _close([i + 1 for i, t in enumerate(tokens) if text_of(t) == "."], len(tokens))
     if config.type == "step":
         return lambda tokens: step_ends([text_of(t) for t in tokens])
+    if config.type == "user":
+        assert config.function is not None  # the section is checked for it
+        function, name = load_object(config.function, "explore.segments.function"), config.function
+        return lambda tokens: user_ends(function, name, [text_of(t) for t in tokens])
     if config.type == "tokens":
         return lambda tokens: _close(list(range(config.size, len(tokens), config.size)), len(tokens))
     return lambda tokens: count_ends(len(tokens), config.size)
 
 
 def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) -> list[int]:
-    """Segments end at a token whose text ends a sentence or a line, closing quotes and brackets aside.
+    """Segments end at a token whose text ends a sentence or a line, ignoring closing quotes and brackets.
 
     A full stop that is followed by a digit is a decimal point: `["3", ".", "5", " apples", "."]` has one end, 5.
     """
@@ -44,7 +54,7 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
     for i, text in enumerate(texts):
         bare = text if text.endswith("\n") else text.rstrip(_CLOSERS)
         if found and found[-1] == i and not text.strip():
-            found[-1] = i + 1  # white space after an end belongs to it: no segment is nothing but a line break
+            found[-1] = i + 1  # white space after an end belongs to it: no segment is only a line break
             continue
         if not bare.endswith(tuple(ends)):
             continue
@@ -56,16 +66,41 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
 
 
 def step_ends(texts: Sequence[str]) -> list[int]:
-    """Segments end at the token that completes a blank line, whether one token brings it or several do."""
+    """Segments end at the token that completes a blank line, which may span several tokens."""
     found: list[int] = []
     pending = ""
     for i, text in enumerate(texts):
         pending += text
         if "\n\n" in pending:
             found.append(i + 1)
-            # further line breaks of the same gap make no further step
+            # further line breaks of the same gap start no new step
             pending = pending.rpartition("\n\n")[2]
     return _close(found, len(texts))
+
+
+def user_ends(function: Callable[[Sequence[str]], Any], name: str, texts: Sequence[str]) -> list[int]:
+    """Ends of segments by a user's function, from token texts; the end of the last token is added if it is missing.
+
+    Raises StrategyError: the function raises, or its ends are no ints, not ascending, or outside 1 to `len(texts)`.
+    """
+    if not texts:
+        return []
+    head, count = f"the segmenter {name!r}", len(texts)
+    try:
+        found = function(texts)
+        ends = list(found.tolist() if hasattr(found, "tolist") else found)
+    except Exception as error:
+        raise StrategyError(f"{head} raised {where(error)}; let it return a list of ints") from error
+    plain: list[int] = []
+    for end in ends:
+        if isinstance(end, bool) or not isinstance(end, numbers.Integral):
+            raise StrategyError(f"{head} returned {show(end)} as an end; return a list of ints")
+        if not 1 <= int(end) <= count:
+            raise StrategyError(f"{head} returned the end {end} for {count} tokens; an end is from 1 to {count}")
+        if plain and int(end) <= plain[-1]:
+            raise StrategyError(f"{head} returned {end} after {plain[-1]}; return ascending ends, each once")
+        plain.append(int(end))
+    return _close(plain, count)
 
 
 def count_ends(length: int, count: int) -> list[int]:
@@ -74,5 +109,5 @@ def count_ends(length: int, count: int) -> list[int]:
 
 
 def _close(ends: list[int], length: int) -> list[int]:
-    """The last token always ends a segment."""
+    """Add the end of the last token if it is missing."""
     return ends if not length or (ends and ends[-1] == length) else [*ends, length]

@@ -4,36 +4,31 @@
     V(node)   = mean reward of the responses below it
     A(edge)   = V(child) - V(parent)                                             advantage = "parent"
 
-What ends before its M tokens are full is a response, and nothing hangs below it. Edges without change carry no signal.
-TreeRPO's relative advantage is a switch: V bottom up as the mean over children, each child against its siblings.
+A node that ends before M tokens is a response, without children. Edges without a change of value carry no signal. TreeRPO's
+relative advantage is a switch: V bottom up as the mean over children, each child against its siblings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from deepgrpo.config import SPOTreeExplore
-from deepgrpo.credit.group import centre
-from deepgrpo.explore.base import Limits, Signal, State
+from deepgrpo.credit.group import Scale, centre
+from deepgrpo.explore.base import Context, Limits, State, Stateless
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class SPOTreeStrategy:
+class SPOTreeStrategy(Stateless):
     config: SPOTreeExplore
-    scale: Literal["none", "std"] = "none"
-    signals: frozenset[Signal] = frozenset()
+    scale: Scale = "none"
 
     @classmethod
-    def build(cls, config: SPOTreeExplore, scale: Literal["none", "std"], tokenizer: Any) -> SPOTreeStrategy:
-        return cls(config, scale)
-
-    def initial_state(self) -> State:
-        return {}
+    def build(cls, config: SPOTreeExplore, context: Context) -> SPOTreeStrategy:
+        return cls(config, context.scale)
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -57,20 +52,14 @@ class SPOTreeStrategy:
     def credit(self, tree: Tree) -> Credit:
         return segment_credit(tree, self.config.advantage, self.scale)
 
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
-
 
 def segment_credit(
-    tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Literal["none", "std"] = "none"
+    tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Scale = "none"
 ) -> Credit:
-    """Credit of every edge of a tree of segments, each node trained once, in the stream of its pivot.
+    """Credit of every edge of a segment tree; each node is trained once, in the stream of its pivot.
 
     Args:
-        tree: every segment must have been continued, at its end.
+        tree: a tree in which every segment was continued at its end.
         advantage: "parent": `V(child) - V(parent)`, V the mean reward of the responses below. "siblings": `V(child) -
             mean V(siblings)`, V(node) the mean V of its children; the two differ only where some paths end early.
         scale: for "siblings", as in `centre`.

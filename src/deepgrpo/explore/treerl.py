@@ -1,9 +1,9 @@
-"""TreeRL (arXiv:2506.11902): branch where the policy was least sure of what it wrote, and value every piece of the tree.
+"""TreeRL (arXiv:2506.11902): branch where the policy was least certain, and value every part of the tree.
 
     M rollouts from the prompt, each the trunk of a tree
-    L rounds: in each tree the N most surprising tokens, T continuations from before each, so that they are written anew
+    L rounds: in each tree the N most surprising tokens are resampled, with T continuations from before each
     surprisal of a token = -log p(token) under the distribution it was sampled from
-    advantage of a piece: how the responses below it fare (credit/tree_values.py)
+    advantage of a part: from the rewards of the responses below it (credit/tree_values.py)
 
 (M, N, L, T) = (6, 2, 1, 2) grows 6 + 6 · 2 · 1 · 2 = 30 responses.
 """
@@ -12,44 +12,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
 from deepgrpo import rng
 from deepgrpo.config import TreeRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class TreeRLStrategy:
+class TreeRLStrategy(Stateless):
     config: TreeRLExplore
     text_of: Callable[[int], str]
     """The text of a token."""
-    signals: frozenset[Signal] = frozenset()
 
     @classmethod
-    def build(cls, config: TreeRLExplore, scale: Literal["none", "std"], tokenizer: Any) -> TreeRLStrategy:
-        # there is no group to scale by; the recipe is checked for it
+    def build(cls, config: TreeRLExplore, context: Context) -> TreeRLStrategy:
+        # context.scale is "none": there is no group to scale by, and the recipe is checked for it
         texts: dict[int, str] = {}
 
         def text_of(token: int) -> str:
             if token not in texts:
-                texts[token] = tokenizer.decode([token])
+                texts[token] = context.tokenizer.decode([token])
             return texts[token]
 
         return cls(config, text_of)
-
-    def initial_state(self) -> State:
-        return {}
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
             return [main_pivot(self.config.num_rollouts)]
         room = limits.response(tree)
-        # a tree does not say which round a pivot is of, but the choice can be made again: nothing in it is drawn
+        # a tree does not store the round of a pivot, but the choice is deterministic and can be repeated
         rounds, planned = 0, 1
         while planned < len(tree.pivots):
             before = [node for node in tree.nodes if node.pivot < planned]
@@ -60,7 +55,7 @@ class TreeRLStrategy:
         return self._round(tree, room) if rounds < self.config.num_rounds else []
 
     def _round(self, tree: Tree, room: int) -> list[Pivot]:
-        """The N most surprising tokens of each rollout's tree; of equals the first in the order of sampling."""
+        """The N most surprising tokens of each rollout's tree; ties go to the first in sampling order."""
         taken = {(pivot.parent, pivot.offset) for pivot in tree.pivots}
         found: dict[int, list[tuple[float, int, int, float]]] = {}
         trunk_of: list[int] = []
@@ -80,7 +75,7 @@ class TreeRLStrategy:
         ]
 
     def _branchable(self, tokens: Sequence[int], depth: int, room: int) -> list[int]:
-        """Offsets of the tokens that may be written anew; `depth`: tokens of the response before them."""
+        """Offsets of the tokens that may be resampled; `depth`: tokens of the response before them."""
         words = tuple(word.lower() for word in self.config.mask_after)
         length = depth + len(tokens)
         first, last = self.config.skip_first * length, min(length - self.config.skip_last, room)
@@ -103,18 +98,12 @@ class TreeRLStrategy:
             zero_local=config.zero_local, kept=kept,
         )  # fmt: skip
 
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
-
 
 def draw_leaves(tree: Tree, count: int, success_threshold: float) -> list[int]:
-    """Nodes of `count` responses drawn at random, at least one success among them if there is any; all if they are fewer.
+    """Nodes of `count` responses drawn at random, with at least one success if there is any; all nodes if they are fewer.
 
-    One success is drawn first, then the others from all that are left. The draw's address is what was sampled: credit knows
-    no seed, and the same tree must always get the same credit.
+    One success is drawn first, then the others from the rest. The sampled tokens are the address of the draw: credit has no
+    seed, and the same tree must always get the same credit.
     """
     leaves = [index for index, node in enumerate(tree.nodes) if node.complete]
     random = rng.generator("kept leaves", tree.prompt.id, *(token for node in tree.nodes for token in node.tokens))

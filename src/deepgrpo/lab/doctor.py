@@ -1,4 +1,4 @@
-"""What this package can do with a model: asked of the model itself, before any training."""
+"""Doctor: tests of a model (packing, log-probs, sampling) before any training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,35 @@ from rich.table import Table
 from deepgrpo.config import PretrainedModel
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
-from deepgrpo.errors import DeepGRPOError
+from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.lab.options import DoctorOptions
+from deepgrpo.lab.strategy_check import check_strategy
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.policy import Policy, load_policy
+from deepgrpo.model.loading import load_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.records import SampleRequest
 
 WORTHWHILE = 1.3
-"""A gain below it is eaten by what is not a matrix product."""
+"""Speed-ups below this are lost in operations other than matrix products."""
 
 
 def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
-    """Load a model and print the verdicts. Returns 0 if it can be trained and sampled from, else 1."""
+    """Test a model, a strategy, or both, and print the verdicts. Returns 0 if all is well, else 1."""
     out = console or Console(highlight=False)
+    if options.model is None and options.strategy is None:
+        raise ConfigError("deepgrpo doctor needs a model or a strategy: deepgrpo doctor MODEL, or --strategy mine.py:Mine")
+    code = 0
+    if options.strategy is not None:
+        code = check_strategy(options.strategy, options.explore, out)
+    if options.model is not None:
+        code = max(code, _check_model(options.model, options, out))
+    return code
+
+
+def _check_model(name: str, options: DoctorOptions, out: Console) -> int:
+    """Load a model and print its verdicts. Returns 0 if it can be trained and sampled from, else 1."""
     policy = load_policy(
-        PretrainedModel(path=options.model, trust_remote_code=options.trust_remote_code),
+        PretrainedModel(path=name, trust_remote_code=options.trust_remote_code),
         device=resolve_device(options.device, "--device"), dtype=options.dtype,
     )  # fmt: skip
     packing = policy.try_tree_packing()
@@ -41,7 +55,7 @@ def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
     where = "" if packing.window is None else f", for paths of at most {packing.window} tokens"
     table.add_row(
         "tree packing",
-        f"yes ({packing.backend}): {packing.reason}{where}" if packing.packs
+        f"yes ({packing.kernel}): {packing.reason}{where}" if packing.packs
         else f"no: {packing.reason}; every shared prefix is forwarded again for each branch",
     )  # fmt: skip
     table.add_row("embedded sampling", f"yes: {sampling}" if not problem else f"no: {sampling}")
@@ -54,7 +68,7 @@ def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
 
 @torch.no_grad()
 def bfloat16_gain(policy: Policy, rows: int = 64) -> float:
-    """How many times faster this device multiplies 64 rows by a weight of the model in bfloat16 than in float32."""
+    """Speed-up of bfloat16 over float32 for multiplying 64 rows by the model's largest weight, on its device."""
     weight = max((p for p in policy.model.parameters() if p.ndim == 2), key=lambda p: p.numel()).float()
     given = torch.randn(rows, weight.shape[1], device=weight.device)
     seconds: dict[torch.dtype, float] = {}
@@ -71,7 +85,7 @@ def bfloat16_gain(policy: Policy, rows: int = 64) -> float:
 
 @torch.no_grad()
 def _sampling(policy: Policy) -> tuple[str, bool]:
-    """Decode a few tokens greedily by the engine and by whole forward passes; (sentence, whether something is wrong)."""
+    """Compare greedy decoding by the engine with full forward passes; (sentence, True if they disagree)."""
     vocabulary = policy.causal.config.get_text_config().vocab_size
     prompts = [tuple((7 * i + j) % min(vocabulary, 1000) for j in range(4 + 3 * i)) for i in range(3)]
     try:

@@ -1,10 +1,10 @@
 """Attention of a decoding step in which several rows read one copy of the prefix that they share.
 
-Each row has the keys of its own tokens in its slot; the keys of a shared prefix are read once for all its rows, as many
-queries against one matrix, and the two parts are merged by log-sum-exp (cascade attention, as in Hydragen,
-arXiv:2402.05099). With a slot per row that holds a copy of everything, each row would read the prefix for itself.
+Each row has the keys of its own tokens in its slot. The keys of a shared prefix are read once for all its rows, as one
+matrix product of many queries, and the two parts are merged by log-sum-exp (cascade attention, as in Hydragen,
+arXiv:2402.05099). Without sharing, every slot would hold a copy of the prefix and every row would read its own.
 
-A forward pass with a `decode_plan` comes here by way of `tree_attention.attention_forward`.
+`tree_attention.attention_forward` calls it in a forward pass with a `decode_plan`.
 
 Shapes: B rows, K rows of one group, H query heads, h key/value heads, r = H/h, E slot extent, P prefix, d head dimension.
 """
@@ -31,7 +31,7 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """Who shares a prefix in this step. Rows that are in no group have all their keys in their slots."""
+    """Groups of rows that share a prefix in this step. A row outside every group has all its keys in its slot."""
 
     groups: tuple[SharedPrefix, ...]
 
@@ -39,7 +39,7 @@ class DecodePlan:
 def decode_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plan: DecodePlan, layer: int, scale: float
 ) -> Tensor:
-    """One query per row against its slot and its shared prefix.
+    """Attention of one query per row over its shared prefix and its slot.
 
     Args:
         query: `[B, H, 1, d]`.
@@ -72,7 +72,7 @@ def decode_attention(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention `[B, h, n, d]` and its log-sum-exp `[B, h, n]` (float32)."""
-    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:  # what the kernel takes
+    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:  # required by the kernel
         if mask is not None:
             mask = mask.expand(-1, -1, query.shape[2], -1)
         out, lse = _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)

@@ -1,4 +1,4 @@
-"""The name of a device, checked before anything is loaded."""
+"""Check the name of a device before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from deepgrpo.errors import ConfigError
 
 
 def resolve_device(wanted: str, key: str = "run.device") -> str:
-    """The torch device for auto (cuda if there is one), cpu, cuda or cuda:N.
+    """Resolve auto (cuda if available), cpu, cuda or cuda:N to a torch device.
 
-    `key` is where the user wrote it. Raises ConfigError: another name, or a device that is not there.
+    `key` is the config key, for messages. Raises ConfigError for another name or a device that is not available.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

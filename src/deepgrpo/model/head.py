@@ -1,4 +1,6 @@
-"""How logits come from hidden states: found out on the model itself, so that log-probs need not go through full logits.
+"""The head: a model's map from its last hidden state to logits, verified on the model itself.
+
+Knowing it, log-probs can be computed in chunks without full logits.
 
 Shapes: N rows, H hidden size, V vocabulary.
 """
@@ -21,22 +23,21 @@ SCALE_NAMES = (
     "output_multiplier",  # Muse
     "logits_mup_width_multiplier",  # Inkling
 )
-"""What families call a constant that multiplies or divides their logits."""
+"""Config names of a constant that multiplies or divides the logits."""
 
 SOFTCAP_NAMES = (
     "final_logit_softcapping",  # Gemma and most others
     "logits_soft_cap",  # RecurrentGemma
     "output_logit_soft_cap",  # xLSTM
 )
-"""What they call the c of c tanh(z / c)."""
+"""Config names of the c in c tanh(z / c)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a model makes logits of its last hidden state h: cap(scale (h Wᵀ + b)), cap(y) = softcap tanh(y / softcap).
+    """Constants of a model's logits for the last hidden state h: cap(scale (h Wᵀ + b)), cap(y) = softcap tanh(y / softcap).
 
-    Only the constants are kept. W and b are those of the output layer, read anew whenever they are used: an optimizer or
-    a peft adapter may put others in their place.
+    W and b are read from the output layer at each use, since an optimizer or a peft adapter may replace them.
     """
 
     scale: float = 1.0
@@ -44,20 +45,20 @@ class Head:
     """None: no cap."""
 
     def finish(self, raw: Tensor) -> Tensor:
-        """Logits of what the output layer gave."""
+        """Logits from the result of the output layer."""
         if self == Head():
             return raw
-        # tanh in bf16 has a few dozen steps near the cap
+        # tanh in bf16 has only a few dozen values near the cap
         scaled = raw.to(torch.promote_types(raw.dtype, torch.float32)) * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
 def find_head(causal: Any) -> tuple[Head | None, str]:
-    """How a Hugging Face causal LM makes logits of its last hidden state, or None and the reason why that is not known.
+    """Find the head of a Hugging Face causal LM. Returns None and the reason if it is not known.
 
-    Scales and soft caps are taken from the config and believed only if the model agrees, on a few tokens. Logits of a
-    usual size cannot tell: under a cap of 30 a logit of 0.1 moves by 4e-7. So the model is run a second time with the
-    output of its output layer replaced by numbers from 1e-3 to 1e5, and must make of each what our formula makes of it.
+    Scales and soft caps from the config are verified on a few tokens. Logits of ordinary size cannot reveal a cap: under a
+    cap of 30 a logit of 0.1 moves by 4e-7. So the model runs a second time with the result of its output layer replaced by
+    numbers from 1e-3 to 1e5, and its logits must match our formula for each of them.
     """
     layer = causal.get_output_embeddings()
     kind = type(layer)
@@ -67,15 +68,15 @@ def find_head(causal: Any) -> tuple[Head | None, str]:
         return None, "it has no backbone apart from its output layer"
     known = {id(p) for part in (causal.base_model, layer) for p in part.parameters()}
     others = [name for name, p in causal.named_parameters() if p.requires_grad and id(p) not in known]
-    if others:  # such as a learned scale, which may show only after some training
+    if others:  # such as a learned scale, which may have no effect until trained
         return None, f"it trains weights outside its backbone and its output layer: {', '.join(others[:3])}"
-    if layer.weight.is_meta:  # a model without weights (outline.py) cannot be asked: its form is all there is
+    if layer.weight.is_meta:  # a meta policy cannot run: assume a plain head
         return Head(), ""
     training = causal.training
     try:
         causal.eval()
         return _prove_head(causal, layer)
-    except Exception as error:  # whatever a model's own code raises; its full logits may work all the same
+    except Exception as error:  # a model's own code may raise anything; its full logits may still work
         return None, f"the probe raised {type(error).__name__}: {str(error)[:120]}"
     finally:
         causal.train(training)
@@ -119,28 +120,28 @@ def _prove_head(causal: Any, layer: nn.Linear) -> tuple[Head | None, str]:
 def _run_with(
     causal: Any, layer: nn.Linear, inputs: dict[str, Any], output: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The model's logits, and what its output layer saw and gave, which `output` replaces if there is one."""
-    noted: list[Tensor] = []
+    """Run the model. Returns its logits, and the input and result of its output layer, which `output` may replace."""
+    seen: list[Tensor] = []
 
-    def note(_: nn.Module, args: tuple[Tensor, ...], given: Tensor) -> Tensor | None:
-        noted[:] = [args[0], given]
+    def record(_: nn.Module, args: tuple[Tensor, ...], given: Tensor) -> Tensor | None:
+        seen[:] = [args[0], given]
         return output
 
-    hook = layer.register_forward_hook(note)
+    hook = layer.register_forward_hook(record)
     try:
         logits: Tensor = causal(**inputs).logits
     finally:
         hook.remove()
-    return (logits, noted[0], noted[1]) if noted else (logits, None, None)
+    return (logits, seen[0], seen[1]) if seen else (logits, None, None)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    # measured by the largest value: hidden states may be small all over
+    # relative to the largest value: hidden states may be small everywhere
     return a.shape == b.shape and float((a.float() - b.float()).abs().max()) <= 1e-4 * float(b.abs().max())
 
 
 def _constants(config: Any) -> tuple[list[float], list[float | None]]:
-    """Scales and soft caps that may be at work by the config, no scale and no cap first."""
+    """Candidate scales and soft caps from the config, with no scale and no cap first."""
 
     def named(names: Sequence[str]) -> list[float]:
         values = [getattr(owner, name, None) for owner in (config, config.get_text_config()) for name in names]
@@ -150,5 +151,5 @@ def _constants(config: Any) -> tuple[list[float], list[float | None]]:
     for value in named(SCALE_NAMES):
         scales += [value, 1 / value]
     for width, base in zip(named(["hidden_size"]), named(["dim_model_base"]), strict=False):
-        scales.append(base / width)  # MiniCPM, whose code comes along with its weights
+        scales.append(base / width)  # MiniCPM, which ships its own code
     return list(dict.fromkeys(scales)), [None, *dict.fromkeys(named(SOFTCAP_NAMES))]

@@ -1,8 +1,8 @@
 """Log-probs of chosen tokens from hidden states, without ever holding `[tokens, vocabulary]`.
 
 Logits exist for `chunk` rows at a time, in the forward and again in the backward pass. For N = 18,432 positions and
-a vocabulary of 152k the full matrix would take 11 GB in float32; a chunk of 256 rows takes 0.16 GB. Computing logits
-twice makes four products of three; as many chunks as fit into a fixed memory are kept from the first time instead.
+a vocabulary of 152k the full matrix would take 11 GB in float32; a chunk of 256 rows takes 0.16 GB. Recomputing logits
+costs a fourth matrix product beside three; the first chunks, up to a fixed memory, are saved instead of recomputed.
 
 Shapes: N rows, H hidden size, V vocabulary.
 """
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 class _ChunkedLogSoftmax(torch.autograd.Function):
-    """log softmax(cap(s (h Wᵀ + b)) / T)[target], chunk by chunk, with the gradient written out.
+    """log softmax(cap(s (h Wᵀ + b)) / T)[target], chunk by chunk, with an explicit gradient.
 
     Without a soft cap cap(y) = y, with one cap(y) = c tanh(y / c), whose slope is 1 - tanh²(y / c). With p = softmax(z),
     z = cap(y) / T, y = s (h Wᵀ + b) and upstream gradient g: dL/dz = g · (onehot(target) - p), and dL/d(h Wᵀ + b) =
     a ∘ (onehot(target) - p) with a = g s / T, with a cap times 1 - (z T / c)².
 
-    A pass over `[chunk, V]` costs as much as a sixth of a product with a hidden size of 512, so there are few: a scales the
-    hidden states and the results instead of p, and the one-hot part is added row by row.
+    Each elementwise pass over `[chunk, V]` costs a sixth of a matrix product with a hidden size of 512, so there are few: a
+    scales the hidden states and the results instead of p, and the one-hot term is added row by row.
     """
 
     @staticmethod
@@ -33,30 +33,30 @@ class _ChunkedLogSoftmax(torch.autograd.Function):
         scale: float, softcap: float | None, temperature: float, chunk: int, with_entropy: bool, keep_bytes: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = hidden_NH.shape[0]
-        # bf16 logits lose three digits of a log-prob: the log-sum-exp is always taken in float32 or better
+        # bf16 logits would cost three digits of a log-prob: the log-sum-exp is in float32 or better
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprob_N = hidden_NH.new_empty(rows, dtype=dtype)
         entropy_N = hidden_NH.new_zeros(rows, dtype=dtype)
-        # cast once: for every chunk anew it would be as much reading as the product itself
+        # cast once: a cast per chunk would read as much memory as the product itself
         weight = weight_VH.to(hidden_NH.dtype)
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         for start in range(0, rows, chunk):
             part = slice(start, min(start + chunk, rows))
             logits = _logits(hidden_NH[part], weight, bias_V, scale, softcap, temperature, dtype)
-            keep = softcap is None and (len(kept) + 1) * logits.nbytes <= keep_bytes and len(kept) == start // chunk
+            keep = softcap is None and (len(saved) + 1) * logits.nbytes <= keep_bytes and len(saved) == start // chunk
             log_p = torch.log_softmax(logits, -1, out=logits)  # in place
             logprob_N[part] = log_p.gather(1, target_N[part, None]).squeeze(1)
             if with_entropy:
                 probability = torch.exp(log_p)
                 entropy_N[part] = -torch.linalg.vecdot(probability, log_p)
                 if keep:
-                    kept.append(probability)
+                    saved.append(probability)
                 del probability
             elif keep:
-                kept.append(log_p.exp_())
-            del logits, log_p  # or this chunk would be held while the next one is made
+                saved.append(log_p.exp_())
+            del logits, log_p  # free this chunk before the next one is computed
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N)
-        ctx.scale, ctx.softcap, ctx.temperature, ctx.chunk, ctx.kept = scale, softcap, temperature, chunk, kept
+        ctx.scale, ctx.softcap, ctx.temperature, ctx.chunk, ctx.saved = scale, softcap, temperature, chunk, saved
         ctx.mark_non_differentiable(entropy_N)
         return logprob_N, entropy_N
 
@@ -69,15 +69,15 @@ class _ChunkedLogSoftmax(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V) if need_bias else None
         weight = weight_VH.to(hidden_NH.dtype)
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
-        # used up here, front to back; a second backward pass computes all of them again
-        kept, ctx.kept = deque(ctx.kept), []
+        # consumed in order; a second backward pass recomputes them
+        saved, ctx.saved = deque(ctx.saved), []
         for start in range(0, hidden_NH.shape[0], ctx.chunk):
             part = slice(start, min(start + ctx.chunk, hidden_NH.shape[0]))
             hidden, target = hidden_NH[part], target_N[part]
             upstream = grad_N[part, None] * (ctx.scale / ctx.temperature)
             at_target = upstream
-            if kept:
-                probability = kept.popleft()
+            if saved:
+                probability = saved.popleft()
             else:
                 logits = _logits(hidden, weight, bias_V, ctx.scale, ctx.softcap, ctx.temperature, dtype)
                 if ctx.softcap is None:
@@ -105,7 +105,7 @@ class _ChunkedLogSoftmax(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left @ right` to `total`, where the factors may be of a coarser dtype: the sum over chunks is not."""
+    """Add `left @ right` to `total`; the factors may have a coarser dtype, the sum over chunks does not."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -116,7 +116,7 @@ def _logits(
     hidden: Tensor, weight_VH: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None, temperature: float,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    # under autocast the hidden states are bf16: multiply in bf16, go on in float32
+    # under autocast the hidden states are bf16: multiply in bf16, continue in float32
     logits = (hidden @ weight_VH.t()).to(dtype)
     if bias_V is not None:
         logits += bias_V
@@ -130,21 +130,21 @@ def chunked_logprobs(
     *, scale: float = 1.0, softcap: float | None = None, temperature: float = 1.0, chunk: int = 512,
     with_entropy: bool = False, keep_bytes: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Log-probs of `target_N` and, if asked for, the entropy of each row's distribution.
+    """Log-probs of `target_N` and, with `with_entropy`, the entropy of each row's distribution.
 
     Args:
-        hidden_NH: `[N, H]` last hidden states of the rows that predict a target.
-        weight_VH, bias_V: the output head; tied or not.
+        hidden_NH: `[N, H]` last hidden states at the positions that predict a target.
+        weight_VH, bias_V: output layer, tied or not.
         target_N: `[N]` token ids.
-        scale: what the head gives is multiplied by it.
-        softcap: then it is bent to `c tanh(y / c)`; None leaves it as it is.
-        temperature: logits are divided by it at last, as in sampling.
-        chunk: rows of logits that exist at a time.
-        with_entropy: also compute `-Σ p log p`, in nats; it carries no gradient.
-        keep_bytes: memory for logits that are kept for the backward pass; the rest is computed again.
+        scale: factor of the output layer's result.
+        softcap: c of the soft cap `c tanh(y / c)`; None: no cap.
+        temperature: divides the capped logits, as in sampling.
+        chunk: rows of logits held in memory at a time.
+        with_entropy: also compute `-Σ p log p`, in nats, without a gradient.
+        keep_bytes: memory for probabilities saved for the backward pass; the rest is recomputed.
 
     Returns:
-        `[N]` log-probs (float32 or better, differentiable) and `[N]` entropies (zeros if not asked for).
+        `[N]` log-probs (float32 or better, differentiable) and `[N]` entropies (zeros unless `with_entropy`).
     """
     with torch.autocast(hidden_NH.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _ChunkedLogSoftmax.apply(

@@ -1,7 +1,7 @@
-"""A policy without weights: the model of a recipe built from its config alone, on torch's meta device.
+"""A policy without weights: the model of a recipe, built from its config alone on torch's meta device.
 
-It has every parameter's name and shape, so it can be counted, and modules can be looked up in it. A model of 70 billion
-parameters takes seconds and next to no memory. It cannot compute: what is asked of its weights is taken from its form.
+It has the name and shape of every parameter, so its parameters can be counted and its modules inspected. Building one of
+70 billion parameters takes seconds and almost no memory. It cannot compute.
 """
 
 from __future__ import annotations
@@ -11,34 +11,27 @@ from typing import Any
 import torch
 
 from deepgrpo.config import ModelConfig, ScratchModel
-from deepgrpo.model.policy import (
-    Policy,
-    code_options,
-    context_of,
-    locate,
-    no_model,
-    scratch_policy,
-    with_adapters,
-    without_dropout,
-)
+from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
+from deepgrpo.model.policy import Policy
 
 
 def build_meta_policy(
     config: ModelConfig, tokenizer: Any, *, dtype: str = "float32", logprob_chunk: int = 256
 ) -> Policy | None:
-    """The policy of a recipe as far as its config tells.
+    """Build the policy of a recipe from its config.
 
     Args:
-        config: the section `model`.
-        tokenizer: of the model.
-        dtype: of the arithmetic.
-        logprob_chunk: rows of logits that exist at a time.
+        config: section `model` of the recipe.
+        tokenizer: tokenizer of the model.
+        dtype: dtype of the arithmetic.
+        logprob_chunk: rows of logits held in memory at a time.
 
     Returns:
-        a policy whose parameters have shapes and no values; None if the config does not tell: weights that are stored
-        quantized have other sizes, and a model's own code may refuse to be built without values.
+        a policy whose parameters have shapes and no values; None if the config does not determine the shapes: quantized
+        weights have other sizes on disk, and a model's own code may need values to be built.
 
-    Raises ModelError if there is no config, or of a kind that transformers does not know.
+    Raises ModelError if there is no config, or transformers does not know its model type.
     """
     if isinstance(config, ScratchModel):
         with torch.device("meta"):
@@ -49,16 +42,16 @@ def build_meta_policy(
     try:
         shape = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise no_model(config, path, error) from error
+        raise loading_error(config, path, error) from error
     if getattr(shape, "quantization_config", None) is not None:
         return None
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, **code_options(config))
-    except Exception:  # whatever a model's own code raises: loading it will tell what is wrong, if anything is
+    except Exception:  # a model's own code may raise anything; loading the real model will report the cause
         return None
-    without_dropout(model)
+    disable_dropout(model)
     if config.lora:
         with torch.device("meta"):
-            model = with_adapters(model, config)
-    return Policy(model, tokenizer, context_of(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+            model = add_adapters(model, config)
+    return Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)

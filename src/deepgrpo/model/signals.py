@@ -1,13 +1,13 @@
-"""How much the later steps of a text attend to each step: what the policy can tell of a rollout besides its log-probs.
+"""Forward context influence: how much the later steps of a text attend to each step.
 
     a(i, j)     attention of token i to token j, in one head of one layer
     A(q, k)     its mean over the tokens i of step q and j of step k
     FCI(k)      max over layers and heads of Σ A(q, k) over the steps q ≥ k + lag
 
-This is the forward context influence of AttnRL (arXiv:2509.26628): mean over pairs of tokens, as in its released code, and
-the maximum taken after the sum, so that one head has to look back all along. It takes a forward pass with the model's
-own eager attention, the one implementation that hands out its weights. They are reduced layer by layer as they come, so
-what is held is `[B, H, T, T]` of one layer, never of all.
+The definition is AttnRL's (arXiv:2509.26628): the mean over pairs of tokens, as in its released code, and the maximum after
+the sum, so that a single head must attend to the step throughout. It takes a forward pass with the model's eager attention,
+the only implementation that returns its weights. Each layer is reduced as it is computed, so that the weights
+`[B, H, T, T]` of only one layer are in memory.
 
 Shapes: B paths, H heads, T tokens of the longest path, m steps of a path.
 """
@@ -27,19 +27,19 @@ from deepgrpo.errors import ModelError
 from deepgrpo.model.policy import Policy
 
 MOST_WEIGHTS = 2**24
-"""Attention weights of a layer that exist at a time (64 MiB in float32), unless a single path has more."""
+"""Attention weights of a layer in memory at a time (64 MiB in float32), unless a single path has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """A path and its steps.
 
-    Example: Steps(tokens=prompt + response, bounds=(3, 7, 9)) has the steps [3, 7) and [7, 9) behind a prompt of 3.
+    Example: Steps(tokens=prompt + response, bounds=(3, 7, 9)) has the steps [3, 7) and [7, 9) after a prompt of 3.
     """
 
     tokens: tuple[int, ...]
     bounds: tuple[int, ...]
-    """Ascending; where the first step begins, and where each one ends."""
+    """Start of the first step, then the end of each step; ascending."""
 
 
 @torch.no_grad()
@@ -47,30 +47,30 @@ def attention_influence(policy: Policy, paths: Sequence[Steps], lag: int) -> lis
     """FCI of each step of each path.
 
     Args:
-        lag: a step counts as later if it is at least this many steps further on; at least 1.
+        lag: distance in steps from which on a step counts as later; at least 1.
 
     Returns:
-        one `[m]` float64 array per path, in order; the last `lag` steps of a path have 0.
+        one `[m]` float64 array per path, in order; 0 for the last `lag` steps of a path.
 
     Raises:
-        ModelError: the model shows no attention weights.
+        ModelError: the model does not return attention weights.
     """
     found: list[np.ndarray] = [np.zeros(len(path.bounds) - 1) for path in paths]
-    # what has no step far enough behind another is 0 without asking
-    asked = sorted((i for i, path in enumerate(paths) if len(path.bounds) - 1 > lag), key=lambda i: len(paths[i].tokens))
-    if not asked:
+    # paths without a later step need no forward pass
+    wanted = sorted((i for i, path in enumerate(paths) if len(path.bounds) - 1 > lag), key=lambda i: len(paths[i].tokens))
+    if not wanted:
         return found
     heads = int(getattr(policy.causal.config.get_text_config(), "num_attention_heads", 1))
-    with _showing_attention(policy) as reduce_with:
-        for batch in _batches(asked, [len(path.tokens) for path in paths], heads):
+    with _reduced_attention(policy) as set_reduction:
+        for batch in batch_by_length(wanted, [len(path.tokens) for path in paths], heads):
             longest = max(len(paths[i].tokens) for i in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.long, device=policy.device)
             for row, i in enumerate(batch):
                 ids[row, : len(paths[i].tokens)] = torch.tensor(paths[i].tokens)
-            reduction = _Reduction([paths[i] for i in batch], longest, lag, policy.device)
-            reduce_with(reduction)
+            reduction = InfluenceReduction([paths[i] for i in batch], longest, lag, policy.device)
+            set_reduction(reduction)
             with policy.autocast():
-                # right-padded: under causal attention no token of a path sees the padding behind it
+                # right-padded: causal attention hides the padding from every token of a path
                 policy.causal.base_model(input_ids=ids, use_cache=False)
             _require_layers(policy, reduction)
             for i, influence in zip(batch, reduction.influence, strict=True):
@@ -80,26 +80,26 @@ def attention_influence(policy: Policy, paths: Sequence[Steps], lag: int) -> lis
 
 @torch.no_grad()
 def check_attention(policy: Policy) -> None:
-    """Forward three tokens to see whether `attention_influence` can work; a policy without weights (outline.py) will do.
+    """Forward three tokens to check that `attention_influence` can work. A meta policy is sufficient.
 
-    Raises ModelError: the model shows no attention weights.
+    Raises ModelError if the model does not return attention weights.
     """
     token = policy.eos_ids[0]
-    with _showing_attention(policy) as reduce_with:
-        reduction = _Reduction([Steps((token,) * 3, (1, 2, 3))], 3, 1, policy.device)
-        reduce_with(reduction)
+    with _reduced_attention(policy) as set_reduction:
+        reduction = InfluenceReduction([Steps((token,) * 3, (1, 2, 3))], 3, 1, policy.device)
+        set_reduction(reduction)
         ids = torch.full((1, 3), token, device=policy.device)
-        # with a mask transformers does not look at values to see whether it needs one, and meta tensors have none
+        # given a mask, transformers does not read values to decide whether it needs one; meta tensors have none
         try:
             policy.causal.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        except Exception:  # whatever a model's own code raises where there are no values: only weights can tell
+        except Exception:  # a model's own code may fail without values: undecided until it has weights
             if policy.device.type == "meta":
                 return
             raise
     _require_layers(policy, reduction)
 
 
-def _require_layers(policy: Policy, reduction: _Reduction) -> None:
+def _require_layers(policy: Policy, reduction: InfluenceReduction) -> None:
     if not reduction.layers:
         raise ModelError(
             f"the attention of this model ({policy.causal.config.model_type}) cannot be read: none of its layers "
@@ -109,19 +109,19 @@ def _require_layers(policy: Policy, reduction: _Reduction) -> None:
 
 
 def forwarded_tokens(paths: Sequence[Steps], lag: int) -> int:
-    """Tokens that `attention_influence` forwards for these paths."""
+    """Number of tokens that `attention_influence` forwards for these paths."""
     return sum(len(path.tokens) for path in paths if len(path.bounds) - 1 > lag)
 
 
-class _Reduction:
-    """Keeps the largest influence over the layers and heads seen so far."""
+class InfluenceReduction:
+    """Running maximum of the influence over layers and heads."""
 
     def __init__(self, paths: Sequence[Steps], length: int, lag: int, device: torch.device) -> None:
         self.length, self.layers = length, 0
         self.means: list[Tensor] = []
-        """Per path `[m, T]`: row k averages over the tokens of step k."""
+        """Averaging weights per path, `[m, T]`: row k averages over the tokens of step k."""
         self.later: list[Tensor] = []
-        """Per path `[m, m]`: 1 where step q (row) counts for step k (column)."""
+        """Selection per path, `[m, m]`: 1 where step q (row) counts for step k (column)."""
         for path in paths:
             steps = len(path.bounds) - 1
             mean = torch.zeros(steps, length)
@@ -133,7 +133,7 @@ class _Reduction:
         self.influence = [torch.zeros(len(path.bounds) - 1, device=device) for path in paths]
 
     def take(self, weights_BHTT: Tensor) -> None:
-        """One layer."""
+        """Update with the attention weights of one layer."""
         self.layers += 1
         for row, (mean, later) in enumerate(zip(self.means, self.later, strict=True)):
             between = mean @ weights_BHTT[row].float() @ mean.T
@@ -141,18 +141,18 @@ class _Reduction:
 
 
 @contextlib.contextmanager
-def _showing_attention(policy: Policy) -> Iterator[Any]:
-    """Inside, the model attends eagerly, and each layer's weights go to the reduction that was handed in last.
+def _reduced_attention(policy: Policy) -> Iterator[Any]:
+    """Run the model with eager attention, and pass each layer's weights to the current reduction.
 
-    Yields the function to hand it in with. The implementation, the mode and the outputs of the model are as before
-    afterwards.
+    Yields the function that sets the current reduction. On exit the model's attention implementation, mode and outputs are
+    restored.
     """
     causal = policy.causal
     before, training = causal.config._attn_implementation, causal.training
-    current: list[_Reduction] = []
+    current: list[InfluenceReduction] = []
 
-    def look(module: nn.Module, args: Any, output: Any) -> Any:
-        """Attention layers return (hidden states, weights, ...); the weights are taken out, so that nobody keeps them."""
+    def take_weights(module: nn.Module, args: Any, output: Any) -> Any:
+        """Take the weights out of an attention layer's result (hidden states, weights, ...), so that they can be freed."""
         if not current or not isinstance(output, tuple) or len(output) < 2:
             return None
         weights, length = output[1], current[0].length
@@ -161,14 +161,14 @@ def _showing_attention(policy: Policy) -> Iterator[Any]:
         current[0].take(weights)
         return (output[0], None, *output[2:])
 
-    def hand_in(reduction: _Reduction) -> None:
+    def set_current(reduction: InfluenceReduction) -> None:
         current[:] = [reduction]
 
-    hooks = [module.register_forward_hook(look) for module in causal.modules()]
+    hooks = [module.register_forward_hook(take_weights) for module in causal.modules()]
     try:
         causal.eval()
         causal.set_attn_implementation("eager")
-        yield hand_in
+        yield set_current
     finally:
         for hook in hooks:
             hook.remove()
@@ -176,8 +176,8 @@ def _showing_attention(policy: Policy) -> Iterator[Any]:
         causal.train(training)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], heads: int) -> Iterator[list[int]]:
-    """Neighbours in ascending length, as many as have no more than MOST_WEIGHTS weights in a layer."""
+def batch_by_length(order: Sequence[int], lengths: Sequence[int], heads: int) -> Iterator[list[int]]:
+    """Consecutive batches of ascending lengths with at most MOST_WEIGHTS attention weights per layer."""
     batch: list[int] = []
     for i in order:
         if batch and (len(batch) + 1) * heads * lengths[i] ** 2 > MOST_WEIGHTS:

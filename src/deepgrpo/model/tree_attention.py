@@ -1,17 +1,17 @@
-"""Attention over a pack of trees: a token sees its ancestors and itself, without a mask of tokens × tokens.
+"""Attention over a pack of trees: each token attends to its ancestors and itself, without a mask of tokens × tokens.
 
-In depth-first order the descendants of a segment follow it without a gap. So the whole of tree attention is, for each
-segment, one causal block (the segment with itself) and one dense rectangle (all descendants' queries with the segment's
-keys); what a query gets from the segments on its path is merged by log-sum-exp. Nothing is masked, and no key is copied.
+In depth-first order the descendants of a segment follow it without a gap. So tree attention is, per segment, one causal
+block (the segment with itself) and one dense rectangle (the queries of all descendants with the segment's keys); the partial
+results of the segments on a query's path are merged by log-sum-exp. No mask is applied and no key is copied.
 
-The functions are registered with transformers under the name `deepgrpo`. A forward pass with a `tree_plan` goes through
-tree attention, one with a `decode_plan` through `decode_attention`, any other one through transformers' own SDPA function,
-so one model serves sampling and learning.
+The functions are registered with transformers under the name `deepgrpo`. A forward pass with a `tree_plan` uses tree
+attention, one with a `decode_plan` uses `decode_attention`, any other uses transformers' own SDPA function; so one model
+serves both sampling and learning.
 
-    cascade   the blocks by the flash kernels of the CPU, merged with their log-sum-exp; backward by the same kernels
-    flex      one fused kernel over the blocks in which somebody sees somebody; backward on CUDA only (flex_attention.py)
-    gather    public API only: for each segment its path's keys are gathered and SDPA is called (any device)
-    dense     one SDPA call with a mask of all tokens by all tokens: the oracle of the tests
+    cascade   the blocks with the CPU's flash kernels, merged by log-sum-exp; backward with the same kernels
+    flex      one fused kernel over the blocks with a visible pair; backward on CUDA only (flex_attention.py)
+    gather    public API only: one SDPA call per segment, with the gathered keys of its path (any device)
+    dense     one SDPA call with a mask of tokens × tokens: the oracle of the tests
 
 Shapes: H query heads, h key/value heads, S packed tokens, d head dimension.
 """
@@ -33,7 +33,7 @@ from deepgrpo.model import flex_attention as flex
 from deepgrpo.model.decode_attention import DecodePlan, decode_attention
 
 NAME = "deepgrpo"
-"""The name under which transformers knows these functions."""
+"""Name of these functions in transformers' registry."""
 
 Kernel = Literal["cascade", "flex", "gather", "dense"]
 
@@ -43,38 +43,38 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True, slots=True)
 class TreePlan:
-    """Who sees whom in one pack, as a keyword argument of the model's forward pass (so that recomputation sees it too).
+    """Visibility between the tokens of a pack; a keyword argument of the forward pass, so that recomputation gets it too.
 
     Example: the picture in pack/tree.py has segments ((0, 3, 19, -1), (3, 7, 14, 0), (7, 9, 9, 1), ...).
     """
 
     segments: tuple[tuple[int, int, int, int], ...]
     """(start, end, until, parent) of each segment, parents first."""
-    backend: Kernel = "cascade"
+    kernel: Kernel = "cascade"
     seen: list[tuple[torch.nn.Module, int | None]] | None = field(default=None, compare=False)
-    """If it is a list, each layer that attends appends (itself, its window): the proof that all of them came through."""
+    """If given, each attention layer appends (itself, its window): evidence that every layer uses our function."""
     masks: dict[torch.device, BlockMask] = field(default_factory=dict, compare=False, repr=False)
-    """What `flex_attention` made of the segments: made by the first layer, used by all, gone with the plan."""
+    """Block masks of `flex_attention`, built by the first layer and reused by the others."""
 
 
 def cascade_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
-    """Exact tree attention by blocks, `[1, H, S, d]`, on the CPU."""
+    """Exact tree attention by blocks on the CPU, `[1, H, S, d]`."""
     result: Tensor = _Cascade.apply(query, key, value, plan.segments, scale)
     return result
 
 
 class _Cascade(torch.autograd.Function):
-    """Blocks with their log-sum-exp in the forward pass; in the backward pass each block alone, with the global ones.
+    """Merges blocks by log-sum-exp in the forward pass; differentiates each block alone in the backward pass.
 
-    The gradient of softmax attention over a union of key blocks is the sum of the blocks' gradients if each of them is
-    computed with the output and the log-sum-exp of the union, as in ring attention (arXiv:2310.01889).
+    The gradient of softmax attention over a union of key blocks is the sum of the blocks' gradients, each computed with the
+    output and the log-sum-exp of the union, as in ring attention (arXiv:2310.01889).
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[tuple[int, int, int, int]], scale: float
     ) -> Tensor:
-        # merging in bfloat16 would lose what the kernels kept
+        # merging in bfloat16 would lose the precision of the kernels
         dtype = torch.promote_types(query.dtype, torch.float32)
         out = query.new_empty(query.shape, dtype=dtype)
         lse = query.new_empty(query.shape[:3], dtype=dtype)
@@ -122,7 +122,7 @@ class _Cascade(torch.autograd.Function):
 
 
 def gather_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
-    """Tree attention by public functions: each segment against the keys of its path, `[1, H, S, d]`."""
+    """Tree attention with public functions: each segment against the keys of its path, `[1, H, S, d]`."""
     groups = query.shape[1] // key.shape[1]
     key, value = _repeat(key, groups), _repeat(value, groups)
     outputs: list[Tensor] = []
@@ -136,7 +136,7 @@ def gather_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, 
         keys = torch.cat([key[:, :, a:b] for a, b in spans], 2)
         values = torch.cat([value[:, :, a:b] for a, b in spans], 2)
         own, total = end - start, keys.shape[2]
-        # the last row sees everything: a causal mask aligned at the bottom right
+        # a causal mask aligned at the bottom right: the last row sees all keys
         mask = None if own == total else torch.ones(own, total, dtype=torch.bool, device=key.device).tril(total - own)
         outputs.append(
             F.scaled_dot_product_attention(
@@ -147,7 +147,7 @@ def gather_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, 
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
-    """Tree attention by torch's flex attention, `[1, H, S, d]`: forward anywhere, backward on CUDA."""
+    """Tree attention by torch's flex attention, `[1, H, S, d]`: forward on any device, backward on CUDA."""
     mask = plan.masks.get(query.device)
     if mask is None:
         mask = plan.masks[query.device] = flex.block_mask(plan.segments, query.shape[2], query.device)
@@ -155,23 +155,23 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, sc
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float) -> Tensor:
-    """Tree attention by one call with a mask `[S, S]`: slow and obvious, `[1, H, S, d]`."""
+    """Tree attention by one call with a mask `[S, S]`, slow and simple, `[1, H, S, d]`."""
     groups = query.shape[1] // key.shape[1]
     mask = visibility(plan, query.shape[2]).to(query.device)
     return F.scaled_dot_product_attention(query, _repeat(key, groups), _repeat(value, groups), attn_mask=mask, scale=scale)
 
 
 def visibility(plan: TreePlan, length: int) -> Tensor:
-    """Boolean `[S, S]`: query i sees key j, that is j ≤ i < until(j)."""
+    """Mask `[S, S]`: True where key j is visible to query i, that is j ≤ i < until(j)."""
     until = torch.zeros(length, dtype=torch.long)
     for start, end, last, _ in plan.segments:
-        # a token is followed by the rest of its segment and by all that hangs below it
+        # a token is visible to the rest of its segment and to all descendants
         until[start:end] = last
     index = torch.arange(length)
     return (index[None, :] <= index[:, None]) & (index[:, None] < until[None, :])
 
 
-_BACKENDS = {"cascade": cascade_attention, "flex": flex_attention, "gather": gather_attention, "dense": dense_attention}
+KERNELS = {"cascade": cascade_attention, "flex": flex_attention, "gather": gather_attention, "dense": dense_attention}
 
 
 def attention_forward(
@@ -179,7 +179,7 @@ def attention_forward(
     scaling: float | None = None, dropout: float = 0.0, tree_plan: TreePlan | None = None,
     decode_plan: DecodePlan | None = None, **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """What transformers' attention layers call. Without a plan it is their own SDPA function."""
+    """Attention function that transformers' layers call. Without a plan it is their own SDPA function."""
     if decode_plan is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer: Any = module.layer_idx
@@ -194,17 +194,17 @@ def attention_forward(
         return result
     for name in ("s_aux", "softcap", "position_bias"):
         if kwargs.get(name) is not None:
-            raise NotImplementedError(f"tree attention does not know {name}")
+            raise NotImplementedError(f"tree attention does not support {name}")
     if attention_mask is not None or dropout:
-        raise NotImplementedError("tree attention takes neither a mask nor dropout")
+        raise NotImplementedError("tree attention supports neither a mask nor dropout")
     if tree_plan.seen is not None:
         tree_plan.seen.append((module, kwargs.get("sliding_window")))
     if torch.is_autocast_enabled(query.device.type):
-        # rotary embeddings promote to float32; operators that are called directly are not cast by autocast
+        # rotary embeddings promote to float32, and autocast does not cast operators that are called directly
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = _BACKENDS[tree_plan.backend](query, key, value, tree_plan, scale)
+    out = KERNELS[tree_plan.kernel](query, key, value, tree_plan, scale)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -213,10 +213,10 @@ _WITHOUT_MASK: contextvars.ContextVar[list[int | None] | None] = contextvars.Con
 
 @contextlib.contextmanager
 def without_mask() -> Iterator[list[int | None]]:
-    """Inside, transformers makes no causal mask; yields the windows that it asked masks for.
+    """Keep transformers from making causal masks; yields the list of windows it requested masks for.
 
-    A pack's positions jump back at every branch, and without a mask transformers takes each jump for the start of
-    another document: the branches would silently lose their prefix.
+    A pack's positions jump back at every branch. transformers would take each jump for the start of another document and
+    mask it, so that branches would silently lose their prefix.
     """
     windows: list[int | None] = []
     token = _WITHOUT_MASK.set(windows)
@@ -227,7 +227,7 @@ def without_mask() -> Iterator[list[int | None]]:
 
 
 def mask_function(*args: Any, **kwargs: Any) -> Tensor | None:
-    """What transformers calls for a mask: none inside `without_mask`, its own SDPA mask otherwise."""
+    """Mask function that transformers calls: no mask inside `without_mask`, its own SDPA mask otherwise."""
     windows = _WITHOUT_MASK.get()
     if windows is not None:
         windows.append(kwargs.get("local_size"))
@@ -239,7 +239,7 @@ def mask_function(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def register() -> None:
-    """Make the functions known to transformers; doing it twice changes nothing."""
+    """Register the functions with transformers. Idempotent."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -247,11 +247,11 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask_function)
 
 
-def backends(device: torch.device) -> tuple[Kernel, ...]:
-    """The back-ends that are worth a try there, the quickest first; the gate takes the first that proves itself."""
-    # cascade knows heads of one size only, flex not every size; gather takes whatever SDPA takes
-    quickest: dict[str, tuple[Kernel, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
-    return (*quickest.get(device.type, ()), "gather")
+def kernels(device: torch.device) -> tuple[Kernel, ...]:
+    """Candidate kernels of a device, fastest first; the gate takes the first that passes."""
+    # cascade needs equal head dimensions of K and V, flex lacks some sizes; gather supports all that SDPA does
+    fastest: dict[str, tuple[Kernel, ...]] = {"cpu": ("cascade",), "cuda": ("flex",)}
+    return (*fastest.get(device.type, ()), "gather")
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:

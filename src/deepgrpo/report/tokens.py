@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepgrpo.config import SegmentConfig
+from deepgrpo.errors import ConfigError
 from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import Node, Tree
 from deepgrpo.runs.checkpoints import saved_checkpoints
@@ -111,8 +112,8 @@ def read_tokens(run: SavedRun) -> TokenTexts | None:
         raw = run.section("explore").get("segments")
         if raw is not None:
             segment = build_segmenter(SegmentConfig.model_validate(raw), _Decoder(tokenizer))
-    except ValidationError:
-        pass  # recipe of another version: show its rollouts without segments
+    except (ValidationError, ConfigError):
+        pass  # recipe of another version, or a user's segmenter that is not here: show its rollouts without segments
     return TokenTexts(tokenizer, segment)
 
 

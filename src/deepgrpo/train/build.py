@@ -11,8 +11,9 @@ from deepgrpo.engines.base import Engine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Limits
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.loading import load_policy, load_tokenizer, scratch_policy
 from deepgrpo.model.meta_policy import build_meta_policy
-from deepgrpo.model.policy import Policy, load_policy, load_tokenizer, scratch_policy
+from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import PackingVerdict
 from deepgrpo.prompts import synthetic
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -72,7 +73,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     )
     if eval_reward is not None:
         eval_reward.close()
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
     (prompt,), _ = source.take(Cursor(), 1)

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from deepgrpo.config import CheckpointConfig, Config, EvalConfig, RewardConfig, TaskReward
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Limits, Signals, Strategy
+from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
@@ -172,7 +172,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     eval_prompts, eval_reward = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
-    strategy = build_strategy(config.explore, scale=config.credit.scale, tokenizer=policy.tokenizer, task=task)
+    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     signals = build_signals(policy, strategy)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run

@@ -1,10 +1,10 @@
-"""The way for any other family: rows sampled by the model's own `generate`.
+"""Fallback for models that cannot be decoded from slots: sampling by the model's own `generate`.
 
-The slots of `slots.py` hold keys and values, one per token. A model that carries a recurrent state, or keeps its cache
-otherwise, cannot be served from them. Its rows go through the public `generate` of transformers, which knows the cache of
-every family; only the choice of the token is ours. So a row draws what it would draw from slots: a function of its
-prefix, its key and the weights. What it costs: every row encodes its prefix itself, only prefixes of equal length share
-a batch (a recurrent state cannot skip padding), and a batch runs until its last row has ended.
+The slots of `slots.py` hold one key and value per token. A model with a recurrent state or another kind of cache cannot be
+decoded from them. Its rows go through the public `generate` of transformers, which handles the cache of every family;
+only the token is drawn by our sampler. A draw is therefore the same function of prefix, key and weights as from slots. The
+cost: every row encodes its own prefix, only prefixes of equal length share a batch (a recurrent state cannot skip padding),
+and a batch runs until its last row has ended.
 
 Shapes: B rows, P rows of a trial, T tokens, N sampled tokens, V vocabulary.
 """
@@ -38,12 +38,12 @@ from deepgrpo.rng import uniforms
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateWay:
-    """How the `generate` of a model has to be called to be right."""
+class GenerateMode:
+    """How `generate` must be called for correct results."""
 
     use_cache: bool = True
-    """False: the whole row is encoded again for every token."""
-    together: bool = True
+    """False: encode the whole row again for every token."""
+    batched: bool = True
     """False: one row at a time."""
 
 
@@ -53,20 +53,21 @@ def sample_with_generate(
     params: SamplingParams,
     max_rows: int,
     *,
-    way: GenerateWay = GenerateWay(),
+    mode: GenerateMode = GenerateMode(),
 ) -> tuple[list[list[Completion]], int]:
     """Continue every request once per key through the `generate` of the model.
 
     Args:
-        policy: the policy, in evaluation mode; the caller opens its autocast.
+        policy: the policy, in evaluation mode.
         requests: as in `engines.base.Engine.sample`, already checked.
-        params: the distribution that tokens are drawn from.
+        params: the sampling distribution.
         max_rows: most rows in one call of `generate`.
-        way: what `generate_way` found out about the model.
+        mode: result of `find_generate_mode` for the model.
 
     Returns:
-        the completions, one list per request in order, and how many prefix tokens were encoded: every row's own.
-        Raises EngineError if the logits are not finite, or if the model has no `generate`.
+        the completions, one list per request in order, and the number of encoded prefix tokens, every row's own.
+
+    Raises EngineError if the logits are not finite, or if the model has no `generate`.
     """
     rows = [
         _Row(r, request.prefix, key, request.max_new_tokens, _response(request))
@@ -75,11 +76,11 @@ def sample_with_generate(
     ]
     # rows of one limit together, as a batch runs as long as its longest row; siblings keep their order
     rows.sort(key=lambda row: (len(row.prefix), row.limit))
-    size = max_rows if way.together else 1
+    size = max_rows if mode.batched else 1
     for _, equal in groupby(rows, key=lambda row: len(row.prefix)):
         group = list(equal)
         for start in range(0, len(group), size):
-            _generate(policy, group[start : start + size], params, way.use_cache)
+            _generate(policy, group[start : start + size], params, mode.use_cache)
     results: list[list[Completion]] = [[] for _ in requests]
     for row in rows:
         assert row.finish is not None
@@ -87,23 +88,23 @@ def sample_with_generate(
     return results, sum(len(row.prefix) for row in rows)
 
 
-def generate_way(policy: Policy) -> GenerateWay:
-    """Find the quickest way of `generate` whose log-probs are those of a forward pass over the whole row.
+def find_generate_mode(policy: Policy) -> GenerateMode:
+    """Find the fastest mode of `generate` whose log-probs match a forward pass over the whole row.
 
-    A cache may be ignored (the model then continues a text it never saw), be too short for its layers, or mix the rows
-    of a batch (RWKV in transformers 5.23). So each way is tried on a few short rows, in float32, as the learner would
-    read them. The policy must have float32 weights.
+    A model may ignore its cache (and continue a text it never saw), have one too short for its layers, or mix the rows of
+    a batch (RWKV in transformers 5.23). So each mode is tried on a few short rows in float32. The policy must have float32
+    weights.
 
-    Raises EngineError if no way is right, most likely because the model is not causal.
+    Raises EngineError if every mode is wrong, most likely because the model is not causal.
     """
     training = policy.model.training
     policy.model.eval()
     try:
-        ways = (GenerateWay(), GenerateWay(together=False), GenerateWay(use_cache=False))
-        for way in (*ways, GenerateWay(use_cache=False, together=False)):
-            objection = _objection(policy, way)
+        modes = (GenerateMode(), GenerateMode(batched=False), GenerateMode(use_cache=False))
+        for mode in (*modes, GenerateMode(use_cache=False, batched=False)):
+            objection = _objection(policy, mode)
             if objection is None:
-                return way
+                return mode
     finally:
         policy.model.train(training)
     raise EngineError(
@@ -113,20 +114,20 @@ def generate_way(policy: Policy) -> GenerateWay:
     )
 
 
-def _objection(policy: Policy, way: GenerateWay) -> str | None:
-    """What goes wrong with `generate` this way, as a clause; None if nothing does."""
+def _objection(policy: Policy, mode: GenerateMode) -> str | None:
+    """Reason why `generate` is wrong in this mode, as a clause; None if it is right."""
     lengths = trial_lengths(policy)
-    # two rows of each length, as a batch has to keep them apart
+    # two rows of each length, to detect rows that mix within a batch
     ids_PT = trial_tokens(policy, 2 * len(lengths), max(lengths))
     requests = [
         SampleRequest(tuple(ids_T[:n].tolist()), (i,), 4)
         for i, (ids_T, n) in enumerate(zip(ids_PT, (*lengths, *lengths), strict=True))
     ]
     try:
-        groups, _ = sample_with_generate(policy, requests, SamplingParams(), 2, way=way)
+        groups, _ = sample_with_generate(policy, requests, SamplingParams(), 2, mode=mode)
     except EngineError:
         raise
-    except Exception as error:  # whatever a model's own code raises: this is not its way
+    except Exception as error:  # a model's own code may raise anything; try the next mode
         return f"it raised {in_short(error)}"
     for request, (completion,) in zip(requests, groups, strict=True):
         ids_T = torch.tensor(request.prefix + completion.tokens, device=policy.device)
@@ -146,7 +147,7 @@ class _Row:
     key: int
     limit: int
     before: tuple[int, ...]
-    """Tokens of the response that the prefix ends with."""
+    """Response tokens at the end of the prefix."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -158,7 +159,7 @@ def _response(request: SampleRequest) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _generate(policy: Policy, rows: Sequence[_Row], params: SamplingParams, use_cache: bool) -> None:
-    """Sample rows of equal prefix length; the rows take the result."""
+    """Sample rows of equal prefix length, in place."""
     causal = policy.causal
     if not hasattr(causal, "generate"):
         raise EngineError(
@@ -170,7 +171,7 @@ def _generate(policy: Policy, rows: Sequence[_Row], params: SamplingParams, use_
     plain = GenerationConfig(
         max_new_tokens=max(row.limit for row in rows), do_sample=False, use_cache=use_cache, disable_compile=True
     )
-    # whatever our config leaves open, generate takes from the model's own: its penalties, its forced tokens, its EOS
+    # generate fills what our config leaves open from the model's own: penalties, forced tokens, EOS
     own, causal.generation_config = causal.generation_config, plain
     try:
         causal.generate(
@@ -186,7 +187,7 @@ def _generate(policy: Policy, rows: Sequence[_Row], params: SamplingParams, use_
 
 
 class _Choose(LogitsProcessor):
-    """Draws the next token of every row, notes it, and leaves generate's argmax no other choice."""
+    """Draws and records the next token of every row, and masks all others so that generate's argmax picks it."""
 
     def __init__(self, policy: Policy, rows: Sequence[_Row], params: SamplingParams) -> None:
         self.rows, self.params, self.tokenizer = rows, params, policy.tokenizer
@@ -201,13 +202,13 @@ class _Choose(LogitsProcessor):
         self.steps += 1
         tokens, logprobs = tokens_B.tolist(), logprobs_B.tolist()
         for row, token, logprob in zip(self.rows, tokens, logprobs, strict=True):
-            if row.finish is None:  # generate goes on feeding rows that ended: nobody looks
-                self._note(row, token, logprob)
+            if row.finish is None:  # generate keeps feeding rows that ended; their tokens are ignored
+                self._append(row, token, logprob)
         self.ended_B = torch.tensor([row.finish is not None for row in self.rows], device=scores.device)
         only: Any = torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
         return only  # type: ignore[no-any-return]
 
-    def _note(self, row: _Row, token: int, logprob: float) -> None:
+    def _append(self, row: _Row, token: int, logprob: float) -> None:
         if not np.isfinite(logprob):
             raise EngineError(NOT_FINITE)
         row.tokens.append(token)
@@ -219,7 +220,7 @@ class _Choose(LogitsProcessor):
 
 
 class _Ended(StoppingCriteria):
-    """Tells generate which rows have ended."""
+    """Reports to generate which rows have ended."""
 
     def __init__(self, choose: _Choose) -> None:
         self.choose = choose

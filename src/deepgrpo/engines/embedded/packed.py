@@ -1,8 +1,8 @@
-"""Linear layers whose weights lie as the processor's matrix units want them.
+"""Linear layers with weights packed for the CPU's matrix units.
 
-A plain bfloat16 product on a CPU brings its weights into blocks anew at every call, which for a few rows costs as much as
-the product. Weights that only sampling reads can be laid out once per policy instead: half the time of a decoding step's
-products on processors with AMX. By oneDNN's operators in torch, which its compiler uses for the same purpose.
+A plain bfloat16 product on a CPU reorders its weights into blocks at every call, which for a few rows costs as much as the
+product. Weights that only sampling reads are packed once per policy instead, which halves the time of a decoding step's
+products on CPUs with AMX. It uses the oneDNN operators of torch that torch.compile uses for the same purpose.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ops: Any = torch.ops.mkldnn
+OPERATORS: Any = torch.ops.mkldnn
 
 
 class PackedLinear(nn.Module):
-    """`x Wᵀ + b` with the weight in blocks.
+    """`x Wᵀ + b` with a packed weight.
 
     Args:
-        source: the layer whose weights it follows; `refresh` takes them over.
-        dtype: of the product.
+        source: layer whose weights it copies; `refresh` copies them again.
+        dtype: dtype of the product.
     """
 
     def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
-        # in tuples, so that no one takes them for its own parameters
+        # in a tuple, so that nn.Module does not register the source as a submodule
         self._source, self.dtype = (source,), dtype
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the present weights of the source."""
+        """Copy the current weights of the source."""
         (source,) = self._source
-        self._packed: Tensor = _ops._reorder_linear_weight(source.weight.detach().to(self.dtype).contiguous())
+        self._packed: Tensor = OPERATORS._reorder_linear_weight(source.weight.detach().to(self.dtype).contiguous())
         self._bias = None if source.bias is None else source.bias.detach().to(self.dtype)
 
     def forward(self, given: Tensor) -> Tensor:
-        result: Tensor = _ops._linear_pointwise(given, self._packed, self._bias, "none", [], "")
+        result: Tensor = OPERATORS._linear_pointwise(given, self._packed, self._bias, "none", [], "")
         return result
 
 
-def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor pack: tried on a small product."""
+def supports_packing(device: torch.device, dtype: torch.dtype) -> bool:
+    """Check on a small product that this torch and CPU support packing."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     try:
-        if not _ops._is_mkldnn_bf16_supported():
+        if not OPERATORS._is_mkldnn_bf16_supported():
             return False
-        # nothing random: the global stream belongs to the run, which has to resume to the same numbers
+        # nothing random: the global stream belongs to the run, which must resume to the same numbers
         layer = nn.utils.skip_init(nn.Linear, 32, 48)
         with torch.no_grad():
             layer.weight.copy_(torch.linspace(-0.2, 0.2, 48 * 32).view(48, 32))
@@ -57,4 +57,4 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
             got = PackedLinear(layer, dtype)(given.to(dtype)).float()
             return bool(torch.allclose(got, layer(given), atol=0.05))
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
-        return False  # private operators: another torch may have others
+        return False  # private operators: other versions of torch may lack them

@@ -1,7 +1,7 @@
-"""Rollouts whose keys and values are kept, so that their branches need not encode a prefix again.
+"""Keys and values of finished rollouts, so that their branches need not encode a prefix again.
 
-Within a memory budget, first come first kept; a rollout that no longer fits is simply not kept, and a prefix that is not
-found is encoded like any other (and billed). The prompt's keys are kept once for all its rollouts.
+Rollouts are stored in order of arrival until the memory budget is full; later ones are not stored. A prefix that is not
+found is encoded like any other (and billed). A prompt's keys are stored once for all its rollouts.
 
 Shapes: h key/value heads, n tokens, d head dimension, H hidden size.
 """
@@ -20,11 +20,11 @@ from deepgrpo.engines.embedded.slots import Prefix
 @dataclass(frozen=True, slots=True)
 class _Rollout:
     tokens: tuple[int, ...]
-    """Sampled tokens that have keys: all but the last."""
+    """Sampled tokens with keys: all but the last."""
     layers: list[tuple[Tensor, Tensor]]
     """`[h, n, d]` keys and values of these tokens."""
     hidden: Tensor
-    """`[1 + n, H]` last hidden states from the end of the prefix on: what the output layer needs for the next token."""
+    """`[1 + n, H]` last hidden states from the end of the prefix on: the output layer's input for each next token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class _Group:
 
 
 class PrefixStore:
-    """Finished rollouts by the prefix that they were sampled from.
+    """Finished rollouts by the prefix they were sampled from.
 
     Args:
         budget: bytes of keys, values and hidden states.
@@ -45,7 +45,7 @@ class PrefixStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything: the weights have changed, or nobody will come back."""
+        """Drop all rollouts."""
         self.used = 0
         self._groups: dict[tuple[int, ...], _Group] = {}
 
@@ -53,11 +53,11 @@ class PrefixStore:
         self, prefix_tokens: tuple[int, ...], prefix: Prefix, tokens: tuple[int, ...],
         layers: list[tuple[Tensor, Tensor]], hidden: Tensor,
     ) -> None:  # fmt: skip
-        """Keep a rollout, if there is room.
+        """Store a rollout if it fits into the budget.
 
         Args:
-            prefix_tokens, prefix: what it was sampled from; referred to, not copied.
-            tokens: the n sampled tokens that were fed back, so all but the last one.
+            prefix_tokens, prefix: the prefix it was sampled from; referenced, not copied.
+            tokens: the n sampled tokens that were fed back: all but the last.
             layers: views into the slots, `[h, n, d]`; copied.
             hidden: `[1 + n, H]` from the last token of the prefix on; copied.
         """
@@ -72,7 +72,7 @@ class PrefixStore:
         group.rollouts.append(_Rollout(tokens, copies, hidden.clone()))
 
     def find(self, wanted: tuple[int, ...]) -> Prefix | None:
-        """The encoded prefix if some rollout begins with it; else None."""
+        """The encoded prefix if a stored rollout begins with it; else None."""
         for start in {len(prefix) for prefix in self._groups}:
             group = self._groups.get(wanted[:start])
             if group is None:
@@ -88,7 +88,7 @@ class PrefixStore:
 def _joined(
     prefix: Sequence[tuple[Tensor, Tensor]], own: Sequence[tuple[Tensor, Tensor]], count: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """A prefix and the first `count` tokens behind it, one run of memory per layer."""
+    """Concatenate a prefix with the first `count` tokens of a rollout, contiguous per layer."""
     return [
         (torch.cat([keys, more_keys[:, :count]], 1), torch.cat([values, more_values[:, :count]], 1))
         for (keys, values), (more_keys, more_values) in zip(prefix, own, strict=True)

@@ -1,9 +1,9 @@
-"""Draw tokens from logits with uniforms that are handed in.
+"""Draw tokens from logits and given uniforms.
 
-Inverse CDF: the drawn token is the first whose cumulative probability exceeds u. It needs one uniform per token, so a
-row's draw is a function of its own logits and its own counter; and it is far cheaper than `torch.multinomial` for a
-large vocabulary. The running sum is taken over blocks first and then inside one block, as a running sum over a whole
-vocabulary cannot be vectorised and would cost more than the softmax.
+Inverse CDF: the drawn token is the first whose cumulative probability exceeds u. One uniform per token makes a row's draw
+a function of its own logits and counter, and for a large vocabulary it is far cheaper than `torch.multinomial`. The
+cumulative sum runs over blocks first, then inside one block: over a whole vocabulary it cannot be vectorized and would cost
+more than the softmax.
 
 Shapes: B rows, V vocabulary, N blocks of C tokens.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from deepgrpo.engines.base import SamplingParams
 
 BLOCK = 128
-"""Tokens whose probabilities are summed before the first search."""
+"""Tokens per block of the two-level search."""
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,8 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple
         params: temperature, top-p or greedy.
 
     Returns:
-        `[B]` token ids and `[B]` log-probs under the distribution that was sampled from: temperature applied, and
-        renormalised over the nucleus. Greedy takes the most likely token and reports its log-prob at temperature 1.
+        `[B]` token ids and `[B]` log-probs under the sampling distribution: temperature applied, and renormalized over
+        the nucleus. Greedy takes the most likely token and reports its log-prob at temperature 1.
     """
     logits_BV = logits_BV.float()
     if params.greedy:
@@ -42,7 +42,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple
     if params.top_p < 1.0:
         probability_BV = probability_BV * nucleus(probability_BV, params.top_p)
     tokens_B, total_B = _invert(probability_BV, uniforms_B)
-    # logits that are NaN leave no token to find; the log-prob is then NaN, and the engine says so
+    # NaN logits leave no token to find; the log-prob is then NaN, which the engine reports
     tokens_B = tokens_B.clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B, torch.log(_pick(probability_BV, tokens_B) / total_B)
 
@@ -62,7 +62,7 @@ def _invert(probability_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]
     before_B = torch.where(block_B > 0, cumulative_BN[rows_B, (block_B - 1).clamp_(min=0)], 0.0)
     inside_BC = blocks_BNC[rows_B, block_B].double()
     cumulative_BC = inside_BC.cumsum(-1)
-    # the block's sum was rounded: inside it, what is aimed at may lie at or beyond its last token of any probability
+    # the block's sum was rounded: the target may fall at or beyond the block's last token of nonzero probability
     end_B = cumulative_BC[:, -1]
     rest_B = torch.minimum(aim_B - before_B, torch.nextafter(end_B, torch.zeros_like(end_B)))
     inside_B = torch.searchsorted(cumulative_BC, rest_B[:, None], right=True).squeeze(1)
@@ -70,9 +70,9 @@ def _invert(probability_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]
 
 
 def nucleus(probability_BV: Tensor, top_p: float) -> Tensor:
-    """Boolean `[B, V]`: the smallest set of most likely tokens whose mass reaches `top_p`.
+    """The smallest set of most likely tokens whose mass reaches `top_p`, as a boolean `[B, V]`.
 
-    A token belongs to it if the tokens ranked before it hold less than `top_p`; so the set is never empty.
+    A token belongs to it if the tokens ranked above it hold less than `top_p`, so the set is never empty.
     """
     ranked_BV, order_BV = torch.sort(probability_BV, dim=-1, descending=True, stable=True)
     before_BV = ranked_BV.cumsum(-1) - ranked_BV

@@ -1,8 +1,8 @@
-"""May a model be decoded from slots, and may its rows share a prefix there? Asked of the model itself.
+"""Test of a model: can it be decoded from slots, and can its rows read an attached prefix?
 
-A config does not tell: some families keep a state besides their keys, share keys between layers, change keys between
-cache and attention, number their positions by the shape of the batch, or ignore the cache that they are handed. So the
-model decodes a few rows of unequal length, in float32, as the engine would, and has to say what it says without a cache.
+A config does not tell: some families carry a state besides their keys, share keys between layers, change keys between
+cache and attention, derive positions from the shape of the batch, or ignore the cache they are given. So the model decodes
+a few rows of unequal length in float32, as the engine would, and its log-probs must match those without a cache.
 
 Shapes: P rows of the trial, B rows, T tokens, V vocabulary.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
+from deepgrpo.errors import first_line
 from deepgrpo.model import tree_attention
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
@@ -26,11 +27,11 @@ _STEPS = 2
 """Decoding steps of the trial."""
 
 _LONGEST_WINDOW = {"cpu": 1024}
-"""Longest window that the trial reaches beyond; elsewhere 4,096. A longer one is believed as the config states it."""
+"""Longest window that the trial exceeds; 4,096 on other devices. Longer windows are trusted as configured."""
 
 
 def windows_of(policy: Policy) -> dict[str, int | None]:
-    """Layer type → sliding window (None: full attention), as the model's masks are keyed."""
+    """Sliding window of each layer type (None: full attention), keyed as the model's masks are."""
     config = policy.causal.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     kinds = getattr(config, "layer_types", None)
@@ -42,9 +43,9 @@ def windows_of(policy: Policy) -> dict[str, int | None]:
 
 
 def decoding_mask(windows: dict[str, int | None], lengths_B: Tensor, extent: int, dtype: torch.dtype) -> Any:
-    """Additive `[B, 1, 1, extent]` mask that hides what lies beyond a row's own length (or before its window).
+    """Additive `[B, 1, 1, extent]` mask that hides positions beyond a row's own length (or before its window).
 
-    One tensor, or one per layer type where they differ, as the model's forward takes them.
+    Returns one tensor, or a dict with one per layer type where they differ, as the model's forward takes them.
     """
     positions = torch.arange(extent, device=lengths_B.device)[None]
     lengths = lengths_B[:, None]
@@ -58,8 +59,8 @@ def decoding_mask(windows: dict[str, int | None], lengths_B: Tensor, extent: int
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def why_no_slots(policy: Policy) -> str | None:
-    """Why the policy's model cannot be decoded from slots, as a clause after its name; None if it can.
+def slot_objection(policy: Policy) -> str | None:
+    """Reason why the policy's model cannot be decoded from slots, as a clause after its name; None if it can.
 
     The policy must have float32 weights.
     """
@@ -69,54 +70,53 @@ def why_no_slots(policy: Policy) -> str | None:
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"has layers of type {', '.join(sorted(kinds))}"
-    return _tried(policy, shared=False)
+    return _trial_objection(policy, attach=False)
 
 
-def may_share(policy: Policy) -> bool:
-    """Whether rows may read a prefix where it is, by `decode_attention`, instead of a copy in their slots.
+def can_attach(policy: Policy) -> bool:
+    """Test whether rows may read an attached prefix through `decode_attention` instead of a copy in their slots.
 
-    Only where all layers are known to attend through our function, and see everything before them. The policy must have
-    float32 weights.
+    This requires that every layer attends through our function and has no window. The policy must have float32 weights.
     """
     ours = policy.verdict.packs and policy.causal.config._attn_implementation == tree_attention.NAME
     if not ours or set(windows_of(policy).values()) != {None}:
         return False
-    return _tried(policy, shared=True) is None
+    return _trial_objection(policy, attach=True) is None
 
 
-def _tried(policy: Policy, *, shared: bool) -> str | None:
+def _trial_objection(policy: Policy, *, attach: bool) -> str | None:
     training = policy.model.training
     policy.model.eval()
     try:
-        return _trial(policy, trial_lengths(policy), shared)
-    except Exception as error:  # whatever a model's own code raises: it cannot be decoded this way
+        return _trial(policy, trial_lengths(policy), attach)
+    except Exception as error:  # a model's own code may raise anything; it cannot be decoded this way
         return f"raised an error when it was tried ({in_short(error)})"
     finally:
         policy.model.train(training)
 
 
 def trial_lengths(policy: Policy) -> tuple[int, ...]:
-    """Prefix lengths of the trial's rows: short ones, and two that reach beyond the sliding window if there is one."""
+    """Prefix lengths of the trial's rows: two short ones, and two that exceed the sliding window if there is one."""
     config = policy.causal.config.get_text_config()
     longest = min(_LONGEST_WINDOW.get(policy.device.type, 4096), policy.context - _STEPS - 7)
-    # by any name: a family that applies its window itself does not read our mask for it
+    # under any name: a family that applies its window itself ignores our mask
     found = [value for name, value in config.to_dict().items() if "window" in name and type(value) is int]
     windows = [w for w in found if 1 < w <= longest]
     return (5, 9, *((max(windows) + 2, max(windows) + 7) if windows else ()))
 
 
 def trial_tokens(policy: Policy, rows: int, length: int) -> Tensor:
-    """`[rows, length]` tokens, always the same."""
+    """The same `[rows, length]` tokens at every call."""
     vocabulary = min(policy.causal.config.get_text_config().vocab_size, 1000)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (rows, length), generator=generator)
 
 
 @torch.no_grad()
-def _trial(policy: Policy, lengths: Sequence[int], shared: bool) -> str | None:
-    """Decode rows of these prefix lengths and compare with forward passes that have no cache.
+def _trial(policy: Policy, lengths: Sequence[int], attach: bool) -> str | None:
+    """Decode rows of these prefix lengths and compare with forward passes without a cache.
 
-    With `shared` the slots hold what is decoded alone, and every second row reads its prefix where it is.
+    With `attach` every second row has its prefix attached, so that its slot holds decoded tokens only.
     """
     device, layers = policy.device, policy.causal.config.get_text_config().num_hidden_layers
     rows, width = len(lengths), max(lengths)
@@ -129,7 +129,7 @@ def _trial(policy: Policy, lengths: Sequence[int], shared: bool) -> str | None:
     ends = torch.tensor([i * width + n - 1 for i, n in enumerate(lengths)], device=device)
     output = policy.run(ends, input_ids=ids_PT[:, :width], past_key_values=filled, use_cache=True)
     if len(filled.layers) != layers:
-        return f"fills {len(filled.layers)} of its {layers} layers when it is handed an empty cache"
+        return f"fills {len(filled.layers)} of its {layers} layers when given an empty cache"
     for index, layer in enumerate(filled.layers):
         for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             shape = tuple(states.shape) if isinstance(states, Tensor) else None
@@ -142,12 +142,12 @@ def _trial(policy: Policy, lengths: Sequence[int], shared: bool) -> str | None:
     for i, n in enumerate(lengths):
         views = [(layer.keys[i, :, :n], layer.values[i, :, :n]) for layer in filled.layers]
         slot = torch.tensor([i], device=device)
-        if shared and i % 2:
+        if attach and i % 2:
             cache.attach(slot, Prefix(views, output[i]))
             groups.append(SharedPrefix(slot, views))
         else:
             cache.fill(slot, Prefix(views, output[i]))
-    plan = {"decode_plan": DecodePlan(tuple(groups))} if shared else {}
+    plan = {"decode_plan": DecodePlan(tuple(groups))} if attach else {}
     windows = windows_of(policy)
     for _ in range(_STEPS):
         cache.begin_step(rows)
@@ -164,18 +164,18 @@ def _trial(policy: Policy, lengths: Sequence[int], shared: bool) -> str | None:
         cache.end_step()
     difference = torch.log_softmax(torch.stack(got, 1).float(), -1) - torch.log_softmax(expected.float(), -1)
     worst = float(difference.abs().max())
-    if worst < TOLERANCE:  # a NaN is no agreement
+    if worst < TOLERANCE:  # false for NaN
         return None
     return f"says something else when it decodes from slots: log-probs differ by {worst:.1e}"
 
 
 @torch.no_grad()
 def uncached_logits(policy: Policy, ids_T: Tensor, count: int) -> Tensor:
-    """Logits `[count, V]` of the last tokens of one row."""
+    """Logits `[count, V]` at the last tokens of one row, from a forward pass without a cache."""
     last = torch.arange(len(ids_T) - count, len(ids_T), device=ids_T.device)
     return policy.logits(policy.run(last, input_ids=ids_T[None], use_cache=False))
 
 
 def in_short(error: Exception) -> str:
     """Type and first line of an error."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    return f"{type(error).__name__}: {first_line(error, 120)}"

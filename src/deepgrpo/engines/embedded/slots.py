@@ -2,8 +2,8 @@
 
 `SlotCache` is a transformers cache, so the model's own modules read and write it. In a decoding step row i writes its
 new key at position `lengths[i]` of its slot and attends to positions 0..lengths[i]; an additive mask hides the rest.
-Rows 0..B-1 are always the active ones: when a row ends, the last one takes its slot. A row either has a copy of its
-prefix in its slot (`fill`), or the slot holds its own tokens alone and the prefix is read where it is (`attach`).
+Rows 0..B-1 are always the active ones: when a row ends, the last one takes its slot. A slot holds either a copy of its
+row's prefix and its sampled tokens (`fill`), or the sampled tokens alone, with the prefix read in place (`attach`).
 
 Shapes: B active rows, S slot length, h key/value heads, n tokens of a prefix, d head dimension.
 """
@@ -52,7 +52,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for `max_rows` sequences of at most `slot_length` tokens, kept in `dtype`."""
+    """Slots for `max_rows` sequences of at most `slot_length` tokens, stored in `dtype`."""
 
     def __init__(
         self, num_layers: int, max_rows: int, slot_length: int, device: torch.device, dtype: torch.dtype
@@ -61,19 +61,19 @@ class SlotCache(Cache):
         self.lengths = torch.zeros(max_rows, dtype=torch.long, device=device)
         """Tokens in each slot."""
         self.before = torch.zeros(max_rows, dtype=torch.long, device=device)
-        """Tokens of a prefix that is attached: they come before those in the slot."""
+        """Tokens of the attached prefix, which precede those in the slot."""
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
         self.begin_step(0)
 
     def begin_step(self, active: int) -> None:
-        """Fix what the layers see in the coming forward pass: the first `active` rows."""
+        """Select the first `active` rows for the coming forward pass."""
         self.rows = torch.arange(active, device=self.lengths.device)
         self.active_lengths = self.lengths[:active].clone()
         self.extent = int(self.active_lengths.max()) + 1 if active else 0
 
     @property
     def positions(self) -> Tensor:
-        """`[B]` position of the token that each active row is fed."""
+        """Position of the token fed to each active row, `[B]`."""
         return self.active_lengths + self.before[: len(self.rows)]
 
     def end_step(self) -> None:
@@ -90,21 +90,21 @@ class SlotCache(Cache):
         self.lengths[slots], self.before[slots] = prefix.length, 0
 
     def attach(self, slots: Tensor, prefix: Prefix) -> None:
-        """Begin several empty slots behind a prefix that stays where it is."""
+        """Start several empty slots after a prefix that is read in place."""
         self.lengths[slots], self.before[slots] = 0, prefix.length
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy whole slots; `target` are rows that ended."""
+        """Copy whole slots to the slots `target` of rows that ended."""
         extent = int(self.lengths[source].max())
         for layer in self.layers:
             if layer.keys is None or layer.values is None:
-                continue  # nothing was fed yet
+                continue  # not yet allocated
             layer.keys[target, :, :extent] = layer.keys[source, :, :extent]
             layer.values[target, :, :extent] = layer.values[source, :, :extent]
         self.lengths[target], self.before[target] = self.lengths[source], self.before[source]
 
     def last_tokens(self, slot: int, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `[h, count, d]` of the newest tokens in a slot, layer by layer, as views."""
+        """Keys and values `[h, count, d]` of the newest tokens in a slot, per layer, as views."""
         end = int(self.lengths[slot])
         found: list[tuple[Tensor, Tensor]] = []
         for layer in self.layers:
@@ -114,9 +114,9 @@ class SlotCache(Cache):
 
 
 class Prefix:
-    """The keys and values `[h, n, d]` of one prefix, encoded once, and what its last token says.
+    """Keys and values `[h, n, d]` of one encoded prefix, and the model's output at its last token.
 
-    `last` is the last hidden state `[H]`, or the logits `[V]` for a model whose output is not a plain layer.
+    `last` is the hidden state `[H]` that the output layer takes, or the logits `[V]` for a model without a known head.
     """
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]], last: Tensor) -> None:

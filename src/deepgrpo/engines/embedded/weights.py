@@ -1,4 +1,4 @@
-"""The weights that the engine computes with: the policy's own, or a copy of them in a coarser dtype."""
+"""Weights of the embedded engine: the policy's own, or a copy in a coarser dtype."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import copy
 import torch
 from torch import nn
 
-from deepgrpo.engines.embedded.packed import PackedLinear, packs
+from deepgrpo.engines.embedded.packed import PackedLinear, supports_packing
 from deepgrpo.model.policy import Policy
 
 
 class EngineWeights:
-    """The policy as the engine sees it.
+    """The policy in the engine's dtype.
 
-    In the policy's own float32 that is the policy itself. In bfloat16 it is a copy of its weights, half their size, which
-    every matrix product then reads in half the time; it follows the policy at each `current()`.
+    In float32 it is the policy itself. In bfloat16 it is a copy at half the size, which every matrix product reads in half
+    the time; `current()` updates it from the policy.
 
     Args:
-        policy: what is trained.
-        dtype: of weights, keys and values in the engine.
+        policy: the trained policy.
+        dtype: dtype of weights, keys and values in the engine.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
@@ -28,12 +28,12 @@ class EngineWeights:
 
     @property
     def copied(self) -> bool:
-        """Whether there is (or will be) a second set of weights."""
+        """True if the engine holds a second set of weights."""
         return any(p.dtype != self.dtype for p in self.policy.model.parameters())
 
     @torch.no_grad()
     def current(self) -> Policy:
-        """A policy with the present weights, for no other use than sampling."""
+        """A policy with the current weights, for sampling only."""
         if not self.copied:
             if self.policy.dtype == self.dtype:
                 return self.policy
@@ -44,8 +44,8 @@ class EngineWeights:
             self._copy = copy.copy(self.policy)
             self._copy.model, self._copy.dtype = _converted(self.policy, self.dtype), self.dtype
             return self._copy
-        # at every call and unasked: reading all weights once costs less than a few decoding steps, and nobody has to
-        # tell the engine who moved them (an optimizer, a checkpoint, a warm start)
+        # copied at every call: reading all weights once costs less than a few decoding steps, and no caller (optimizer,
+        # checkpoint, warm start) has to announce a change
         sources = dict(self.policy.model.named_parameters())
         for name, own in self._copy.model.named_parameters():
             own.copy_(sources[name])
@@ -56,14 +56,14 @@ class EngineWeights:
 
 
 def _converted(policy: Policy, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy whose parameters have another dtype, its linear layers packed where that works.
+    """A frozen copy in another dtype, with packed linear layers where they work.
 
-    Buffers stay as they are: the frequencies of rotary embeddings lose their positions in bfloat16.
+    Buffers keep their dtype: rotary frequencies in bfloat16 would give wrong positions.
     """
-    # parameters are handed to deepcopy ready-made, so that no second float32 copy exists on the way
+    # deepcopy gets converted parameters through its memo, so that no second float32 copy exists meanwhile
     ready = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in policy.model.parameters()}
     plain = copy.deepcopy(policy.model, dict(ready)).eval()
-    if packs(policy.device, dtype):
+    if supports_packing(policy.device, dtype):
         packed = _packed(plain, policy.model, dtype)
         if _agree(policy, plain, packed):
             return packed
@@ -71,11 +71,11 @@ def _converted(policy: Policy, dtype: torch.dtype) -> nn.Module:
 
 
 def _packed(plain: nn.Module, source: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`plain` with its linear layers replaced; what is not replaced is shared with it."""
+    """`plain` with packed linear layers; all other weights are shared with it."""
     layers = dict(source.named_modules())
     memo: dict[int, object] = {id(p): p for p in plain.parameters()}
     for name, module in plain.named_modules():
-        # adapters are asked for their weights by peft, and are too small to be worth it
+        # peft reads the weights of adapters directly, and they are too small to gain from packing
         if type(module) is nn.Linear and "lora_" not in name:
             layer = layers[name]
             assert isinstance(layer, nn.Linear)
@@ -85,7 +85,7 @@ def _packed(plain: nn.Module, source: nn.Module, dtype: torch.dtype) -> nn.Modul
 
 @torch.no_grad()
 def _agree(policy: Policy, plain: nn.Module, packed: nn.Module) -> bool:
-    """Whether both say the same of a few tokens: some families look at a layer's weight beside calling it."""
+    """Compare both on a few tokens: some families read a layer's weight directly instead of calling the layer."""
     vocabulary = policy.causal.config.get_text_config().vocab_size
     ids = torch.arange(6, device=policy.device)[None] % vocabulary
     said = []
@@ -95,8 +95,8 @@ def _agree(policy: Policy, plain: nn.Module, packed: nn.Module) -> bool:
         rows = torch.arange(6, device=policy.device)
         try:
             said.append(torch.log_softmax(trial.logits(trial.run(rows, input_ids=ids, use_cache=False)).float(), -1))
-        except Exception:  # whatever a model's own code raises: it is left as it was
+        except Exception:  # a model's own code may raise anything; keep the plain copy
             return False
-    # both round to bfloat16, in another order: they differ by what it rounds, and not by units. The bound is wide, so that the
-    # verdict never hangs on the weights: a resumed run has to come to the same one
+    # both round to bfloat16, in different order. The bound is wide, so that the outcome does not depend on the weights:
+    # a resumed run must reach the same one
     return bool((said[0] - said[1]).abs().max() < 0.25 * said[0].abs().max())

@@ -1,1 +1,1 @@
-"""Sampling by vLLM: `engine.py` first. docs/engines.md says when to choose it."""
+"""Sampling by vLLM; start at `engine.py`. docs/engines.md compares the engines."""

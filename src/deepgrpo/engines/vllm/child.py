@@ -1,18 +1,18 @@
-"""What runs in vLLM's process: jobs come in as lines of JSON, answers go out as lines of JSON.
+"""The vLLM process: reads jobs and writes answers as lines of JSON.
 
-Started by its path with the interpreter of an environment that has vLLM and need not have anything else: only the standard
-library and vllm are imported here. `process.py` is the other end.
+It is started by path with the interpreter of an environment that has vLLM and may have nothing else, so it imports only
+the standard library and vllm. `process.py` is the parent side.
 
     argument  {"model": directory, "dtype": "bfloat16", "rows": 64, ...}: see `_start`
     hello     {"version": "0.32.0", "device": "cpu", "can_sleep": false}
               {"failed": "missing" | "version" | "start", "message": ...}, and the process ends with code 1
     jobs      {"do": "sample", "requests": [{"prompt": [ids], "seeds": [...], "max_tokens": 256}], "temperature": 1.0, ...}
-              {"do": "load", "model": directory}        new weights; what was encoded with the old ones is dropped
-              {"do": "drop"}                            drop what was encoded
-              {"do": "sleep"}, {"do": "wake"}           give the device's memory back, take it again
-    answers   {...}, and the highest memory of the process so far
+              {"do": "load", "model": directory}        load new weights and clear the prefix cache
+              {"do": "drop"}                            clear the prefix cache
+              {"do": "sleep"}, {"do": "wake"}           release the device's memory, reclaim it
+    answers   {...}, and the peak memory of the process
 
-Any other failure ends the process with a traceback, which its parent quotes. An end of file ends it too.
+Any other failure ends the process with a traceback, which the parent quotes. End of file on its input ends it as well.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import time
 from typing import Any
 
 OLDEST, BEYOND = (0, 32), (0, 33)
-"""Versions of vLLM that this was written for: from the first, below the second."""
+"""Supported versions of vLLM: from the first, below the second."""
 
 
 def main(settings: dict[str, Any]) -> int:
-    """Load the model, say so, and do jobs until there are no more. Returns the exit code."""
+    """Load the model, announce it, and serve jobs until the input ends. Returns the exit code."""
     if importlib.util.find_spec("vllm") is not None and _preload():
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    # vLLM logs to stdout: answers keep the pipe that came with it, everything else goes to stderr
+    # vLLM logs to stdout: reserve the original pipe for answers and redirect stdout to stderr
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -53,13 +53,13 @@ def main(settings: dict[str, Any]) -> int:
     for line in sys.stdin:
         job = json.loads(line)
         say(**_JOBS[job["do"]](vllm, llm, job))
-    # a parent that was killed could not remove the weights, and in memory they would stay until the machine is started anew
+    # a killed parent cannot remove the weights, and in memory they would stay until a reboot
     shutil.rmtree(settings["model"], ignore_errors=True)
     return 0
 
 
 class _CannotStart(Exception):  # noqa: N818
-    """Why vLLM does not run here; the parent puts it into words."""
+    """vLLM cannot start here; the parent words the error."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class _CannotStart(Exception):  # noqa: N818
 
 def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
-        # by name: the interpreter that runs this has vLLM, one that only checks it has not
+        # imported by name, as type checkers run without vLLM
         vllm: Any = importlib.import_module("vllm")
     except ModuleNotFoundError as error:
         if error.name != "vllm":
@@ -82,7 +82,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
         llm = vllm.LLM(
             model=settings["model"],
-            skip_tokenizer_init=not settings["tokenizer"],  # it only looks for stop strings: ids go in and come out
+            skip_tokenizer_init=not settings["tokenizer"],  # only needed for stop strings: input and output are ids
             trust_remote_code=settings["trust_remote_code"],
             dtype=settings["dtype"],
             max_model_len=settings["context"],
@@ -90,23 +90,23 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             enable_prefix_caching=settings["prefix_caching"],
             block_size=settings["block_size"] or (32 if platform.is_cpu() else 16),
             enforce_eager=settings["eager"],
-            # log-probs of the distribution that is sampled from: after temperature and top-p
+            # log-probs of the sampling distribution: after temperature and top-p
             logprobs_mode="processed_logprobs",
-            # what a model recommends (top_k, repetition penalties) is not what the recipe says
+            # ignore the model's generation config (top_k, repetition penalties): the recipe decides
             generation_config="vllm",
             enable_sleep_mode=settings["sleep"] and _can_sleep(platform),
             disable_log_stats=True,
             seed=0,
             **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
-            # A prompt that is encoded in parts rewinds its request's generator, which on a CPU raises (vLLM 0.32). So whole
-            # prompts only, in batches of 4,096 tokens or of the longest text
+            # chunked prefill rewinds a request's generator, which raises on a CPU (vLLM 0.32): encode whole prompts, in
+            # batches of 4,096 tokens or of the longest text
             **({"enable_chunked_prefill": False, **settings["options"]} if platform.is_cpu() else settings["options"]),
             **({} if platform.is_cpu() else {"gpu_memory_utilization": settings["gpu_memory"]}),
         )
-        # a token, as what this device cannot compute should be said now and not in the middle of a step
+        # sample one token, so that an unsupported device fails now and not in the middle of a step
         one = vllm.SamplingParams(max_tokens=1, detokenize=False)
         llm.generate([{"prompt_token_ids": [0]}], one, use_tqdm=False)
-    except Exception as error:  # whatever vLLM says of a model, an argument or a device
+    except Exception as error:  # vLLM raises many types for a model, an argument or a device
         raise _CannotStart("start", f"{type(error).__name__}: {error}") from error
     return vllm, llm
 
@@ -116,7 +116,7 @@ def _can_sleep(platform: Any) -> bool:
 
 
 def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Continue every prompt once per seed, each as a request of its own: siblings share the prefix through the cache."""
+    """Continue every prompt once per seed, each as its own request; siblings share the prefix through the cache."""
     stop = job["stop"]
     prompts, params = [], []
     for request in job["requests"]:
@@ -126,7 +126,7 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
                 vllm.SamplingParams(
                     seed=seed, temperature=job["temperature"], top_p=job["top_p"], max_tokens=request["max_tokens"],
                     logprobs=0, ignore_eos=True, stop_token_ids=job["stop_token_ids"], stop=stop, detokenize=bool(stop),
-                    # a special token may be a stop string; the tokens that complete one belong to the response
+                    # special tokens may be stop strings; the tokens that complete one belong to the response
                     skip_special_tokens=False, include_stop_str_in_output=True, spaces_between_special_tokens=False,
                 )
             )  # fmt: skip
@@ -148,7 +148,7 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def _load(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
-    # vLLM's own way: names of the checkpoint, fused and packed layers made anew, written where compiled code reads them
+    # vLLM's own reload: takes checkpoint names, rebuilds fused and packed layers, writes where compiled code reads
     llm.collective_rpc("reload_weights", kwargs={"weights_path": job["model"]})
     llm.apply_model(_repack_tied)
     _drop(vllm, llm, job)
@@ -156,10 +156,10 @@ def _load(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _repack_tied(model: Any) -> None:
-    """Have a head that is tied to the embeddings packed anew.
+    """Repack a head that is tied to the embeddings.
 
-    On a CPU vLLM multiplies by a packed copy of a weight. Reloading makes that copy anew where a weight has come in; a tied
-    head gets none of its own, and would go on with the copy of the old embeddings (vLLM 0.32).
+    On a CPU vLLM multiplies by a packed copy of each weight. A reload repacks the modules that receive a weight; a tied head
+    receives none, and would keep the packed copy of the old embeddings (vLLM 0.32).
     """
     owners: dict[int, int] = {}
     for module in model.modules():
@@ -189,7 +189,7 @@ _JOBS = {"sample": _sample, "load": _load, "drop": _drop, "sleep": _sleep, "wake
 
 
 def _preload() -> bool:
-    """Ask for the allocator and the OpenMP that vLLM advises, where they came with it; whether that takes a new start."""
+    """Preload the allocator and OpenMP that vLLM recommends, if installed. Returns True if the process must restart."""
     spec = importlib.util.find_spec("vllm")
     package = os.path.dirname((spec and spec.origin) or "")
     before = os.environ.get("LD_PRELOAD", "")
@@ -201,7 +201,7 @@ def _preload() -> bool:
 
 
 def _peak_mb() -> float | None:
-    """Highest resident memory of this process so far, in MiB."""
+    """Peak resident memory of this process, in MiB."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))

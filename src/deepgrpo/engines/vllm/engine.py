@@ -1,16 +1,16 @@
-"""Sampling by vLLM, which holds a copy of the policy's weights and gets them anew whenever they have changed.
+"""The vLLM engine: sampling by a vLLM process that holds a copy of the policy's weights.
 
-    sample ─► weights changed? write them to memory, vLLM reloads in place, its prefix cache is emptied
-           ─► one vLLM request per continuation, with a seed of its own ─► completions, stop strings, what was encoded
+    sample ─► weights changed? write them to memory, vLLM reloads in place, its prefix cache is cleared
+           ─► one vLLM request per continuation, with its own seed ─► completions, stop strings, encoded tokens
 
-vLLM runs in a process of its own, on the CPU as on a GPU. So its memory goes back to the system whatever happened in it
-(a CUDA context is never given up by the process that has it); its death is an error that quotes its last words, and not the
-trainer's; it may live in an environment with other versions of torch and transformers (`engine.python`); and its threads
-and allocator are not those of the learner. The price is that weights cross a process border: through a file in memory, in
-vLLM's dtype, once per update of the policy.
+vLLM runs in a separate process, on CPU and GPU alike. Its memory returns to the system even after a failure (a process never
+releases its CUDA context); its crash becomes an error that quotes its log, not a crash of the trainer; it may use another
+environment with other versions of torch and transformers (`engine.python`); and its threads and allocator are separate from
+the learner's. The cost is copying the weights to that process once per policy update, through a file in memory, in vLLM's
+dtype.
 
-What a continuation draws depends on its prefix, its key and the weights, through vLLM's seed per request: other requests in
-the batch change its logits by rounding only (`docs/engines.md` says how often that decides a token).
+A continuation depends on its prefix, its key and the weights, through vLLM's per-request seed; other requests in the batch
+change its logits only by rounding (`docs/engines.md` reports how often that changes a token).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 
 from deepgrpo.config import VLLMEngine as VLLMConfig
 from deepgrpo.engines.base import NOT_FINITE, SampleStats, SamplingParams, check_requests
-from deepgrpo.engines.stops import completes_stop
+from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.process import VLLMProcess
 from deepgrpo.engines.vllm.weights import fingerprint, transfer_directory, write_tokenizer, write_weights
 from deepgrpo.errors import EngineError
@@ -36,39 +36,40 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 
 PYTHON = "DEEPGRPO_VLLM_PYTHON"
-"""Names the interpreter where the recipe does not."""
+"""Environment variable with the interpreter, if the recipe names none."""
 
 CPU_CACHE_GIB = 4.0
-"""Of keys and values on a CPU, where the recipe does not say; on a GPU vLLM takes what `gpu_memory` leaves."""
+"""Default size of the key/value cache on a CPU; on a GPU vLLM uses what `gpu_memory` leaves."""
 
 SEED_BITS = 2**63 - 1
-"""vLLM keeps seeds as signed 64-bit integers."""
+"""vLLM stores seeds as signed 64-bit integers."""
 
 ENVIRONMENT = {
-    # its engine in the process itself: that process is ours already
+    # run its engine inside the process that we already started for it
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # sampler and learner take turns on the same cores
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # nobody but us may speak to it
+    # bind to the loopback interface only
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
-    # the model is here
+    # the model is local
     "HF_HUB_OFFLINE": "1",
 }
-"""Where the user has not set them otherwise."""
+"""Environment of the vLLM process; variables that the user has set take precedence."""
 
 
 class VLLMEngine:
     """Samples from a `Policy` with vLLM.
 
     Args:
-        policy: the policy; its current weights are used at every call.
-        config: the section `engine` of the recipe.
-        dtype: of weights, keys and values in vLLM.
-        longest: prompt plus response, in tokens; None: the model's context.
-        trust_remote_code: whether the model's own code may run.
+        policy: the policy; every call uses its current weights.
+        config: section `engine` of the recipe.
+        dtype: dtype of weights, keys and values in vLLM.
+        longest: longest prompt plus response, in tokens; None: the model's context.
+        trust_remote_code: allow the model's own code to run.
 
-    Raises EngineError if vLLM is missing, of another version or cannot start; ModelError if it does not know the model.
+    Raises EngineError if vLLM is missing, has an unsupported version or cannot start; ModelError if it does not support
+    the model.
     """
 
     exact = False
@@ -79,17 +80,17 @@ class VLLMEngine:
     ) -> None:  # fmt: skip
         self.policy, self.config, self.dtype = policy, config, dtype or policy.dtype
         self.context = min(longest or policy.context, policy.context)
-        self._directory = transfer_directory(policy, self.dtype)
-        self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self.directory = transfer_directory(policy, self.dtype)
+        self._remove = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.awake = True
         self.updates = 0
-        """Times that vLLM got new weights, the first ones not counted."""
+        """Weight reloads after the start."""
         self.vllm_seconds = 0.0
-        """Of vLLM's own sampling, without the way to it and back."""
+        """Seconds spent inside vLLM's sampling, without communication."""
         try:
             self._sent = fingerprint(policy)
-            write_weights(policy, self._directory, self.dtype)
-            tokenizer = write_tokenizer(policy, self._directory)
+            write_weights(policy, self.directory, self.dtype)
+            tokenizer = write_tokenizer(policy, self.directory)
             python = config.python or os.environ.get(PYTHON) or sys.executable
             self.process = VLLMProcess(
                 python, self._settings(tokenizer, trust_remote_code),
@@ -106,10 +107,17 @@ class VLLMEngine:
                 'to "auto" or "off"'
             )
 
+    @classmethod
+    def from_config(
+        cls, policy: Policy, config: VLLMConfig, *, dtype: torch.dtype, longest: int | None, trust_remote_code: bool
+    ) -> VLLMEngine:
+        """Start the engine of the section `engine` of a recipe."""
+        return cls(policy, config, dtype=dtype, longest=longest, trust_remote_code=trust_remote_code)
+
     def _settings(self, tokenizer: bool, trust_remote_code: bool) -> dict[str, Any]:
         config = self.config
         return {
-            "model": str(self._directory), "tokenizer": tokenizer, "trust_remote_code": trust_remote_code,
+            "model": str(self.directory), "tokenizer": tokenizer, "trust_remote_code": trust_remote_code,
             "dtype": str(self.dtype).removeprefix("torch."), "context": self.context, "rows": config.max_rows,
             "prefix_caching": config.prefix_caching, "block_size": config.block_size, "eager": config.eager,
             "kv_bytes": None if config.kv_cache_gb is None else int(config.kv_cache_gb * 2**30),
@@ -120,12 +128,12 @@ class VLLMEngine:
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
     ) -> tuple[list[list[Completion]], SampleStats]:
-        """See `engines.base.Engine.sample`. What was encoded stays as long as vLLM's cache has room, whatever `keep` says."""
+        """See `engines.base.Engine.sample`. vLLM's cache holds prefixes while it has room, regardless of `keep`."""
         began = time.perf_counter()
         check_requests(requests, self.context)
         if not params.greedy and params.temperature > 2:
             raise EngineError(f"the temperature is {params.temperature}, but vLLM takes at most 2")
-        self._follow()
+        self._update_weights()
         answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
         self.vllm_seconds += answer["seconds"]
         groups: list[list[Completion]] = []
@@ -137,7 +145,7 @@ class VLLMEngine:
                 if not all(map(math.isfinite, logprobs)):
                     raise EngineError(NOT_FINITE)
                 group.append(self._completion(request, params, tokens, logprobs, answer["finish"][row]))
-                # also those behind a stop string that only we have seen: they were drawn, so they are billed
+                # including tokens after a stop string that only we detect: they were sampled, so they are billed
                 sampled += len(tokens)
                 encoded += len(request.prefix) - answer["cached"][row]
                 row += 1
@@ -165,64 +173,48 @@ class VLLMEngine:
     def _completion(
         self, request: SampleRequest, params: SamplingParams, tokens: list[int], logprobs: list[float], finish: str
     ) -> Completion:
-        """What vLLM returned, cut where a stop string is complete that began before the pivot: it sees new text only."""
+        """Completion from vLLM's result, cut after a stop string that began before the pivot, which vLLM cannot see."""
         before = request.prefix[request.response_start :] if request.response_start is not None else ()
-        end = _first_stop(self.policy.tokenizer, params.stop, before, tokens)
+        end = first_stop(self.policy.tokenizer, params.stop, before, tokens)
         reason: FinishReason = "stop" if end is not None or finish == "stop" else "length"
         return Completion(tuple(tokens[:end]), tuple(logprobs[:end]), reason)
 
-    def _follow(self) -> None:
-        """See to it that vLLM is awake and has the policy's present weights."""
+    def _update_weights(self) -> None:
+        """Wake vLLM and reload the weights if the policy's have changed."""
         if not self.awake:
             if self.policy.device.type == "cuda":
-                torch.cuda.empty_cache()  # what the learner's allocator holds back is another process's now
+                torch.cuda.empty_cache()  # release the learner's cached blocks to the vLLM process
             self._ask({"do": "wake"})
             self.awake = True
         current = fingerprint(self.policy)
         if current != self._sent:
-            # vLLM has read the files before and holds none of them open
-            write_weights(self.policy, self._directory, self.dtype)
-            self._ask({"do": "load", "model": str(self._directory)})
+            # vLLM has no file of the directory open
+            write_weights(self.policy, self.directory, self.dtype)
+            self._ask({"do": "load", "model": str(self.directory)})
             self._sent = current
             self.updates += 1
 
     @property
     def remark(self) -> str | None:
         """See `engines.base.Engine.remark`."""
-        return f"sampled by vLLM {self.process.version} on {self.process.device}, in {self._words}"
-
-    @property
-    def _words(self) -> str:
-        sleeps = ", asleep while the policy learns" if self.process.can_sleep else ""
-        return f"{str(self.dtype).removeprefix('torch.')}{sleeps}"
+        asleep = ", asleep while the policy learns" if self.process.can_sleep else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"sampled by vLLM {self.process.version} on {self.process.device}, in {dtype}{asleep}"
 
     def forget(self) -> None:
-        """See `engines.base.Engine.forget`: between phases the device's memory is given back, where vLLM can."""
+        """See `engines.base.Engine.forget`. Also puts vLLM to sleep until the next call, where the device supports it."""
         if self.process.can_sleep and self.awake:
             self._ask({"do": "sleep"})
             self.awake = False
 
     def drop_prefixes(self) -> None:
-        """Forget what was encoded, as new weights would have it: for comparisons."""
+        """Clear vLLM's prefix cache, as new weights would: for comparisons."""
         self._ask({"do": "drop"})
 
     def close(self) -> None:
-        """End vLLM's process, and remove the weights that it read."""
+        """End the vLLM process and remove its weight files."""
         self._end()
         self._remove()
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         return self.process.ask(job, self.config.timeout_s)
-
-
-def _first_stop(tokenizer: Any, stop: Sequence[str], before: Sequence[int], tokens: Sequence[int]) -> int | None:
-    """How many tokens there are up to and with the one that completes the first stop string; None if none does."""
-    if not stop:
-        return None
-    # most responses have none: one look at the text, with as much of `before` as may matter, spares one per token
-    tail = before[-max(map(len, stop)) - 8 :]
-    text = tokenizer.decode([*tail, *tokens])
-    if not any(one in text for one in stop):
-        return None
-    ends = (n for n in range(1, len(tokens) + 1) if completes_stop(tokenizer, stop, before, tokens[:n]))
-    return next(ends, None)

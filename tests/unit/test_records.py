@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from deepgrpo.records import ROOT, Completion, Group, Ledger, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Completion, FinishReason, Group, Ledger, Node, Pivot, Prompt, Score, Tree
 
 PROMPT = Prompt(id="p", text="abc", tokens=(1, 2, 3), question="abc", answer="1")
 
@@ -106,3 +106,9 @@ def test_ledgers_add_field_by_field() -> None:
     ones = Ledger(**dict.fromkeys(Ledger().as_dict(), 1))
     assert set((ones + ones).as_dict().values()) == {2}
     assert list(ones.as_dict()) == [field.name for field in dataclasses.fields(Ledger)]
+
+
+def test_a_truncated_response_is_complete_and_a_segment_is_not() -> None:
+    sampled = node(ROOT, 0, (1, 2), 0, 0.0)
+    finishes: tuple[FinishReason, ...] = ("stop", "length", "segment")
+    assert [dataclasses.replace(sampled, finish=finish).complete for finish in finishes] == [True, True, False]

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import sys
 import textwrap
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import pebble
@@ -304,6 +306,31 @@ class TestIllBehavedChecks:
             reward.close()
         assert scores == [Score(1.0)] * 4 + [Score(0.0, problem="raised")]  # 5 GiB are more than a worker may have
         assert (tmp_path / "log").read_text().split() == ["0", "0.01"]
+
+    def test_checks_lost_with_a_broken_pool_run_again(self, monkeypatch):
+        class LosesTheFirstBatch:
+            """Stands in for pebble's pool, which breaks only if a worker dies at the wrong instant."""
+
+            pools = 0
+
+            def __init__(self, *arguments, **options):
+                type(self).pools += 1
+                self.active = type(self).pools > 1
+
+            def schedule(self, function, args=(), timeout=None):
+                future = Future()
+                if self.active:
+                    future.set_result(function(*args))
+                else:
+                    future.set_exception(BrokenProcessPool())
+                return future
+
+            def stop(self): ...
+
+            def join(self): ...
+
+        monkeypatch.setattr("deepgrpo.rewards.workers.ProcessPool", LosesTheFirstBatch)
+        assert make_workers().run([lambda: (1.0, True), lambda: (0.5, True)]) == [Score(1.0), Score(0.5)]
 
     def test_workers_that_cannot_start_are_an_error(self, check):
         workers = make_workers(prepare=json.loads)  # an initializer that raises

@@ -1,4 +1,4 @@
-"""The words of the benchmarks: an arm is one way of doing the work, a suite is what is compared in one run."""
+"""Nouns of the benchmarks: an arm is one way of doing the work; a suite is the arms compared in one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.workloads import Workload
 
 
 class Timed(NamedTuple):
-    """What one run of an arm did."""
+    """Result of one run of an arm."""
 
     tokens: int
     seconds: float
@@ -28,12 +28,12 @@ class Arm:
 
     name: str
     run: Callable[[], int | Timed]
-    """Returns the tokens it computed; with seconds, if not all of the call is to be counted."""
+    """Returns the number of computed tokens, with seconds if part of the call does not count."""
     note: str = ""
     peak_mb: Callable[[], float | None] | None = None
-    """The highest memory so far, of an arm that runs in a process of its own."""
+    """Peak memory so far, for an arm with a process of its own."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of the library that it runs."""
+    """Versions of the libraries it runs."""
 
     def timed(self) -> Timed:
         began = time.perf_counter()
@@ -42,32 +42,32 @@ class Arm:
 
 
 class LeftOutError(Exception):
-    """An arm cannot be had here; the message says why, and what would help."""
+    """An arm is unavailable here; the message gives the reason and the remedy."""
 
 
 class Offer(NamedTuple):
-    """An arm that can be chosen. `make` may take a while and much memory, so only chosen arms are made."""
+    """An arm to choose from. `make` may take time and memory, so only chosen arms are made."""
 
     name: str
     make: Callable[[], Arm]
     """Raises LeftOutError."""
     default: bool = True
-    """Whether it runs without being asked for."""
+    """Runs unless other arms are named."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchSetting:
-    """What the arms of a run have in common."""
+    """Settings shared by all arms of a run."""
 
     workload: Workload
     budget: int
     """Token budget of a forward pass of the learner."""
     threads: int
     closing: ExitStack
-    """Ends with the run: processes and directories of the arms."""
+    """Processes and directories of the arms, closed at the end of the run."""
     vllm_python: Path | None = None
     warmup: int = 0
-    """Rounds through all arms that do not count, for arms that keep figures of their own."""
+    """Uncounted rounds, for arms that keep figures of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Suite:
     baseline: str
     offers: Sequence[Offer]
     pairs: Sequence[tuple[str, str]] = ()
-    """Arms (ours, other) that do the same work in the same arithmetic, whose ratio is reported besides."""
+    """Pairs (ours, other) of the same work in the same arithmetic, whose ratio is reported as well."""
     extra: Callable[[], dict[str, Any]] = dict
-    """More for the report."""
+    """Additional entries of the report."""
     apart: frozenset[str] = frozenset()
-    """Arms that do other work than the baseline, so that a ratio would say nothing."""
+    """Arms whose work differs from the baseline's, so they get no ratio."""

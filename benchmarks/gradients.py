@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Why a method learns as it does: how well the gradient of one step points, and what the step samples for it.
+"""Quality of the gradient of one step, and its cost in sampled tokens, for each method.
 
     python -m benchmarks.gradients runs/methods/warmstart/seed-1 --json docs/results/lab/gradients.json
 
@@ -128,7 +128,7 @@ def updated(run: Run, trees: Sequence[Any], credits: Sequence[Any], config: Conf
 
 
 def figures(gradient: Mapping[str, Tensor], truth: Tensor, reliability: float, tokens: int) -> dict[str, float]:
-    """Of one step."""
+    """Figures of one step."""
     found: dict[str, float] = {"tokens": float(tokens)}
     for stream, each in gradient.items():
         found[f"cos_{stream}"] = cosine(each, truth) / math.sqrt(reliability)

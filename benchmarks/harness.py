@@ -1,7 +1,7 @@
-"""Time the parts of a step, side by side: our way, the reference's way, and other libraries that are installed.
+"""Time the parts of a step side by side: our way, the reference's way, and other installed libraries.
 
-All arms of a benchmark are run in turn within one process, `repeats` times over, so that a change in the machine's mood
-meets all of them; medians and ranges are reported, and ratios to a baseline. The figure to trust is the ratio.
+All arms run in turn within one process, `repeats` times, so that a change in the machine's speed affects all of them. The
+report has medians, ranges and ratios to a baseline. The figure to trust is the ratio.
 
 The arms are in `suites/`, other libraries in `baselines/`.
 """
@@ -39,7 +39,7 @@ class Timing:
     name: str
     seconds: list[float] = field(default_factory=list)
     peak_mb: float | None = None
-    """Highest resident memory while it ran, above that before; None where the system does not tell."""
+    """Peak resident memory during the run, above that before; None where the system does not report it."""
     tokens: int = 0
     note: str = ""
 
@@ -81,10 +81,10 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
 def measure(
     arms: Sequence[Arm], repeats: int, warmup: int = 1, say: Callable[[str], None] = lambda text: None
 ) -> list[Timing]:
-    """Time the arms in turn, after rounds that warm up.
+    """Time the arms in turn, after warm-up rounds.
 
     Args:
-        say: is told of each round that is done.
+        say: called with a line after each round.
     """
     found = {arm.name: Timing(arm.name, note=arm.note) for arm in arms}
     began, rounds = time.monotonic(), warmup + repeats
@@ -120,7 +120,7 @@ def report(
 ) -> dict[str, Any]:
     """Arms, ratios to the baseline and within pairs, machine and versions, as plain JSON.
 
-    `ratios` says by how much an arm is faster than the baseline, `pairs` ("ours/other") by how much ours is faster.
+    `ratios`: seconds of the baseline over those of the arm. `pairs` ("ours/other"): seconds of the other over ours.
     """
     rows = [each.row() for each in measured]
     medians = {row["name"]: row["median_s"] for row in rows}
@@ -153,7 +153,7 @@ def _chosen(suite: Suite, names: Sequence[str]) -> list[Offer]:
 
 
 def _make(offers: Sequence[Offer], out: Console) -> list[Arm]:
-    """The arms that can be had; a line for each that cannot."""
+    """Make the available arms; print a line for each of the others."""
     arms: list[Arm] = []
     for offer in offers:
         try:
@@ -166,7 +166,7 @@ def _make(offers: Sequence[Offer], out: Console) -> list[Arm]:
 
 
 def peak_in_child(options: BenchOptions, arm: str) -> float | None:
-    """Its peak in a process of its own: memory that another arm has used before would be taken from the allocator."""
+    """Peak of an arm in a process of its own, as the allocator would reuse memory that another arm has freed."""
     command = [
         sys.executable, "-m", "benchmarks.harness", options.part, options.workload, str(options.threads),
         str(options.budget), arm,
@@ -177,7 +177,7 @@ def peak_in_child(options: BenchOptions, arm: str) -> float | None:
 
 
 def _main(part: SuiteName, workload: WorkloadName, threads: str, budget: str, name: str) -> None:
-    """What a child does for `peak_in_child`: run one arm once and print its peak."""
+    """Run one arm once and print its peak; the child process of `peak_in_child`."""
     torch.set_num_threads(int(threads))
     with ExitStack() as closing:
         suite = SUITES[part](BenchSetting(WORKLOADS[workload], int(budget), int(threads), closing))

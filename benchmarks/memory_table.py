@@ -35,7 +35,7 @@ CACHE_GB = 16
 
 
 def parameters(name: str) -> tuple[int, int, int]:
-    """Of the whole model, of a decoder layer, and outside the layers."""
+    """Parameters of the whole model, of a decoder layer, and outside the layers."""
     vocabulary, hidden, feed_forward, layers, heads, key_heads, tied, biases = SHAPES[name]
     keys = key_heads * (hidden // heads)
     attention = 2 * hidden * hidden + 2 * hidden * keys + (hidden + 2 * keys if biases else 0)
@@ -76,13 +76,13 @@ def printed(name: str, learners: int, place: Path) -> dict[str, float]:
 
 
 def _rows(text: str) -> dict[str, float]:
-    """Of a run in one process."""
+    """Memory of a run in one process."""
     found = re.findall(r"memory, (.*?) +│ +([\d,.]+) GiB", text)
     return {label: float(value.replace(",", "")) for label, value in found}
 
 
 def _block(text: str, title: str) -> dict[str, float]:
-    """Of a kind of process of a cluster."""
+    """Memory of one kind of process of a cluster."""
     block = text.split(f"│ {title} ")[1].split("├")[0]
     return {label: float(value.replace(",", "")) for label, value in re.findall(r"│   (.*?) +│ +([\d,.]+) GiB", block)}
 

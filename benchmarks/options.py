@@ -14,7 +14,7 @@ class BenchOptions:
     """Time a part of a training step, side by side with other ways of doing it."""
 
     part: Annotated[Literal["learner", "logprobs", "sampling", "step", "distribution"], tyro.conf.Positional]
-    """What to time."""
+    """Part of a step to time."""
     workload: Literal["S", "L", "V", "D"] = "S"
     """S: rollouts of 256 tokens. L: of 1,024. V: a vocabulary of 151,936. D: SmolLM2-135M, 8 prompts."""
     repeats: int = 5

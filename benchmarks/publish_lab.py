@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What of a finished `deepgrpo compare` goes into docs/results: tables, pictures, and the metrics of every step, compact.
+"""Publish a finished `deepgrpo compare` in docs/results: tables, pictures, and compact metrics of every step.
 
     python -m benchmarks.publish_lab runs/methods docs/results/lab
 

@@ -55,13 +55,13 @@ class Note:
     """A rollout worker had the requests; before `began` where it took over new weights first."""
     began: float
     asked_s: float
-    """How long it was to take."""
+    """Intended seconds."""
     ended: float
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What is simulated; called in the process that samples, it makes the engine (`train.build.SamplerBuilder`).
+    """Settings of the simulation; called in the sampling process, it makes the engine (`train.build.SamplerBuilder`).
 
     Example: Simulation("/tmp/notes", latency_s=0.002, max_rows=16, ends=0.02, vocabulary=64).
     """
@@ -69,7 +69,7 @@ class Simulation:
     notes: str
     """Directory for notes, on the machine where all of them run."""
     latency_s: float
-    """Of a token of all rows."""
+    """Seconds for a token of all rows."""
     max_rows: int
     ends: float
     """Chance that a text ends with a token, if there is a stop string: lengths are then geometric, with the mean 1 / ends
@@ -80,7 +80,7 @@ class Simulation:
         return SimulatedEngine(self, policy)
 
     def lengths(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[int]:
-        """Of all continuations, in order."""
+        """Lengths of all continuations, in order."""
         longest = [request.max_new_tokens for request in requests for _ in request.keys]
         if not params.stop:
             return longest

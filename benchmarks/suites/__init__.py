@@ -1,4 +1,4 @@
-"""What can be timed: one file per part of a step."""
+"""Suites: one file per timed part of a step."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class _Arms:
 
     @cached_property
     def verdict(self) -> PackingVerdict:
-        """Of the model itself; the policy carries that of the arm that runs."""
+        """Verdict on the model itself; the policy carries that of the running arm."""
         verdict = self.learner.policy.verdict
         if not verdict.packs:
             raise LeftOutError(f"this model cannot be packed: {verdict.reason}")

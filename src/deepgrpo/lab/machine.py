@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Machine and versions behind a measured figure."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_help_loads_no_torch_and_answers_at_once(arguments: list[str]) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
     # seconds of the processor: the machine may be busy with other tests
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
 def test_the_package_itself_is_light() -> None:

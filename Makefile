@@ -1,19 +1,21 @@
 # One target per habit. Each sets up what it needs, so any of them can be the first command after a clone.
 #
 #   make demo    train a tiny model on this machine's CPU, a few minutes
-#   make test    what a change must pass: check, then the tests with their coverage
+#   make test    what a change must pass: check, then the tests
 #   make test-vllm   the vLLM engine's tests, with the real vLLM in an environment of its own (.venv-vllm, 3 GB)
 #   make check   lint, types and import contracts alone
-#   make bench   the figures of docs/results/bench that are not there yet, about two hours on two cores
-#   make lab     the experiments of docs/results/lab that are not there yet, some three hours on two cores
+#   make bench   the missing figures of docs/results/bench, about two hours on two cores
+#   make lab     the missing experiments of docs/results/lab, about three hours on two cores
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
 #
 # Variables: PYTHON (python3), TORCH_INDEX (see scripts/setup.sh), ARGS (more arguments for pytest or the demo),
-# BENCH_ARGS (more arguments for every benchmark).
+# COVERAGE ("--cov --cov-report=term": measure coverage and require 90%, as CI does), BENCH_ARGS (more arguments for every
+# benchmark).
 
 PYTHON ?= python3
 ARGS ?=
+COVERAGE ?=
 BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
@@ -41,10 +43,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# the tests' tensors are tiny: more threads per process only stand in each other's way
+# The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
+# so that what they share, such as a Ray cluster, is built once.
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh

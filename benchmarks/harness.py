@@ -112,7 +112,7 @@ def peak_of(arm: Arm) -> float | None:
     arm.run()
     lines = Path("/proc/self/status").read_text().splitlines()
     peak_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return round(peak_kb / 2**10 - before / 2**20, 1)
+    return float(round(peak_kb / 2**10 - before / 2**20, 1))
 
 
 def report(
@@ -171,7 +171,7 @@ def peak_in_child(options: BenchOptions, arm: str) -> float | None:
         sys.executable, "-m", "benchmarks.harness", options.part, options.workload, str(options.threads),
         str(options.budget), arm,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     last = done.stdout.strip().rpartition("\n")[2]
     return float(last) if done.returncode == 0 and last not in ("", "None") else None
 

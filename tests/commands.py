@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -178,6 +179,7 @@ def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.argv = [module, *arguments]
+    weakref.finalize._registry.clear()  # temporary directories of the process that forked are not ours to remove
     sys.modules.pop(module, None)
     code: Any = 0
     try:

@@ -1,24 +1,12 @@
-"""What a cluster of 1, 2 and 4 rollout workers costs: real Ray, workers, routing and weights, a simulated engine.
+"""Cost of a cluster of 1, 2 and 4 rollout workers: real Ray, workers, routing and weights, with a simulated engine.
 
-    seconds of a `sample()` call = ideal     tokens × latency / (workers × rows): no row ever waits
-                                 + tail      what one engine with all the rows would take above that: its last rows end alone
-                                 + routing   the share of the last worker above that
-                                 + engine    the last worker's sleep above what was asked of it
-                                 + weights   taken over by the last worker, where they are new
-                                 + spread    deciding who samples what        (timed beside, on the same requests)
-                                 + pickle    requests there, completions back (timed beside, on the same objects)
-                                 + ray       all other time between the caller and the last worker, there and back
+`rounds.py` takes a `sample()` call apart. 0 workers are the same engine in this process, without Ray.
 
-The first three follow from the lengths and the shares alone; where all lengths are equal the tail is rounding to whole waves.
-Routing may be below zero, as the shares are in another order than the requests. The parts of a call add up to its seconds.
-What is lost to distribution is all but the first two. 0 workers are the same engine in this process, without Ray.
-
-All arms use the same four workers, of which those beyond an arm's number sit idle, so arms can be run in turn.
+All arms use the same four workers; those beyond an arm's number idle, so that arms can run in turn.
 """
 
 from __future__ import annotations
 
-import pickle
 import statistics
 import tempfile
 import time
@@ -30,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.arms import Arm, BenchSetting, LeftOutError, Offer, Suite, Timed
-from benchmarks.simulated import Note, Simulation, schedule, take_notes
+from benchmarks.simulated import Simulation
+from benchmarks.suites.rounds import Watched, added
 from benchmarks.workloads import branch_requests, build_trees, main_requests
 from deepgrpo import rng
-from deepgrpo.cluster.routing import assign_requests
 from deepgrpo.cluster.run import RayBackend
 from deepgrpo.cluster.session import require_ray, session
 from deepgrpo.config import Config, parse_config
-from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
+from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import MissingExtraError
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
-from deepgrpo.records import Completion, SampleRequest
+from deepgrpo.records import SampleRequest
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.backend import LocalBackend
 from deepgrpo.train.build import build_policy
@@ -52,19 +40,18 @@ if TYPE_CHECKING:
     from deepgrpo.cluster.pool import WorkerPool
 
 LATENCY_S, ROWS = 0.002, 16
-"""Of the simulated engine: seconds for a token of all rows, and how many rows."""
+"""Simulated engine: seconds for a token of all rows, and number of rows."""
 WORKERS = (0, 1, 2, 4)
 MODELS: dict[str, dict[str, int]] = {
     "0.5M": {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 480},
     "135M": {"hidden_size": 768, "num_layers": 14, "num_heads": 12, "intermediate_size": 3160},
 }
-"""Shapes of the policies whose weights are sent; only the first is trained."""
+"""Policies whose weights are sent; only the first is trained."""
 CALLS = 10
-"""Calls of one token in a run of such an arm."""
+"""Calls of one token in a run of a `call` arm."""
 
 Shape = Literal["equal", "spread"]
 STOPS: dict[Shape, tuple[str, ...]] = {"equal": (), "spread": (" ",)}
-PARTS = ("ideal", "tail", "routing", "engine", "weights", "spread", "pickle", "ray")
 
 
 def distribution_suite(setting: BenchSetting) -> Suite:
@@ -79,99 +66,12 @@ def distribution_suite(setting: BenchSetting) -> Suite:
     return Suite(baseline="equal_0", offers=offers, pairs=pairs, extra=arms.extra, apart=apart)
 
 
-# ---------------------------------------------------------------- one call of sample()
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Seconds of one call by part (`PARTS`); they add up to `seconds`. Example: the rollouts of a step."""
-
-    seconds: float
-    parts: dict[str, float]
-    sent_bytes: int
-    """Requests and completions, pickled."""
-
-
-class Watched:
-    """An engine whose calls are taken apart (`engines.base.Engine`)."""
-
-    exact, remark = False, None
-
-    def __init__(self, engine: Engine, simulation: Simulation, pool: WorkerPool | None) -> None:
-        self.engine, self.simulation, self.pool = engine, simulation, pool
-        self.rounds: list[Round] = []
-        self.beside_s = 0.0
-        """Spent on taking apart, so that a caller can leave it out."""
-
-    def sample(
-        self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
-    ) -> tuple[list[list[Completion]], SampleStats]:
-        """See `engines.base.Engine.sample`."""
-        before = time.monotonic()
-        workers = list(self.pool.workers) if self.pool else []
-        if self.pool:
-            assign_requests(requests, workers, self.pool.rollouts)  # as the pool is about to do
-        began = time.monotonic()
-        done, stats = self.engine.sample(requests, params, keep=keep)
-        ended = time.monotonic()
-        notes = take_notes(Path(self.simulation.notes))
-        lengths = self.simulation.lengths(requests, params)
-        self.rounds.append(self._round(requests, done, lengths, notes, began, ended, began - before))
-        self.beside_s += began - before + time.monotonic() - ended
-        return done, stats
-
-    def _round(
-        self, requests: Sequence[SampleRequest], done: Sequence[Sequence[Completion]], lengths: Sequence[int],
-        notes: Sequence[Note], began: float, ended: float, spread_s: float,
-    ) -> Round:  # fmt: skip
-        simulation, count = self.simulation, len(self.pool.workers) if self.pool else 1
-        last = max(notes, key=lambda note: note.ended)
-        ideal = sum(lengths) * simulation.latency_s / (count * simulation.max_rows)
-        one = schedule(lengths, count * simulation.max_rows) * simulation.latency_s
-        parts = dict.fromkeys(PARTS, 0.0) | {
-            "ideal": ideal, "tail": one - ideal, "routing": last.asked_s - one,
-            "engine": last.ended - last.began - last.asked_s,
-        }  # fmt: skip
-        sent = 0
-        if self.pool:
-            out_s, in_s, asked_bytes = _pickled(requests)
-            back_s, home_s, told_bytes = _pickled(done)
-            # the caller packs and unpacks all shares, a worker its own
-            wire = out_s + in_s / count + back_s / count + home_s
-            there_and_back = last.arrived - began + ended - last.ended
-            parts |= {
-                "weights": last.began - last.arrived, "spread": spread_s, "pickle": wire,
-                "ray": there_and_back - spread_s - wire,
-            }  # fmt: skip
-            sent = asked_bytes + told_bytes
-        else:
-            parts["engine"] += last.began - began + ended - last.ended
-        return Round(ended - began, parts, sent)
-
-    def forget(self) -> None:
-        """See `engines.base.Engine.forget`."""
-        self.engine.forget()
-
-    def close(self) -> None:
-        """See `engines.base.Engine.close`."""
-        self.engine.close()
-
-
-def _pickled(what: Any) -> tuple[float, float, int]:
-    """Seconds to pickle it as Ray does (protocol 5) and back, and its bytes."""
-    began = time.monotonic()
-    packed = pickle.dumps(what, protocol=5)
-    middle = time.monotonic()
-    pickle.loads(packed)
-    return middle - began, time.monotonic() - middle, len(packed)
-
-
 # ---------------------------------------------------------------- arms
 
 
 @dataclass
 class _Told:
-    """What an arm found beyond its seconds, run by run."""
+    """Figures of an arm beyond its seconds, run by run."""
 
     what: str
     workers: int
@@ -184,7 +84,7 @@ class _Arms:
         self.trees = build_trees(setting.workload)
         self.told: dict[str, _Told] = {}
         self.drawn: dict[str, list[Any]] = {}
-        """What the first arm of a kind has sampled: all others must sample the same."""
+        """Samples of the first arm of a kind; all others must draw the same."""
         self._policies: dict[str, Policy] = {}
         self._backends: dict[str, RayBackend] = {}
         self._runs: dict[str, tuple[Run, TrainState]] = {}
@@ -210,16 +110,16 @@ class _Arms:
             watched.forget()
             self._same(shape, groups)
             names = ("rollouts", "branches")
-            told.runs.append(_added(watched.rounds))
+            told.runs.append(added(watched.rounds))
             for name, each in zip(names, watched.rounds, strict=False):
-                told.runs[-1] |= {f"{name}/{key}": value for key, value in _added([each]).items()}
+                told.runs[-1] |= {f"{name}/{key}": value for key, value in added([each]).items()}
             return Timed(stats.sampled_tokens, sum(each.seconds for each in watched.rounds))
 
         where = _count(workers) if workers else "in this process"
         return self._arm(f"{shape}_{workers}", run, f"rollouts and branches, lengths {shape}, {where}")
 
     def step(self, workers: int) -> Arm:
-        """`train_step` on the same state again and again: the same trees in every run of every arm."""
+        """`train_step` on the same state each time: the same trees in every run of every arm."""
         run_of, state = self._run(workers)
         watched = run_of.engine
         assert isinstance(watched, Watched)
@@ -235,7 +135,7 @@ class _Arms:
             figures = {"sample": sum(each.seconds for each in watched.rounds), "learn": metrics["time/learn"]}
             other = seconds - sum(figures.values())
             # `seconds` is that of the step, the parts are those of its sampling
-            told.runs.append({**_added(watched.rounds), **figures, "other": other, "seconds": seconds})
+            told.runs.append({**added(watched.rounds), **figures, "other": other, "seconds": seconds})
             self._same("step", [metrics["sampled_tokens"], metrics.get("pivots/count")])
             return Timed(int(metrics["sampled_tokens"]), seconds)
 
@@ -243,7 +143,7 @@ class _Arms:
         return self._arm(f"step_{workers}", run, f"a whole DEEP-GRPO step, lengths spread, {where}")
 
     def call(self, workers: int) -> Arm:
-        """One token by each worker: what a call costs that carries next to nothing."""
+        """One token by each worker: the cost of a call that carries next to nothing."""
         watched, told = self._engine(workers), self._tell(f"call_{workers}", "call", workers)
 
         def run() -> Timed:
@@ -251,7 +151,7 @@ class _Arms:
             with self._as_if(watched.pool, workers):
                 for _ in range(CALLS):
                     watched.sample(_ping(workers), SamplingParams())
-            told.runs += [_added([each]) for each in watched.rounds]
+            told.runs += [added([each]) for each in watched.rounds]
             return Timed(workers, statistics.median(each.seconds for each in watched.rounds))
 
         return self._arm(f"call_{workers}", run, f"a call of one token to each of {_count(workers)}")
@@ -274,7 +174,7 @@ class _Arms:
                 watched.sample(_ping(workers), SamplingParams())
             seconds = put + watched.rounds[0].seconds
             told.runs.append(
-                {**_added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)}
+                {**added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)}
             )
             return Timed(workers, seconds)
 
@@ -282,7 +182,7 @@ class _Arms:
         return self._arm(f"weights_{size}_{workers}", run, note)
 
     def extra(self) -> dict[str, Any]:
-        """Medians and ranges of all parts, warm-up left out."""
+        """Medians and ranges of all parts, without the warm-up."""
         found: dict[str, Any] = {}
         for name, told in self.told.items():
             skipped = self.setting.warmup * (CALLS if told.what == "call" else 1)
@@ -315,14 +215,14 @@ class _Arms:
         return Watched(pool, self.simulation, pool)
 
     def _policy(self, size: str) -> Policy:
-        """One for all arms: nobody trains it."""
+        """The policy of this size, shared by all arms as none trains it."""
         if size not in self._policies:
             self._policies[size] = build_policy(self._recipe(size, None), "cpu")
         return self._policies[size]
 
     @cached_property
     def _session(self) -> str:
-        """Ray, with room for the workers of all models and a learner; its version."""
+        """Start Ray with room for the workers of all models and a learner. Returns its version."""
         try:
             ray = require_ray()
         except MissingExtraError as error:
@@ -333,7 +233,7 @@ class _Arms:
         return str(ray.__version__)
 
     def _backend(self, size: str) -> RayBackend:
-        """The backend with workers for a model of that size, which are started at the first call."""
+        """The backend whose workers have a model of this size; the first call starts them."""
         if size not in self._backends:
             _ = self._session
             backend = RayBackend(self._recipe(size, max(WORKERS)), sampler=self.simulation)
@@ -344,7 +244,7 @@ class _Arms:
 
     @contextmanager
     def _as_if(self, pool: WorkerPool | None, workers: int) -> Iterator[None]:
-        """As if the pool had so many workers; the others sit idle."""
+        """Limit the pool to this many workers; the others idle."""
         if pool is None:
             yield
             return
@@ -357,7 +257,7 @@ class _Arms:
             pool.workers, pool.cluster = everyone, cluster
 
     def _run(self, workers: int) -> tuple[Run, TrainState]:
-        """A run that writes nothing, and its state before the first step. Those on the cluster are one and the same."""
+        """A run that writes nothing, and its state before the first step. All arms on the cluster share one."""
         kind = "cluster" if workers else "here"
         if kind not in self._runs:
             first = next(iter(MODELS))
@@ -371,7 +271,7 @@ class _Arms:
         return self._runs[kind]
 
     def _recipe(self, size: str, workers: int | None) -> Config:
-        """DEEP-GRPO in the shape of the workload, rewards by the toss of a coin; it hardly moves the weights."""
+        """Recipe of DEEP-GRPO in the shape of the workload, with random rewards and a tiny learning rate."""
         workload = self.workload
         cluster = {"rollout_workers": workers, "learners": 1, "start_deadline_s": 3000} if workers else None
         return parse_config(
@@ -403,15 +303,6 @@ def _ping(workers: int) -> list[SampleRequest]:
     return [SampleRequest((1,), (rng.key("ping", i),), 1) for i in range(workers)]
 
 
-def _added(rounds: Sequence[Round]) -> dict[str, float]:
-    """Parts of several calls, added up; what is lost of them; `seconds` and `sent_bytes`."""
-    found = {part: sum(each.parts[part] for each in rounds) for part in PARTS}
-    return {
-        **found, "lost": sum(found.values()) - found["ideal"] - found["tail"],
-        "seconds": sum(each.seconds for each in rounds), "sent_bytes": float(sum(each.sent_bytes for each in rounds)),
-    }  # fmt: skip
-
-
 def _range(values: Sequence[float]) -> dict[str, float]:
-    """To the microsecond."""
+    """Median, least and largest value, rounded to the microsecond."""
     return {"median": round(statistics.median(values), 6), "min": round(min(values), 6), "max": round(max(values), 6)}

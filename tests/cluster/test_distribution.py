@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("ray")
 
 from benchmarks import harness as bench
 from benchmarks.options import BenchOptions
-from benchmarks.suites import distribution
+from benchmarks.suites import distribution, rounds
 from benchmarks.workloads import WORKLOADS, Workload
 
 SMALL = Workload(
@@ -28,6 +29,8 @@ SCRIPT = ROOT / "benchmarks" / "plot_distribution.py"
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Figures of all arms with up to two workers, two rows each, a token in 2 ms."""
+    # workers import the reward from `benchmarks`, as they do where it is started from the root of the checkout
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setitem(WORKLOADS, "S", SMALL)
     monkeypatch.setattr(distribution, "WORKERS", (0, 1, 2))
     monkeypatch.setattr(distribution, "ROWS", 2)
@@ -58,7 +61,7 @@ def test_what_distribution_costs_is_taken_apart(measured: Path, tmp_path: Path) 
     assert both["rollouts/ideal"] == pytest.approx(0.024) and both["branches/ideal"] == pytest.approx(0.008)
     for name in ("equal_2", "spread_1"):
         # of each run; medians of two runs are means, so they add up too
-        assert found[name]["seconds"] == pytest.approx(sum(found[name][part] for part in distribution.PARTS), abs=2e-5)
+        assert found[name]["seconds"] == pytest.approx(sum(found[name][part] for part in rounds.PARTS), abs=2e-5)
         assert found[name]["seconds"] == pytest.approx(
             found[name]["ideal"] + found[name]["tail"] + found[name]["lost"], abs=2e-5
         )

@@ -7,15 +7,14 @@ import io
 import re
 import tomllib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
+from surroundings import ROOT
 
 from deepgrpo.cli import main
 from deepgrpo.config import parse_config
 
-ROOT = Path(__file__).parents[2]
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from surroundings import ROOT
 
 
 def test_every_dependency_has_its_row() -> None:

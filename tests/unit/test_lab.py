@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from surroundings import ROOT
 
 from benchmarks import harness as bench
 from benchmarks.arms import Arm, Suite, Timed
@@ -160,7 +161,7 @@ def test_the_peak_of_memory_is_that_of_one_arm() -> None:
         "import torch; from benchmarks.harness import Arm, peak_of; kept = []; "
         "print(peak_of(Arm('big', lambda: len(kept) or kept.append(torch.ones(16, 2**20)) or 1)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     if done.stdout.strip() == "None":
         pytest.skip("this system does not tell")
     assert 60 < float(done.stdout) < 100  # 16 · 2^20 floats are 64 MiB

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from surroundings import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 

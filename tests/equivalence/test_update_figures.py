@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learners import ListeningRank
 from torch import Tensor
 from trees import make_tree
 
@@ -199,3 +200,18 @@ def test_the_schedule_counts_optimizer_steps(policy: Policy, recipe: Any) -> Non
         learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
         rates = [learner.update([TREE, TREE], [sibling_credit(TREE)] * 2).metrics["lr"] for _ in range(2)]
         assert [rate / 1e-20 for rate in rates] == pytest.approx(expected)
+
+
+def test_the_loss_of_a_step_is_the_sum_of_its_parts(policy: Policy, recipe: Any) -> None:
+    """main + .5 · branch + .3 · (KL main + KL branch), from a reference that is another model; lambda leaves the KL alone."""
+    config = recipe(optim={"lr": 1e-30}, loss={"beta": 0.3, "lambda": 0.5})
+    reference, noise = Reference.of(policy), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    ranks = ListeningRank()
+    learner = Learner(policy, reference, build_optimizer(policy, config.optim), config, ranks=ranks)
+    m = learner.update([TREE], [sibling_credit(TREE)]).metrics
+    assert min(m["main/kl"], m["branch/kl"]) > 0.01
+    by_hand = m["main/loss"] + 0.5 * m["branch/loss"] + 0.3 * (m["main/kl"] + m["branch/kl"])
+    assert ranks.losses == [pytest.approx(by_hand, rel=1e-5)]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from deepgrpo.errors import CheckpointError, EngineError
 from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.policy import Policy
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import LocalBackend, Parts
 from deepgrpo.train.build import build_shapes
 from deepgrpo.train.checkpoint import Checkpoints
@@ -40,7 +41,7 @@ def test_importance_weights_are_on_where_the_sampler_is_another_policy(recipe: A
     def weighs(engine: Any = None, **sections: Any) -> bool:
         learner = opened(recipe, policy, engine, **sections).learner
         assert isinstance(learner, Learner)
-        return learner.weigh
+        return learner.objective.weigh
 
     assert not weighs()
     assert weighs(Rounded())
@@ -154,14 +155,15 @@ def test_in_a_thread_signals_are_left_alone() -> None:
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), OSError(errno.EDQUOT, "quota"), SafetensorError("io")])
 def test_a_full_disk_is_explained(tmp_path: Path, error: Exception) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    run = RunDir(tmp_path)
+    checkpoints = Checkpoints(run)
     with pytest.raises(CheckpointError, match="which holds no checkpoint yet"), full_disk_explained(tmp_path, checkpoints):
         raise error
-    checkpoints.path(3).mkdir(parents=True)
+    run.checkpoint(3).mkdir(parents=True)
     with pytest.raises(CheckpointError, match="deepgrpo train --resume"), full_disk_explained(tmp_path, checkpoints):
         raise error
 
 
 def test_other_errors_of_files_pass(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), full_disk_explained(tmp_path, Checkpoints(tmp_path)):
+    with pytest.raises(PermissionError), full_disk_explained(tmp_path, Checkpoints(RunDir(tmp_path))):
         raise PermissionError(errno.EACCES, "not yours")

@@ -116,3 +116,5 @@ def test_a_custom_turn_can_name_columns() -> None:
     columns = {"metadata": {"expression": "4 - {question}"}, "question": "no"}
     # what is filled in is not read again, and unknown names stay
     assert user_turn("4 - 1 =", template, columns) == "What is 4 - {question}? \\boxed{} {nothing}"
+    # a column of the same name does not replace the question: `data.columns.question` may name another one
+    assert user_turn("4 - 1 =", TemplateConfig(preset="custom", user="{question}"), {"question": "raw"}) == "4 - 1 ="

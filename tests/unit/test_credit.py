@@ -13,6 +13,7 @@ from trees import make_tree
 from deepgrpo.credit.group import NegativeRewardError, centre
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.credit.whiten import whiten
+from deepgrpo.records import Credit, CreditSpan
 
 
 def test_reward_minus_mean() -> None:
@@ -116,6 +117,13 @@ def test_whitening_weighs_by_tokens_within_a_stream() -> None:
     (credit,) = whiten([sibling_credit(tree)])
     std = 0.1875**0.5
     assert [s.advantage for s in credit.spans] == pytest.approx([-0.75 / std, 0.25 / std])
+
+
+def test_whitening_bounds_a_nearly_flat_stream() -> None:
+    """Advantages ±4e-8 with one token each: 4 / (4 + 1), as 1e-8 is added to their deviation."""
+    spans = tuple(CreditSpan(i, 0, 1, a, "main") for i, a in enumerate([4e-8, -4e-8]))
+    (credit,) = whiten([Credit(spans, ())])
+    assert [s.advantage for s in credit.spans] == pytest.approx([0.8, -0.8])
 
 
 def test_whitening_leaves_a_flat_stream_alone() -> None:

@@ -12,6 +12,7 @@ from trees import make_tree
 
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.engines.base import SampleStats
+from deepgrpo.errors import TrainingError
 from deepgrpo.explore.grow import Growth
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Prompt, Tree
@@ -41,6 +42,12 @@ class Script:
 
     def gather(self, num_prompts: int, **options: Any) -> Batch:
         return gather(self, Cursor(), num_prompts, self.grow, sibling_credit, **options)  # type: ignore[arg-type]
+
+
+def test_a_reward_below_zero_does_not_go_with_the_mean_scale() -> None:
+    script = Script([MIXED, make_tree([(3, 1.0), (5, -0.5)])])
+    with pytest.raises(TrainingError, match=r'credit.scale is "mean", but a group has the reward -0.5'):
+        gather(script, Cursor(), 2, script.grow, lambda tree: sibling_credit(tree, "mean"))  # type: ignore[arg-type]
 
 
 def test_a_step_by_hand() -> None:

@@ -444,6 +444,12 @@ class TestUser:
         }
         assert reward.score([], [], []) == []
 
+    def test_a_column_does_not_hide_the_reference(self, tmp_path):
+        # as in GSM8K: the column `answer` is a solution, the reference what follows its last ####
+        reward = self.make(tmp_path, "def reward(answer, **columns):\n    return [float(a == '72') for a in answer]")
+        row = Prompt("p", "text", (1,), "q", "72", {"answer": "48 + 24 = 72\n#### 72", "prompts": "x"})
+        assert reward.score([row], ["x"], [(1,)]) == [Score(1.0)]
+
     @pytest.mark.parametrize(
         "signature", ["completions, answer", "*, answer, completions", "completions, answer, trainer_state=None"]
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,7 +97,3 @@ def test_equal_addresses_have_equal_keys(a: list[int | str], b: list[int | str])
 def test_a_generator_belongs_to_its_address() -> None:
     assert rng.generator(3, "shuffle").permutation(20).tolist() == rng.generator(3, "shuffle").permutation(20).tolist()
     assert rng.generator(3, "shuffle").random() != rng.generator(4, "shuffle").random()
-
-
-def test_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(rng).failed == 0

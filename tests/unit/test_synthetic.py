@@ -103,6 +103,16 @@ def test_splits_share_no_question():
     assert 14 <= len(found["test"]) <= 54
 
 
+def test_questions_by_their_index():
+    # every stored result rests on these: a change of the stream changes all runs
+    questions = {
+        split: [synthetic.make(i, SyntheticData(split=split)).question for i in (0, 1)] for split in ("train", "test")
+    }
+    assert questions["train"] == ["0+4*6*2-9*3*8:", "8-9+1+3*6+8+9:"]
+    assert questions["test"] == ["7+8-8*7*7+1+2:", "0-6+4*4*1+9*8:"]
+    assert synthetic.make(0, SyntheticData(seed=1)).question != questions["train"][0]
+
+
 def test_size_gives_distinct_questions():
     rows = synthetic.make_distinct(200, SyntheticData(chain_length=1))
     assert len({row.question for row in rows}) == len({row.id for row in rows}) == 200

@@ -192,7 +192,7 @@ def test_three_steps_of_deep_grpo(tmp_path: Path) -> None:
     run = open_run(config, None)
     try:
         assert isinstance(run.engine, VLLMEngine) and isinstance(run.learner, Learner)
-        assert run.learner.weigh  # importance weights are on
+        assert run.learner.objective.weigh  # importance weights are on
         run.open_log(None)
         state = run.begin()
         requests, embedded = questions(run.policy), EmbeddedEngine(run.policy)

@@ -34,8 +34,7 @@ IDLE_PACK = Pack(np.zeros((1, 2), dtype=np.int64), np.zeros(1, dtype=np.int64), 
 def assign_packs(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
     """Assign packs to `size` learners: the largest first, each to the learner with the fewest tokens so far.
 
-    >>> [[p.num_tokens for p in share] for share in assign_packs([pack(5), pack(9), pack(6)], 2)]
-    [[9], [6, 5]]
+    Example: packs of 5, 9 and 6 tokens on two learners become [9] and [6, 5].
     """
     shares: list[list[Pack]] = [[] for _ in range(size)]
     load = [0] * size

@@ -21,15 +21,11 @@ from deepgrpo.config.data import (
 from deepgrpo.config.explore import (
     AttnRLExplore,
     DeepExplore,
-    Explore,
     ExploreConfig,
     FR3EExplore,
     OracleExplore,
-    PivotExplore,
     RandomExplore,
-    RecoverabilityConfig,
     RootExplore,
-    SegmentConfig,
     SPOTreeExplore,
     TreeRLExplore,
     UserExplore,
@@ -42,6 +38,7 @@ from deepgrpo.config.recipe import Config
 from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngine, EngineConfig, SamplingConfig, VLLMEngine
+from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
     "AttnRLExplore",

@@ -3,56 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
-
-
-class SegmentConfig(Section):
-    """How a rollout is cut into segments; pivots lie at segment ends."""
-
-    type: Literal["sentence", "period", "tokens", "count", "step", "user"] = "sentence"
-    """sentence: ends of sentences and lines. period: bare "." tokens (the reference). tokens: every `size` tokens.
-    count: `size` equal parts. step: steps separated by blank lines. user: your `function`."""
-    size: PositiveInt = 50
-    """For tokens: tokens per segment. For count: number of segments."""
-    extra_ends: tuple[str, ...] = ()
-    """For sentence: additional characters that end a segment, e.g. [";"]."""
-    function: str | None = None
-    """For user: "path/to/file.py:name" or "package.module:name" of `def ends(texts: Sequence[str]) -> list[int]`, from the
-    texts of a rollout's tokens to the ascending ends of its segments (docs/algorithms/your_own.md)."""
-
-    @model_validator(mode="after")
-    def _function_belongs_to_user(self) -> SegmentConfig:
-        if self.type == "user" and self.function is None:
-            raise ValueError(
-                'segments.type is "user", but segments.function is missing; name your function, e.g. '
-                'function = "mine.py:ends", or choose another type'
-            )
-        if self.type != "user" and self.function is not None:
-            raise ValueError(
-                f'segments.function is {self.function!r}, but segments.type is "{self.type}"; set segments.type = "user" or '
-                "remove segments.function"
-            )
-        return self
-
-
-class Explore(Section):
-    """Base of the strategies' sections."""
-
-    implementation: ClassVar[str]
-    """module:Class of the strategy, imported only when a recipe uses it."""
-
-    type: str
-
-    def _refuse_scale(self, recipe: Any) -> None:
-        if recipe.credit.scale != "none":
-            raise ValueError(
-                f'credit.scale is "{recipe.credit.scale}", but explore.type = "{self.type}" takes differences of values along '
-                'a tree and has no group to scale by; set credit.scale = "none"'
-            )
+from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 
 class RootExplore(Explore):
@@ -72,51 +27,6 @@ class RootExplore(Explore):
     def success_threshold(self) -> float:
         """A reward above this is a success."""
         return 0.0
-
-
-class RecoverabilityConfig(Section):
-    """P(success | depth): a logistic regression, fitted between steps."""
-
-    model: Literal["logistic", "uniform"] = "logistic"
-    """uniform: P = 1 at every depth."""
-    window: PositiveInt = 10_000
-    """Latest pivots kept for the fit (first in, first out)."""
-    min_items: PositiveInt = 10
-    """The fit needs more items than this, and both outcomes; until then P = 1."""
-    l2: PositiveFloat = 1.0
-    """C of scikit-learn's LogisticRegression: the inverse of the L2 penalty on w."""
-
-
-class PivotExplore(Explore):
-    """Base of strategies that draw pivots among segment ends: candidates and budget."""
-
-    num_rollouts: Annotated[int, Field(ge=2)] = 8
-    """Main rollouts per prompt, G."""
-    num_pivots: Annotated[int, Field(ge=0)] = 1
-    """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
-    branches_per_pivot: PositiveInt = 8
-    """Continuations sampled at a pivot (b = K)."""
-    expand: Literal["failed", "all"] = "failed"
-    """Which rollouts get pivots."""
-    success_threshold: float = 0.0
-    """A reward above this is a success."""
-    root_pivot: bool = True
-    """Allow the prompt itself as a pivot."""
-    segments: SegmentConfig = SegmentConfig()
-
-    @property
-    def most_branches(self) -> int:
-        """Most branches per rollout."""
-        return self.num_pivots * self.branches_per_pivot
-
-    @model_validator(mode="after")
-    def _siblings(self) -> PivotExplore:
-        if self.num_pivots and self.branches_per_pivot < 2:
-            raise ValueError(
-                "explore.branches_per_pivot is 1, but a local baseline needs at least 2; set it to 2 or more, "
-                'or choose explore.type = "root"'
-            )
-        return self
 
 
 class DeepExplore(PivotExplore):

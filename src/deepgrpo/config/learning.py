@@ -103,7 +103,7 @@ class LossConfig(Section):
 
     @property
     def user_function(self) -> bool:
-        """Is the loss of a token a user's own function?"""
+        """True if `policy` names a user's own function."""
         return ":" in self.policy
 
     @field_validator("policy")

@@ -31,7 +31,7 @@ def find_model(model: str) -> ModelSource:
     """Resolve the name of a model.
 
     A run directory has a config.toml and checkpoints/step-*/model: it resolves to its newest checkpoint. A run, or a
-    checkpoint inside one, brings the run's recipe. Any other name stands for itself.
+    checkpoint inside one, brings the run's recipe. Any other name is returned unchanged.
 
     Raises ModelError: the run has no checkpoint, or a path does not exist.
     """

@@ -117,7 +117,7 @@ class Starter:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()  # not its output: a command that outlives a failed test holds the pipe
         self.directory.cleanup()
 
 

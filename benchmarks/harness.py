@@ -115,9 +115,7 @@ def peak_of(arm: Arm) -> float | None:
     return float(round(peak_kb / 2**10 - before / 2**20, 1))
 
 
-def report(
-    options: BenchOptions, suite: Suite, arms: Sequence[Arm], measured: Sequence[Timing]
-) -> dict[str, Any]:
+def report(options: BenchOptions, suite: Suite, arms: Sequence[Arm], measured: Sequence[Timing]) -> dict[str, Any]:
     """Arms, ratios to the baseline and within pairs, machine and versions, as plain JSON.
 
     `ratios`: seconds of the baseline over those of the arm. `pairs` ("ours/other"): seconds of the other over ours.

@@ -173,9 +173,7 @@ class _Arms:
                 put = time.monotonic() - began
                 watched.sample(_ping(workers), SamplingParams())
             seconds = put + watched.rounds[0].seconds
-            told.runs.append(
-                {**added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)}
-            )
+            told.runs.append({**added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)})
             return Timed(workers, seconds)
 
         note = f"{carried / 1e6:,.1f} MB to {_count(workers)}, one token each"
@@ -189,9 +187,7 @@ class _Arms:
             runs = told.runs[skipped:]
             keys = sorted({key for run in runs for key in run})
             found[name] = {"workers": told.workers, "parts": {key: _range([run[key] for run in runs]) for key in keys}}
-        return {
-            "engine": {"latency_s": LATENCY_S, "rows": ROWS, "ends": self.simulation.ends}, "distribution": found
-        }  # fmt: skip
+        return {"engine": {"latency_s": LATENCY_S, "rows": ROWS, "ends": self.simulation.ends}, "distribution": found}
 
     # ------------------------------------------------------------ help
 

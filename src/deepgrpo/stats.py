@@ -206,9 +206,7 @@ def bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> Int
     low = mean_R[np.argmax(np.cumsum(weight_R) > cut)]
     high = mean_R[::-1][np.argmax(np.cumsum(weight_R[::-1]) > cut)]
     above, below = int((value_N > 0).sum()), int((value_N < 0).sum())
-    return Interval(
-        float(value_N.mean()), float(low), float(high), len(value_N), above, below, sign_test(above, below)
-    )
+    return Interval(float(value_N.mean()), float(low), float(high), len(value_N), above, below, sign_test(above, below))
 
 
 def sign_test(above: int, below: int) -> float:

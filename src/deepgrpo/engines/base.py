@@ -64,7 +64,6 @@ class Engine(Protocol):
     @property
     def remark(self) -> str | None:
         """One line about how this model is sampled that a user should know; None if there is nothing to say."""
-        ...
 
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False
@@ -78,15 +77,12 @@ class Engine(Protocol):
         prefix, its key and the policy only, never on what else is in the batch.
         Raises EngineError if a request cannot be served (an empty prefix, a path longer than the model's context).
         """
-        ...
 
     def forget(self) -> None:
         """Drop stored rollouts."""
-        ...
 
     def close(self) -> None:
         """Release everything that the engine has started. Safe to call twice."""
-        ...
 
 
 def check_requests(requests: Sequence[SampleRequest], context: int) -> None:

@@ -78,31 +78,24 @@ class Strategy(Protocol):
     @property
     def signals(self) -> frozenset[Signal]:
         """Signals that `plan` reads from `Node.signals`, for nodes of rounds that `returns`; empty: none."""
-        ...
 
     def initial_state(self) -> State:
         """The state before the first step."""
-        ...
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         """Pivots to sample from next; empty: the tree is complete. Called again after each round of sampling."""
-        ...
 
     def returns(self, level: int) -> bool:
         """True if later rounds may branch off nodes of this round (0: the first), so that the engine keeps its cache."""
-        ...
 
     def credit(self, tree: Tree) -> Credit:
         """Advantage and stream of every token to train."""
-        ...
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:
         """The next state, from a step's trees in prompt order."""
-        ...
 
     def report(self, state: State) -> dict[str, float]:
         """Metrics of the state."""
-        ...
 
 
 class Stateless:

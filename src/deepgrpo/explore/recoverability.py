@@ -41,9 +41,7 @@ class Recoverability:
         depth = np.asarray(ratios, dtype=np.float64)
         return -np.logaddexp(0.0, -(self.w * depth + self.b)) if self.fitted else np.zeros_like(depth)
 
-    def observe(
-        self, ratios: Sequence[float], outcomes: Sequence[int], config: RecoverabilityConfig
-    ) -> Recoverability:
+    def observe(self, ratios: Sequence[float], outcomes: Sequence[int], config: RecoverabilityConfig) -> Recoverability:
         """Append, drop the oldest items beyond the window, and refit if both outcomes are present.
 
         A fitted estimate stays in use even if the window later holds a single outcome.

@@ -53,9 +53,7 @@ class SPOTreeStrategy(Stateless):
         return segment_credit(tree, self.config.advantage, self.scale)
 
 
-def segment_credit(
-    tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Scale = "none"
-) -> Credit:
+def segment_credit(tree: Tree, advantage: Literal["parent", "siblings"] = "parent", scale: Scale = "none") -> Credit:
     """Credit of every edge of a segment tree; each node is trained once, in the stream of its pivot.
 
     Args:

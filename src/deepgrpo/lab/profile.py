@@ -101,9 +101,7 @@ class Peak:
     bytes_per_s: float
 
 
-def run_profile(
-    options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None
-) -> int:
+def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None) -> int:
     """Profile a recipe, or a run from its newest checkpoint; the run directory stays as it is. Returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
     out = console or Console(highlight=False)

@@ -39,9 +39,7 @@ def select(credits: Sequence[Credit], *, drop_zero_advantage: bool, min_branch_s
     """
     before = sum(len(credit.spans) for credit in credits)
     if drop_zero_advantage:
-        credits = [
-            replace(c, spans=tuple(s for s in c.spans if abs(s.advantage) >= ZERO_ADVANTAGE)) for c in credits
-        ]
+        credits = [replace(c, spans=tuple(s for s in c.spans if abs(s.advantage) >= ZERO_ADVANTAGE)) for c in credits]
     after = sum(len(credit.spans) for credit in credits)
     branches = sum(s.stream == "branch" for credit in credits for s in credit.spans)
     few = branches if branches < min_branch_sequences else 0

@@ -18,7 +18,6 @@ class Task(Protocol):
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """Score one response: `completion` is its text without the prompt and without special tokens such as EOS."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

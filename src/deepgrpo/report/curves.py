@@ -28,9 +28,7 @@ def metric_columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 round(sum(_number(each.get(f"ledger/seconds_{phase}")) or 0 for phase in _SECONDS), 2) for each in metrics
             ],
         },
-        "curves": {
-            key: [_number(each.get(key)) for each in metrics] for key in keys if not key.startswith("ledger/")
-        },
+        "curves": {key: [_number(each.get(key)) for each in metrics] for key in keys if not key.startswith("ledger/")},
     }  # fmt: skip
 
 

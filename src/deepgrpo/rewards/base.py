@@ -28,11 +28,9 @@ class Reward(Protocol):
 
         Raises RewardError if scoring is impossible. A failure on one sample is its `Score.problem`.
         """
-        ...
 
     def close(self) -> None:
         """Stop worker processes. Do not score afterwards; closing twice is harmless."""
-        ...
 
 
 class Verifier(Protocol):
@@ -47,11 +45,9 @@ class RemoteVerifier(Verifier, Protocol):
 
     def preparation(self) -> Callable[[], None]:
         """Initializer of a worker, run once before its first check."""
-        ...
 
     def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
         """Check of one completion, returning (value, found); None if the completion has no answer."""
-        ...
 
 
 @runtime_checkable
@@ -60,7 +56,6 @@ class Voting(Protocol):
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer as a short text, equal for responses that agree; None without an answer."""
-        ...
 
 
 def judge(

@@ -39,23 +39,18 @@ class UpdatesPolicy(Protocol):
 
     def adopt(self) -> None:
         """Reload weights from the run's policy after an external change."""
-        ...
 
     def freeze_reference(self) -> None:
         """Adopt the policy's weights and, if the loss has a KL term, copy them as its reference."""
-        ...
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
         """Take the optimizer steps of a batch. Raises TrainingError if a loss or a gradient is not finite."""
-        ...
 
     def save(self, directory: Path) -> None:
         """Write the optimizer's moments into a checkpoint."""
-        ...
 
     def load(self, directory: Path, optimizer_steps: int) -> None:
         """Adopt the policy's weights and read back the moments that `save` wrote."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,6 @@ class Backend(Protocol):
 
         Raises ModelError if the model cannot fit in memory.
         """
-        ...
 
     def open(self, config: Config, policy: Policy, task: Task | None) -> Parts:
         """Start everything that samples, scores and learns.
@@ -108,7 +102,6 @@ class Backend(Protocol):
             policy: the run's policy.
             task: the data's own verifier, if it has one.
         """
-        ...
 
 
 class LocalBackend:

@@ -118,7 +118,5 @@ def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
         "pivots/unrecoverable": float((~rescued).sum()),
         "pivots/ratio": float(np.mean([pivot.ratio for pivot, _ in found])),
         "pivots/ratio_histogram": [float(c) for c in counts],
-        "pivots/rescue_by_ratio": [
-            float(rescued[bins == i].mean()) if counts[i] else None for i in range(DEPTH_BINS)
-        ],
+        "pivots/rescue_by_ratio": [float(rescued[bins == i].mean()) if counts[i] else None for i in range(DEPTH_BINS)],
     }

@@ -25,23 +25,18 @@ class Ranks(Protocol):
 
         A pack that does not count only takes part in the communication; its loss is multiplied by zero.
         """
-        ...
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this process's loss."""
-        ...
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients over processes; each then holds (its shard of) the sum."""
-        ...
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
         """Scale the gradient down to a global norm of `limit`; returns its norm before."""
-        ...
 
     def add(self, values: Tensor) -> Tensor:
         """Sum `values` over processes."""
-        ...
 
 
 class SingleRank:

@@ -49,9 +49,7 @@ def worth_attaching(requests: Sequence[SampleRequest]) -> list[bool]:
 
 def slot_length(requests: Sequence[SampleRequest], attached: Sequence[bool]) -> int:
     """Tokens that a slot must hold: new ones, and the prefix unless it is attached."""
-    lengths = (
-        r.max_new_tokens + (0 if apart else len(r.prefix)) for r, apart in zip(requests, attached, strict=True)
-    )
+    lengths = (r.max_new_tokens + (0 if apart else len(r.prefix)) for r, apart in zip(requests, attached, strict=True))
     return max(lengths, default=1)
 
 
@@ -172,9 +170,7 @@ class SampleCall:
             self.cache.rows,
             input_ids=self.last[:active, None],
             position_ids=self.cache.positions[:, None],
-            attention_mask=decoding_mask(
-                self.windows, self.cache.active_lengths, self.cache.extent, self.policy.dtype
-            ),
+            attention_mask=decoding_mask(self.windows, self.cache.active_lengths, self.cache.extent, self.policy.dtype),
             past_key_values=self.cache,
             use_cache=True,
             **({"decode_plan": self.plan} if self.plan else {}),

@@ -15,12 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from deepgrpo.config import (
-    DataConfig,
-    SamplingConfig,
-    Section,
-    parse_section,
-)
+from deepgrpo.config import DataConfig, SamplingConfig, Section, parse_section
 from deepgrpo.config.base import Probability
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError

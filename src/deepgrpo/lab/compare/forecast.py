@@ -105,9 +105,7 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
     tokens = sum(line["sampled_tokens"] for line in steps)
     evaluations = [line["time/eval"] for line in lines if line.get("time/eval") is not None]
     seconds = sum(line["time/step"] - (line.get("time/eval") or 0.0) for line in steps)
-    return Pace(
-        seconds / tokens, scale * tokens / len(steps), sum(evaluations) / max(1, len(evaluations)), source
-    )  # fmt: skip
+    return Pace(seconds / tokens, scale * tokens / len(steps), sum(evaluations) / max(1, len(evaluations)), source)
 
 
 def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:

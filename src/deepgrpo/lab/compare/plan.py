@@ -12,15 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepgrpo.config import (
-    Config,
-    ReasoningGymData,
-    SyntheticData,
-    load_recipe,
-    merge,
-    parse_config,
-    read_recipe,
-)
+from deepgrpo.config import Config, ReasoningGymData, SyntheticData, load_recipe, merge, parse_config, read_recipe
 from deepgrpo.config.shipped import find_recipe
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare.experiment import Experiment, FinalConfig

@@ -88,9 +88,7 @@ def estimate_tokens(rollouts: int, branches: int, depths: int, length: int) -> i
     return round(rollouts * length * (1 + branches * (1 + depths / 2)))
 
 
-def _sample(
-    options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int, most: int, out: Console
-) -> Sampled:
+def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int, most: int, out: Console) -> Sampled:
     """Build data, engine and reward, and sample."""
     total = min(setting.sampling.max_total_tokens or policy.context, policy.context)
     limits = Limits(setting.sampling.max_new_tokens, total)

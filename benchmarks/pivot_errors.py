@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Where do pivots lie with respect to the first error of the rollout, which the synthetic task knows?
+"""Position of pivots relative to the first error of the rollout, which the synthetic task knows.
 
     python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json docs/results/lab/pivot_errors.json
 

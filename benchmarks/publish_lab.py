@@ -48,7 +48,7 @@ def main() -> None:
     result = json.loads((target / f"{name}.json").read_text())
     draw_comparison(result, target / f"{name}.png")
     result["experiment"]["dir"] = "runs"  # wherever it was made
-    # compact: one line, as nobody reads it by eye
+    # one line: it is read by programs only
     (target / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     steps = {
         arm: {seed: read_metrics(RunDir(options.experiment / "arms" / arm / f"seed-{seed}").metrics) for seed in each["runs"]}

@@ -149,7 +149,7 @@ class SimulatedEngine:
 
 
 def take_notes(directory: Path) -> list[Note]:
-    """All notes that were made since the last time; call it while nobody samples."""
+    """Notes since the last call. Call it only between samples."""
     notes: list[Note] = []
     for path in sorted(directory.glob("*.jsonl")):
         notes += [Note(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -89,7 +89,7 @@ def continuous_settings(workload: Workload) -> dict[str, int]:
 
 
 def _prefixes(workload: Workload, trees: Sequence[Tree], mains: Sequence[Tokens]) -> list[Tokens]:
-    """Where the branches begin: in the first rollouts of each tree."""
+    """Prefixes of the branches, which begin in the first rollouts of each tree."""
     return [
         tree.prompt.tokens + mains[i * workload.rollouts + s][: workload.pivot]
         for i, tree in enumerate(trees) for s in range(workload.failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
@@ -19,7 +20,7 @@ from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.errors import DataError
 from deepgrpo.explore.pivots import candidates
 from deepgrpo.records import ROOT, CreditSpan, Pivot, Tree
-from deepgrpo.report.blocks import TreeIndex, choose_steps, pack, tree_blocks, tree_json, unpack
+from deepgrpo.report.blocks import TreeIndex, choose_steps, pack, tree_blocks, tree_json
 from deepgrpo.report.command import label_runs, unique
 from deepgrpo.report.curves import metric_columns, run_warnings
 from deepgrpo.report.page import page_parts, safe_json
@@ -53,6 +54,11 @@ LONE_SURROGATE = "\ud800"
 
 def saved(tree: Tree, step: int = 1, number: int = 0) -> SavedTree:
     return SavedTree(step, number, tree, sibling_credit(tree).spans)
+
+
+def unpack(text: str) -> Any:
+    """As the page does it."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 def texts() -> TokenTexts:

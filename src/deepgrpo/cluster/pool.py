@@ -56,7 +56,7 @@ class WorkerPool:
         self._next_number = 0
         self._nodes = set(nodes())
         self._start_failure = ""
-        """Why the last worker could not be started."""
+        """Reason why the last worker could not be started."""
         started = self._start(self.cluster.rollout_workers)
         if len(started) < self.cluster.rollout_workers:
             raise EngineError(
@@ -66,12 +66,7 @@ class WorkerPool:
         self.workers.update(started)
         ready = [worker.ready for worker in self.workers.values()]
         self.exact = all(each.exact for each in ready)
-        self._remark = ready[0].remark
-
-    @property
-    def remark(self) -> str | None:
-        """See `engines.base.Engine.remark`."""
-        return self._remark
+        self.remark = ready[0].remark
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`."""

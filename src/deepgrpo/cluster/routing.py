@@ -22,7 +22,7 @@ class RequestShare:
 
 @dataclass
 class RolloutIndex:
-    """Which worker sampled which rollout, and so may still have its keys and values."""
+    """Map from rollouts to the workers that sampled them and may still have their keys and values."""
 
     _groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = field(default_factory=dict)
 

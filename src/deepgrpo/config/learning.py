@@ -84,10 +84,7 @@ class LossConfig(Section):
     importance_high: PositiveFloat = 5.0
     """For importance_mode = "mask": largest weight that counts."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
-        populate_by_name=True, serialize_by_alias=True,
-    )  # fmt: skip
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -26,7 +26,7 @@ class Explore(Section):
 
 
 class SegmentConfig(Section):
-    """How a rollout is cut into segments; pivots lie at segment ends."""
+    """Rule that cuts a rollout into segments; pivots lie at segment ends."""
 
     type: Literal["sentence", "period", "tokens", "count", "step", "user"] = "sentence"
     """sentence: ends of sentences and lines. period: bare "." tokens (the reference). tokens: every `size` tokens.
@@ -64,7 +64,7 @@ class PivotExplore(Explore):
     branches_per_pivot: PositiveInt = 8
     """Continuations sampled at a pivot (b = K)."""
     expand: Literal["failed", "all"] = "failed"
-    """Which rollouts get pivots."""
+    """Rollouts that get pivots."""
     success_threshold: float = 0.0
     """A reward above this is a success."""
     root_pivot: bool = True

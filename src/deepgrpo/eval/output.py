@@ -45,9 +45,12 @@ def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> N
         results: data set → {"metrics": `EvalResult.metrics`, "tokens_per_s": float or None, ...}.
         console: a terminal or a file. A file gets the whole width of the table.
     """
-    table = _table(results)
+    print_whole(console, _table(results))
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table at full width; outside a terminal rich would cut it at 80 columns."""
     if not console.is_terminal:
-        # a file has no right edge: rich would otherwise cut the figures off at 80 columns
         console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)
 

@@ -115,13 +115,10 @@ def resolve_suite(
     if suite is None:
         raise ConfigError(f"{name!r} is no known suite; {_hint(name)}")
     template = template or TemplateConfig(preset=suite.preset)
-    if path is not None:
-        data = _file(Path(path), template, limit, _columns(suite.question, suite.answer))
-    else:
-        columns = _columns(suite.question, suite.answer)
-        data = HubData(
-            path=suite.hub, name=suite.config, split=suite.split, columns=columns, template=template, limit=limit
-        )
+    columns = _columns(suite.question, suite.answer)
+    data = _file(Path(path), template, limit, columns) if path is not None else HubData(
+        path=suite.hub, name=suite.config, split=suite.split, columns=columns, template=template, limit=limit
+    )  # fmt: skip
     return EvalSet(name, data, _reward(template, answer_format), suite.max_new_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Where to explore: strategies, and the loop in which their trees grow."""
+"""Exploration: strategies, and the loop in which their trees grow."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Context:
     """Everything beside its own section that a strategy may be built from."""
 
     scale: Scale = "none"
-    """How advantages are scaled (`credit.scale`)."""
+    """Scale of the advantages (`credit.scale`)."""
     tokenizer: Any = None
     """The policy's tokenizer; `tokenizer.decode([token])` is the text of a token."""
     task: Any = None
@@ -70,7 +70,7 @@ Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray],
 
 
 class Strategy(Protocol):
-    """Where to explore. Frozen: the only thing that changes is the state, a value passed in and handed back.
+    """Rule of exploration. Frozen: the only thing that changes is the state, a value passed in and returned.
 
     The class has a constructor `build(cls, config, context) -> Strategy`, which gets its section and a `Context`.
     """

@@ -108,7 +108,7 @@ def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], conso
     config, resume = _config_of(options.what, overrides)
     run = open_run(config, resume)
     try:
-        state = run.restore() if resume else _fresh(run)
+        state = run.restore() if resume else run.begin()
         result = profile_steps(run, state, options.steps)
     finally:
         run.close()
@@ -133,10 +133,6 @@ def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Pat
         quiet["run"] = config.run.model_copy(update={"name": f"{config.run.name}-profile"})
     # the profiler sees one process
     return config.model_copy(update={**quiet, "cluster": None}), resume
-
-
-def _fresh(run: Run) -> TrainState:
-    return run.begin()
 
 
 def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:

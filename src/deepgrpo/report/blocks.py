@@ -158,11 +158,6 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(raw.encode("ascii"), _LEVEL, mtime=0)).decode("ascii")
 
 
-def unpack(text: str) -> Any:
-    """Inverse of `pack`."""
-    return json.loads(gzip.decompress(base64.b64decode(text)))
-
-
 def short(value: float) -> float:
     """Four significant digits; NaN and infinities become 0, which JSON can express."""
     return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else 0.0

@@ -39,7 +39,7 @@ def run_inspect(options: InspectOptions) -> int:
         sys.stdout.reconfigure(errors="replace")
     console = Console(width=options.width, highlight=False)
     if options.prompt is not None:
-        _show_tree(console, run, _find(run, options), options)
+        draw_tree(console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only)
     elif options.step is not None:
         _list_trees(console, run, _step(run, options.step), options)
     else:
@@ -175,7 +175,3 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
         ),
         soft_wrap=True,  # keep the command on one line, ready to copy
     )
-
-
-def _show_tree(console: Console, run: SavedRun, saved: SavedTree, options: InspectOptions) -> None:
-    draw_tree(console, saved, read_tokens(run), run.success_threshold, only=options.only)

@@ -26,9 +26,10 @@ _BROKEN = "\ufffd"
 class TokenTexts:
     """Cuts token sequences into pieces of text, with a cache."""
 
-    def __init__(self, tokenizer: Any, segment: Segmenter | None = None) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         """Wrap a `tokenizers.Tokenizer`, or any object with its `decode`."""
-        self._tokenizer, self._segment = tokenizer, segment
+        self._tokenizer = tokenizer
+        self.segment: Segmenter | None = None
         self._singles: dict[int, str] = {}
         self._pairs: dict[tuple[int, int], str] = {}
         added = tokenizer.get_added_tokens_decoder() if hasattr(tokenizer, "get_added_tokens_decoder") else {}
@@ -60,14 +61,14 @@ class TokenTexts:
             return alone
         pair = self._pairs.get((before, token))
         if pair is None:
-            both = self._decode([before, token])
+            both = self.decode([before, token])
             pair = self._pairs[before, token] = both[len(first) :] if both.startswith(first) else alone
         return pair
 
     def _join(self, tokens: Sequence[int], found: list[str], start: int) -> int:
         """Merge pieces from `start` on until they form whole characters; returns the index to continue at."""
         for end in range(start + 1, min(len(found), start + 8) + 1):
-            whole = self._decode(list(tokens[start:end]))
+            whole = self.decode(list(tokens[start:end]))
             if _BROKEN not in whole:
                 found[start:end] = [whole, *[""] * (end - start - 1)]
                 return end
@@ -75,25 +76,16 @@ class TokenTexts:
 
     def _single(self, token: int) -> str:
         if token not in self._singles:
-            self._singles[token] = self._decode([token])
+            self._singles[token] = self.decode([token])
         return self._singles[token]
 
-    def _decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int]) -> str:
+        """Text of a sequence; special tokens stay in it, as during sampling."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def ends(self, tokens: Sequence[int]) -> list[int]:
         """Segment ends of a rollout, by the recipe's rule; empty if the recipe has no segments."""
-        return self._segment(tokens) if self._segment else []
-
-
-class _Decoder:
-    """A tokenizer with the interface `build_segmenter` expects; special tokens stay in the text, as during sampling."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
+        return self.segment(tokens) if self.segment else []
 
 
 def read_tokens(run: SavedRun) -> TokenTexts | None:
@@ -107,14 +99,14 @@ def read_tokens(run: SavedRun) -> TokenTexts | None:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception:  # the library raises bare Exception for an unreadable file
         return None
-    segment = None
+    texts = TokenTexts(tokenizer)
     try:
         raw = run.section("explore").get("segments")
         if raw is not None:
-            segment = build_segmenter(SegmentConfig.model_validate(raw), _Decoder(tokenizer))
+            texts.segment = build_segmenter(SegmentConfig.model_validate(raw), texts)
     except (ValidationError, ConfigError):
         pass  # recipe of another version, or a user's segmenter that is not here: show its rollouts without segments
-    return TokenTexts(tokenizer, segment)
+    return texts
 
 
 def find_tokenizer(run: SavedRun) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deepgrpo.config import Config, EmbeddedEngine, MathReward, UserReward
@@ -35,12 +35,7 @@ class HealthState:
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to JSON values; `from_dict` is the inverse."""
-        return {
-            "active": list(self.active),
-            "dead": self.dead,
-            "empty": self.empty,
-            "first_entropy": self.first_entropy,
-        }
+        return {**asdict(self), "active": list(self.active)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> HealthState:

@@ -94,8 +94,20 @@ class TensorBoardSink:
         self.writer.close()
 
 
-class WandbSink:
-    """A run in Weights & Biases; scalars only. `WANDB_MODE=offline` keeps it in the run directory for `wandb sync`."""
+class _RunSink:
+    """A run of a service with wandb's interface; scalars only."""
+
+    run: Any
+
+    def write(self, step: int, values: Values) -> None:
+        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class WandbSink(_RunSink):
+    """A run in Weights & Biases. `WANDB_MODE=offline` keeps it in the run directory for `wandb sync`."""
 
     def __init__(self, run: RunDir, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import wandb
@@ -106,7 +118,7 @@ class WandbSink:
             id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8").strip()
         try:
-            self.run: Any = wandb.init(
+            self.run = wandb.init(
                 project=project, name=name, id=run_id, resume="allow", dir=str(run.path), config=dict(recipe or {})
             )
         except wandb.Error as error:
@@ -115,23 +127,11 @@ class WandbSink:
                 "or set log.wandb = false"
             ) from None
 
-    def write(self, step: int, values: Values) -> None:
-        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
 
-    def close(self) -> None:
-        self.run.finish()
-
-
-class TrackioSink:
-    """A run in trackio's local database, outside the run directory; scalars only."""
+class TrackioSink(_RunSink):
+    """A run in trackio's local database, outside the run directory."""
 
     def __init__(self, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import trackio
 
-        self.run: Any = trackio.init(project=project, name=name, config=dict(recipe or {}), resume="allow")
-
-    def write(self, step: int, values: Values) -> None:
-        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
+        self.run = trackio.init(project=project, name=name, config=dict(recipe or {}), resume="allow")

@@ -39,7 +39,7 @@ from deepgrpo.rng import uniforms
 
 @dataclass(frozen=True, slots=True)
 class GenerateMode:
-    """How `generate` must be called for correct results."""
+    """Arguments of `generate` that give correct results."""
 
     use_cache: bool = True
     """False: encode the whole row again for every token."""

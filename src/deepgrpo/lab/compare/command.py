@@ -23,6 +23,7 @@ from rich.console import Console
 
 from deepgrpo.config import Config, load_recipe, to_toml
 from deepgrpo.errors import ConfigError
+from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare
 from deepgrpo.lab.compare.final_eval import refuse_too_few
@@ -30,7 +31,7 @@ from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.plot import can_draw, draw
 from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, show
+from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
 
@@ -270,7 +271,7 @@ def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> 
     (place / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (place / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
     for table in comparison_tables(result):
-        show(as_table(table), out)
+        print_whole(out, as_table(table))
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
     files = ["comparison.json", "comparison.md"]

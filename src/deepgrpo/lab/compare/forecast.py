@@ -21,10 +21,10 @@ from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ConfigError
+from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.jobs import environment, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
-from deepgrpo.lab.compare.tables import show
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import read_metrics
 
@@ -77,7 +77,7 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
         table.add_row(
             arm, str(len(left)), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
         )
-    show(table, out)
+    print_whole(out, table)
     begun = {run.seed for run in plan.runs if progress(run).step}
     warm = sum(run.seed not in begun for run in plan.warmstarts)
     out.print(

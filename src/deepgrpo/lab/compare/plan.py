@@ -79,7 +79,7 @@ def expand(experiment: Experiment, source: Path) -> Plan:
     same recipe, or the final questions are used in training or evaluation.
     """
     base = _base(experiment, source)
-    _refuse_reserved(experiment.common, "common", _RESERVED)
+    _refuse_reserved(experiment.common, "common")
     shared = merge(base, experiment.common)
     template = parse_config(shared, source=f"{source}, common")
     if template.eval.every is None:
@@ -96,7 +96,7 @@ def expand(experiment: Experiment, source: Path) -> Plan:
             raw["run"]["steps"] = 0  # warm start only
             warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
         for arm, changes in experiment.arms.items():
-            _refuse_reserved(changes, f"arms.{arm}", _RESERVED)
+            _refuse_reserved(changes, f"arms.{arm}")
             _refuse_shared(changes, arm)
             raw = _for_seed(merge(shared, changes), seed, str(place / "arms" / arm), f"seed-{seed}")
             raw["run"]["max_sampled_tokens"] = experiment.budget
@@ -140,8 +140,8 @@ def _start_tables(template: Config, place: Path, seeds: Sequence[int]) -> dict[i
     return {seed: {"from": str(RunDir(place / "warmstart" / f"seed-{seed}").start)} for seed in seeds}
 
 
-def _refuse_reserved(changes: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
-    for dotted in keys:
+def _refuse_reserved(changes: Mapping[str, Any], where: str) -> None:
+    for dotted in _RESERVED:
         section, _, key = dotted.partition(".")
         table = changes.get(section)
         if isinstance(table, Mapping) and key in table:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 Form = Callable[[float], str]
@@ -89,13 +88,6 @@ def as_table(table: ComparisonTable) -> Table:
     return shown
 
 
-def show(table: Table, out: Console) -> None:
-    """Print a table at full width; outside a terminal rich would cut it at 80 columns."""
-    if not out.is_terminal:
-        out.width = max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum)
-    out.print(table)
-
-
 def as_markdown(result: Mapping[str, Any]) -> str:
     """The whole comparison as a markdown page."""
     seeds = result["experiment"]["seeds"]
@@ -151,15 +143,12 @@ def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str
 
 
 def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
+    largest = sorted(k, key=lambda name: int(name.partition("@")[2]))[-1:]
     return [
-        ("greedy", "final/greedy"), ("sampled", "final/sampled"), *([(max(k, key=_of), "final/pass")] if k else []),
+        ("greedy", "final/greedy"), ("sampled", "final/sampled"), *((name, "final/pass") for name in largest),
         ("watched", "watched/greedy"), ("area, tokens", "watched/area"), (f"watched, {steps} steps", "steps/greedy"),
         (f"area, {steps} steps", "steps/area"),
     ]  # fmt: skip
-
-
-def _of(name: str) -> int:
-    return int(name.partition("@")[2])
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import DataError
-from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Limits, State, Stateless, main_pivot
 from deepgrpo.explore.grow import Judge, grow
 from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.segments import Segmenter
@@ -107,20 +107,16 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class ProbeStrategy:
+class ProbeStrategy(Stateless):
     """One rollout per prompt; if it failed, K continuations at the prompt and in every band of depth.
 
-    Nothing is trained: `credit` and `observe` exist only to satisfy the protocol.
+    Nothing is trained: `credit` exists only to satisfy the protocol.
     """
 
     segment: Segmenter
     branches: int
     bands: int
     success_threshold: float
-    signals: frozenset[Signal] = frozenset()
-
-    def initial_state(self) -> State:
-        return {}
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -139,12 +135,6 @@ class ProbeStrategy:
 
     def credit(self, tree: Tree) -> Credit:
         return Credit((), ())
-
-    def observe(self, state: State, trees: Sequence[Tree]) -> State:
-        return state
-
-    def report(self, state: State) -> dict[str, float]:
-        return {}
 
     def read(self, tree: Tree) -> FailedRollout | None:
         """The measurements in a grown tree; None if its rollout succeeded."""

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.probe.findings import Band, Findings
 from deepgrpo.lab.probe.sampling import Sampled
 from deepgrpo.lab.probe.verdict import ProbeVerdict
@@ -22,7 +23,7 @@ def show(out: Console, sampled: Sampled, findings: Findings | None, said: ProbeV
         f"{duration(sampled.seconds)}",
     )
     if findings is not None:
-        _print(out, _depths(findings))
+        print_whole(out, _depths(findings))
         fit = findings.fit
         if fit.fitted:
             say(
@@ -33,7 +34,7 @@ def show(out: Console, sampled: Sampled, findings: Findings | None, said: ProbeV
         else:
             say(out, f"no fit: {fit.items} states, all with the same outcome or too few; P = 1 at every depth")
         if findings.gammas:
-            _print(out, _gammas(findings))
+            print_whole(out, _gammas(findings))
         say(out, "[ ] are 95% intervals over prompts; those of × prompt hold simultaneously for all lines of a table")
     for note in notes:
         say(out, f"note: {note}")
@@ -76,13 +77,6 @@ def _place(band: Band) -> str:
 
 def _share(p: Proportion) -> str:
     return f"{p.rate:.2f} [{p.low:.2f}, {p.high:.2f}]"
-
-
-def _print(out: Console, table: Table) -> None:
-    if not out.is_terminal:
-        # outside a terminal rich would cut the figures off at 80 columns
-        out.width = max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum)
-    out.print(table)
 
 
 def duration(seconds: float) -> str:

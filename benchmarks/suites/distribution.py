@@ -109,14 +109,12 @@ class _Arms:
                     groups, stats = groups + more, stats + cost
             watched.forget()
             self._same(shape, groups)
-            names = ("rollouts", "branches")
             told.runs.append(added(watched.rounds))
-            for name, each in zip(names, watched.rounds, strict=False):
+            for name, each in zip(("rollouts", "branches"), watched.rounds, strict=False):
                 told.runs[-1] |= {f"{name}/{key}": value for key, value in added([each]).items()}
             return Timed(stats.sampled_tokens, sum(each.seconds for each in watched.rounds))
 
-        where = _count(workers) if workers else "in this process"
-        return self._arm(f"{shape}_{workers}", run, f"rollouts and branches, lengths {shape}, {where}")
+        return self._arm(f"{shape}_{workers}", run, f"rollouts and branches, lengths {shape}, {_count(workers)}")
 
     def step(self, workers: int) -> Arm:
         """`train_step` on the same state each time: the same trees in every run of every arm."""
@@ -139,8 +137,8 @@ class _Arms:
             self._same("step", [metrics["sampled_tokens"], metrics.get("pivots/count")])
             return Timed(int(metrics["sampled_tokens"]), seconds)
 
-        where = f"{_count(workers)} and a learner" if workers else "in this process"
-        return self._arm(f"step_{workers}", run, f"a whole DEEP-GRPO step, lengths spread, {where}")
+        learner = " and a learner" if workers else ""
+        return self._arm(f"step_{workers}", run, f"a whole DEEP-GRPO step, lengths spread, {_count(workers)}{learner}")
 
     def call(self, workers: int) -> Arm:
         """One token by each worker: the cost of a call that carries next to nothing."""
@@ -176,8 +174,7 @@ class _Arms:
             told.runs.append({**added(watched.rounds), "put": put, "seconds": seconds, "weights_bytes": float(carried)})
             return Timed(workers, seconds)
 
-        note = f"{carried / 1e6:,.1f} MB to {_count(workers)}, one token each"
-        return self._arm(f"weights_{size}_{workers}", run, note)
+        return self._arm(f"weights_{size}_{workers}", run, f"{carried / 1e6:,.1f} MB to {_count(workers)}, one token each")
 
     def extra(self) -> dict[str, Any]:
         """Medians and ranges of all parts, without the warm-up."""
@@ -204,8 +201,7 @@ class _Arms:
     def _engine(self, workers: int) -> Watched:
         first = next(iter(MODELS))
         if not workers:
-            config = self._recipe(first, None)
-            return Watched(self.simulation(config, self._policy(first)), self.simulation, None)
+            return Watched(self.simulation(self._recipe(first, None), self._policy(first)), self.simulation, None)
         pool = self._backend(first).pool
         assert pool is not None
         return Watched(pool, self.simulation, pool)
@@ -292,7 +288,7 @@ class _Arms:
 
 
 def _count(workers: int) -> str:
-    return "1 worker" if workers == 1 else f"{workers} workers"
+    return {0: "in this process", 1: "1 worker"}.get(workers, f"{workers} workers")
 
 
 def _ping(workers: int) -> list[SampleRequest]:

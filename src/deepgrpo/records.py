@@ -63,6 +63,11 @@ class SampleRequest:
     response_start: int | None = None
     """Start of the response in `prefix`; a stop string may begin from there on. None: the prefix is all prompt."""
 
+    @property
+    def response(self) -> tuple[int, ...]:
+        """Response tokens at the end of the prefix."""
+        return self.prefix[self.response_start :] if self.response_start is not None else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

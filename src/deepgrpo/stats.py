@@ -46,22 +46,21 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n * (n - 1)))
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a success rate; unlike mean ± z·se it stays inside [0, 1] and works at 0 and n.
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson score interval (95%) of a success rate; unlike mean ± z·se it stays inside [0, 1] and works at 0 and n.
 
     `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` with p = successes / n; Wilson 1927.
 
     Args:
         successes: number of successes, 0..n.
         n: number of trials, at least 1.
-        z: normal quantile; the default covers 95%.
 
     Raises:
         ValueError: n < 1, or successes out of range.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a success rate needs n >= 1 and 0 <= successes <= n, but successes = {successes}, n = {n}")
-    p = successes / n
+    p, z = successes / n, 1.959963984540054  # normal quantile
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n

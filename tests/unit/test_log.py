@@ -70,12 +70,12 @@ def test_step_json_has_no_nan_and_the_ledger_under_its_name() -> None:
 
 def test_metrics_are_on_disk_after_every_step(tmp_path: Path) -> None:
     with RunLog(tmp_path / "run", total_steps=2, console=quiet()) as log:
-        log.step(report(1, loss=math.inf), 2)
+        log.step(report(1, loss=math.inf))
         (first,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
         assert json.loads(first)["step"] == 1
         assert json.loads(first)["loss"] is None
         log.note("saved")
-        log.step(report(2, ("look here",)), 2)
+        log.step(report(2, ("look here",)))
     assert [json.loads(s)["step"] for s in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2]
     text = (tmp_path / "run/log.txt").read_text().splitlines()
     assert [line[21:30] for line in text] == ["step 1/2 ", "saved", "step 2/2 ", "warning: "]
@@ -102,7 +102,7 @@ with RunLog(Path(sys.argv[1]), total_steps=3) as log:
     for step in range(1, 4):
         metrics = {"main/reward": 0.41, "main/entropy": 0.33, "main/mixed": 0.5, "branch/reward": .2, "main/length": 38,
                    "eval/greedy": 0.5, "grad_norm": 0.812, "tokens_per_s": 19000.0}
-        log.step(StepReport(step, metrics, Ledger(), ("a long warning " * 12,) if step == 2 else ()), 3)
+        log.step(StepReport(step, metrics, Ledger(), ("a long warning " * 12,) if step == 2 else ()))
         time.sleep(0.15)
 """
 

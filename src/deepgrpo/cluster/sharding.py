@@ -22,7 +22,6 @@ from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.model.materialize import Materializer, tensor_of
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import Pack
-from deepgrpo.train.ranks import clip
 
 BUCKET_SIZE = 2**25
 """Elements of one all-reduce."""
@@ -77,9 +76,6 @@ class DistributedRanks:
                 _all_reduce(bucket)
                 bucket = []
         _all_reduce(bucket)
-
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-        return clip(parameters, limit)
 
     def add(self, values: Tensor) -> Tensor:
         moved = values.to(self.device)

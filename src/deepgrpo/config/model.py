@@ -89,10 +89,7 @@ class WarmstartConfig(Section):
     check_every: PositiveInt = 25
     """Steps between checks of `target_accuracy`."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
-        populate_by_name=True, serialize_by_alias=True,
-    )  # fmt: skip
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     def check(self, recipe: Any) -> None:
         if self.from_ is None and recipe.data.type != "synthetic":

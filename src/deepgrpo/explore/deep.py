@@ -18,6 +18,7 @@ from deepgrpo.explore.base import State
 from deepgrpo.explore.pivots import PivotStrategy
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.records import Tree
+from deepgrpo.runs.facts import succeeds
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,8 @@ class DeepStrategy(PivotStrategy[DeepExplore]):
         for tree in trees:
             for index, pivot in enumerate(tree.pivots):
                 if pivot.stream == "branch":
-                    best = max(tree.nodes[child].reward for child in tree.children(index))
                     ratios.append(pivot.ratio)
-                    outcomes.append(int(best > self.config.success_threshold))
+                    outcomes.append(int(succeeds(tree, index, self.config.success_threshold)))
         return Recoverability.from_dict(state).observe(ratios, outcomes, self.config.recoverability).to_dict()
 
     def report(self, state: State) -> dict[str, float]:

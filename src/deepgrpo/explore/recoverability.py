@@ -63,7 +63,7 @@ class Recoverability:
         return cls(**{**raw, "ratios": tuple(raw["ratios"]), "outcomes": tuple(raw["outcomes"])})
 
 
-def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0, tolerance: float = 1e-12) -> tuple[float, float]:
+def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0) -> tuple[float, float]:
     """Fit (w, b) of the penalised logistic regression by damped Newton steps (the objective is convex, with two unknowns).
 
     Args:
@@ -85,7 +85,7 @@ def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0, to
         gradient = penalty * theta + c * design.T @ (probability - outcomes)
         curvature = np.diag(penalty) + c * (design * (probability * (1 - probability))[:, None]).T @ design
         step = np.linalg.solve(curvature + 1e-12 * np.eye(2), gradient)
-        if np.abs(step).max() < tolerance:
+        if np.abs(step).max() < 1e-12:
             break
         scale = 1.0
         while objective(theta - scale * step) > value and scale > 1e-6:

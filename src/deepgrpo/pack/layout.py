@@ -7,7 +7,7 @@ Shapes: N terms of the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
         spans_of: dict[int, list[tuple[int, int, float, str]]] = {}
         for span in credit.spans:
             spans_of.setdefault(span.node, []).append((span.start, span.end, span.advantage, span.stream))
-        unique += _unique_tokens(tree, spans_of)
+        unique += sum(reach(tree, spans_of).values()) + (len(tree.prompt.tokens) if spans_of else 0)
         for node, spans in sorted(spans_of.items()):
             tokens = np.array(tree.nodes[node].tokens, dtype=np.int64)
             logprobs = np.array(tree.nodes[node].logprobs, dtype=np.float32)
@@ -121,10 +121,10 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
     return Layout(Terms(*joined), tuple(rows), unique)
 
 
-def _unique_tokens(tree: Tree, nodes: Sequence[int] | dict[int, list[tuple[int, int, float, str]]]) -> int:
-    """Size of the union of the paths to some nodes, in tokens."""
-    reach: dict[int, int] = {}
+def reach(tree: Tree, nodes: Iterable[int]) -> dict[int, int]:
+    """Node → number of its own tokens on the paths to `nodes`."""
+    found: dict[int, int] = {}
     for node in nodes:
         for index, _, end in tree.spans(node):
-            reach[index] = max(reach.get(index, 0), end)
-    return sum(reach.values()) + (len(tree.prompt.tokens) if reach else 0)
+            found[index] = max(found.get(index, 0), end)
+    return found

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.pack.budget import Pack
-from deepgrpo.pack.layout import Layout, Segment
+from deepgrpo.pack.layout import Layout, Segment, reach
 from deepgrpo.records import ROOT, Tree
 
 
@@ -82,21 +82,12 @@ def _units(tree: Tree, nodes: Sequence[int], room: int) -> list[_Unit]:
     for members in by_rollout.values():
         part: list[int] = []
         for node in members:
-            if part and sum(_reach(tree, [*part, node]).values()) > room:
-                units.append(_Unit(tuple(part), sum(_reach(tree, part).values())))
+            if part and sum(reach(tree, [*part, node]).values()) > room:
+                units.append(_Unit(tuple(part), sum(reach(tree, part).values())))
                 part = []
             part.append(node)
-        units.append(_Unit(tuple(part), sum(_reach(tree, part).values())))
+        units.append(_Unit(tuple(part), sum(reach(tree, part).values())))
     return units
-
-
-def _reach(tree: Tree, nodes: Sequence[int]) -> dict[int, int]:
-    """Node → number of its own tokens on the paths to `nodes`."""
-    reach: dict[int, int] = {}
-    for node in nodes:
-        for index, _, end in tree.spans(node):
-            reach[index] = max(reach.get(index, 0), end)
-    return reach
 
 
 class _Builder:
@@ -110,14 +101,10 @@ class _Builder:
         """(tree, node) → [(first own token, packed index)] of its segments."""
 
     def add_tree(self, number: int, tree: Tree, nodes: Sequence[int]) -> None:
-        self.number, self.tree, self.reach = number, tree, _reach(tree, nodes)
+        self.number, self.tree, self.reach = number, tree, reach(tree, nodes)
         self.hanging: dict[tuple[int, int], list[int]] = {}
         for node in sorted(node for node, end in self.reach.items() if end):
-            parent, offset = tree.nodes[node].parent, tree.nodes[node].offset
-            # a branch at the start of a node continues the text before that node
-            while parent != ROOT and offset == 0:
-                parent, offset = tree.nodes[parent].parent, tree.nodes[parent].offset
-            self.hanging.setdefault((parent, offset), []).append(node)
+            self.hanging.setdefault(_origin(tree, node), []).append(node)
         root = self._segment(ROOT, tree.prompt.tokens, 0, -1)
         for node in self.hanging.get((ROOT, 0), ()):
             self._node(node, 0, root)
@@ -186,10 +173,16 @@ def _build(
     )  # fmt: skip
 
 
-def _before(builder: _Builder, number: int, tree: Tree, node: int) -> int:
-    """Packed index of the token before a node's first."""
+def _origin(tree: Tree, node: int) -> tuple[int, int]:
+    """Parent and offset of a node; a branch at the start of a node continues the text before that node."""
     parent, offset = tree.nodes[node].parent, tree.nodes[node].offset
     while parent != ROOT and offset == 0:
         parent, offset = tree.nodes[parent].parent, tree.nodes[parent].offset
+    return parent, offset
+
+
+def _before(builder: _Builder, number: int, tree: Tree, node: int) -> int:
+    """Packed index of the token before a node's first."""
+    parent, offset = _origin(tree, node)
     last = len(tree.prompt.tokens) if parent == ROOT else offset
     return int(builder.packed(number, parent, np.array([last - 1]))[0])

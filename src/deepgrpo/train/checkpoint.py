@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from deepgrpo.errors import CheckpointError
 from deepgrpo.model.policy import Policy
-from deepgrpo.runs.checkpoints import Checkpoint, TrainState, saved_checkpoints, unreadable
+from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints, unreadable
 from deepgrpo.runs.files import flush_to_disk
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import UpdatesPolicy
@@ -63,19 +63,14 @@ class Checkpoints:
         self._delete_old(state)
         return final.path
 
-    def load(self, policy: Policy, learner: UpdatesPolicy, step: int | None = None) -> TrainState:
-        """Restore weights and moments; returns the state.
-
-        Args:
-            step: checkpoint to load; None: the newest.
+    def load(self, policy: Policy, learner: UpdatesPolicy) -> TrainState:
+        """Restore weights and moments of the newest checkpoint; returns the state.
 
         Raises CheckpointError if there is none, or if it does not fit the recipe.
         """
-        steps = self.steps()
-        if not steps:
+        found = newest_checkpoint(self.run)
+        if found is None:
             raise CheckpointError(f"{self.run.checkpoints} holds no checkpoint to resume from; start the run anew")
-        step = steps[-1] if step is None else step
-        found = Checkpoint(step, self.run.checkpoint(step))
         try:
             policy.load_weights(found.model)
             state = found.read_state()

@@ -30,7 +30,7 @@ from deepgrpo.records import Credit, Ledger, Tree
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
 from deepgrpo.train.objective import Objective
 from deepgrpo.train.optim import learning_rate, set_learning_rate
-from deepgrpo.train.ranks import Ranks, SingleRank
+from deepgrpo.train.ranks import Ranks, SingleRank, clip
 from deepgrpo.train.update_metrics import Observed, count_sequences
 from deepgrpo.train.user_loss import build_loss
 
@@ -50,7 +50,6 @@ class Learner:
     Args:
         reference: frozen start model; None if `loss.beta` is 0.
         exact_sampler: the engine's log-probs equal the learner's up to rounding.
-        optimizer_steps: number of steps taken before.
         ranks: processes that compute the update together; all of them make the same calls.
 
     Raises ConfigError if a user's loss cannot be used.
@@ -58,10 +57,10 @@ class Learner:
 
     def __init__(
         self, policy: Policy, reference: Reference | None, optimizer: torch.optim.Optimizer, config: Config, *,
-        exact_sampler: bool = True, optimizer_steps: int = 0, ranks: Ranks | None = None,
+        exact_sampler: bool = True, ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.optimizer, self.config = policy, reference, optimizer, config
-        self.optimizer_steps, self.ranks = optimizer_steps, ranks or SingleRank()
+        self.optimizer_steps, self.ranks = 0, ranks or SingleRank()
         self.total_steps = config.run.steps * config.optim.minibatches * config.optim.epochs
         wanted = config.loss.importance
         self.objective = Objective(
@@ -169,7 +168,7 @@ class Learner:
             )
         parameters = list(self.policy.trainable().values())
         self.ranks.sum_gradients(parameters)
-        norm = self.ranks.clip(parameters, self.config.optim.max_grad_norm)
+        norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so it was not taken. "

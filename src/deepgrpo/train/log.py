@@ -44,7 +44,7 @@ class _Console(Console):
 class RunLog:
     """The log of one run; a context manager.
 
-    Example: `with RunLog(run_dir, config.log, total_steps=100, name="demo") as log: log.step(report, 100)`.
+    Example: `with RunLog(run_dir, config.log, total_steps=100, name="demo") as log: log.step(report)`.
     """
 
     def __init__(
@@ -113,10 +113,9 @@ class RunLog:
             if file:
                 file.close()
 
-    def step(self, report: StepReport, total_steps: int | None = None) -> None:
+    def step(self, report: StepReport) -> None:
         """Write one step to all outputs and show its line, then its warnings."""
         assert self._metrics is not None, "RunLog.step outside of its with statement"
-        self.total_steps = total_steps or self.total_steps
         line = write_step(self._metrics, report)
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
         for sink in self.sinks:

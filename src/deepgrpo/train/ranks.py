@@ -32,9 +32,6 @@ class Ranks(Protocol):
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients over processes; each then holds (its shard of) the sum."""
 
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-        """Scale the gradient down to a global norm of `limit`; returns its norm before."""
-
     def add(self, values: Tensor) -> Tensor:
         """Sum `values` over processes."""
 
@@ -50,9 +47,6 @@ class SingleRank:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         pass
-
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
-        return clip(parameters, limit)
 
     def add(self, values: Tensor) -> Tensor:
         return values

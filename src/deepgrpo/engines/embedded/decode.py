@@ -227,7 +227,7 @@ class SampleCall:
     def _hit_stop(self, row: _Row) -> bool:
         """Check whether the newest token completes a stop string, which may begin in the response before a pivot."""
         request = self.requests[row.request]
-        before = request.prefix[request.response_start :] if request.response_start is not None else ()
+        before = request.response
         return completes_stop(self.policy.tokenizer, self.params.stop, before, row.tokens)
 
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:

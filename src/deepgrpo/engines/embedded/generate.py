@@ -70,7 +70,7 @@ def sample_with_generate(
     Raises EngineError if the logits are not finite, or if the model has no `generate`.
     """
     rows = [
-        _Row(r, request.prefix, key, request.max_new_tokens, _response(request))
+        _Row(r, request.prefix, key, request.max_new_tokens, request.response)
         for r, request in enumerate(requests)
         for key in request.keys
     ]
@@ -151,10 +151,6 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
-
-
-def _response(request: SampleRequest) -> tuple[int, ...]:
-    return request.prefix[request.response_start :] if request.response_start is not None else ()
 
 
 @torch.no_grad()

@@ -174,8 +174,7 @@ class VLLMEngine:
         self, request: SampleRequest, params: SamplingParams, tokens: list[int], logprobs: list[float], finish: str
     ) -> Completion:
         """Completion from vLLM's result, cut after a stop string that began before the pivot, which vLLM cannot see."""
-        before = request.prefix[request.response_start :] if request.response_start is not None else ()
-        end = first_stop(self.policy.tokenizer, params.stop, before, tokens)
+        end = first_stop(self.policy.tokenizer, params.stop, request.response, tokens)
         reason: FinishReason = "stop" if end is not None or finish == "stop" else "length"
         return Completion(tuple(tokens[:end]), tuple(logprobs[:end]), reason)
 

@@ -41,7 +41,7 @@ def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
         finished: runs that reached their budget and have a final evaluation; at least one.
     """
     lines = {run.name: read_metrics(run.paths.metrics) for run in finished}
-    steps = min(_spent(each[-1], "optimizer_steps") for each in lines.values())
+    steps = min(spent(each[-1], "optimizer_steps") for each in lines.values())
     arms: dict[str, Any] = {}
     for arm in plan.experiment.arms:
         mine = [run for run in finished if run.arm == arm]
@@ -119,14 +119,14 @@ def spent_figures(last: Mapping[str, Any]) -> Figures:
     return {
         "spent/steps": float(last["step"]),
         **{
-            f"spent/{name}": _spent(last, name)
+            f"spent/{name}": spent(last, name)
             for name in (
                 "sampled_tokens", "sampled_sequences", "optimizer_steps", "trained_tokens", "learner_tokens",
                 "prefix_tokens_encoded", "verifier_calls",
             )
         },
         # evaluations and checkpoints are not costs of the method
-        "spent/minutes": sum(_spent(last, phase) for phase in phases) / 60.0,
+        "spent/minutes": sum(spent(last, phase) for phase in phases) / 60.0,
     }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def training_figures(lines: Sequence[Mapping[str, Any]]) -> Figures:
             count = line.get(f"{stream}/groups") or 0.0
             groups += count
             mixed += count * (line.get(f"{stream}/mixed") or 0.0)
-    tokens = _spent(lines[-1], "sampled_tokens")
+    tokens = spent(lines[-1], "sampled_tokens")
     return {
         "train/grad_norm": _average(steps, "grad_norm"),
         "train/entropy": _average(end, "main/entropy"),
@@ -208,25 +208,26 @@ def _distribution(run: PlannedRun) -> tuple[float, float]:
 # ---------------------------------------------------------------- reading
 
 
-def points(lines: Sequence[Mapping[str, Any]], metric: str, spent: str) -> Points:
-    """(spent so far, value) of every evaluation."""
-    return [(_spent(line, spent), float(line[metric])) for line in lines if line.get(metric) is not None]
+def points(lines: Sequence[Mapping[str, Any]], metric: str, cost: str) -> Points:
+    """(cost so far, value) of every evaluation."""
+    return [(spent(line, cost), float(line[metric])) for line in lines if line.get(metric) is not None]
 
 
-def _spent(line: Mapping[str, Any], name: str) -> float:
+def spent(line: Mapping[str, Any], name: str) -> float:
+    """Total of a ledger field up to a step."""
     return float(line.get(f"ledger/{name}") or 0.0)
 
 
 def _tokens_at(lines: Sequence[Mapping[str, Any]], steps: float) -> float:
     """Sampled tokens when optimizer step number `steps` was taken."""
-    return next(_spent(line, "sampled_tokens") for line in lines if _spent(line, "optimizer_steps") >= steps)
+    return next(spent(line, "sampled_tokens") for line in lines if spent(line, "optimizer_steps") >= steps)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Every evaluation with the costs so far: enough to redraw the figure."""
     return [
         {
-            "sampled_tokens": _spent(line, "sampled_tokens"), "optimizer_steps": _spent(line, "optimizer_steps"),
+            "sampled_tokens": spent(line, "sampled_tokens"), "optimizer_steps": spent(line, "optimizer_steps"),
             "greedy": line["eval/greedy"], **({"sampled": line["eval/sampled"]} if "eval/sampled" in line else {}),
         }
         for line in lines if line.get("eval/greedy") is not None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deepgrpo.lab.compare.figures import spent
 from deepgrpo.lab.compare.jobs import Job, Jobs, State, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.tables import percent, short
@@ -47,7 +47,7 @@ class Watch:
         """Report a job that has started or ended."""
         run = self._runs.get(job.name)
         if state == "running":
-            tokens = 0.0 if run is None else _tokens(newest_metrics(run.paths.metrics))
+            tokens = 0.0 if run is None else spent(newest_metrics(run.paths.metrics), "sampled_tokens")
             self._began[job.name] = (time.monotonic(), tokens)
         if run is None and state != "failed" and job.name.endswith("-final"):
             return  # the line of the run itself suffices
@@ -57,7 +57,7 @@ class Watch:
         if run is not None and state == "done":
             line = newest_metrics(run.paths.metrics)
             greedy = line.get("eval/greedy")
-            said += f": {_tokens(line):,.0f} tokens, {line.get('ledger/optimizer_steps', 0):.0f} optimizer steps"
+            said += f": {spent(line, 'sampled_tokens'):,.0f} tokens, {spent(line, 'optimizer_steps'):.0f} optimizer steps"
             said += "" if greedy is None else f", greedy {percent(greedy)}%"
         if state == "failed":
             said += f": {last_line(job.log)}"
@@ -86,7 +86,7 @@ class Watch:
         if run is None:
             return name, "", "", "", "", f"({seconds / 60:.0f})"
         line = newest_metrics(run.paths.metrics)
-        tokens, budget = _tokens(line), self.plan.experiment.budget
+        tokens, budget = spent(line, "sampled_tokens"), self.plan.experiment.budget
         rate = (tokens - before) / seconds if tokens > before else 0.0
         left = f"{max(0.0, budget - tokens) / rate / 60:.0f}" if rate else "?"
         greedy = line.get("eval/greedy")
@@ -94,7 +94,3 @@ class Watch:
             name, short(tokens), f"{min(1.0, tokens / budget):.0%}", f"{line.get('step', 0):.0f}",
             "" if greedy is None else percent(greedy), left,
         )  # fmt: skip
-
-
-def _tokens(line: Mapping[str, Any]) -> float:
-    return float(line.get("ledger/sampled_tokens") or 0.0)

@@ -7,6 +7,7 @@ Every error in the options is reported before the model is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,22 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
 # ---------------------------------------------------------------- options
 
 
-def _check(options: EvalOptions) -> None:
-    for name in ("limit", "max_new_tokens", "max_rows", "threads"):
+def check_ranges(options: Any, counts: Sequence[str], files: Sequence[str]) -> None:
+    """Raise ConfigError for a count below 1, a top_p that is no probability, or a file in a directory that does not exist."""
+    for name in counts:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it should be 1 or more")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ConfigError(f"--top-p is {options.top_p}; it should be above 0 and at most 1")
+    for name in files:
+        value = getattr(options, name)
+        if value is not None and not Path(value).expanduser().parent.is_dir():
+            raise ConfigError(f"--{name} {value!r}: its directory does not exist; create it first")
+
+
+def _check(options: EvalOptions) -> None:
+    check_ranges(options, ("limit", "max_new_tokens", "max_rows", "threads"), ("json", "rows"))
     if options.samples < 0:
         raise ConfigError(f"--samples is {options.samples}; it should be 0 (greedy only) or more")
     for k in options.k:
@@ -89,12 +101,6 @@ def _check(options: EvalOptions) -> None:
         raise ConfigError(
             f"--temperature is {options.temperature}; it should be above 0 (the greedy response is always measured too)"
         )
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top-p is {options.top_p}; it should be above 0 and at most 1")
-    for name in ("json", "rows"):
-        value = getattr(options, name)
-        if value is not None and not Path(value).expanduser().parent.is_dir():
-            raise ConfigError(f"--{name} {value!r}: its directory does not exist; make it first")
 
 
 def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:

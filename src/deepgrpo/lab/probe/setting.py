@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from deepgrpo.config import (
     Config,
     DataConfig,
@@ -31,7 +29,7 @@ from deepgrpo.config import (
     shipped,
 )
 from deepgrpo.errors import ConfigError, MissingExtraError, ModelError
-from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS
+from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, check_ranges
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.suites import EvalSet, resolve
 from deepgrpo.lab.options import ProbeOptions
@@ -108,6 +106,7 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
 
     from deepgrpo.model.device import resolve_device
     from deepgrpo.train.build import build_policy
+    from deepgrpo.train.warmstart import load_from
 
     config = setting.config
     threads = options.threads or (config.run.threads if config else None)
@@ -128,33 +127,22 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
         )
     )
     if config.warmstart is not None and config.warmstart.from_ is not None:
-        _take(policy, Path(config.warmstart.from_))
+        load_from(policy, Path(config.warmstart.from_))
     return policy
-
-
-def _take(policy: Policy, start: Path) -> None:
-    try:
-        policy.load_weights(start)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"warmstart.from is {str(start)!r}, but no weights can be read there ({error})") from error
 
 
 # ---------------------------------------------------------------- checks
 
 
 def _check(options: ProbeOptions) -> None:
-    for name in ("limit", "max_new_tokens", "max_rows", "threads", "depths", "segment_size", "max_sampled_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it should be 1 or more")
+    counts = ("limit", "max_new_tokens", "max_rows", "threads", "depths", "segment_size", "max_sampled_tokens")
+    check_ranges(options, counts, ("json", "plot"))
     if options.rollouts < MIN_FAILED:
         raise ConfigError(f"--rollouts is {options.rollouts}, but fewer than {MIN_FAILED} prove nothing; 64 is the default")
     if options.branches is not None and options.branches < 2:
         raise ConfigError(f"--branches is {options.branches}, but a group of one is never mixed; set it to 2 or more")
     if options.temperature is not None and not options.temperature > 0:
         raise ConfigError(f"--temperature is {options.temperature}; rollouts are sampled, so it should be above 0")
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top-p is {options.top_p}; it should be above 0 and at most 1")
     if not options.gammas or not all(math.isfinite(gamma) for gamma in options.gammas):
         raise ConfigError(f"--gammas is {options.gammas}; name at least one finite number, e.g. --gammas 0 1 2")
     if options.segment_size is not None and options.segments not in ("tokens", "count"):
@@ -162,10 +150,6 @@ def _check(options: ProbeOptions) -> None:
             f"--segment-size is {options.segment_size}, but --segments is {options.segments!r}, which has no size; add "
             "--segments tokens or --segments count"
         )
-    for name in ("json", "plot"):
-        value = getattr(options, name)
-        if value is not None and not Path(value).expanduser().parent.is_dir():
-            raise ConfigError(f"--{name} {value!r}: its directory does not exist; create it first")
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plots", f"--plot {options.plot}")
 

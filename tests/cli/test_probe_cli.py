@@ -187,7 +187,7 @@ def test_a_model_from_scratch_on_the_synthetic_task(probe: Any, place: Path) -> 
     )
     assert done.code == 0, done.err
     result = json.loads((place / "s.json").read_text())
-    assert result["setting"]["segments"] == {"type": "count", "size": 4, "extra_ends": []}
+    assert result["setting"]["segments"] == {"type": "count", "size": 4, "extra_ends": [], "function": None}
     assert result["setting"]["data"]["type"] == "synthetic" and result["setting"]["branches"] == 4
 
 

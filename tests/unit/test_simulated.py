@@ -16,6 +16,7 @@ from benchmarks import harness as bench
 from benchmarks.options import BenchOptions
 from benchmarks.simulated import Simulation, coin, schedule, take_notes
 from benchmarks.suites import distribution
+from benchmarks.suites.rounds import PARTS
 from benchmarks.workloads import WORKLOADS, Workload
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.records import SampleRequest
@@ -99,4 +100,4 @@ def test_without_ray_only_this_process_is_timed(monkeypatch: pytest.MonkeyPatch,
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("deepgrpo[cluster]") == 4
     parts = {key: each["median"] for key, each in result["distribution"]["equal_0"]["parts"].items()}
-    assert parts["seconds"] == pytest.approx(sum(parts[part] for part in distribution.PARTS), abs=2e-5)
+    assert parts["seconds"] == pytest.approx(sum(parts[part] for part in PARTS), abs=2e-5)

@@ -43,3 +43,5 @@ def clean_environment(environ: MutableMapping[str, str], home: Path) -> None:
     # drawing libraries list the machine's fonts once, which takes seconds
     environ.update(STATED, HOME=str(home), MPLCONFIGDIR=str(home / "matplotlib"))
     environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(home / "hypothesis")
+    # compiled kernels are kept from run to run, beside pytest's own cache
+    environ["TORCHINDUCTOR_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "inductor")

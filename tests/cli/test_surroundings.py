@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from surroundings import KEPT, KEPT_PREFIXES, ROOT, STATED
 
-OURS = {"HOME", "MPLCONFIGDIR", "HYPOTHESIS_STORAGE_DIRECTORY", "PYTEST_CURRENT_TEST", *STATED}
+LIBRARIES = {"KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "RAY_CLIENT_MODE"}
+"""Set by libraries when they are imported, which another test may have done."""
+OURS = {"HOME", "MPLCONFIGDIR", "HYPOTHESIS_STORAGE_DIRECTORY", "TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST", *STATED}
 TESTS = ROOT / "tests"
 # they stumbled over a user's things, or would: a directory `runs/`, a recipe of the same name, DEEPGRPO_DEBUG, a home, a locale
 SENSITIVE = (
@@ -28,7 +30,7 @@ SENSITIVE = (
 def test_a_test_starts_with_nothing(tmp_path: Path) -> None:
     assert Path.cwd() == tmp_path and not list(tmp_path.iterdir())
     assert not Path.home().exists()
-    assert {name for name in os.environ if not name.startswith(KEPT_PREFIXES)} <= KEPT | OURS
+    assert {name for name in os.environ if not name.startswith(KEPT_PREFIXES)} <= KEPT | OURS | LIBRARIES
     assert {name: os.environ[name] for name in STATED} == STATED
 
 
@@ -62,7 +64,7 @@ def test_in_the_directory_of_a_user(user: dict[str, Any]) -> None:
     """The tests that such things can touch pass there, and leave nothing behind, in the checkout neither."""
 
     def beside() -> set[str]:
-        return {path.name for path in ROOT.iterdir() if not path.name.startswith(".coverage")}
+        return {path.name for path in ROOT.iterdir() if not path.name.startswith((".coverage", ".pytest_cache"))}
 
     before = beside(), sorted(user["cwd"].rglob("*"))
     options = ("-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))

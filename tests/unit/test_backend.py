@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from deepgrpo.errors import CheckpointError, EngineError
 from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.policy import Policy
+from deepgrpo.runs.checkpoints import Checkpoints
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import LocalBackend, Parts
 from deepgrpo.train.build import build_shapes
-from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.directory import full_disk_explained
 from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import train

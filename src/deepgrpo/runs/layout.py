@@ -1,4 +1,4 @@
-"""Names of everything in a run directory. Each name is spelled here and nowhere else.
+"""Names of everything directly in a run directory; each is spelled here and nowhere else.
 
     RUN/config.toml                    resolved recipe
     RUN/metrics.jsonl                  one JSON object per step (metrics.py)

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.model.policy import Policy
+from deepgrpo.runs.checkpoints import Checkpoints
 from deepgrpo.runs.files import replace_file
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import truncate_metrics
-from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.log import RunLog
 
 

@@ -18,9 +18,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from deepgrpo.model.policy import Policy
 
@@ -57,6 +54,8 @@ def save_moments(moments: Moments, directory: Path) -> None:
 
 def save_shards(moments: Moments, directory: Path) -> None:
     """Write this process's shards; all processes call it, on a shared directory."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     save(moments, checkpoint_id=directory / SHARDED)
 
 
@@ -71,6 +70,10 @@ def read_moments(policy: Policy, directory: Path) -> Moments:
         return tensors
     if not (directory / SHARDED).is_dir():
         raise FileNotFoundError(f"{directory} has neither {WHOLE} nor {SHARDED}/")
+    # imported here: this takes longer than all of this package, and only shards need it
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = FileSystemReader(directory / SHARDED)
     names = policy.trainable()
     moments: Moments = {}

@@ -23,11 +23,10 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
-from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.checkpoints import Checkpoints, TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.checkpoint import Checkpoints
 from deepgrpo.train.directory import load_start, open_log, refuse_used, require_checkpoint
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog

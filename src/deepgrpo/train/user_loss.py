@@ -3,7 +3,7 @@
     def my_loss(inputs, config) -> LossOutput
 
 `loss/inputs.py` documents both types; `config` is the section `[loss]`. The function is tried on a few made-up terms before
-the run starts, and its output is checked again for every pack (docs/algorithms/your_own_loss.md).
+the run starts, and its output is checked again for every pack (docs/algorithms/switches.md, A loss of your own).
 """
 
 from __future__ import annotations

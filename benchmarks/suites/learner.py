@@ -57,8 +57,8 @@ class _Arms:
     def gather(self) -> Arm:
         other: Literal["gather"] = "gather"
         if self.verdict.kernel == other:
-            raise LeftOutError(f"{other} is the back-end of the arm tree already")
-        return self._arm("tree_gather", PackingVerdict(True, "", other), "the same packs, another back-end")
+            raise LeftOutError(f"{other} is the kernel of the arm tree already")
+        return self._arm("tree_gather", PackingVerdict(True, "", other), "the same packs, another kernel")
 
     def _arm(self, name: str, verdict: PackingVerdict, note: str) -> Arm:
         def run() -> int:

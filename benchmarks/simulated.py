@@ -1,4 +1,4 @@
-"""An engine that takes a known time and no processor: what a cluster adds to that is the cluster's.
+"""A simulated engine that only sleeps for a known time, so any extra time measured is cluster overhead.
 
     requests ─► lengths by key ─► schedule(lengths, rows) tokens × latency ─► sleep until then ─► tokens by key
                                                                          └─► a note: what was asked, when it was done

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deepgrpo.config import VLLMEngine as VLLMConfig
+from deepgrpo.config import VLLMEngineConfig
 from deepgrpo.engines import build_engine
 from deepgrpo.engines.vllm.engine import PYTHON, VLLMEngine
 from deepgrpo.model.policy import Policy
@@ -29,7 +29,7 @@ needs_vllm = [
 def vllm_engine(policy: Policy, *, longest: int | None = None, trial: str = "float32", **config: Any) -> VLLMEngine:
     """Small and uncompiled unless the config says otherwise."""
     small = {"max_rows": 32, "kv_cache_gb": 0.25, "eager": True, "dtype": trial}
-    engine = build_engine(VLLMConfig.model_validate({**small, **config}), policy, longest=longest)
+    engine = build_engine(VLLMEngineConfig.model_validate({**small, **config}), policy, longest=longest)
     assert isinstance(engine, VLLMEngine)
     return engine
 

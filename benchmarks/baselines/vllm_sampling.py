@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.arms import Arm, BenchSetting, LeftOutError, Timed
 from benchmarks.workloads import Workload, branch_requests, main_requests
-from deepgrpo.config import VLLMEngine as VLLMConfig
+from deepgrpo.config import VLLMEngineConfig
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.vllm.engine import PYTHON, VLLMEngine
 from deepgrpo.errors import ConfigError, EngineError
@@ -42,7 +42,7 @@ def vllm_engine(setting: BenchSetting, policy: Policy, rows: int, *, prefix_cach
     python, workload = _python(setting), setting.workload
     engine = VLLMEngine(
         policy,
-        VLLMConfig(max_rows=rows, kv_cache_gb=KV_GIB, python=str(python), prefix_caching=prefix_caching),
+        VLLMEngineConfig(max_rows=rows, kv_cache_gb=KV_GIB, python=str(python), prefix_caching=prefix_caching),
         dtype=torch.bfloat16, longest=workload.prompt + workload.response,
     )  # fmt: skip
     setting.closing.callback(engine.close)

@@ -328,7 +328,7 @@ def test_a_learning_rate_that_is_far_too_high(deepgrpo: Any, place: Path) -> Non
     """The weights blow up in step 1, and step 2 notices; step 1 is there to go back to."""
     done = deepgrpo("tiny.toml", "--optim.lr", "1e30", "--checkpoint.every", "1")
     assert done.code == 1
-    assert "error: the gradient norm of optimizer step 1 is nan, so it was not taken. Lower optim.lr" in done.err
+    assert "error: the gradient norm of optimizer step 1 is nan, so the step was not taken. Lower optim.lr" in done.err
     assert [line["step"] for line in metrics(place)] == [1]
 
 
@@ -370,7 +370,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite(
         done = deepgrpo("tiny.toml", "--checkpoint.every", "1")
     assert done.code == 1
     what = "the loss" if where == "loss" else "the gradient norm"
-    assert f"error: {what} of optimizer step 1 is nan, so it was not taken" in done.err
+    assert f"error: {what} of optimizer step 1 is nan, so the step was not taken" in done.err
     assert "optim.lr" in done.err and "--resume" in done.err
     assert deepgrpo("--resume", "runs/tiny").code == 0
     assert [line["step"] for line in metrics(place)] == [1, 2]

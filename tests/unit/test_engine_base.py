@@ -7,8 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from deepgrpo.config import EmbeddedEngine as EmbeddedConfig
-from deepgrpo.config import VLLMEngine as VLLMConfig
+from deepgrpo.config import EmbeddedEngineConfig, VLLMEngineConfig
 from deepgrpo.engines import ENGINES, build_engine
 from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded import decode
@@ -45,9 +44,9 @@ def test_limits_of_a_request(prefix: int, new: int, refusal: str | None) -> None
 
 
 def test_every_type_of_engine_has_an_entry_that_takes_its_section(policy: Any) -> None:
-    types = {get_args(section.model_fields["type"].annotation)[0] for section in (EmbeddedConfig, VLLMConfig)}
+    types = {get_args(section.model_fields["type"].annotation)[0] for section in (EmbeddedEngineConfig, VLLMEngineConfig)}
     assert set(ENGINES) == types == {"embedded", "vllm"}
-    engine = build_engine(EmbeddedConfig(max_rows=7, keep_mb=3), policy, dtype="bfloat16", longest=20)
+    engine = build_engine(EmbeddedEngineConfig(max_rows=7, keep_mb=3), policy, dtype="bfloat16", longest=20)
     assert isinstance(engine, EmbeddedEngine)
     assert (engine.max_rows, engine.prefix_store.budget, engine.weights.dtype) == (7, 3 * 2**20, torch.bfloat16)
 

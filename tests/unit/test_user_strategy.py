@@ -168,7 +168,7 @@ def test_a_reference_that_leads_nowhere_is_refused(reference: str, message: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"build": "None"}, "build returned None .* return an instance"),
+        ({"build": "None"}, "build returned None; return an instance"),
         ({"build": "config.options['x']"}, r"build raised KeyError: 'x' \(.*bad.py, line 8\)"),
         ({"signals": "    signals = ['attention']"}, r"signals is \['attention'\] .* make it a frozenset of Signal"),
         ({"initial_state": "[1]"}, r"initial_state returned \[1\] \(a list\); return the state as a dict"),
@@ -212,6 +212,7 @@ def tree() -> Tree:
         ("[Pivot(0, 1, 1, ratio=2)]", "ratio is 2; a depth ratio is between 0 and 1"),
         ("[Pivot(0, 1, 1, max_tokens=0)]", "max_tokens is 0; use 1 or more"),
         ("[Pivot(0, 1, 5)]", r"plan has 5 continuations for prompt 'p', but .* is 2 · \(1 \+ 1\) = 4; raise one"),
+        ("exit(3)", r"plan raised SystemExit: 3 \(.*line"),
         ("1 / 0", r"plan raised ZeroDivisionError: division by zero \(.*bad.py, line 10\)"),
     ],
 )
@@ -224,6 +225,15 @@ def test_a_plan_that_cannot_be_grown_is_refused(answer: str, message: str) -> No
 def test_a_pivot_behind_the_limit_is_refused() -> None:
     write(plan="[Pivot(1, 3, 1)]")
     with pytest.raises(StrategyError, match="3 tokens of the response come before it, and a response has at most 3"):
+        build().plan(tree(), {}, Limits(3, 24), None)
+
+
+def test_segments_without_end_are_refused() -> None:
+    """Four responses of at most three tokens have at most twelve segments; three are there."""
+    write(plan="[Pivot(-1, 0, 9, 'main', max_tokens=1)]")
+    assert len(build().plan(tree(), {}, Limits(3, 24), None)) == 1
+    write(plan="[Pivot(-1, 0, 10, 'main', max_tokens=1)]")
+    with pytest.raises(StrategyError, match=r"plan has 13 segments for prompt 'p', more than 4 responses .* = 3 can have"):
         build().plan(tree(), {}, Limits(3, 24), None)
 
 
@@ -357,7 +367,8 @@ def test_a_users_segmenter_gets_texts_and_its_last_end_is_added() -> None:
         ("return [2, 2]", "returned 2 after 2"),
         ("return ['2']", r"returned '2' \(a str\) as an end; return a list of ints"),
         ("return [True]", r"returned True \(a bool\) as an end; return a list of ints"),
-        ("return None", "raised TypeError: .*; let it return a list of ints"),
+        ("return None", r"returned None \(a NoneType\); let it return a list of ints"),
+        ("raise SystemExit(3)", r"raised SystemExit: 3 \(.*cut.py, line 2\)"),
         ("return texts[9]", r"raised IndexError: list index out of range \(.*cut.py, line 2\)"),
     ],
 )

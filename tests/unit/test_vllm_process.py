@@ -15,7 +15,7 @@ import pytest
 import torch
 from vllm_here import HERE, vllm_engine
 
-from deepgrpo.config import Config, VLLMEngine, load_recipe, parse_config, to_toml
+from deepgrpo.config import Config, VLLMEngineConfig, load_recipe, parse_config, to_toml
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.engine import PYTHON
@@ -249,7 +249,7 @@ def test_the_first_token_that_completes_a_stop_string(before: list[int], tokens:
 
 def test_the_engine_of_a_recipe(recipe: Any, tmp_path: Path) -> None:
     config: Config = recipe(engine={"type": "vllm", "max_rows": 8, "options": {"swap_space": 1}})
-    assert isinstance(config.engine, VLLMEngine) and config.engine_dtype == "float32"
+    assert isinstance(config.engine, VLLMEngineConfig) and config.engine_dtype == "float32"
     (tmp_path / "again.toml").write_text(to_toml(config))
     assert load_recipe(tmp_path / "again.toml") == config
     # without a type it is the one that comes along, as ever

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, gather_weights, load_weights, shard
-from deepgrpo.config import Config, EmbeddedEngine, RunConfig
+from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.model.materialize import FrozenState, Materializer, Values, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
@@ -65,7 +65,7 @@ class RolloutWorker:
         learner = config.learner.model_copy(update={"tree_packing": "off", "gradient_checkpointing": False})
         plain = config.model_copy(update={"learner": learner})
         # vLLM has its own weights on the device; ours only supply them
-        self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngine) else "cpu")
+        self.policy = build_policy(plain, device if isinstance(config.engine, EmbeddedEngineConfig) else "cpu")
         self.engine = build(config, self.policy)
         self.serial = -1
 
@@ -158,7 +158,7 @@ class LearnerRank:
         return self.sharded and values is None
 
     def _adopt_findings(self, fixed: FrozenState, values: Values) -> None:
-        """Give a policy without weights the findings that need weights: its head, and if it can be packed."""
+        """Attach results measured on real weights: the output head and the packing verdict."""
         policy = self.policy
         policy.head, policy.head_reason, policy.verdict = fixed.head, fixed.head_reason, fixed.verdict
         if fixed.verdict.packs:  # on all layers, on the driver's device; this device may have other kernels

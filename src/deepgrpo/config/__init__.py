@@ -37,16 +37,16 @@ from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
 from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
-from deepgrpo.config.sampling import EmbeddedEngine, EngineConfig, SamplingConfig, VLLMEngine
+from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
     "AttnRLExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore",
-    "EmbeddedEngine", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore", "HubData",
+    "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore", "HubData",
     "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig",
     "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore",
     "ReasoningGymData", "RecoverabilityConfig", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore",
     "SamplingConfig", "ScratchModel", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
-    "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngine", "WarmstartConfig", "load_recipe", "merge",
+    "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
     "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ class CreditConfig(Section):
             raise ValueError(
                 'credit.scale is "mean", but '
                 + (f"reward.truncated_value is {below}" if below < 0 else "[reward.overlong] is set")
-                + ", so a reward may be below 0, and the mean it divides by with it; remove that, or set credit.scale = "
+                + ", so rewards, and the mean they are divided by, may be negative; remove that, or set credit.scale = "
                 '"none" or "std"'
             )
 

@@ -13,7 +13,7 @@ from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, Op
 from deepgrpo.config.model import ModelConfig, WarmstartConfig
 from deepgrpo.config.reward import RewardConfig
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
-from deepgrpo.config.sampling import EmbeddedEngine, EngineConfig, SamplingConfig
+from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig
 
 
 class Config(Section):
@@ -25,7 +25,7 @@ class Config(Section):
     data: DataConfig
     reward: RewardConfig
     sampling: SamplingConfig = SamplingConfig()
-    engine: EngineConfig = EmbeddedEngine()
+    engine: EngineConfig = EmbeddedEngineConfig()
     explore: ExploreConfig = DeepExplore()
     credit: CreditConfig = CreditConfig()
     loss: LossConfig = LossConfig()

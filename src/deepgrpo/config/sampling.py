@@ -29,7 +29,7 @@ class SamplingConfig(Section):
     """With `dynamic`: rounds of prompts per step, including the first; after that the batch stays smaller."""
 
 
-class EmbeddedEngine(Section):
+class EmbeddedEngineConfig(Section):
     """Batched decoding by the trained model itself."""
 
     type: Literal["embedded"] = "embedded"
@@ -44,7 +44,7 @@ class EmbeddedEngine(Section):
     log-probs differ from the learner's, so importance weights are applied (loss.importance)."""
 
 
-class VLLMEngine(Section):
+class VLLMEngineConfig(Section):
     """Sampling by vLLM in its own process, which receives the weights after each update (docs/engines.md)."""
 
     type: Literal["vllm"] = "vllm"
@@ -83,4 +83,4 @@ class VLLMEngine(Section):
             )
 
 
-EngineConfig = Annotated[EmbeddedEngine | VLLMEngine, Field(discriminator="type")]
+EngineConfig = Annotated[EmbeddedEngineConfig | VLLMEngineConfig, Field(discriminator="type")]

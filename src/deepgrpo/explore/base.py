@@ -1,4 +1,4 @@
-"""The seam to strategies: `Strategy`, and what one is built from.
+"""The `Strategy` interface, and the context a strategy is built from.
 
 A strategy decides where to sample next (`plan`, called by explore/grow.py), how each token is credited (`credit`, called by
 the trainer), and what to learn from a step (`observe`). No other stage knows a strategy's name. A new one is a file with
@@ -26,7 +26,7 @@ ATTENTION = "attention"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything beside its own section that a strategy may be built from."""
+    """Arguments of a strategy's `build` besides its config section."""
 
     scale: Scale = "none"
     """Scale of the advantages (`credit.scale`)."""
@@ -38,7 +38,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Longest response."""
+    """Length limits of a response."""
 
     max_new_tokens: int
     """Longest response along a path, in tokens."""

@@ -83,7 +83,7 @@ class FR3EStrategy(Stateless):
 
 
 def anchors(node: Node, count: int, *, room: int) -> list[int]:
-    """Offsets of the `count` tokens of lowest probability, ascending; of equals the earlier ones.
+    """Offsets of the `count` tokens of lowest probability, ascending; ties go to the earlier token.
 
     Never the first token: the state before it is the prompt, which is a state of its own. Fewer if the rollout is shorter.
 

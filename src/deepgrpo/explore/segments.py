@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from deepgrpo.config import SegmentConfig
@@ -88,9 +88,11 @@ def user_ends(function: Callable[[Sequence[str]], Any], name: str, texts: Sequen
     head, count = f"the segmenter {name!r}", len(texts)
     try:
         found = function(texts)
-        ends = list(found.tolist() if hasattr(found, "tolist") else found)
-    except Exception as error:
+        ends = list(found.tolist() if hasattr(found, "tolist") else found) if isinstance(found, Iterable) else None
+    except (Exception, SystemExit) as error:
         raise StrategyError(f"{head} raised {where(error)}; let it return a list of ints") from error
+    if ends is None:
+        raise StrategyError(f"{head} returned {show(found)}; let it return a list of ints")
     plain: list[int] = []
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, numbers.Integral):

@@ -1,4 +1,4 @@
-"""A user's own strategy: loaded from a file, its class checked before training, each of its answers when it is given.
+"""A user's own strategy: loaded from a file, its class checked before training, each return value checked at the call.
 
 `explore = { type = "user", strategy = "mine.py:Mine" }`. The class is built by `Mine.build(config, context)` and has the
 methods of `Strategy` (base.py); docs/algorithms/your_own.md has an example. A state is passed on as a checkpoint would give it
@@ -54,6 +54,8 @@ class UserStrategy:
         found = load_object(config.strategy, KEY)
         check_class(found, config.strategy)
         inner = _call(config, "build", lambda: found.build(config, context))
+        if inner is None:
+            raise StrategyError(f"{_head(config)}: build returned None; return an instance, e.g. `return cls(config)`")
         for name in PARAMETERS:
             if not callable(getattr(inner, name, None)):
                 raise StrategyError(f"{_head(config)}: build returned {show(inner)}, without {name}; return an instance")
@@ -70,10 +72,10 @@ class UserStrategy:
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         return self._checked(
             "plan", lambda: self.inner.plan(tree, state, limits, random),
-            lambda answer: self._within_budget(tree, check_pivots(answer, tree, limits)),
+            lambda answer: self._within_budget(tree, check_pivots(answer, tree, limits), limits),
         )  # fmt: skip
 
-    def _within_budget(self, tree: Tree, pivots: list[Pivot]) -> list[Pivot]:
+    def _within_budget(self, tree: Tree, pivots: list[Pivot], limits: Limits) -> list[Pivot]:
         config = self.config
         most = config.num_rollouts * (1 + config.most_branches)
         planned = sum(pivot.num_branches for pivot in (*tree.pivots, *pivots) if pivot.max_tokens is None)
@@ -82,6 +84,13 @@ class UserStrategy:
                 f"plan has {planned} continuations for prompt {tree.prompt.id!r}, but explore.num_rollouts · (1 + "
                 f"explore.most_branches) is {config.num_rollouts} · (1 + {config.most_branches}) = {most}; raise one of the "
                 "two, or plan fewer"
+            )
+        # a response has at most so many segments of one token; more would never end
+        segments = sum(pivot.num_branches for pivot in (*tree.pivots, *pivots) if pivot.max_tokens is not None)
+        if segments > most * limits.max_new_tokens:
+            raise BrokenRuleError(
+                f"plan has {segments} segments for prompt {tree.prompt.id!r}, more than {most} responses of "
+                f"sampling.max_new_tokens = {limits.max_new_tokens} can have; return an empty list once the tree is complete"
             )
         return pivots
 
@@ -143,7 +152,7 @@ def _call(config: UserExplore, name: str, call: Callable[[], T]) -> T:
         return call()
     except DeepGRPOError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StrategyError(
             f"{_head(config)}: {name} raised {type(error).__name__}: {error} ({_place(error)}); correct it (DEEPGRPO_DEBUG=1 "
             "shows the whole traceback)"

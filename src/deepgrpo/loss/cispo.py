@@ -1,4 +1,4 @@
-"""CISPO: bounds the weight of a token in place of the objective. Shapes: N terms."""
+"""CISPO: clips the importance weight instead of the objective. Shapes: N terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The policy loss by name. A new loss is a function in a file of its own and a line in `LOSSES`. Shapes: N terms."""
+"""Registry of policy losses, and the importance weight around them. Shapes: N terms.
+
+A new loss is a function in its own file, a line in `LOSSES`, and its name in `POLICY_LOSSES` (config/learning.py).
+"""
 
 from __future__ import annotations
 

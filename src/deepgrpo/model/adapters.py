@@ -48,5 +48,5 @@ def load_adapters(model: nn.Module, directory: Path) -> None:
     stored = load_file(directory / "adapter_model.safetensors")
     differing = set(get_peft_model_state_dict(model)) ^ set(stored)
     if differing:
-        raise RuntimeError(f"these adapters are in one of the two only: {sorted(differing)[:3]}")
+        raise RuntimeError(f"the model and the checkpoint have different adapters: {sorted(differing)[:3]}")
     set_peft_model_state_dict(model, stored)

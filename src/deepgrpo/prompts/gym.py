@@ -17,7 +17,7 @@ from typing import Any
 from deepgrpo.boxed import last_boxed
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
-from deepgrpo.prompts.rows import Row
+from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
 # a minus after a digit, a letter or a bracket subtracts; elsewhere it is a sign
@@ -62,7 +62,7 @@ class GymTask:
     dataset: Any
     data: ReasoningGymData
 
-    def rows(self, limit: int | None = None) -> list[Row]:
+    def rows(self, limit: int | None = None) -> list[QuestionRow]:
         """Generate all questions, or the first `limit`; takes seconds for the slow tasks."""
         count = len(self.dataset) if limit is None else min(limit, len(self.dataset))
         return [self._row(index) for index in range(count)]
@@ -91,15 +91,15 @@ class GymTask:
         answer, found = extract_answer(completion, prompt.answer)
         return answer if found else None
 
-    def _row(self, index: int) -> Row:
+    def _row(self, index: int) -> QuestionRow:
         entry: Mapping[str, Any] = self.dataset[index]
         answer = entry["answer"]
         # `columns` holds the whole entry, the argument of score_answer
         name = f"{self.data.task}-{self.data.seed}-{index}"
-        return Row(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
+        return QuestionRow(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
 
 
-def rows(data: ReasoningGymData, skipped: Counter[str]) -> list[Row]:
+def rows(data: ReasoningGymData, skipped: Counter[str]) -> list[QuestionRow]:
     """Generate all questions; no row is skipped."""
     return build_gym(data).rows(data.limit)
 

@@ -12,22 +12,22 @@ from typing import Any
 
 from deepgrpo.config import HubData, JsonlData, ParquetData
 from deepgrpo.errors import DataError, MissingExtraError
-from deepgrpo.prompts.rows import RawRow, Row, pick
+from deepgrpo.prompts.rows import QuestionRow, RawRow, pick
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def jsonl_rows(data: JsonlData, skipped: Counter[str]) -> list[Row]:
+def jsonl_rows(data: JsonlData, skipped: Counter[str]) -> list[QuestionRow]:
     """Usable rows of a JSONL file, see `rows.pick`."""
     return pick(_read_jsonl(data), data.columns, data.path, "line", skipped)
 
 
-def parquet_rows(data: ParquetData, skipped: Counter[str]) -> list[Row]:
+def parquet_rows(data: ParquetData, skipped: Counter[str]) -> list[QuestionRow]:
     """Usable rows of a parquet file, see `rows.pick`."""
     return pick(_read_parquet(data), data.columns, data.path, "row", skipped)
 
 
-def hub_rows(data: HubData, skipped: Counter[str]) -> list[Row]:
+def hub_rows(data: HubData, skipped: Counter[str]) -> list[QuestionRow]:
     """Usable rows of a Hugging Face data set, see `rows.pick`."""
     return pick(_read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
 

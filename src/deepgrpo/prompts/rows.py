@@ -21,10 +21,10 @@ NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class QuestionRow:
     """One question before rendering.
 
-    Example: Row(id="gsm8k-7", question="Natalia ...", answer="72", columns={"question": ..., "solution": ...}).
+    Example: QuestionRow(id="gsm8k-7", question="Natalia ...", answer="72", columns={"question": ..., "solution": ...}).
     """
 
     id: str
@@ -43,7 +43,7 @@ class RawRow:
     values: Mapping[str, Any] | None
 
 
-def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[Row]:
+def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[QuestionRow]:
     """Select id, question and answer of raw rows.
 
     Rows without an answer (null, [], or blank) are skipped, unless `columns.answer` is None.
@@ -57,7 +57,7 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
 
     Raises DataError: a column is missing, a value has an unusable type, an id is repeated, the file has no row.
     """
-    rows: list[Row] = []
+    rows: list[QuestionRow] = []
     seen: dict[str, int] = {}
     count = 0
     for raw in raw_rows:
@@ -87,7 +87,7 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
                 'set data.columns.id = "none" to number the rows'
             )
         seen[name] = raw.number
-        rows.append(Row(name, question, answer, raw.values))
+        rows.append(QuestionRow(name, question, answer, raw.values))
     if count == 0:
         raise DataError(f"{source} is empty; it needs at least one row with a column {columns.question!r}")
     return rows

@@ -18,7 +18,7 @@ from deepgrpo.config import DataConfig, SyntheticData
 from deepgrpo.errors import DataError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
-from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, Row
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, QuestionRow
 from deepgrpo.prompts.tasks import read_rows
 from deepgrpo.records import Prompt
 
@@ -51,7 +51,7 @@ class PromptSource:
 
     def __init__(
         self,
-        rows: Sequence[Row] | Callable[[int], Row],
+        rows: Sequence[QuestionRow] | Callable[[int], QuestionRow],
         renderer: Renderer,
         *,
         seed: int,
@@ -84,7 +84,7 @@ class PromptSource:
 
         A finite source continues with the next epoch, in a new order; an endless one only counts positions.
         """
-        rows: list[Row] = []
+        rows: list[QuestionRow] = []
         if callable(self._rows):
             rows = [self._rows(cursor.position + i) for i in range(num_prompts)]
             cursor = replace(cursor, position=cursor.position + num_prompts)
@@ -109,7 +109,7 @@ class PromptSource:
             return list(range(count))
         return [int(i) for i in rng.generator(self._seed, "shuffle", epoch).permutation(count)]
 
-    def _prompts(self, rows: Sequence[Row]) -> tuple[Prompt, ...]:
+    def _prompts(self, rows: Sequence[QuestionRow]) -> tuple[Prompt, ...]:
         texts = [self._renderer.text(row.question, row.columns) for row in rows]
         tokens = self._renderer.tokenize(texts)
         return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
@@ -143,10 +143,10 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
 
 
 def _drop_long(
-    rows: Sequence[Row], renderer: Renderer, longest: int, skipped: Counter[str], data: DataConfig
-) -> list[Row]:
+    rows: Sequence[QuestionRow], renderer: Renderer, longest: int, skipped: Counter[str], data: DataConfig
+) -> list[QuestionRow]:
     """Rows whose prompt has at most `longest` tokens. Raises DataError if none is left."""
-    kept: list[Row] = []
+    kept: list[QuestionRow] = []
     shortest: int | None = None
     for start in range(0, len(rows), _CHUNK):  # in chunks, to bound the memory for tokens
         chunk = rows[start : start + _CHUNK]
@@ -174,7 +174,7 @@ def _drop_long(
     return kept
 
 
-def _prompt(row: Row, text: str, tokens: tuple[int, ...]) -> Prompt:
+def _prompt(row: QuestionRow, text: str, tokens: tuple[int, ...]) -> Prompt:
     accepted = row.answer if isinstance(row.answer, list) else [row.answer] if row.answer is not None else []
     others = row.columns.get(ALTERNATIVES)
     if accepted and isinstance(others, list | tuple):

@@ -21,7 +21,7 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.config import SyntheticData
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.prompts.rows import Row
+from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
 ALPHABET = "0123456789+-*=;#:"
@@ -83,7 +83,7 @@ def is_test(question: str) -> bool:
     return rng.key("synthetic split", question) % _TEST_SHARE == 0
 
 
-def make(index: int, config: SyntheticData) -> Row:
+def make(index: int, config: SyntheticData) -> QuestionRow:
     """Generate question `index` of a split: a pure function of (seed, split, index, chain_length, modulus).
 
     Draws until the text is in the split. Two indices may give the same question; `make_distinct` drops the second.
@@ -100,24 +100,24 @@ def make(index: int, config: SyntheticData) -> Row:
         if is_test(question) == (config.split == "test"):
             answer = _segments(question, config.modulus)[-1][1:]
             columns = {"question": question, "answer": answer, "solution": solution(question, config.modulus)}
-            return Row(f"synthetic-{config.split}-{index}", question, answer, columns)
+            return QuestionRow(f"synthetic-{config.split}-{index}", question, answer, columns)
     raise ConfigError(
         f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} "
         f"questions, and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
     )
 
 
-def rows(config: SyntheticData, skipped: Counter[str]) -> list[Row]:
+def rows(config: SyntheticData, skipped: Counter[str]) -> list[QuestionRow]:
     """Distinct questions of a section with a size or a limit; no row is skipped."""
     return make_distinct(min(size for size in (config.size, config.limit) if size is not None), config)
 
 
-def make_distinct(size: int, config: SyntheticData) -> list[Row]:
+def make_distinct(size: int, config: SyntheticData) -> list[QuestionRow]:
     """The first `size` distinct questions of a split, in order of their index.
 
     Raises ConfigError if the split has too few.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, QuestionRow] = {}
     for index in range(20 * size + 10_000):
         row = make(index, config)
         found.setdefault(row.question, row)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from deepgrpo.config import DataConfig
 from deepgrpo.prompts import gym, readers, synthetic
-from deepgrpo.prompts.rows import Row
+from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
 
@@ -22,7 +22,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    rows: Callable[[Any, Counter[str]], list[Row]]
+    rows: Callable[[Any, Counter[str]], list[QuestionRow]]
     """Read the rows of a data section; count the rows left out under their reason."""
     task: Callable[[Any], Task] | None = None
     """Build the verifier; None for files, which have none."""
@@ -37,7 +37,7 @@ _KINDS = {
 }
 
 
-def read_rows(data: DataConfig, skipped: Counter[str]) -> list[Row]:
+def read_rows(data: DataConfig, skipped: Counter[str]) -> list[QuestionRow]:
     """Read all rows of a finite data section; `skipped` counts the rows left out, by reason.
 
     Raises DataError, ConfigError or MissingExtraError, see `prompts.readers`, `prompts.rows` and `prompts.gym`.

@@ -189,7 +189,7 @@ class _Drawing:
         return " " * start if start + text.cell_len <= self.console.width else indent
 
     def _branch(self, index: int, times: int) -> Text:
-        """The bar of a branch and what came of it; `times` there are of it, if any siblings are alike."""
+        """Bar and reward of a branch; `times`: number of identical siblings, shown if there are any."""
         node = self.tree.nodes[index]
         line = self._bar(index)
         line.append(" " * max(0, self.columns - line.cell_len) + "  ")

@@ -18,8 +18,8 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
+import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from deepgrpo.errors import RewardError
@@ -112,8 +112,7 @@ def limit_memory() -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):  # this system has no such limit
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        wanted = pages * resource.getpagesize() + _MEMORY_LIMIT
+        wanted = psutil.Process().memory_info().vms + _MEMORY_LIMIT
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 

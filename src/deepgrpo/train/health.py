@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, EmbeddedEngine, MathReward, UserReward
+from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward
 
 Metrics = Mapping[str, float | list[float] | None]
 
@@ -87,7 +87,7 @@ class HealthMonitor:
             template=f'data.template.preset = "{config.data.template.preset}"',
             timeout_key="reward.timeout_s" if isinstance(reward, MathReward | UserReward) else "the reward",
             # the embedded engine samples with the learner's own weights, so only rounding can differ
-            mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngine) else 0.05,
+            mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngineConfig) else 0.05,
         )
 
     def check(self, state: HealthState, metrics: Metrics) -> tuple[HealthState, tuple[str, ...]]:

@@ -162,7 +162,7 @@ class Learner:
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
             raise TrainingError(
-                f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so it was not taken. "
+                f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so the step was not taken. "
                 f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                 "continue from the newest with --resume and a lower --optim.lr"
             )
@@ -171,7 +171,7 @@ class Learner:
         norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so it was not taken. "
+                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so the step was not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from deepgrpo.config import Config, EmbeddedEngine, RunConfig, VLLMEngine, WarmstartConfig
+from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig, VLLMEngineConfig, WarmstartConfig
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
 from deepgrpo.explore.base import Strategy
 from deepgrpo.model.materialize import first_of_each_kind
@@ -143,7 +143,7 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
     learner = learner_memory(config, policy, counts, shards)
     engine = _engine(config, policy, strategy, counts, slot_length, _capacity(config), cluster.rollout_workers)
     whole, trained = 4 * counts.every, 4 * counts.trained
-    if isinstance(config.engine, VLLMEngine):
+    if isinstance(config.engine, VLLMEngineConfig):
         # its policy only passes the weights on, from host memory
         own = MemoryEstimate(weights=whole, transfer=_value_bytes(config.engine_dtype) * counts.every)
         on_host, on_device = own, engine
@@ -156,7 +156,7 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
     at_start = whole if cluster.sharding == "fsdp" else 0
     store = Holder("object store", None, "host", MemoryEstimate(stored=2 * trained, optimizer=moments, start=at_start))
     if not _on_gpus(config):
-        if isinstance(config.engine, VLLMEngine):
+        if isinstance(config.engine, VLLMEngineConfig):
             on_device = replace(on_device, weights=on_host.weights, transfer=on_host.transfer)
         return (
             Holder("learner", cluster.learners, "host", learner),
@@ -227,7 +227,7 @@ def _engine(
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_token = shape.num_hidden_layers * 2 * heads * width * stored
     cache = engine.max_rows * slot_length * per_token
-    if isinstance(engine, EmbeddedEngine):
+    if isinstance(engine, EmbeddedEngineConfig):
         rollouts = math.ceil(config.run.prompts_per_step * config.explore.num_rollouts / workers)
         keeps = strategy.returns(0) and policy.plain_head
         return MemoryEstimate(

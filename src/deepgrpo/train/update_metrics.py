@@ -42,7 +42,7 @@ class Observed:
             self.columns[name][terms_n] = values_n.detach().float().cpu()
 
     def gather(self, ranks: Ranks) -> None:
-        """Add the other processes' figures: a term is in the pack of one process, and zero elsewhere."""
+        """Sum the figures over processes. Each term is nonzero in one process only."""
         summed = ranks.add(torch.stack(list(self.columns.values())))
         self.columns = dict(zip(self.columns, summed, strict=True))
 

@@ -93,14 +93,14 @@ def _try(function: PolicyLoss, config: LossConfig, inputs: LossInputs) -> tuple[
 def _call(
     function: PolicyLoss, inputs: LossInputs, config: LossSettings, figures: tuple[str, ...] | None
 ) -> LossOutput:
-    """Output of a user's loss, checked as far as that needs no look at the numbers.
+    """Call a user's loss, and check type, shape, gradient and names of its output, not its values.
 
     Args:
         figures: expected names; None: any.
     """
     try:
         output = function(inputs, config)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _FaultError(f"raised {where(error)}; correct it") from error
     if not isinstance(output, LossOutput):
         raise _FaultError(f"returned {show(output)}; return deepgrpo.loss.inputs.LossOutput(loss_N)")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deepgrpo.config import EmbeddedEngine as EmbeddedConfig
+from deepgrpo.config import EmbeddedEngineConfig
 from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded.decode import SampleCall
 from deepgrpo.engines.embedded.generate import GenerateMode, find_generate_mode, sample_with_generate
@@ -53,7 +53,7 @@ class EmbeddedEngine:
         """True if rows may read one copy of a long prefix in place."""
 
     @classmethod
-    def from_config(cls, policy: Policy, config: EmbeddedConfig, *, dtype: torch.dtype, **_: Any) -> EmbeddedEngine:
+    def from_config(cls, policy: Policy, config: EmbeddedEngineConfig, *, dtype: torch.dtype, **_: Any) -> EmbeddedEngine:
         """Build the engine from the section `engine` of a recipe."""
         return cls(policy, max_rows=config.max_rows, keep_bytes=config.keep_mb * 2**20, dtype=dtype)
 

@@ -99,7 +99,7 @@ def trial_lengths(policy: Policy) -> tuple[int, ...]:
     """Prefix lengths of the trial's rows: two short ones, and two that exceed the sliding window if there is one."""
     config = policy.causal.config.get_text_config()
     longest = min(_LONGEST_WINDOW.get(policy.device.type, 4096), policy.context - _STEPS - 7)
-    # under any name: a family that applies its window itself ignores our mask
+    # any key with "window" in its name: some families apply their window themselves and ignore our mask
     found = [value for name, value in config.to_dict().items() if "window" in name and type(value) is int]
     windows = [w for w in found if 1 < w <= longest]
     return (5, 9, *((max(windows) + 2, max(windows) + 7) if windows else ()))

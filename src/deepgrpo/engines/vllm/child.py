@@ -201,7 +201,7 @@ def _preload() -> bool:
 
 
 def _peak_mb() -> float | None:
-    """Peak resident memory of this process, in MiB."""
+    """Peak resident memory of this process, in MiB; from /proc, as vLLM's environment need not have psutil."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))

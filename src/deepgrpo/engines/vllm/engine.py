@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from deepgrpo.config import VLLMEngine as VLLMConfig
+from deepgrpo.config import VLLMEngineConfig
 from deepgrpo.engines.base import NOT_FINITE, SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.process import VLLMProcess
@@ -75,7 +75,7 @@ class VLLMEngine:
     exact = False
 
     def __init__(
-        self, policy: Policy, config: VLLMConfig, *, dtype: torch.dtype | None = None, longest: int | None = None,
+        self, policy: Policy, config: VLLMEngineConfig, *, dtype: torch.dtype | None = None, longest: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         self.policy, self.config, self.dtype = policy, config, dtype or policy.dtype
@@ -109,7 +109,7 @@ class VLLMEngine:
 
     @classmethod
     def from_config(
-        cls, policy: Policy, config: VLLMConfig, *, dtype: torch.dtype, longest: int | None, trust_remote_code: bool
+        cls, policy: Policy, config: VLLMEngineConfig, *, dtype: torch.dtype, longest: int | None, trust_remote_code: bool
     ) -> VLLMEngine:
         """Start the engine of the section `engine` of a recipe."""
         return cls(policy, config, dtype=dtype, longest=longest, trust_remote_code=trust_remote_code)

@@ -90,7 +90,7 @@ def make_jobs(plan: Plan) -> list[Job]:
             jobs.append(
                 Job(
                     f"{run.name}-final",
-                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(place / "final.json")),
+                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(place / "final-setup.json")),
                     place / f"{run.name}-final.log",
                     functools.partial(is_finished, plan, run),
                     after=(run.name,),
@@ -235,7 +235,7 @@ def _write(plan: Plan) -> None:
     place.mkdir(parents=True, exist_ok=True)
     text = plan.source.read_bytes()
     (plan.directory / "experiment.toml").write_bytes(text)  # the source may be this same file
-    (place / "final.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
+    (place / "final-setup.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
     for run in (*plan.warmstarts, *plan.runs):
         (place / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
         if run.directory.is_dir() and not _is_kept(run):

@@ -17,7 +17,7 @@ from deepgrpo.config import (
     Config,
     DataConfig,
     DeepExplore,
-    EmbeddedEngine,
+    EmbeddedEngineConfig,
     EngineConfig,
     ReasoningGymData,
     RewardConfig,
@@ -91,7 +91,7 @@ def resolve_setting(options: ProbeOptions, overrides: Sequence[tuple[str, str]])
     sampling = sampling.model_copy(update={key: value for key, value in wanted.items() if value is not None})
     explore = _explore(options, config)
     gammas = {*options.gammas, *({explore.gamma} if config and isinstance(config.explore, DeepExplore) else ())}
-    engine = config.engine if config else EmbeddedEngine()
+    engine = config.engine if config else EmbeddedEngineConfig()
     if options.max_rows:
         engine = engine.model_copy(update={"max_rows": options.max_rows})
     return ProbeSetting(one.name, one.data, one.reward, sampling, engine, explore, tuple(sorted(gammas)), source, config)

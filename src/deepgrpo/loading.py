@@ -27,20 +27,20 @@ def load_object(reference: str, key: str) -> Any:
     Raises ConfigError: the form is wrong, the file, the module or the name is missing, importing it fails, or the object
     cannot be called.
     """
-    place, colon, attribute = reference.rpartition(":")
-    if not colon or not place or not attribute:
+    origin, colon, attribute = reference.rpartition(":")
+    if not colon or not origin or not attribute:
         raise ConfigError(
             f'{key} is {reference!r}; write "package.module:name" or "path/to/file.py:name", with a colon before the name'
         )
     said = f"{key} is {reference!r}, but"
-    module = _load_file(place, said) if place.endswith(".py") else _load_module(place, said)
+    module = _load_file(origin, said) if origin.endswith(".py") else _load_module(origin, said)
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         problem = "does not have it" if found is None else f"has it as {show(found)}, which cannot be called"
-        raise ConfigError(f"{said} {place} {problem}; it has {', '.join(public) or 'no function or class at all'}")
+        raise ConfigError(f"{said} {origin} {problem}; it has {', '.join(public) or 'no function or class at all'}")
     return found
 
 
@@ -53,12 +53,12 @@ def show(value: Any) -> str:
 def where(error: BaseException) -> str:
     """The error, with the file and the line that raised it: `KeyError: 'x' (/home/me/mine.py, line 12)`."""
     frame = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{place}"
+    line = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{line}"
 
 
-def _load_file(place: str, said: str) -> Any:
-    path = Path(place).expanduser().resolve()
+def _load_file(origin: str, said: str) -> Any:
+    path = Path(origin).expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"{said} the file {str(path)!r} does not exist; a relative path starts where you run")
     # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
@@ -78,15 +78,15 @@ def _load_file(place: str, said: str) -> Any:
     return module
 
 
-def _load_module(place: str, said: str) -> Any:
+def _load_module(origin: str, said: str) -> Any:
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(origin)
     except ModuleNotFoundError as error:
-        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+        if error.name is not None and (origin == error.name or origin.startswith(error.name + ".")):
             raise ConfigError(
                 f"{said} there is no module {error.name!r}; install it, add its folder to PYTHONPATH, or name a file: "
                 '"path/to/file.py:name"'
             ) from None
-        raise ConfigError(f"{said} importing {place} failed: {where(error)}; correct it") from error
+        raise ConfigError(f"{said} importing {origin} failed: {where(error)}; correct it") from error
     except Exception as error:
-        raise ConfigError(f"{said} importing {place} failed: {where(error)}; correct it") from error
+        raise ConfigError(f"{said} importing {origin} failed: {where(error)}; correct it") from error

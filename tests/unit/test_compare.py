@@ -17,7 +17,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, differences, training_figures
-from deepgrpo.lab.compare.final_eval import refuse_too_few, untouched_prompts
+from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, expand
@@ -196,7 +196,7 @@ def test_questions_from_files(place: Path) -> None:
 def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     plan = planned(place)
     config = plan.runs[0].config
-    prompts, left_out = untouched_prompts(config, plan.final, synthetic.tokenizer(), context=64)
+    prompts, left_out = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
     texts = {prompt.text for prompt in prompts}
     assert len(prompts) == len(texts) == 32
     assert isinstance(config.eval.data, SyntheticData)
@@ -204,7 +204,7 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     assert not texts & watched
     # the same task with the watched seed: all that was watched is left out, and the next ones are taken
     same = plan.final.model_copy(update={"data": config.eval.data})
-    again, left_out = untouched_prompts(config, same, synthetic.tokenizer(), context=64)
+    again, left_out = final_prompts(config, same, synthetic.tokenizer(), context=64)
     assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
     refuse_too_few(config, plan.final)
     # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split

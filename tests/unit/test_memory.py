@@ -77,7 +77,7 @@ def test_one_process_by_hand(recipe: Any) -> None:
     # 100 tokens · 32 · 2 layers · (12 + 4 · 64 / 32) · 4 bytes; three chunks of 256 · 19 logits; the logits that are kept
     assert found.activations == 512_000 + 58_368 + 7_600
     # sampling takes more than learning: 16 rollouts · 20 tokens · (512 + 32 · 4) bytes are kept on top
-    assert found.kept == 204_800
+    assert found.prefixes == 204_800
     assert (found.certain, found.total) == (424_960, 424_960 + 655_360 + 204_800)
     # recomputed: 2 values per layer, and all 20 of one
     again = one_process(recipe(learner={**LEARNER, "gradient_checkpointing": True}))
@@ -90,7 +90,7 @@ def test_sampling_and_learning_take_turns() -> None:
     held = MemoryEstimate(weights=1, gradients=2, optimizer=3, reference=4, engine=5, transfer=6, stored=7)
     assert held.total == 28
     # 10 + 20 for sampling, 15 + 25 for learning: the larger one counts
-    both = replace(held, cache=10, kept=20, gathered=15, activations=25)
+    both = replace(held, cache=10, prefixes=20, gathered=15, activations=25)
     assert both.total == 28 + 40 and replace(both, cache=40).total == 28 + 60
     assert both.certain == 10 and replace(both, start=100).certain == replace(both, start=100).total == 100
 
@@ -99,7 +99,7 @@ def test_what_vllm_holds_by_hand(recipe: Any, monkeypatch: pytest.MonkeyPatch) -
     vllm = {"type": "vllm", "dtype": "bfloat16", "max_rows": 64}
     # on a CPU its weights, 2 bytes each, and a cache of 4 GiB
     found = one_process(recipe(engine=vllm))
-    assert (found.engine, found.cache, found.kept) == (42_496, 4 * 2**30, 0)
+    assert (found.engine, found.cache, found.prefixes) == (42_496, 4 * 2**30, 0)
     # half of a GPU of 1,000,000 bytes, its weights included
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1_000_000))
@@ -134,7 +134,7 @@ def test_the_other_processes_of_a_cluster(recipe: Any) -> None:
     worker = found["rollout worker, host"]
     assert worker.count == 2
     # a worker has half of the 16 rollouts
-    assert worker.estimate == MemoryEstimate(weights=4 * P, cache=655_360, kept=102_400)
+    assert worker.estimate == MemoryEstimate(weights=4 * P, cache=655_360, prefixes=102_400)
     # the moments pass by when a checkpoint is written
     assert found["driver, host"].estimate == MemoryEstimate(weights=4 * P, optimizer=8 * P)
     assert found["object store, host"] == Holder("object store", None, "host", MemoryEstimate(stored=8 * P, optimizer=8 * P))

@@ -11,9 +11,9 @@ from deepgrpo.errors import ConfigError
 def recipe_dir() -> Path:
     """The directory with the shipped recipes. Raises ConfigError if this installation has none."""
     package = Path(__file__).parents[1]
-    for place in (package / "recipes", package.parents[1] / "recipes"):
-        if (place / "demo.toml").is_file():
-            return place
+    for folder in (package / "recipes", package.parents[1] / "recipes"):
+        if (folder / "demo.toml").is_file():
+            return folder
     raise ConfigError("this installation has no recipes; install the package again, or name a .toml file by its path")
 
 

@@ -37,7 +37,7 @@ class SavesWeights(Protocol):
 
 
 class SavesMoments(Protocol):
-    """A learner (train/backend.py)."""
+    """A learner (train/learner.py, cluster/learners.py)."""
 
     def save(self, directory: Path) -> None: ...
 

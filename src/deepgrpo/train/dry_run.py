@@ -115,7 +115,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
 USES = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "reference": "reference",
     "engine": "weights of the engine", "transfer": "file of weights for vLLM", "stored": "weights for the workers",
-    "cache": "cache", "kept": "kept rollouts, at most", "gathered": "gathered from shards", "activations": "activations",
+    "cache": "cache", "prefixes": "kept rollouts, at most", "gathered": "gathered from shards", "activations": "activations",
     "start": "while it starts", "total": "total",
 }  # fmt: skip
 """Field of `MemoryEstimate` → label."""

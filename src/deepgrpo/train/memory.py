@@ -47,7 +47,7 @@ class MemoryEstimate:
     """Weights in Ray's object store, for the rollout workers."""
     cache: int = 0
     """Keys and values of the sequences being sampled."""
-    kept: int = 0
+    prefixes: int = 0
     """Keys and values of rollouts from which later rounds branch, at most."""
     gathered: int = 0
     """Parameters of a sharded model that are gathered at the same time, at most."""
@@ -63,7 +63,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         # sampling and learning take turns, so the engine's cache and the activations do not coexist
-        sampling, learning = self.cache + self.kept, self.gathered + self.activations
+        sampling, learning = self.cache + self.prefixes, self.gathered + self.activations
         held = self.weights + self.gradients + self.optimizer + self.reference + self.engine + self.transfer + self.stored
         return max(self.start, held + max(sampling, learning))
 
@@ -128,7 +128,7 @@ def estimate_memory(config: Config, policy: Policy, strategy: Strategy, slot_len
     counts = Counts.of(policy)
     learner = learner_memory(config, policy, counts, shards=1)
     engine = _engine(config, policy, strategy, counts, slot_length, _capacity(config))
-    return replace(learner, engine=engine.engine, cache=engine.cache, kept=engine.kept)
+    return replace(learner, engine=engine.engine, cache=engine.cache, prefixes=engine.prefixes)
 
 
 def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_length: int) -> tuple[Holder, ...]:
@@ -234,7 +234,9 @@ def _engine(
             engine=stored * counts.every if stored == 2 else 0,
             cache=cache,
             # keys, values and last hidden states, up to engine.keep_mb
-            kept=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden_size * stored)) if keeps else 0,
+            prefixes=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden_size * stored))
+            if keeps
+            else 0,
         )
     # vLLM has its own copy in any dtype, allocates its cache at once, and may spread both over several GPUs
     spread = max(1, int(engine.options.get("tensor_parallel_size", 1)))

@@ -75,23 +75,23 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 def make_jobs(plan: Plan) -> list[Job]:
     """Warm start, training and final evaluation of every seed and arm; a directory without a checkpoint starts over."""
     jobs: list[Job] = []
-    place = plan.directory / "jobs"
+    folder = plan.directory / "jobs"
     for seed in plan.experiment.seeds:
         before: tuple[str, ...] = ()
         for warm in plan.warmstarts:
             # not needed once every arm of the seed has a checkpoint
             if warm.seed == seed and not all(_is_kept(run) for run in plan.runs if run.seed == seed):
-                jobs.append(_train(warm, place, warm.paths.start.is_dir, ()))
+                jobs.append(_train(warm, folder, warm.paths.start.is_dir, ()))
                 before = (warm.name,)
         for run in plan.runs:
             if run.seed != seed:
                 continue
-            jobs.append(_train(run, place, functools.partial(has_budget, run), before))
+            jobs.append(_train(run, folder, functools.partial(has_budget, run), before))
             jobs.append(
                 Job(
                     f"{run.name}-final",
-                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(place / "final-setup.json")),
-                    place / f"{run.name}-final.log",
+                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(folder / "final-setup.json")),
+                    folder / f"{run.name}-final.log",
                     functools.partial(is_finished, plan, run),
                     after=(run.name,),
                 )
@@ -99,15 +99,15 @@ def make_jobs(plan: Plan) -> list[Job]:
     return jobs
 
 
-def _train(run: PlannedRun, place: Path, finished: Callable[[], bool], after: tuple[str, ...]) -> Job:
-    command: tuple[str, ...] = ("deepgrpo.cli", "train", str(place / f"{run.name}.toml"))
+def _train(run: PlannedRun, folder: Path, finished: Callable[[], bool], after: tuple[str, ...]) -> Job:
+    command: tuple[str, ...] = ("deepgrpo.cli", "train", str(folder / f"{run.name}.toml"))
     if run.arm is not None and progress(run).step:
         wanted = run.config.run
         command = (
             "deepgrpo.cli", "train", "--resume", str(run.directory), "--run.steps", str(wanted.steps),
             "--run.max_sampled_tokens", str(wanted.max_sampled_tokens),
         )  # fmt: skip
-    return Job(run.name, command, place / f"{run.name}.log", finished, after)
+    return Job(run.name, command, folder / f"{run.name}.log", finished, after)
 
 
 def failures(plan: Plan, jobs: Jobs) -> list[str]:
@@ -196,8 +196,8 @@ def _flat(config: Config) -> dict[str, Any]:
                 yield prefix + key, value
 
     # the location of a run is not part of its recipe
-    place = ("run.dir", "run.name", "warmstart.from")
-    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in place}
+    paths = ("run.dir", "run.name", "warmstart.from")
+    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in paths}
 
 
 @contextmanager
@@ -231,13 +231,13 @@ def _locked(directory: Path) -> Iterator[int | None]:
 
 def _write(plan: Plan) -> None:
     """Write the recipes of the jobs; delete remains of runs without a checkpoint."""
-    place = plan.directory / "jobs"
-    place.mkdir(parents=True, exist_ok=True)
+    folder = plan.directory / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
     text = plan.source.read_bytes()
     (plan.directory / "experiment.toml").write_bytes(text)  # the source may be this same file
-    (place / "final-setup.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
+    (folder / "final-setup.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
     for run in (*plan.warmstarts, *plan.runs):
-        (place / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
+        (folder / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
         if run.directory.is_dir() and not _is_kept(run):
             shutil.rmtree(run.directory)
 
@@ -267,17 +267,17 @@ def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> 
     from deepgrpo.lab.machine import machine_and_versions
 
     result = {**compare(plan, finished), "jobs": jobs, **machine_and_versions()}
-    place = plan.directory
-    (place / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (place / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
+    folder = plan.directory
+    (folder / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
     for table in comparison_tables(result):
         print_whole(out, as_table(table))
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
     files = ["comparison.json", "comparison.md"]
     if can_draw():
-        draw(result, place / "comparison.png")
+        draw(result, folder / "comparison.png")
         files.append("comparison.png")
     else:
         out.print('no figure: matplotlib is not installed (pip install "deepgrpo[plots]")', markup=False, soft_wrap=True)
-    out.print(f"{place}: {', '.join(files)}", markup=False, soft_wrap=True)
+    out.print(f"{folder}: {', '.join(files)}", markup=False, soft_wrap=True)

@@ -52,7 +52,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     policy = load_model(source, resolve_device(config.run.device), "auto")
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
-    prompts, left_out = untouched_prompts(config, spec, policy.tokenizer, context)
+    prompts, left_out = final_prompts(config, spec, policy.tokenizer, context)
     wanted = config.eval.reward or config.reward
     reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
     engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
@@ -82,7 +82,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     return found
 
 
-def untouched_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
+def final_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
     """The questions of `spec` without those of eval.data, and the number left out for that reason."""
     from deepgrpo.prompts.source import build_source
 

@@ -111,13 +111,13 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
 def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
     """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
-    with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as place:
+    with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder:
         start: dict[str, str] | None = None
         for warm in plan.warmstarts[:1]:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            start = {"from": str(_train(settings, Path(place), "warm").start)}
+            start = {"from": str(_train(settings, Path(folder), "warm").start)}
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -126,16 +126,16 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            run = _train(settings, Path(place), f"arm-{i}")
+            run = _train(settings, Path(folder), f"arm-{i}")
             scale = config.run.prompts_per_step / prompts
             paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces
 
 
-def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
+def _train(settings: Mapping[str, Any], folder: Path, name: str) -> RunDir:
     """Run a recipe in a separate process. Raises ConfigError with its last output if it fails."""
-    raw = {**settings, "run": {**settings["run"], "dir": str(place), "name": name}}
-    recipe, log = place / f"{name}.toml", place / f"{name}.log"
+    raw = {**settings, "run": {**settings["run"], "dir": str(folder), "name": name}}
+    recipe, log = folder / f"{name}.toml", folder / f"{name}.log"
     recipe.write_text(to_toml(Config.model_validate(raw)), encoding="utf-8")
     with log.open("wb") as file:
         done = subprocess.run(
@@ -144,7 +144,7 @@ def _train(settings: Mapping[str, Any], place: Path, name: str) -> RunDir:
         )  # fmt: skip
     if done.returncode:
         raise ConfigError(f"a trial of two steps failed: {last_line(log)}; the recipe was:\n{recipe.read_text()}")
-    return RunDir(place / name)
+    return RunDir(folder / name)
 
 
 def _duration(seconds: float) -> str:

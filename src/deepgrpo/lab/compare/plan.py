@@ -87,18 +87,18 @@ def expand(experiment: Experiment, source: Path) -> Plan:
             f"{source}: the recipe {experiment.base!r} has no evaluation while training, so there are no curves to compare; "
             "set common.eval.every and a table [common.eval.data]"
         )
-    place = Path(experiment.dir) / experiment.name
+    folder = Path(experiment.dir) / experiment.name
     warmstarts, runs = [], []
-    starts = _start_tables(template, place, experiment.seeds)
+    starts = _start_tables(template, folder, experiment.seeds)
     for seed in experiment.seeds:
         if template.warmstart is not None and template.warmstart.from_ is None:
-            raw = _for_seed(shared, seed, str(place / "warmstart"), f"seed-{seed}")
+            raw = _for_seed(shared, seed, str(folder / "warmstart"), f"seed-{seed}")
             raw["run"]["steps"] = 0  # warm start only
             warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
         for arm, changes in experiment.arms.items():
             _refuse_reserved(changes, f"arms.{arm}")
             _refuse_shared(changes, arm)
-            raw = _for_seed(merge(shared, changes), seed, str(place / "arms" / arm), f"seed-{seed}")
+            raw = _for_seed(merge(shared, changes), seed, str(folder / "arms" / arm), f"seed-{seed}")
             raw["run"]["max_sampled_tokens"] = experiment.budget
             if "reward" in changes and template.eval.reward is None:
                 # an arm's own reward is for training; evaluations judge all arms alike
@@ -133,11 +133,11 @@ def _for_seed(recipe: Mapping[str, Any], seed: int, directory: str, name: str) -
     return raw
 
 
-def _start_tables(template: Config, place: Path, seeds: Sequence[int]) -> dict[int, dict[str, str]]:
+def _start_tables(template: Config, folder: Path, seeds: Sequence[int]) -> dict[int, dict[str, str]]:
     """Seed → [warmstart] of its arms, which names the weights of the seed's warm start."""
     if template.warmstart is None or template.warmstart.from_ is not None:
         return {}
-    return {seed: {"from": str(RunDir(place / "warmstart" / f"seed-{seed}").start)} for seed in seeds}
+    return {seed: {"from": str(RunDir(folder / "warmstart" / f"seed-{seed}").start)} for seed in seeds}
 
 
 def _refuse_reserved(changes: Mapping[str, Any], where: str) -> None:

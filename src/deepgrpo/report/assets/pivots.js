@@ -7,7 +7,7 @@ function drawPivots(run) {
   const gamma = run.gamma === null || run.gamma === undefined ? "" : `, γ = ${run.gamma}`;
   const cards = [
     heatmap({
-      title: "Q(t): where pivots are drawn", full: false, unit: (n) => `of Q, ${plural(n, "rollout")}`,
+      title: "Q(r): where pivots are drawn", full: false, unit: (n) => `of Q, ${plural(n, "rollout")}`,
       about: `Mean mass of Q by depth of the state, over expanded rollouts${gamma}; r = 0 is the prompt, r = 1 the end. From ${plural(steps, "saved step")}.`,
       none: steps ? "no pivot was drawn from a distribution over states" : "this run has no saved trees (log.trees_every)",
     }, q),

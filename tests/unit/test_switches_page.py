@@ -105,7 +105,7 @@ def test_a_loss_of_your_own() -> None:
         ({"credit": {"scale": "max"}}, "credit.scale is 'max'; it should be 'none', 'std' or 'mean'"),
         (
             {"credit": {"scale": "mean"}, "reward": {"type": "math", "overlong": {"cache": 9}}},
-            'credit.scale is "mean", but [reward.overlong] is set, so a reward may be below 0',
+            'credit.scale is "mean", but [reward.overlong] is set, so rewards, and the mean they are divided by',
         ),
         (
             {"credit": {"scale": "mean"}, "reward": {"type": "math", "truncated_value": -0.5}},

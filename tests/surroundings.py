@@ -30,6 +30,8 @@ STATED = {
     # read depends on the version
     "RAY_OVERRIDE_NODE_IP_ADDRESS": "127.0.0.1",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray starts its workers with a niceness of 15, and tests beside them would leave them no processor
+    "RAY_worker_niceness": "0",
 }
 
 

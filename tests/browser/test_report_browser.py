@@ -210,7 +210,7 @@ def test_several_runs_are_drawn_over_each_other(two_levels: Path, tmp_path: Path
     page.select_option("#tree-run", "1")
     found(page, "48 of 48 trees")
     assert page.input_value("#pivot-run") == "1"
-    assert page.locator("[data-chart='Q(t): where pivots are drawn'] [data-cell]").count() > 12
+    assert page.locator("[data-chart='Q(r): where pivots are drawn'] [data-cell]").count() > 12
     assert "pivots" in page.locator("[data-chart=reliability]").inner_text()
 
 

@@ -454,11 +454,11 @@ def test_the_memory_of_kept_rollouts_is_estimated(recipe: Any, policy: Any) -> N
         config = recipe(**sections)
         strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
         estimate = estimate_memory(config, policy, strategy, slot_length=20)
-        without = replace(estimate, kept=0)
-        assert estimate.total - without.total == max(0, estimate.cache + estimate.kept - estimate.activations) - max(
+        without = replace(estimate, prefixes=0)
+        assert estimate.total - without.total == max(0, estimate.cache + estimate.prefixes - estimate.activations) - max(
             0, estimate.cache - estimate.activations
         )
-        return estimate.kept
+        return estimate.prefixes
 
     small = {"tokens_per_pack": 1, "logprob_chunk": 1}
     assert kept(learner=small) == 204_800

@@ -208,8 +208,8 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
     refuse_too_few(config, plan.final)
     # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split
-    with pytest.raises(ConfigError, match=r"final.limit is 5000, and 16 questions are used during training"):
-        refuse_too_few(config, plan.final.model_copy(update={"limit": 5000}))
+    with pytest.raises(ConfigError, match=r"final.limit is 1000, and 16 questions are used during training"):
+        refuse_too_few(config, plan.final.model_copy(update={"limit": 1000}))
 
 
 def test_experiments_that_come_along() -> None:

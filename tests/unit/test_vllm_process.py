@@ -269,7 +269,7 @@ def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> No
     config = recipe(engine={"type": "vllm", "kv_cache_gb": 2})
     strategy = build_strategy(config.explore, Context(tokenizer=policy.tokenizer))
     found = estimate_memory(config, policy, strategy, 50)
-    assert (found.engine, found.cache, found.kept) == (4 * count, 2 * 2**30, 0)
+    assert (found.engine, found.cache, found.prefixes) == (4 * count, 2 * 2**30, 0)
     # two GPUs share both; on a CPU the cache has a size of its own
     shared = estimate_memory(
         recipe(engine={"type": "vllm", "options": {"tensor_parallel_size": 2}}), policy, strategy, 50

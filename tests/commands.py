@@ -33,7 +33,7 @@ MODULES = (
     "deepgrpo.cli", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.compare.command",
     "deepgrpo.lab.compare.final_eval", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-"""What the waiting process imports."""
+"""Modules that the waiting process imports."""
 
 
 class Command:

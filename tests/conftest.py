@@ -34,7 +34,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Import test modules, and build what tests share, in a directory that is nobody's."""
+    """Import test modules and build shared fixtures in a temporary directory."""
     os.chdir(session.config.stash[_home])
 
 

@@ -42,7 +42,7 @@ def test_so_does_what_it_starts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def user(tmp_path: Path) -> dict[str, Any]:
-    """A directory with a run named as the demo and other recipes of shipped names, and the variables of somebody who debugs."""
+    """A user's directory with a run named demo and recipes of shipped names, and environment variables set for debugging."""
     run = tmp_path / "runs" / "demo"
     run.mkdir(parents=True)
     for name in ("config.toml", "metrics.jsonl", "log.txt"):

@@ -69,7 +69,7 @@ def test_a_run_is_what_it_was(trace: record.Trace, tmp_path: Path) -> None:
 
 
 def test_every_trace_has_signal() -> None:
-    """What was recorded could tell: losses, mixed groups, clipped ratios, KL and importance weights are there."""
+    """Every recorded trace has losses, mixed groups, clipped ratios, KL and importance weights where configured."""
     poor = {trace.name: lacks for trace in record.TRACES if (lacks := record.without_signal(trace, record.recorded(trace)))}
     assert not poor
 

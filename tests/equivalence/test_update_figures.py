@@ -101,7 +101,7 @@ def test_what_was_not_measured_is_not_there() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_drift_is_the_learners_old_log_prob_minus_the_samplers(policy: Policy, recipe: Any, epochs: int) -> None:
-    """Of 16 tokens, the 4 of node 1 are twice as likely by the learner as by the sampler: (2 - 1 - log 2) / 4 = .076713.
+    """The learner gives the 4 tokens of node 1, of 16, twice the sampler's probability: (2 - 1 - log 2) / 4 = .076713.
 
     Half as likely, they are 4 · .193147 / 16. Old log-probs are those before the first step, also in a second epoch.
     """

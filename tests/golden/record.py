@@ -167,7 +167,7 @@ def recorded(trace: Trace) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, str]:
-    """What the rounding of a float depends on. Equal: traces are compared bit by bit."""
+    """Properties of the machine that decide how floats are rounded; on equal ones traces are compared bit by bit."""
     import torch
 
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping")
@@ -191,7 +191,7 @@ def machine() -> dict[str, str]:
 
 
 def without_signal(trace: Trace, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a trace lacks to tell one mathematics from another; empty: nothing."""
+    """Kinds of signal missing from a trace, without which it cannot detect a change; empty if complete."""
     lacks: list[str] = []
     for stream in ("main", "branch") if trace.strategy in BRANCHING else ("main",):
         terms = sum(bool(step.get(f"{stream}/terms")) and abs(step[f"{stream}/loss"]) > 1e-6 for step in steps)

@@ -80,7 +80,7 @@ def test_metrics_count_the_whole_path_of_a_branch() -> None:
 
 
 def test_metrics_leave_segments_out() -> None:
-    """Of rollouts of 8 and 7 tokens, which lose 1/2 and 1/4, the first is a segment: no response yet."""
+    """Rollouts of 8 and 7 tokens lose 1/2 and 1/4; the first is a segment, not a response, and is not counted."""
     tree = make_tree([(8, 0.0), (7, 1.0)])
     tree = replace(tree, nodes=(replace(tree.nodes[0], finish="segment"), tree.nodes[1]))
     assert penalty(4).metrics([tree]) == {"main/overlong": -0.25}

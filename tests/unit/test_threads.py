@@ -14,7 +14,7 @@ import pytest
 import torch
 from surroundings import ROOT
 
-from deepgrpo import cli, threads
+from deepgrpo import threads
 from deepgrpo.config import load_recipe
 from deepgrpo.lab.compare.jobs import environment
 from deepgrpo.model.device import use_threads

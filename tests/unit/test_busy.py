@@ -57,7 +57,8 @@ def test_it_goes_on_where_it_stopped(pretended: list[tuple[str, str]], tmp_path:
         busy.run_busy(options)
     assert busy.run_busy(options) == 0
     done = [each for each in pretended if each != ("", "")]
-    assert len(done) == 24 and all(done.count((arm, beside)) == 2 for arm in busy.ARMS for beside in ("quiet", *busy.NEIGHBOURS))
+    cells = [(arm, beside) for arm in busy.ARMS for beside in ("quiet", *busy.NEIGHBOURS)]
+    assert len(done) == 24 and all(done.count(cell) == 2 for cell in cells)
     assert busy.run_busy(options) == 0 and len(pretended) == 25  # nothing is missing
     assert json.loads(options.json.read_text())["models"]["demo"]["default"]["steps"]["memory"] == [
         {"seconds": 30.0, "tokens": 1000}

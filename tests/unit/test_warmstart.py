@@ -13,9 +13,8 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
-from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.train import warmstart
 from deepgrpo.train.stop import Stop
 from deepgrpo.train.warmstart import (
@@ -124,11 +123,11 @@ def test_its_questions_are_not_those_of_the_first_steps(
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
     trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}
     assert len(seen) == 5 and not trained & {prompt for prompt, _ in seen}
-    task = SyntheticTask(config.data)
+    task = ChainTask(config.data)
     for prompt, solution in seen:
         text = policy.tokenizer.decode(prompt)
         assert solution[-1] == policy.tokenizer.eos_token_id
-        assert policy.tokenizer.decode(solution[:-1]) == synthetic.solution(text, task.config.modulus)
+        assert policy.tokenizer.decode(solution[:-1]) == task.written_solution(text)
     assert (tmp_path / "start" / "model.safetensors").is_file()
 
 

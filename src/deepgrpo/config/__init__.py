@@ -11,10 +11,13 @@ from deepgrpo.config.base import Section, tables_of
 from deepgrpo.config.data import (
     ColumnMap,
     DataConfig,
+    GeneratedData,
     HubData,
     JsonlData,
     ParquetData,
     ReasoningGymData,
+    Recovery,
+    SearchData,
     SyntheticData,
     TemplateConfig,
 )
@@ -42,11 +45,11 @@ from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, Segment
 
 __all__ = [
     "AttnRLExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore",
-    "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore", "HubData",
-    "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig",
-    "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore",
-    "ReasoningGymData", "RecoverabilityConfig", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore",
-    "SamplingConfig", "ScratchModel", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
-    "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
-    "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
+    "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore",
+    "GeneratedData", "HubData", "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward",
+    "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel",
+    "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig",
+    "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData",
+    "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig",
+    "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import Probability, Section
 
 
 class ColumnMap(Section):
@@ -100,7 +100,20 @@ class HubData(_DataBase):
     columns: ColumnMap = ColumnMap()
 
 
-class SyntheticData(_DataBase):
+Recovery = Literal["none", "at_once", "after_answer"]
+"""Place where a written solution corrects an error."""
+
+
+class _SyntheticBase(_DataBase):
+    split: Literal["train", "test"] = "train"
+    """Split; the two share no question."""
+    size: PositiveInt | None = None
+    """Number of distinct questions; none: unlimited (`eval` then needs `limit`)."""
+    seed: int = 0
+    """Random seed for questions."""
+
+
+class SyntheticData(_SyntheticBase):
     """Chains of modular arithmetic with a written chain of thought, generated on the fly without end."""
 
     type: Literal["synthetic"] = "synthetic"
@@ -108,12 +121,33 @@ class SyntheticData(_DataBase):
     """Operations per chain."""
     modulus: Annotated[int, Field(ge=2, le=10)] = 10
     """All values are taken modulo this."""
-    split: Literal["train", "test"] = "train"
-    """Split; the two share no question."""
-    size: PositiveInt | None = None
-    """Number of distinct questions; none: unlimited (`eval` then needs `limit`)."""
-    seed: int = 0
-    """Random seed for questions."""
+    luck: bool = True
+    """Reward the answer alone, also behind wrong steps; false: every step that stands must be right."""
+    recovery: Recovery = "none"
+    """'!' retracts: at_once: the step before it. after_answer: a whole chain, behind its answer. Solutions of the warm start
+    contain such corrections. none: there is no '!'."""
+    corrections: Probability = 0.4
+    """Share of the warm start's solutions with a wrong step and its correction (needs `recovery`)."""
+    wrong_facts: Probability = 0.0
+    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way."""
+
+
+class SearchData(_SyntheticBase):
+    """A search by trial: signs between given digits are tried until the chain ends at a target."""
+
+    type: Literal["search"] = "search"
+    chain_length: Annotated[int, Field(ge=1, le=5)] = 3
+    """Signs to find."""
+    modulus: Annotated[int, Field(ge=2, le=10)] = 10
+    """All values are taken modulo this."""
+    most_fitting: PositiveInt = 1
+    """Leave out questions with more choices of signs that fit; a guess is right in at most this many of 3 ** chain_length."""
+    most_tries: PositiveInt = 8
+    """Most tries in a solution of the warm start; of a longer search, the last ones."""
+
+
+GeneratedData = SyntheticData | SearchData
+"""Sections with written solutions, a verifier, and a first error of each response."""
 
 
 class ReasoningGymData(_DataBase):
@@ -131,5 +165,5 @@ class ReasoningGymData(_DataBase):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | SyntheticData | ReasoningGymData, Field(discriminator="type")
+    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData, Field(discriminator="type")
 ]

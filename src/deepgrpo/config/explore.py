@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from deepgrpo.config.data import GeneratedData
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 
@@ -207,7 +208,7 @@ class AttnRLExplore(Explore):
 
 
 class OracleExplore(Explore):
-    """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic data only)."""
+    """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic tasks only)."""
 
     implementation = "deepgrpo.explore.oracle:OracleStrategy"
     type: Literal["oracle"] = "oracle"
@@ -224,9 +225,9 @@ class OracleExplore(Explore):
         return self.branches_per_pivot
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "synthetic":
+        if not isinstance(recipe.data, GeneratedData):
             raise ValueError(
-                f'explore.type is "oracle", but data.type is "{recipe.data.type}": only the synthetic task can tell where the '
+                f'explore.type is "oracle", but data.type is "{recipe.data.type}": only the synthetic tasks can tell where the '
                 'first error of a rollout is; set data.type = "synthetic" or choose explore.type = "deep"'
             )
 

@@ -69,7 +69,7 @@ class TaskReward(_RewardBase):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if recipe.data.type not in ("synthetic", "reasoning_gym"):
+        if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'

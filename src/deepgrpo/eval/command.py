@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from deepgrpo.config import Config, ReasoningGymData, SamplingConfig, SyntheticData, TaskReward, TemplateConfig
+from deepgrpo.config import Config, GeneratedData, ReasoningGymData, SamplingConfig, TaskReward, TemplateConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
@@ -107,12 +107,12 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
     """The data sets of `--data`; without it, the evaluation data of the run."""
     run = source.run
     # the wording of a generated task does not carry over to a suite
-    own_words = run is not None and not isinstance(run.data, SyntheticData | ReasoningGymData)
+    own_words = run is not None and not isinstance(run.data, GeneratedData | ReasoningGymData)
     if not options.data:
         if run is None:
             raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_test.jsonl")
         data = run.eval.data or run.data
-        if options.limit or (isinstance(data, SyntheticData) and data.limit is None and data.size is None):
+        if options.limit or (isinstance(data, GeneratedData) and data.limit is None and data.size is None):
             limit = options.limit or run.eval.limit
             # reasoning-gym generates `size` questions
             data = data.model_copy(update={"size" if isinstance(data, ReasoningGymData) else "limit": limit})

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import DataConfig, SyntheticData
+from deepgrpo.config import DataConfig, GeneratedData
 from deepgrpo.errors import DataError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
@@ -130,11 +130,11 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
     Raises DataError (see `prompts.rows` and `prompts.readers`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
-    is_synthetic = isinstance(data, SyntheticData)
+    is_synthetic = isinstance(data, GeneratedData)
     renderer = build_renderer(data.template, tokenizer, plain_if_no_template=is_synthetic)
     longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)
     skipped: Counter[str] = Counter()
-    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+    if isinstance(data, GeneratedData) and data.size is None and data.limit is None:
         # all questions have the same number of characters, so a few suffice
         _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
         return PromptSource(partial(synthetic.make, config=data), renderer, seed=seed, shuffle=shuffle, skipped={})

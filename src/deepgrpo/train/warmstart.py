@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 
 from deepgrpo import rng
-from deepgrpo.config import SyntheticData, WarmstartConfig
+from deepgrpo.config import GeneratedData, WarmstartConfig
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import SampleRequest
 from deepgrpo.rewards.base import judge
 from deepgrpo.train.directory import save_start
@@ -76,8 +76,8 @@ def load_from(policy: Policy, directory: Path) -> None:
 def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
     """(start, count) → that many questions of the training split with their written solutions."""
     data, tokenizer = run.config.data, run.policy.tokenizer
-    assert isinstance(data, SyntheticData)
-    task = SyntheticTask(data)
+    assert isinstance(data, GeneratedData)
+    task = build_synthetic(data)
     source = build_source(
         data.model_copy(update={"seed": data.seed + SEED_OFFSET}), tokenizer, seed=run.config.run.seed,
         context=run.policy.context,

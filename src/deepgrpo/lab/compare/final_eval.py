@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepgrpo.config import Config, DataConfig, SyntheticData, TaskReward, parse_section
+from deepgrpo.config import Config, DataConfig, GeneratedData, TaskReward, parse_section
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
 from deepgrpo.prompts import synthetic
@@ -101,7 +101,7 @@ def final_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: in
 
 def enough(data: DataConfig, count: int) -> DataConfig:
     """Bound an endless data set, which would otherwise repeat questions."""
-    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+    if isinstance(data, GeneratedData) and data.size is None and data.limit is None:
         return data.model_copy(update={"limit": count})
     return data
 
@@ -109,7 +109,7 @@ def enough(data: DataConfig, count: int) -> DataConfig:
 def refuse_too_few(config: Config, spec: FinalConfig) -> None:
     """Raise ConfigError, before any run, if the synthetic task has too few distinct questions."""
     data = spec.data
-    if not isinstance(data, SyntheticData) or data.size is not None or data.limit is not None:
+    if not isinstance(data, GeneratedData) or data.size is not None or data.limit is not None:
         return
     watched = config.eval.limit
     try:

@@ -42,6 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fr3e": {"num_bases": 3, "num_anchors": 3, "rollouts_per_state": 3},
     "spo_tree": {"branching": [3, 2, 2], "segment_tokens": 4},
     "attnrl": {"num_rollouts": 4, "lag": 1, "segments": SEGMENTS},
+    "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
 TYPES = [

@@ -23,6 +23,7 @@ from deepgrpo.config.data import (
 )
 from deepgrpo.config.explore import (
     AttnRLExplore,
+    BeliefExplore,
     DeepExplore,
     ExploreConfig,
     FR3EExplore,
@@ -44,7 +45,7 @@ from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, Samplin
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
-    "AttnRLExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore",
+    "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore",
     "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore",
     "GeneratedData", "HubData", "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward",
     "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel",

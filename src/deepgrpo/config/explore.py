@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.data import GeneratedData
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
@@ -45,6 +45,32 @@ class RandomExplore(PivotExplore):
 
     implementation = "deepgrpo.explore.random:RandomStrategy"
     type: Literal["random"] = "random"
+
+
+class BeliefExplore(PivotExplore):
+    """Pivots before the largest drop of the policy's probability of the reference answer."""
+
+    implementation = "deepgrpo.explore.belief:BeliefStrategy"
+    type: Literal["belief"] = "belief"
+    cue: str = "\n#### "
+    """Text written between a state and the reference answer; "#" for the synthetic tasks."""
+    closing: str = ""
+    """Text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}" or "\\n"."""
+    temperature: PositiveFloat = 0.05
+    """Q ∝ exp(drop / temperature); the smaller, the surer is the largest drop chosen."""
+
+    def check(self, recipe: Any) -> None:
+        columns = getattr(recipe.data, "columns", None)
+        if columns is not None and columns.answer is None:
+            raise ValueError(
+                'explore.type is "belief", but data.columns.answer is none: it measures the probability of the '
+                'reference answer; name the column, or choose explore.type = "deep"'
+            )
+        if recipe.cluster and recipe.cluster.overlap:
+            raise ValueError(
+                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
+                "grow, and the policy changes meanwhile; set cluster.overlap = false"
+            )
 
 
 class TreeRLExplore(Explore):
@@ -251,8 +277,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | DeepExplore | RandomExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore
-    | UserExplore,
+    RootExplore | DeepExplore | RandomExplore | BeliefExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore
+    | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

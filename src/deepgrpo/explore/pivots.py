@@ -21,7 +21,7 @@ from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter
-from deepgrpo.records import Credit, Pivot, Tree
+from deepgrpo.records import Credit, Node, Pivot, Tree
 
 Keys = TypeVar("Keys", bound=PivotExplore)
 
@@ -42,8 +42,8 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
         return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
 
     @abstractmethod
-    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
-        """Depth ratios `[n]` → log Q `[n]`, normalised."""
+    def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:
+        """Candidates of a rollout, by offset and depth ratio `[n]` → log Q `[n]`, normalised."""
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -71,7 +71,7 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
             )
             if not offsets:
                 continue
-            log_q = self.log_q(ratios, state)
+            log_q = self.log_q(node, offsets, ratios, state)
             q = np.exp(log_q)
             for i in draw_without_replacement(log_q, config.num_pivots, random):
                 pivots.append(

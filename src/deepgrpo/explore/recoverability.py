@@ -75,7 +75,8 @@ class Recoverability:
 
 def bin_of(ratios: np.ndarray, bins: int) -> np.ndarray:
     """`[n]` index of each depth ratio's bin; r = 0.1 is in the first of ten, (0, 0.1]."""
-    return np.clip(np.ceil(np.round(ratios * bins, 9)).astype(int) - 1, 0, bins - 1)
+    index: np.ndarray = np.clip(np.ceil(np.round(ratios * bins, 9)).astype(int) - 1, 0, bins - 1)
+    return index
 
 
 def rates_by_bin(ratios: np.ndarray, outcomes: np.ndarray, bins: int) -> tuple[float, ...]:

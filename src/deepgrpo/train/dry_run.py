@@ -75,7 +75,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
         eval_reward.close()
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
-    build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
+    # refuses a model that cannot compute the strategy's signals
+    build_signals(policy, strategy, config.learner.tokens_per_pack)
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(escape(to_toml(config)), soft_wrap=True)

@@ -172,7 +172,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    signals = build_signals(policy, strategy)
+    signals = build_signals(policy, strategy, config.learner.tokens_per_pack)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)

@@ -42,6 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fr3e": {"num_bases": 3, "num_anchors": 3, "rollouts_per_state": 3},
     "spo_tree": {"branching": [3, 2, 2], "segment_tokens": 4},
     "attnrl": {"num_rollouts": 4, "lag": 1, "segments": SEGMENTS},
+    "adaptive": {"round_rollouts": 2, "max_rollouts": 7},
     "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
@@ -52,6 +53,8 @@ TYPES = [
 VARIANTS: list[dict[str, Any]] = [
     {"type": "deep", "expand": "all", "root_pivot": False},
     {"type": "deep", "num_pivots": 0},
+    {"type": "deep", "expand": "unsolved", "max_ratio": 0.5, "recoverability": {"model": "bins"}},
+    {"type": "adaptive", "min_successes": 2, "keep_rollouts": 3},
     {"type": "random", "expand": "all", "root_pivot": False},
     {"type": "treerl", "skip_first": 0.2, "skip_last": 2, "mask_after": ["e"], "num_pivots": 3},
     {
@@ -66,8 +69,8 @@ ALL = [{**CONFIGS.get(kind, {}), "type": kind} for kind in TYPES] + [{**CONFIGS[
 
 
 def _compares_siblings(config: dict[str, Any]) -> bool:
-    """Whether advantages are taken against siblings; else they are changes of value along the tree."""
-    along = config["type"] in ("treerl", "attnrl") or (config["type"] == "spo_tree" and "advantage" not in config)
+    """Whether advantages are taken against siblings; else they are changes of value along the tree, or of a pooled group."""
+    along = config["type"] in ("treerl", "attnrl", "adaptive") or (config["type"] == "spo_tree" and "advantage" not in config)
     return not along
 
 
@@ -148,7 +151,7 @@ def test_scale_divides_each_group_by_its_own_deviation(config: dict[str, Any], w
 
 
 def test_the_others_are_told_apart() -> None:
-    """Values along a tree do not sum to zero among siblings; else the list above would be too short."""
+    """Their advantages do not sum to zero among siblings; else the list above would be too short."""
     for config in (c for c in ALL if not _compares_siblings(c)):
         grown = grow_toy(_builder(config), World())
         sums = [
@@ -168,7 +171,7 @@ def test_trees_of_every_strategy_survive_the_disk(config: dict[str, Any], tmp_pa
 
 def test_every_registered_type_is_here() -> None:
     assert {config["type"] for config in ALL} == set(TYPES) >= {"root", "deep", "random", "treerl", "fr3e"}
-    branching = [c for c in ALL if c["type"] != "root" and c.get("num_pivots") != 0]
+    branching = [c for c in ALL if c["type"] != "root" and c.get("num_pivots") != 0 and c.get("expand") != "unsolved"]
     for config, seed in itertools.product(branching, [0]):
         # the worlds above do make every strategy branch
         assert any(len(tree.pivots) > 1 for tree in grow_toy(_builder(config), World(seed)).trees)

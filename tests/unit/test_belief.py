@@ -179,6 +179,9 @@ def test_bad_recipes_are_refused_in_words(recipe: Any) -> None:
         recipe(explore={"type": "belief"}, cluster={"overlap": True})
     data = {"type": "jsonl", "path": "x.jsonl", "columns": {"answer": None}}
     with pytest.raises(ConfigError, match=r"explore.type is .belief., but data.columns.answer is none"):
-        recipe(explore={"type": "belief"}, data=data, model={"type": "pretrained", "path": "x"}, reward={"type": "user", "function": "x.py:f"})
+        recipe(
+            explore={"type": "belief"}, data=data, model={"type": "pretrained", "path": "x"},
+            reward={"type": "user", "function": "x.py:f"},
+        )  # fmt: skip
     with pytest.raises(ConfigError, match=r"explore.temperature"):
         recipe(explore={"type": "belief", "cue": "#", "temperature": 0})

@@ -30,6 +30,45 @@ class RootExplore(Explore):
         return 0.0
 
 
+class AdaptiveExplore(Explore):
+    """Reinforce-Ada: more rollouts from the prompt, in rounds, until its outcomes differ or its allowance is spent."""
+
+    implementation = "deepgrpo.explore.adaptive:AdaptiveStrategy"
+    type: Literal["adaptive"] = "adaptive"
+    round_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Rollouts per prompt and round."""
+    max_rollouts: Annotated[int, Field(ge=2)] = 32
+    """Most rollouts per prompt."""
+    min_successes: PositiveInt = 1
+    """A prompt with at least this many successes and `min_failures` failures gets no further round."""
+    min_failures: PositiveInt = 1
+    """See `min_successes`."""
+    keep_rollouts: Annotated[int, Field(ge=2)] | None = None
+    """Train at most this many rollouts per prompt, half of them of either outcome where there are enough; the mean is that of
+    all. None: train all."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def num_rollouts(self) -> int:
+        """Most rollouts per prompt."""
+        return self.max_rollouts
+
+    @property
+    def most_branches(self) -> int:
+        """Most branches per rollout."""
+        return 0
+
+    @model_validator(mode="after")
+    def _a_round_fits(self) -> AdaptiveExplore:
+        if self.max_rollouts < self.round_rollouts:
+            raise ValueError(
+                f"explore.max_rollouts is {self.max_rollouts}, but a round has explore.round_rollouts = {self.round_rollouts}; "
+                "raise the former or lower the latter"
+            )
+        return self
+
+
 class DeepExplore(PivotExplore):
     """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
 
@@ -277,8 +316,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | DeepExplore | RandomExplore | BeliefExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore
-    | OracleExplore | UserExplore,
+    RootExplore | AdaptiveExplore | DeepExplore | RandomExplore | BeliefExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore
+    | AttnRLExplore | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

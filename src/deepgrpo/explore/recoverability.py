@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.config import RecoverabilityConfig
+from deepgrpo.runs.facts import depth_bin
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Recoverability:
     def log_probability(self, ratios: Sequence[float] | np.ndarray) -> np.ndarray:
         depth = np.asarray(ratios, dtype=np.float64)
         if self.rates:
-            logs: np.ndarray = np.log(self.rates)[bin_of(depth, len(self.rates))]
+            logs: np.ndarray = np.log(self.rates)[_bins_of(depth, len(self.rates))]
             return logs
         return -np.logaddexp(0.0, -(self.w * depth + self.b)) if self.fitted else np.zeros_like(depth)
 
@@ -73,12 +74,6 @@ class Recoverability:
         return cls(**{**raw, **tuples})
 
 
-def bin_of(ratios: np.ndarray, bins: int) -> np.ndarray:
-    """`[n]` index of each depth ratio's bin; r = 0.1 is in the first of ten, (0, 0.1]."""
-    index: np.ndarray = np.clip(np.ceil(np.round(ratios * bins, 9)).astype(int) - 1, 0, bins - 1)
-    return index
-
-
 def rates_by_bin(ratios: np.ndarray, outcomes: np.ndarray, bins: int) -> tuple[float, ...]:
     """Share of successes in each bin, (s + 1) / (n + 2) by Laplace's rule, so that no bin is ever ruled out.
 
@@ -86,10 +81,14 @@ def rates_by_bin(ratios: np.ndarray, outcomes: np.ndarray, bins: int) -> tuple[f
         ratios: `[N]` float.
         outcomes: `[N]` 0 or 1.
     """
-    index = bin_of(ratios, bins)
+    index = _bins_of(ratios, bins)
     tried = np.bincount(index, minlength=bins)
     rescued = np.bincount(index, weights=outcomes, minlength=bins)
     return tuple(map(float, (rescued + 1) / (tried + 2)))
+
+
+def _bins_of(ratios: np.ndarray, bins: int) -> np.ndarray:
+    return np.array([depth_bin(ratio, bins) for ratio in ratios.flat], dtype=int).reshape(ratios.shape)
 
 
 def fit_logistic(ratios: np.ndarray, outcomes: np.ndarray, *, c: float = 1.0) -> tuple[float, float]:

@@ -43,6 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "spo_tree": {"branching": [3, 2, 2], "segment_tokens": 4},
     "attnrl": {"num_rollouts": 4, "lag": 1, "segments": SEGMENTS},
     "adaptive": {"round_rollouts": 2, "max_rollouts": 7},
+    "allocate": {"num_rollouts": 3, "branches_per_pivot": 3, "depth_bins": 2, "segments": SEGMENTS},
     "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
@@ -55,6 +56,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"type": "deep", "num_pivots": 0},
     {"type": "deep", "expand": "unsolved", "max_ratio": 0.5, "recoverability": {"model": "bins"}},
     {"type": "adaptive", "min_successes": 2, "keep_rollouts": 3},
+    {"type": "allocate", "root": False, "root_pivot": True, "tokens_per_prompt": 60.0},
+    {"type": "allocate", "depth_bins": 0},
     {"type": "random", "expand": "all", "root_pivot": False},
     {"type": "treerl", "skip_first": 0.2, "skip_last": 2, "mask_after": ["e"], "num_pivots": 3},
     {
@@ -70,8 +73,9 @@ ALL = [{**CONFIGS.get(kind, {}), "type": kind} for kind in TYPES] + [{**CONFIGS[
 
 def _compares_siblings(config: dict[str, Any]) -> bool:
     """Whether advantages are taken against siblings; else they are changes of value along the tree, or of a pooled group."""
-    along = config["type"] in ("treerl", "attnrl", "adaptive") or (config["type"] == "spo_tree" and "advantage" not in config)
-    return not along
+    pooled = config["type"] in ("adaptive", "allocate")
+    along = config["type"] in ("treerl", "attnrl") or (config["type"] == "spo_tree" and "advantage" not in config)
+    return not along and not pooled
 
 
 def _name(config: dict[str, Any]) -> str:

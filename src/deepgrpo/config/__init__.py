@@ -23,6 +23,7 @@ from deepgrpo.config.data import (
 )
 from deepgrpo.config.explore import (
     AdaptiveExplore,
+    AllocateExplore,
     AttnRLExplore,
     BeliefExplore,
     DeepExplore,
@@ -46,13 +47,13 @@ from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, Samplin
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
-    "AdaptiveExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config",
-    "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig",
-    "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig",
-    "MathReward", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore",
-    "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig",
-    "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section",
-    "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore", "UserReward",
-    "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe",
-    "tables_of", "to_toml",
+    "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
+    "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
+    "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
+    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
+    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
+    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
+    "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
+    "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
 ]  # fmt: skip

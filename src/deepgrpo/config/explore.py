@@ -112,6 +112,46 @@ class BeliefExplore(PivotExplore):
             )
 
 
+class AllocateExplore(Explore):
+    """One allowance of tokens: each prompt's next tokens go to the prompt or to a depth, as mixed groups per token suggest."""
+
+    implementation = "deepgrpo.explore.allocate:AllocateStrategy"
+    type: Literal["allocate"] = "allocate"
+    num_rollouts: Annotated[int, Field(ge=2)] = 4
+    """Rollouts of the first round, and of each further round at the prompt."""
+    branches_per_pivot: Annotated[int, Field(ge=2)] = 4
+    """Continuations sampled at a pivot, K."""
+    max_rounds: Annotated[int, Field(ge=0)] = 3
+    """Most rounds after the first."""
+    root: bool = True
+    """Allow further rollouts from the prompt."""
+    depth_bins: Annotated[int, Field(ge=0)] = 4
+    """Equal bins of the depth ratio, one option each; 0: only the prompt."""
+    tokens_per_prompt: PositiveFloat | None = None
+    """Sampled tokens per prompt that a step may cost on average; none: every prompt gets `max_rounds` rounds."""
+    memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Weight of the counts of earlier steps, per step."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    root_pivot: bool = False
+    """Count the prompt itself among the states of the first depth bin."""
+    segments: SegmentConfig = SegmentConfig()
+
+    @property
+    def most_branches(self) -> int:
+        """Most branches per rollout."""
+        return self.max_rounds * self.branches_per_pivot
+
+    @model_validator(mode="after")
+    def _has_options(self) -> AllocateExplore:
+        if not self.root and not self.depth_bins:
+            raise ValueError(
+                "explore.root is false and explore.depth_bins is 0, so there is nowhere to sample after the first round; set "
+                'one of them, or choose explore.type = "root"'
+            )
+        return self
+
+
 class TreeRLExplore(Explore):
     """TreeRL: every rollout is the trunk of a tree that branches before its most surprising tokens (EPTree)."""
 
@@ -316,8 +356,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | AdaptiveExplore | DeepExplore | RandomExplore | BeliefExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore
-    | AttnRLExplore | OracleExplore | UserExplore,
+    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore
+    | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

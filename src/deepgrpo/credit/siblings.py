@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from deepgrpo.credit.group import Scale, centre
-from deepgrpo.records import Credit, CreditSpan, Group, Tree
+from deepgrpo.records import Credit, CreditSpan, Group, Stream, Tree
 
 
-def sibling_credit(tree: Tree, scale: Scale = "none") -> Credit:
+def sibling_credit(tree: Tree, scale: Scale = "none", stream: Stream | None = None) -> Credit:
     """Advantage of every node relative to its siblings at the same pivot, in the pivot's stream.
 
     The G rollouts of the prompt are the siblings at the first pivot, so this is GRPO's group advantage in the main stream
-    and DEEP-GRPO's local advantage in the branch stream.
+    and DEEP-GRPO's local advantage in the branch stream. `stream` limits the credit to one of the two.
 
     Example: the tree of records.py. The main rewards (0, 1) give (-1/2, 1/2) and the branch rewards (1, 0) give
     (1/2, -1/2). Nodes 2 and 3 train 2 and 3 tokens, never the prefix.
@@ -18,6 +18,8 @@ def sibling_credit(tree: Tree, scale: Scale = "none") -> Credit:
     spans: list[CreditSpan] = []
     groups: list[Group] = []
     for index, pivot in enumerate(tree.pivots):
+        if stream is not None and pivot.stream != stream:
+            continue
         siblings = tree.children(index)
         rewards = tuple(tree.nodes[node].reward for node in siblings)
         groups.append(Group(pivot.stream, rewards))

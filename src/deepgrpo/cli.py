@@ -34,6 +34,7 @@ from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.threads import limit_spinning
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
+    limit_spinning()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except DeepGRPOError as error:

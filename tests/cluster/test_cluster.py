@@ -19,9 +19,9 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from deepgrpo.cluster.actors import Ready  # noqa: E402
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
+from deepgrpo.cluster.ready import Ready  # noqa: E402
 from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
 from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402

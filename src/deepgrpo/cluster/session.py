@@ -13,6 +13,7 @@ from typing import Any
 
 from deepgrpo.config import ClusterConfig
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError, first_line
+from deepgrpo.threads import available_cpus
 
 OLDEST, TOO_NEW = (2, 49), (3, 0)
 """Supported versions of Ray: from the first, below the second."""
@@ -62,7 +63,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
             + config.reward_workers * config.cpus_per_reward_worker
         )  # fmt: skip
-        cpus = max(os.cpu_count() or 1, math.ceil(requested))
+        cpus = max(available_cpus(), math.ceil(requested))
         # reachable from this machine only
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)

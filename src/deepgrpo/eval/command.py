@@ -42,17 +42,15 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     source = find_model(options.model)
     sets = _resolve_sets(options, source)
 
-    import torch
-
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
-    from deepgrpo.model.device import resolve_device
+    from deepgrpo.model.device import resolve_device, use_threads
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(None, options.threads)
     device = resolve_device(options.device, "--device")
     policy = load_model(source, device, options.dtype)
+    threads = use_threads(policy.model, options.threads, "--threads")
     engine = EmbeddedEngine(policy, max_rows=options.max_rows)
-    console.print(f"{source.path} on {device}", markup=False, soft_wrap=True)
+    console.print(f"{source.path} on {device} · {threads}", markup=False, soft_wrap=True)
 
     results: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []

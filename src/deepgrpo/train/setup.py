@@ -16,6 +16,7 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
+from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -25,6 +26,7 @@ from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.directory import load_start, open_log, refuse_used, require_checkpoint
@@ -51,6 +53,7 @@ class Run:
     checkpoints: Checkpoints
     monitor: HealthMonitor
     limits: Limits
+    threads: Threads
     signals: Signals | None = None
     """Computes the per-token signals that the strategy requests; None if it requests none."""
     prefetch: Prefetch = field(default_factory=Prefetch)
@@ -114,6 +117,7 @@ class Run:
         size = self.source.size
         facts = [
             f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            str(self.threads),
             "endless prompts" if size is None else f"{size} prompts",
             f"explore {self.config.explore.type}",
             f"{self.directory}",
@@ -159,11 +163,15 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
         require_checkpoint(directory, checkpoints)
     else:
         refuse_used(directory, checkpoints)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    shapes = build_shapes(config)
+    threads = use_threads(shapes and shapes.model, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
     torch.manual_seed(config.run.seed)
-    policy = build_policy(config, backend.prepare(config, build_shapes(config)))
+    policy = build_policy(config, backend.prepare(config, shapes))
+    if shapes is None:
+        threads = use_threads(policy.model, config.run.threads)
+    if config.cluster is None:  # a resumed run keeps its number; those of a cluster's processes follow from its section
+        config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads.number})})
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
@@ -178,7 +186,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     parts = backend.open(config, policy, task)
     return Run(
         config, directory, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
-        HealthMonitor.from_config(config), limits, signals,
+        HealthMonitor.from_config(config), limits, threads, signals,
     )  # fmt: skip
 
 

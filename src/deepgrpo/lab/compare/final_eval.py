@@ -34,12 +34,10 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
 
     Raises DataError if no untouched question remains, ModelError if the run has no checkpoint.
     """
-    import torch
-
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.eval.model import find_model, load_model
-    from deepgrpo.model.device import resolve_device
+    from deepgrpo.model.device import resolve_device, use_threads
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
     from deepgrpo.runs.files import replace_file
@@ -47,9 +45,8 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     source = find_model(str(directory))
     config = source.run
     assert config is not None and spec.data is not None and spec.sampling is not None
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
     policy = load_model(source, resolve_device(config.run.device), "auto")
+    use_threads(policy.model, config.run.threads)
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
     prompts, left_out = final_prompts(config, spec, policy.tokenizer, context)

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from deepgrpo.threads import CPUS, available_cpus
+
 State = Literal["waiting", "running", "done", "failed", "skipped"]
 
 POLL_S = 0.2
@@ -108,7 +110,7 @@ class Jobs:
         with job.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment(), pass_fds=self.keep_open,
+                env=environment(self.workers), pass_fds=self.keep_open,
             )  # fmt: skip
 
     def _reap(self, changed: Callable[[Job, State], None]) -> None:
@@ -156,9 +158,10 @@ class Jobs:
                 signal.signal(number, handler)
 
 
-def environment() -> dict[str, str]:
-    """Environment of a job: one thread each, since parallel runs compete for the cores."""
-    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+def environment(workers: int) -> dict[str, str]:
+    """Environment of a job: each of the parallel ones has its share of the CPUs."""
+    share = max(1, available_cpus() // workers)
+    return {"TOKENIZERS_PARALLELISM": "false", **os.environ, CPUS: str(share)}
 
 
 def last_line(path: Path) -> str:

@@ -54,8 +54,8 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
     K = setting.explore.branches_per_pivot
     most = estimate_tokens(options.rollouts, K, options.depths, setting.sampling.max_new_tokens)
     cap = options.max_sampled_tokens or 2 * most
-    policy = open_policy(setting, options)
-    say(out, f"{setting.model} on {policy.device}, {setting.name}")
+    policy, threads = open_policy(setting, options)
+    say(out, f"{setting.model} on {policy.device}, {setting.name} · {threads}")
     say(
         out,
         f"cost: {options.rollouts} failed responses, each continued {K} times from the prompt and from up to {options.depths} "

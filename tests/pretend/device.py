@@ -48,6 +48,8 @@ def _take_factories() -> None:
             arguments = operation._schema.arguments
             if any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments):
                 _take(library, operation)
+    for operation in (torch.ops.aten.silu_backward.default, torch.ops.aten.mish_backward.default):
+        _take(library, operation)  # without a kernel for the device torch would take several operations for these
     _libraries.append(library)
 
 

@@ -156,7 +156,7 @@ def install() -> None:
         "Stream": Stream, "Event": Event, "current_stream": Stream, "default_stream": Stream,
         "stream": lambda stream: stream or Stream(), "set_stream": lambda stream: None,
         "device": Place, "_exchange_device": lambda index: 0, "_maybe_exchange_device": lambda index: 0,
-        "default_generators": (pretended.random,), "memory_stats": lambda device=None: {},
+        "default_generators": (pretended.random,), "_initialized": True, "memory_stats": lambda device=None: {},
     }  # fmt: skip
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         answers[name] = lambda device=None: _index(device) and 0

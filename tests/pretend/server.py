@@ -1,8 +1,8 @@
 """Functions of test files, called in processes that have the pretended device.
 
 Importing torch and transformers takes five seconds of a processor, and the pretended device cannot be taken away again. So one
-process imports everything and waits; for each call it forks, the child installs the device (or not: for the results of the CPU),
-and its answer goes back as JSON.
+process imports everything and waits, a second one, its fork, installs the device and waits as well. Each call is a fork of the
+second (or of the first: for the results of the CPU), and its answer goes back as JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import inspect
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -79,21 +80,44 @@ def on_device(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def serve() -> None:
+    """Import everything, fork once for the pretended device, and answer line by line."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for module in MODULES:
         importlib.import_module(module)
-    for line in sys.stdin:
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if not pid:
-            os.close(reader)
-            _answer(json.loads(line), writer)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            answer = pipe.read()
-        _, status = os.waitpid(pid, 0)
-        print(answer or json.dumps({"error": f"the process ended with status {status}"}), file=answers, flush=True)
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        ours.close()
+        from pretend import device
+
+        device.install()
+        with theirs.makefile("rw") as link:
+            for line in link:
+                print(_forked(line), file=link, flush=True)
+        os._exit(0)
+    theirs.close()
+    with ours.makefile("rw") as link:
+        for line in sys.stdin:
+            if json.loads(line)["device"] == "cuda":
+                print(line, end="", file=link, flush=True)
+                answer = link.readline().strip()
+            else:
+                answer = _forked(line)
+            print(answer, file=answers, flush=True)
+
+
+def _forked(line: str) -> str:
+    """The answer to one line, by a child."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reader)
+        _answer(json.loads(line), writer)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    return answer or json.dumps({"error": f"the process ended with status {status}"})
 
 
 def _answer(asked: dict[str, Any], pipe: int) -> None:
@@ -105,10 +129,6 @@ def _answer(asked: dict[str, Any], pipe: int) -> None:
             import torch
 
             torch.set_num_threads(1)
-            if asked["device"] == "cuda":
-                from pretend import device
-
-                device.install()
             with contextlib.redirect_stdout(output):
                 found = _function(asked["file"], asked["name"])(**asked["arguments"])
             answer = json.dumps({"result": found})

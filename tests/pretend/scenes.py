@@ -133,8 +133,8 @@ def adapters(place: str, model: str) -> Any:
         model=str(directory), data=(str(rows),), samples=2, k=(2,), max_new_tokens=6, device=device(), json=str(report), threads=1
     )
     assert evaluate_model(options, Console(file=io.StringIO())) == 0
-    found = json.loads(report.read_text())
-    return figures(directory), weights(directory), found["sets"] if "sets" in found else sorted(found)
+    (found,) = json.loads(report.read_text())["sets"].values()
+    return figures(directory), weights(directory), found["metrics"]
 
 
 # ---------------------------------------------------------------- engine and learner
@@ -251,7 +251,7 @@ def probe(place: str) -> Any:
     options = ProbeOptions(str(path), rollouts=8, branches=2, depths=2, device=device(), threads=1, json=str(report))
     assert run_probe(options, console=Console(file=io.StringIO())) == 0
     found = json.loads(report.read_text())
-    return {key: value for key, value in found.items() if key != "machine"}
+    return {key: value for key, value in found.items() if key not in ("machine", "seconds")}
 
 
 def doctor(model: str) -> Any:
@@ -277,3 +277,65 @@ def bench(place: str) -> Any:
     assert harness.run_bench(options, Console(file=io.StringIO())) == 0
     found = json.loads(path.read_text())
     return [[arm["name"], arm["tokens"], arm["note"]] for arm in found["arms"]]
+
+
+def profile(place: str) -> Any:
+    from deepgrpo.config.files import to_toml
+    from deepgrpo.lab.options import ProfileOptions
+    from deepgrpo.lab.profile import run_profile
+
+    as_on_cuda()
+    path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-profile.json"
+    path.write_text(to_toml(recipe(place, "profile", 1)))
+    assert run_profile(ProfileOptions(str(path), steps=1, json=report), [], Console(file=io.StringIO())) == 0
+    return sorted(json.loads(report.read_text()))
+
+
+def dry(place: str) -> Any:
+    from deepgrpo.train.dry_run import dry_run
+
+    out = io.StringIO()
+    dry_run(recipe(place, "dry", 1), Console(file=out, width=200))
+    return "sampled tokens" in out.getvalue(), device() in out.getvalue() or device() == "cpu"
+
+
+# ---------------------------------------------------------------- parts of other processes
+
+
+def exported(model: str) -> Any:
+    """The weights that vLLM is given, adapters merged; and weights that are laid out as a learner without a copy fills them."""
+    from deepgrpo.config import LoraConfig, PretrainedModel
+    from deepgrpo.engines.vllm.weights import merged_state
+    from deepgrpo.model.loading import load_policy
+
+    torch.manual_seed(0)
+    policy = load_policy(PretrainedModel(path=model, lora=LoraConfig(rank=4, alpha=8)), device=device())
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(0.01)
+    state = merged_state(policy, torch.bfloat16)
+    assert {value.device.type for value in state.values()} == {device()}
+    return {key: float(value.double().sum()) for key, value in state.items()}
+
+
+def materialized(model: str) -> Any:
+    """A model on torch's meta device, judged and filled part by part, as a sharded learner does it."""
+    from deepgrpo.config import PretrainedModel
+    from deepgrpo.model.loading import load_policy
+    from deepgrpo.model.materialize import FrozenState, Materializer, judge_meta_policy
+    from deepgrpo.train.build import build_shapes
+
+    as_on_cuda()
+    section = PretrainedModel(path=model)
+    policy = load_policy(section, device=device())
+    policy.try_tree_packing()
+    config = recipe("unused", "none", 1, model={"type": "pretrained", "path": model})
+    outline = build_shapes(config)
+    assert outline is not None
+    trained = {key: value.detach().cpu().numpy() for key, value in policy.trainable().items()}
+    values = FrozenState.of(policy).values_for(outline, trained)
+    assert values is not None
+    verdict = judge_meta_policy(outline, values, torch.device(device()))
+    Materializer(outline, values, torch.device(device())).fill(outline.model)
+    assert {p.device.type for p in outline.model.parameters()} == {device()}
+    return verdict.packs, verdict.kernel, {key: float(v.detach().double().sum()) for key, v in outline.trainable().items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepgrpo.cluster.events import Events, LearnerLostError
-from deepgrpo.cluster.session import Resources, nodes, require_ray, session
+from deepgrpo.cluster.session import Resources, nodes, session
 from deepgrpo.config import Config
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
@@ -37,7 +37,6 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
     if more than `cluster.max_restarts` processes are lost in a row.
     """
     assert config.cluster is not None
-    require_ray()
     directory = resume or RunDir.of(config.run).path
     with session(config.cluster):
         backend = RayBackend(config)

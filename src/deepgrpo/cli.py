@@ -16,13 +16,14 @@ DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO, cast
 
 import tyro
 
@@ -34,6 +35,7 @@ from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.visible import GuardedStream, guard_messages, visible
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -99,12 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
+    guard_messages()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except DeepGRPOError as error:
         if os.environ.get("DEEPGRPO_DEBUG") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -123,27 +126,37 @@ def _run(arguments: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         # prints the list of commands, or the nearest one, and exits
-        tyro.extras.subcommand_cli_from_dict(
-            {name: each.options for name, each in COMMANDS.items()},
-            prog="deepgrpo",
-            description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
-            args=arguments or ["--help"],
-            config=_STYLE,
-        )
+        with _guarded(arguments):
+            tyro.extras.subcommand_cli_from_dict(
+                {name: each.options for name, each in COMMANDS.items()},
+                prog="deepgrpo",
+                description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
+                args=arguments or ["--help"],
+                config=_STYLE,
+            )
         return 0
     rest = arguments[1:]
     overrides: Overrides = []
     if command.overrides != "none":
         rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
-    options: object = tyro.cli(
-        command.options,
-        prog=f"deepgrpo {name}",
-        description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
-        args=_give_value(rest, "--help-config", "all"),
-        config=_STYLE,
-    )
+    with _guarded(arguments):
+        options: object = tyro.cli(
+            command.options,
+            prog=f"deepgrpo {name}",
+            description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
+            args=_give_value(rest, "--help-config", "all"),
+            config=_STYLE,
+        )
     function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
+
+
+@contextlib.contextmanager
+def _guarded(arguments: Sequence[str]) -> Iterator[None]:
+    """The parser quotes arguments as they came."""
+    out, err = (cast(TextIO, GuardedStream(stream, arguments)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
 
 
 def run_train(command: Train, overrides: Overrides) -> int:

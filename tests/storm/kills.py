@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -97,7 +98,7 @@ class Storm:
             time.sleep(0.02)
         try:
             out, err = command.communicate(PATIENCE_S)
-        except TimeoutError:
+        except subprocess.TimeoutExpired:
             return Ended(-1, "", "", hung=True)
         code = command.wait()
         # a signal may come before the program has a handler, which is its right

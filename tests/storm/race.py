@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,11 @@ def _race(
         time.sleep(apart)
     ends = []
     for command in racing:
-        out, err = command.communicate(PATIENCE_S)
-        ends.append(Ended(command.wait(), out, err))
+        try:
+            out, err = command.communicate(PATIENCE_S)
+            ends.append(Ended(command.wait(), out, err))
+        except subprocess.TimeoutExpired:
+            ends.append(Ended(-1, "", "", hung=True))
     fault = next((each.fault for each in ends if each.fault), None)
     if not fault and not any(each.code == 0 for each in ends):
         _, fault = bring_to_end(starter, place)

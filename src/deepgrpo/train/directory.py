@@ -19,7 +19,6 @@ from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
 
-
 _ON_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """What the system says about an open file, without its name."""
 

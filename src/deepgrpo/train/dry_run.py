@@ -22,8 +22,8 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
+from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import held_out
 from deepgrpo.train.signals import build_signals

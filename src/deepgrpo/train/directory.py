@@ -86,7 +86,7 @@ def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
         raise unwritable(run, error) from error
     try:
         yield
-    except BaseException:
+    except (Exception, KeyboardInterrupt, SystemExit):
         if fresh and not run.log.exists():
             with suppress(OSError):
                 run.config.unlink()

@@ -33,6 +33,7 @@ from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
+from deepgrpo.runs.files import remedy
 from deepgrpo.runs.layout import RunDir
 
 Overrides = list[tuple[str, str]]
@@ -59,6 +60,9 @@ class Train:
     """Show what the run would sample and need, without loading weights; train nothing."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = None
     """Resume the run in this directory by its own config.toml, without RECIPE."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """With --resume: continue from the checkpoint of this step and delete what came later; 0 begins again. Default: the newest
+    checkpoint."""
     help_config: Annotated[str | None, tyro.conf.arg(metavar="[SECTION]", help_behavior_hint="")] = None
     """List every key of a recipe, or of one section, with type, default and meaning."""
 
@@ -100,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except DeepGRPOError as error:
         if os.environ.get("DEEPGRPO_DEBUG") == "1":
             raise
@@ -113,6 +119,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader is gone (`| head`): print nothing more, not even when Python flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if os.environ.get("DEEPGRPO_DEBUG") == "1":
+            raise
+        return _refused(error)
+
+
+def _refused(error: OSError) -> int:
+    """Report a file that the system refuses to read or write, or a full standard output; return the exit code."""
+    if error.filename is not None:
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror or error}; {remedy(error)}", file=sys.stderr)
+        return 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        said = "standard output cannot be written"
+    else:
+        raise error
+    print(f"error: {said}: {error.strerror}; {remedy(error)}, or send the output elsewhere", file=sys.stderr)
+    return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -159,11 +185,11 @@ def run_train(command: Train, overrides: Overrides) -> int:
     elif config.cluster is not None:
         from deepgrpo.cluster.run import train_on_cluster
 
-        train_on_cluster(config, resume=command.resume)
+        train_on_cluster(config, resume=command.resume, step=command.step)
     else:
         from deepgrpo.train.loop import train
 
-        train(config, resume=command.resume)
+        train(config, resume=command.resume, step=command.step)
     return 0
 
 
@@ -172,6 +198,11 @@ def _config(command: Train, overrides: Overrides) -> Config:
         raise ConfigError(
             "deepgrpo train needs a recipe\nusage: deepgrpo train RECIPE [--section.key VALUE ...], "
             "or: deepgrpo train --resume RUN_DIR; `deepgrpo recipes` lists recipes, `deepgrpo train --help` explains more"
+        )
+    if command.step is not None and (command.resume is None or command.step < 0):
+        raise ConfigError(
+            f"--step is {command.step}; it names a checkpoint of the run to resume, so it needs --resume RUN_DIR and a step "
+            "that has one, or 0"
         )
     if command.recipe is not None and command.resume is not None:
         raise ConfigError(

@@ -23,14 +23,13 @@ from deepgrpo.train.build import SamplerBuilder, build_sampler
 from deepgrpo.train.loop import train
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.room import check_cluster_room
-from deepgrpo.train.setup import open_checkpoints
 
 if TYPE_CHECKING:  # these import Ray
     from deepgrpo.cluster.learners import LearnerGroup
     from deepgrpo.cluster.pool import WorkerPool
 
 
-def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
+def train_on_cluster(config: Config, *, resume: Path | None = None, step: int | None = None) -> Path:
     """Train a recipe on Ray; see `train.loop.train`.
 
     Raises DeepGRPOError: ConfigError also for an address that does not answer and a cluster that is too small, EngineError
@@ -44,12 +43,9 @@ def train_on_cluster(config: Config, *, resume: Path | None = None) -> Path:
         try:
             while True:
                 try:
-                    return train(config, resume=resume, backend=backend)
+                    return train(config, resume=resume, step=step, backend=backend)
                 except LearnerLostError:
-                    if open_checkpoints(config.checkpoint, directory).steps():
-                        resume = directory
-                    else:  # lost before the start was saved: the next attempt logs its metrics again
-                        RunDir(directory).metrics.unlink(missing_ok=True)
+                    resume, step = directory, None
         finally:
             backend.close()
 

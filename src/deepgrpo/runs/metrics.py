@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from deepgrpo.errors import CheckpointError
 from deepgrpo.records import StepReport
-from deepgrpo.runs.files import replace_file
+from deepgrpo.runs.files import remedy, replace_file
 
 Line = dict[str, Any]
 
@@ -94,7 +94,7 @@ def truncate_metrics(path: Path, step: int) -> int:
         replace_file(path, "".join(kept))
     except OSError as error:
         raise CheckpointError(
-            f"{path} could not be cut back to step {step}: {error}; free some space or fix the permissions"
+            f"{path} could not be cut back to step {step}: {error}; {remedy(error)}, and repeat the command"
         ) from error
     return dropped
 
@@ -104,7 +104,7 @@ def _parse(text: str) -> Line | None:
     try:
         line: Line = json.loads(text)
         line["step"] = int(line["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return line
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepgrpo.errors import DataError
 from deepgrpo.records import Credit, CreditSpan, Node, Pivot, Prompt, Tree
+from deepgrpo.runs.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,9 @@ def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:
 
 
 def save_trees(path: Path, trees: Sequence[Tree], credits: Sequence[Credit]) -> None:
-    """Write the trees of a step with their credit."""
+    """Write the trees of a step with their credit: the whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8", compresslevel=5) as file:
+    with replacing(path) as aside, gzip.open(aside, "wt", encoding="utf-8", compresslevel=5) as file:
         for tree, credit in zip(trees, credits, strict=True):
             file.write(tree_to_json(tree, credit.spans) + "\n")
 

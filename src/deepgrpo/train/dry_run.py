@@ -22,10 +22,10 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.directory import refuse_used
+from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.room import check_room
-from deepgrpo.train.setup import held_out, open_checkpoints
+from deepgrpo.train.setup import held_out
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.user_loss import build_loss
 
@@ -61,7 +61,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """
     out = console or Console(highlight=False)
     directory = RunDir.of(config.run).path
-    refuse_used(directory, open_checkpoints(config.checkpoint, directory))
+    refuse_used(RunDir(directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -31,10 +32,21 @@ from deepgrpo.train.sinks import Sink, open_sinks
 
 
 class _Console(Console):
-    """Standard output that tolerates a closed pipe; log.txt holds everything.
+    """Standard output that tolerates a closed pipe and a full disk behind it; log.txt holds everything.
 
     In `deepgrpo train | tee` the same Ctrl-C ends `tee`, and the run must still save its step.
     """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.on_broken_pipe()
+            with suppress(OSError):
+                print(
+                    f"warning: standard output cannot be written: {error.strerror}; the run goes on, see log.txt",
+                    file=sys.stderr,
+                )
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
 from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.lock import hold
 from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Backend
-from deepgrpo.train.directory import full_disk_explained
+from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
 from deepgrpo.train.health import HealthState
@@ -30,14 +33,17 @@ from deepgrpo.train.stop import Stop, graceful_stop
 from deepgrpo.train.warmstart import warm_start
 
 
-def train(config: Config, *, resume: Path | None = None, backend: Backend | None = None) -> Path:
-    """Train a recipe to its end, or continue from the newest checkpoint of a run directory.
+def train(
+    config: Config, *, resume: Path | None = None, step: int | None = None, backend: Backend | None = None
+) -> Path:
+    """Train a recipe to its end, or continue a run directory (train/origin.py says where).
 
     Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C stops at once. A warm start ends after its current
     step with KeyboardInterrupt and saves nothing, because a run cannot start from an unfinished one.
 
     Args:
         resume: the run directory to continue.
+        step: the checkpoint to continue from, whose later ones are deleted; default: the newest.
         backend: where to sample and learn; default: this process. `train_on_cluster` (cluster/run.py) runs recipes with a
             section [cluster].
 
@@ -52,35 +58,50 @@ def train(config: Config, *, resume: Path | None = None, backend: Backend | None
             "the recipe has a section [cluster], and this run stays in one process; use `deepgrpo train`, or take the section "
             "away with --cluster none"
         )
-    run = open_run(config, resume, backend)
-    try:
-        with full_disk_explained(run.directory, run.checkpoints):
-            resumed = run.restore() if resume else None
-            with run.open_log(resumed) as log, graceful_stop(log.note) as stop:
-                log.note(run.describe())
-                state = resumed or _start(run, stop)
-                saved = resumed.step if resumed else None
-                if saved is None and run.parts.loses_learners:
-                    state, saved = _save(run, state), state.step
-                while not _done(run, state) and not stop.requested:
-                    state, report = train_step(run, state)
-                    log.step(report)
-                    if _due(run, state):
-                        state, saved = _save(run, state), state.step
-                # also before the first step, so that the warm start is not repeated
-                if state.step != saved:
-                    state = _save(run, state)
-                _summarize(run, state)
-    finally:
-        run.close()
+    directory = RunDir(resume) if resume else RunDir.of(config.run)
+    kept = nullcontext() if resume else recipe_kept(directory, config)
+    with hold(directory) as remark, kept:
+        run = open_run(config, resume, backend, step=step)
+        try:
+            _train(run, [each for each in (remark, run.origin.remark) if each])
+        finally:
+            run.close()
     return run.directory
+
+
+def _train(run: Run, remarks: Sequence[str]) -> None:
+    """Take the steps of a run from its origin on.
+
+    Args:
+        remarks: first lines of the log.
+    """
+    with refusals_explained(run.paths, run.checkpoints):
+        resumed = run.restore() if run.origin.checkpoint else None
+        with run.open_log() as log, graceful_stop(log.note) as stop:
+            for line in (*remarks, run.describe()):
+                log.note(line)
+            state = resumed or _start(run, stop)
+            saved = resumed.step if resumed else None
+            if saved is None and run.parts.loses_learners:
+                state, saved = _save(run, state), state.step
+            while not _done(run, state) and not stop.requested:
+                state, report = train_step(run, state)
+                log.step(report)
+                if _due(run, state):
+                    state, saved = _save(run, state), state.step
+            # also before the first step, so that the warm start is not repeated
+            if state.step != saved:
+                state = _save(run, state)
+            _summarize(run, state)
 
 
 def _start(run: Run, stop: Stop) -> TrainState:
     """Warm-start if the recipe asks for it, freeze the KL reference, evaluate; return the state before the first step."""
-    if run.config.warmstart:
+    if run.config.warmstart and run.origin.kind != "start":
         warm_start(run, stop)
-    state = run.begin()
+        state = run.begin()
+    else:
+        state = run.restore()
     if run.config.eval.every:
         state, metrics = evaluate_run(run, state)
         run.log.step(StepReport(0, metrics, state.ledger))

@@ -101,18 +101,20 @@ def end_within(seconds: float, code: int) -> None:
 
     def watch() -> None:
         time.sleep(seconds)
-        left = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
-        children = multiprocessing.active_children()
-        left += [child.name for child in children]
         with contextlib.suppress(Exception):
+            left = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+            left += [child.name for child in multiprocessing.active_children()]
             print(
                 f"ended without waiting longer than {seconds:g} s for what your code left running: "
                 f"{', '.join(left) or 'an exit handler'}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             sys.stdout.flush()
-        for child in children:
-            child.kill()
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         os._exit(code)
 
     threading.Thread(target=watch, name="deepgrpo-end", daemon=True).start()

@@ -311,6 +311,8 @@ PROCESSES = [
     body("a fork that exits", f"if os.fork() == 0:\n    sys.exit(3)\nos.wait()\n{TAKES}", scores=(1.0, 1.0), alone=True),
     body("a fork that returns", f"os.fork()\n{TAKES}", scores=(1.0, 1.0), alone=True),
     body("a fork that raises", f"if os.fork() == 0:\n    raise ValueError('child')\nos.wait()\n{TAKES}", scores=(1.0, 1.0), alone=True),
+    body("a thread that is no daemon", f"import threading\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n{TAKES}", scores=(1.0, 1.0), alone=True),
+    body("an exit handler that sleeps", f"import atexit\natexit.register(time.sleep, 1000)\n{TAKES}", scores=(1.0, 1.0), alone=True),
     body("os._exit(0)", "os._exit(0)", LEAVING, alone=True, code=0),
     body("os._exit(3)", "os._exit(3)", LEAVING, alone=True, code=3),
     body("kills itself", "os.kill(os.getpid(), 9)", LEAVING, alone=True, code=-9),

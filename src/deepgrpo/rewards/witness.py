@@ -19,8 +19,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-_BEGIN, _END = b"\x01", b"\x02"
+_BEGIN, _END, _LEAVE = b"\x01", b"\x02", b"\x03"
 _POLL_S = 0.5
+_LEAVE_S = 5.0
 _GO_ON = "a training run goes on from its last checkpoint: deepgrpo train --resume RUN"
 
 
@@ -57,8 +58,15 @@ class Witness:
         """End the process; closing twice does nothing."""
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
+            # in words: children that the user's code forked keep the pipe open
+            with contextlib.suppress(OSError):
+                os.write(process.stdin.fileno(), _LEAVE)
             process.stdin.close()
-            process.wait()
+            try:
+                process.wait(_LEAVE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _pipe(self) -> int | None:
         """The pipe to the witness; None if it cannot be started (no memory, too many processes)."""
@@ -83,13 +91,15 @@ def witness(name: str, file: str) -> str | None:
     while True:
         if select.select([0], [], [], _POLL_S)[0]:
             got = os.read(0, 1 << 16)
+            if got.endswith(_LEAVE):
+                return None
             if not got:
                 break
             seen += got
             seen = seen[max(seen.rfind(_BEGIN), 0) :]
             if _END in seen:
                 seen = b""
-        elif os.getppid() != parent:  # children that the user's code forked keep the pipe open
+        elif os.getppid() != parent:
             break
     if not seen:
         return None

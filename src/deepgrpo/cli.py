@@ -33,12 +33,17 @@ from deepgrpo.config.explain import describe_keys, section_names
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
+from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.files import remedy
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.visible import GuardedStream, guard_messages, visible
 
 Overrides = list[tuple[str, str]]
+
+_PATIENCE_S = 30.0
+"""Seconds for threads, child processes and exit handlers of a user's code after a command has ended."""
+
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
 _OVERRIDES = """
 Any key of the recipe can be set on the command line:
@@ -102,12 +107,29 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
+    """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2).
+
+    Args:
+        argv: default: the arguments of this process, which then ends soon after, whatever a user's code has left running.
+    """
+    if argv is not None:
+        return _report(argv)
+    follow_parent()
+    code = 1
+    try:
+        code = _report(sys.argv[1:])
+        return code
+    finally:
+        end_within(_PATIENCE_S, code)
+
+
+def _report(argv: Sequence[str]) -> int:
+    """Run one command; report its error in a sentence and return its exit code."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
     guard_messages()
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(argv))
         sys.stdout.flush()
         return code
     except DeepGRPOError as error:

@@ -38,12 +38,23 @@ from deepgrpo.train.start import fingerprint, load_start, rebuild_start
 from deepgrpo.train.user_loss import build_loss
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A state between two optimizer steps, with torch's random state: all that a checkpoint needs besides the weights."""
+
+    state: TrainState
+    random: torch.Tensor
+
+
 @dataclass
 class Run:
     """The parts of a run. What changes between steps is in `TrainState`, apart from weights and moments."""
 
     config: Config
     directory: Path
+    """The run directory as the user named it, for messages."""
+    paths: RunDir
+    """The same from the root: a user's code may change the working directory."""
     origin: Origin
     policy: Policy
     source: PromptSource
@@ -59,12 +70,12 @@ class Run:
     """Computes the per-token signals that the strategy requests; None if it requests none."""
     prefetch: Prefetch = field(default_factory=Prefetch)
     """The next batch, if the backend samples it during an update."""
+    reached: Reached | None = None
+    """The newest state, which is saved if the run fails."""
+    updating: bool = False
+    """True during an update."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
-
-    @property
-    def paths(self) -> RunDir:
-        return RunDir(self.directory)
 
     @property
     def engine(self) -> Engine:
@@ -92,6 +103,10 @@ class Run:
     def sampling_params(self) -> SamplingParams:
         wanted = self.config.sampling
         return SamplingParams(wanted.temperature, wanted.top_p, stop=wanted.stop)
+
+    def reach(self, state: TrainState) -> None:
+        """Note the state that belongs to the present weights."""
+        self.reached = Reached(state, torch.get_rng_state())
 
     def begin(self) -> TrainState:
         """Freeze the KL reference at the present weights; return the state before the first step."""
@@ -186,9 +201,9 @@ def open_run(
     """
     backend = backend or LocalBackend()
     directory = resume or RunDir.of(config.run).path
-    checkpoints = open_checkpoints(config.checkpoint, directory)
-    paths = RunDir(directory)
-    origin = resumed_origin(paths, step, config) if resume else new_origin(paths)
+    paths = RunDir(directory.absolute())
+    checkpoints = open_checkpoints(config.checkpoint, paths.path)
+    origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
@@ -207,7 +222,7 @@ def open_run(
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
-        config, directory, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
+        config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
         HealthMonitor.from_config(config), limits, signals,
     )  # fmt: skip
 

@@ -24,8 +24,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -37,6 +39,7 @@ def main(settings: dict[str, Any]) -> int:
     """Load the model, announce it, and serve jobs until the input ends. Returns the exit code."""
     if importlib.util.find_spec("vllm") is not None and _preload():
         os.execv(sys.executable, [sys.executable, *sys.argv])
+    _end_with_parent(settings["model"])
     # vLLM logs to stdout: reserve the original pipe for answers and redirect stdout to stderr
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -57,6 +60,19 @@ def main(settings: dict[str, Any]) -> int:
     # a killed parent cannot remove the weights, and in memory they would stay until a reboot
     shutil.rmtree(settings["model"], ignore_errors=True)
     return 0
+
+
+def _end_with_parent(weights: str) -> None:
+    """End this process and all that it started once the parent has ended, even in the middle of a job."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        shutil.rmtree(weights, ignore_errors=True)  # in memory they would stay until a reboot
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _CannotStart(Exception):  # noqa: N818

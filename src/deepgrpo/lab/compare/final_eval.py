@@ -15,6 +15,7 @@ from typing import Any
 from deepgrpo.config import Config, DataConfig, SyntheticData, TaskReward, parse_section
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
+from deepgrpo.processes import follow_parent
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
 from deepgrpo.runs.layout import RunDir, step_of
@@ -125,6 +126,7 @@ def refuse_too_few(config: Config, spec: FinalConfig) -> None:
 def _main(directory: str, spec: str) -> int:
     from deepgrpo.errors import DeepGRPOError
 
+    follow_parent()
     try:
         raw = json.loads(Path(spec).read_text(encoding="utf-8"))
         found = measure(Path(directory), parse_section(FinalConfig, raw, spec))

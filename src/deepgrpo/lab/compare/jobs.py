@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from deepgrpo.processes import PARENT
+
 State = Literal["waiting", "running", "done", "failed", "skipped"]
 
 POLL_S = 0.2
@@ -157,8 +159,8 @@ class Jobs:
 
 
 def environment() -> dict[str, str]:
-    """Environment of a job: one thread each, since parallel runs compete for the cores."""
-    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    """Environment of a job: one thread each, since parallel runs compete for the cores; and it stops if this process ends."""
+    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ, PARENT: str(os.getpid())}
 
 
 def last_line(path: Path) -> str:

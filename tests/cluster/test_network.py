@@ -110,7 +110,9 @@ with session(ClusterConfig()):
 def test_ray_listens_on_loopback() -> None:
     """In an interpreter of its own, without the variables that the tests set, and with a home that cannot be written."""
     pytest.importorskip("ray")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_worker_niceness": "0"}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "RAY_worker_niceness": "0"
+    }
     done = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, env=environ, timeout=280)
     assert done.stdout.split("\n")[:2] == ["['127.0.0.1']", "token"], done.stderr
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,48 +34,45 @@ SUBJECTS = ("kills", "races", "damages", "user_rewards", "answers")
 Cases = Iterator[tuple[str, dict[str, Any]]]
 
 
-def cases_of(subject: str, starter: Starter, folder: Path, share: float, everything: bool) -> Cases:
-    """The cases of a subject, or that share of them."""
-    count: Callable[[int], int] = lambda full: max(1, round(full * share))  # noqa: E731
+def cases_of(subject: str, starter: Starter, folder: Path, share: float, everything: bool, done: Collection[str]) -> Cases:
+    """The cases of a subject, or that share of them, without those that are done."""
+    count: Callable[[int], int] = lambda full: max(2, round(full * share))  # noqa: E731
     if subject == "kills":
-        return run_kills(starter, folder, max(2, count(KILLS)))
+        return run_kills(starter, folder, count(KILLS), done=done)
     if subject == "races":
-        return run_races(starter, folder, count(REPEATS))
+        return run_races(starter, folder, count(REPEATS), done=done)
     if subject == "damages":
-        return run_damages(starter, folder, everything=everything, share=share)
+        return run_damages(starter, folder, everything=everything, share=share, done=done)
     if subject == "user_rewards":
-        return run_user_rewards(starter, folder)
-    return run_answers(folder, count(ANSWERS))
+        return run_user_rewards(starter, folder, done=done)
+    return run_answers(folder, count(ANSWERS), done=done)
 
 
 def measure(subject: str, starter: Starter, work: Path, out: Path, share: float, everything: bool) -> None:
     """Run the cases of a subject that are not in its journal yet, and write its figures."""
     journal = work / f"{subject}.jsonl"
-    known = {}
-    if journal.exists():
-        lines = journal.read_text().splitlines()
-        known = {each["name"]: each for each in map(json.loads, lines[1:])}
-    else:
-        journal.write_text("{}\n")
-    began, used = time.monotonic(), _cpu()
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    known = {each["name"]: each for each in map(json.loads, lines)}
+    began = time.monotonic()
     with journal.open("a") as file:
-        for name, facts in cases_of(subject, starter, work, share, everything):
-            known[name] = {"name": name, **facts}
+        for name, facts in cases_of(subject, starter, work, share, everything, known.keys()):
+            now = time.monotonic()
+            known[name] = {"name": name, "seconds": round(now - began, 2), **facts}
+            began = now
             file.write(json.dumps(known[name]) + "\n")
             file.flush()
             mark = "FAULT " if facts.get("fault") or facts.get("faults") or facts.get("differences") else ""
             print(f"{subject}: {mark}{name}", flush=True)
+    cases = list(known.values())
     figures = {
-        "subject": subject, "share": share, "seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(_cpu() - used, 1),
-        "summary": summary(subject, list(known.values())),
-    }  # fmt: skip
+        "subject": subject,
+        "share": share,
+        "seconds": round(sum(case["seconds"] for case in cases), 1),
+        "summary": summary(subject, cases),
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{subject}.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures["summary"], indent=1), flush=True)
-
-
-def _cpu() -> float:
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 r"""Hostile answers: ten thousand drawn by a seed, through every judge that reads an answer.
 
-Each text is judged as it is, in a box, behind `####` and in <answer> tags. None may hang its judge beyond its time limit, end it,
-raise, or be executed; an injection that runs leaves a file, the canary.
+Each text is judged as it is, in a box, behind `####` and in <answer> tags. None may hang its judge beyond its time limit,
+end it, raise, or be executed; an injection that runs leaves a file, the canary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,13 @@ def _nested(draw: random.Random, _: str) -> str:
 
 def _power(draw: random.Random, _: str) -> str:
     return draw.choice((
-        "9**9**9", "9^{9^{9^9}}", "10^{10^{10}}", "2^{2^{2^{2^{2^2}}}}", "1e999999999", "(10^{100000})!", "99999999!", "\\binom{10^9}{5*10^8}",
-        "0^{-1}", "1/0", "\\frac{0}{0}", "\\infty-\\infty", "(-8)^{1/3}", "\\sqrt[10^9]{2}", "0.{0}1".replace("{0}", "0" * 4000), "9" * 5000,
+        "9**9**9", "9^{9^{9^9}}", "10^{10^{10}}", "2^{2^{2^{2^{2^2}}}}", "1e999999999", "(10^{100000})!", "99999999!",
+        "\\binom{10^9}{5*10^8}",
+        "0^{-1}", "1/0", "\\frac{0}{0}", "\\infty-\\infty", "(-8)^{1/3}", "\\sqrt[10^9]{2}", "0.{0}1".replace("{0}",
+        "0" * 4000), "9" * 5000,
         "\\sum_{n=1}^{10^{12}} n", "\\int_0^{10^9} \\sin(x^x) dx", "\\lim_{x\\to0} x^x", "\\prod_{i=1}^{10^9} i", "x^{10^6}+1",
-        "(a+b+c+d)^{400}", "\\sin(10^{300})", "e^{e^{e^{e^{e}}}}", "10^{10^{9}}", "1" + "0" * 30000, "\\sqrt{" + "7" * 4000 + "}",
+        "(a+b+c+d)^{400}", "\\sin(10^{300})", "e^{e^{e^{e^{e}}}}", "10^{10^{9}}",
+        "1" + "0" * 30000, "\\sqrt{" + "7" * 4000 + "}",
     ))  # fmt: skip
 
 
@@ -52,13 +55,15 @@ def _injection(draw: random.Random, canary: str) -> str:
     return draw.choice((
         f"__import__('os').system('touch {canary}')", f"exec(\"open('{canary}','w')\")", f"eval(\"open('{canary}','w')\")",
         f"open('{canary}','w').write('x')", f"().__class__.__base__.__subclasses__()[-1]('touch {canary}')",
-        f"\\write18{{touch {canary}}}", f"\\input{{|touch {canary}}}", f"\\immediate\\openout\\x={canary}", f"$(touch {canary})",
+        f"\\write18{{touch {canary}}}", f"\\input{{|touch {canary}}}", f"\\immediate\\openout\\x={canary}",
+        f"$(touch {canary})",
         f"`touch {canary}`", f"; touch {canary} #", f"{{{{7*7}}}}{{% import os %}}{{{{os.system('touch {canary}')}}}}",
         f"${{jndi:ldap://127.0.0.1/{canary}}}", f"!!python/object/apply:os.system ['touch {canary}']",
         f"cos\nsystem\n(S'touch {canary}'\ntR.", f"(lambda: open('{canary}','w'))()", f"[x for x in [open('{canary}','w')]]",
         f"Symbol('x').__class__.__init__.__globals__['__builtins__']['open']('{canary}','w')",
         f"sympify(\"__import__('os').system('touch {canary}')\")", f"lambdify(x, \"open('{canary}','w')\")(1)",
-        f"1 if __import__('os').system('touch {canary}') else 2", f"print(open('{canary}','w'))", "exit()", "quit()", "raise SystemExit",
+        f"1 if __import__('os').system('touch {canary}') else 2", f"print(open('{canary}','w'))", "exit()", "quit()",
+        "raise SystemExit",
         "os._exit(1)", "while True: pass", "(lambda f: f(f))(lambda f: f(f))", "[0]*10**10", "'a'*10**10", "range(10**12)",
     ))  # fmt: skip
 
@@ -66,7 +71,8 @@ def _injection(draw: random.Random, canary: str) -> str:
 def _format(draw: random.Random, _: str) -> str:
     return draw.choice((
         "%s" * 200, "%n%n%n%n", "{0.__class__.__mro__}", "{" * 500, "%1000000000d", "{:>1000000000}", "$" * 999, "\\" * 777,
-        "{}{}{}", "%(a)s", "{0!r:{1}}", "\\boxed{" * 200, "####" * 300, "<answer>" * 300, "</answer>" * 300, "<think>" * 50, "\\n" * 500,
+        "{}{}{}", "%(a)s", "{0!r:{1}}",
+        "\\boxed{" * 200, "####" * 300, "<answer>" * 300, "</answer>" * 300, "<think>" * 50, "\\n" * 500,
     ))  # fmt: skip
 
 
@@ -81,12 +87,9 @@ def _unicode(draw: random.Random, _: str) -> str:
     return draw.choice((text, f"4{text}2", f"-{text}", f"\\frac{{{text}}}{{2}}", f"1{text}e{text}5"))
 
 
-_PIECES = (
-    "\\frac", "{", "}", "^", "_", "\\sqrt", "(", ")", "[", "]", "1", "42", "x", "\\pi", ",", ";", "\\cup", "\\cap", "\\infty", "-", "+",
-    "\\times", "\\text{cat}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\\\", "&", "=", "\\leq", "\\in", "\\mathbb{R}", "%", "$", "#",
-    "\\left", "\\right", "|", "!", "'", '"', "\\overline{3}", "\\log_", "\\sum_{i=1}^{n}", "\\int", "d", "e-5", ".", "°", "\\%", "\\$",
-    "\\{", "\\}", "\\ldots", "\\emptyset", "\\mod", "\\pm", "i", "e", "\\angle", "\\lfloor", "\\rfloor", "True", "None", "nan", "inf",
-)  # fmt: skip
+_PIECES = tuple(
+    [r"\frac", r"{", r"}", r"^", r"_", r"\sqrt", r"(", r")", r"[", r"]", r"1", r"42", r"x", r"\pi", r",", r";", r"\cup", r"\cap", r"\infty", r"-", r"+", r"\times", r"\text{cat}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\\", r"&", r"=", r"\leq", r"\in", r"\mathbb{R}", r"%", r"$", r"#", r"\left", r"\right", r"|", r"!", r"'", r'"', r"\overline{3}", r"\log_", r"\sum_{i=1}^{n}", r"\int", r"d", r"e-5", r".", r"°", r"\%", r"\$", r"\{", r"\}", r"\ldots", r"\emptyset", r"\mod", r"\pm", r"i", r"e", r"\angle", r"\lfloor", r"\rfloor", r"True", r"None", r"nan", r"inf"]
+)
 
 
 def _latex(draw: random.Random, _: str) -> str:
@@ -94,7 +97,9 @@ def _latex(draw: random.Random, _: str) -> str:
 
 
 def _long(draw: random.Random, _: str) -> str:
-    piece = draw.choice(("1,", "1+", "x", "(1)", "\\frac12 ", "a\n", " ", "-", "9", "1=", "\\cup[0,1]", "and ", "%", "√", "1 2 "))
+    piece = draw.choice(
+        ("1,", "1+", "x", "(1)", "\\frac12 ", "a\n", " ", "-", "9", "1=", "\\cup[0,1]", "and ", "%", "√", "1 2 ")
+    )
     return piece * draw.choice((2_000, 20_000, 100_000))
 
 
@@ -115,8 +120,10 @@ def hostile_answers(count: int, canary: str, seed: int = 0) -> list[tuple[str, s
     return found
 
 
-def run_answers(folder: Path, count: int, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (batch, facts): what each judge made of a batch of answers."""
+def run_answers(
+    folder: Path, count: int, seed: int = 0, done: Collection[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (batch, facts): what each judge made of a batch of answers that is not done."""
     canary = folder / "canary"
     canary.unlink(missing_ok=True)
     answers = hostile_answers(count, str(canary), seed)
@@ -124,7 +131,8 @@ def run_answers(folder: Path, count: int, seed: int = 0) -> Iterator[tuple[str, 
     try:
         for start in range(0, count, BATCH):
             batch = answers[start : start + BATCH]
-            yield f"{start:06d}", _judge(judges, batch, start, canary)
+            if f"{start:06d}" not in done:
+                yield f"{start:06d}", _judge(judges, batch, start, canary)
     finally:
         for judge, _ in judges.values():
             judge.close()
@@ -144,12 +152,20 @@ def _judges() -> dict[str, tuple[Any, list[Prompt]]]:
     return found
 
 
-def _judge(judges: dict[str, tuple[Any, list[Prompt]]], batch: list[tuple[str, str]], start: int, canary: Path) -> dict[str, Any]:
+def _judge(
+    judges: dict[str, tuple[Any, list[Prompt]]], batch: list[tuple[str, str]], start: int, canary: Path
+) -> dict[str, Any]:
     """Judge a batch: by exact and votes always, by math in the three formats and by the tasks in turn."""
     turn = start // BATCH
     maths, tasks = ([name for name in judges if name.startswith(prefix)] for prefix in ("math", "gym"))
     texts = [text for _, text in batch]
-    facts: dict[str, Any] = {"kinds": Counter(kind for kind, _ in batch), "judged": {}, "problems": {}, "faults": [], "executed": 0}
+    facts: dict[str, Any] = {
+        "kinds": Counter(kind for kind, _ in batch),
+        "judged": {},
+        "problems": {},
+        "faults": [],
+        "executed": 0,
+    }
     for name in ("exact", maths[turn % len(maths)], tasks[turn % len(tasks)]):
         judge, prompts = judges[name]
         asked = [prompts[i % len(prompts)] for i in range(len(texts))]

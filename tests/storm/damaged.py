@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import damage
-
 from storm.runs import contents, run
 from storm.starter import Starter
 
@@ -21,13 +20,15 @@ OTHERS = 2
 
 
 def run_damages(
-    starter: Starter, folder: Path, *, everything: bool = False, share: float = 1.0, seed: int = 0
+    starter: Starter, folder: Path, *, everything: bool = False, share: float = 1.0, seed: int = 0,
+    done: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (damage: command, facts).
 
     Args:
         everything: every command for every damage.
         share: of the damages, drawn by the seed.
+        done: names that are left out.
     """
     whole = folder / "damage-whole"
     shutil.rmtree(whole, ignore_errors=True)
@@ -44,7 +45,9 @@ def run_damages(
             continue
         chosen = others if everything else [others[(OTHERS * number + i) % len(others)] for i in range(OTHERS)]
         for command in ["resume", *chosen]:
-            yield f"{name} · {command}", _try(starter, whole, folder / "damaged", hurt, command, asked, reference)
+            title = f"{name} · {command}"
+            if title not in done:
+                yield title, _try(starter, whole, folder / "damaged", hurt, command, asked, reference)
 
 
 def _try(
@@ -57,7 +60,9 @@ def _try(
         (place / target.parent).mkdir(parents=True)
         (place / RUN).rename(place / target)
     hurt(place / target)
-    arguments = COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])
+    arguments = (
+        COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])
+    )
     ended = run(starter, *arguments, cwd=place)
     other = command == "resume" and ended.code == 0 and _of(place / RUN) != reference
     return {

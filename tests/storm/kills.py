@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,14 @@ class Storm:
         left = [] if fault else differences(place / RUN, self.expected)
         if not fault and not left:
             shutil.rmtree(place)
-        return {**asdict(kill), "where": where, "phase": phase, "sentences": sentences, "fault": fault, "differences": left}
+        return {
+            **asdict(kill),
+            "where": where,
+            "phase": phase,
+            "sentences": sentences,
+            "fault": fault,
+            "differences": left,
+        }
 
     def _strike(self, kill: Kill, place: Path) -> tuple[str, Ended | None]:
         """Start a command and end it; returns where, and how it ended if it could still say so."""
@@ -116,8 +123,11 @@ def _phase(directory: Path) -> str:
     return "between checkpoints"
 
 
-def run_kills(starter: Starter, folder: Path, count: int, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, facts) of each kill."""
+def run_kills(
+    starter: Starter, folder: Path, count: int, seed: int = 0, done: Collection[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, facts) of each kill that is not done."""
     storm = Storm(starter, folder)
     for each in kills(count, seed):
-        yield each.name, storm.kill(each)
+        if each.name not in done:
+            yield each.name, storm.kill(each)

@@ -22,9 +22,11 @@ def faults(figures: Facts) -> int:
 
 
 def _runs(subject: str, cases: Sequence[Facts]) -> Facts:
-    group = {"kills": lambda c: c["way"], "damages": lambda c: c["command"], "races": lambda c: c["name"].rpartition(" ")[0]}.get(
-        subject, lambda c: "whole runs"
-    )
+    group = {
+        "kills": lambda c: c["way"],
+        "damages": lambda c: c["command"],
+        "races": lambda c: c["name"].rpartition(" ")[0],
+    }.get(subject, lambda c: "whole runs")
     rows: dict[str, Counter[str]] = {}
     for case in cases:
         row = rows.setdefault(group(case), Counter())
@@ -84,29 +86,26 @@ TITLES = {
     "answers": "Hostile answers",
 }
 TEXTS = {
-    "kills": (
-        "A run is ended and resumed until it is done. Half of the kills are a SIGKILL before a certain file operation, spread over\n"
-        "all operations of a run; the others come at random moments: SIGKILL, SIGTERM, Ctrl-C, Ctrl-C twice, and a SIGKILL to a\n"
-        "run that had been killed and resumed. \"Identical\": metrics without times, weights, moments, trees, evaluations and state\n"
-        "are, file by file, those of the run that nobody disturbed, and no file is missing or left over."
-    ),
-    "races": (
-        "Several commands start at once on one run directory. One trains, the others are refused in a sentence, and the run is\n"
-        "identical to one that was alone."
-    ),
-    "damages": (
-        "Every file of a run directory is removed, emptied, cut, changed by a bit, filled with something else or replaced by a\n"
-        "directory or link, and its contents are given wrong values; then a command reads it: `train --resume` for each damage, and\n"
-        "two of the other commands in turn. \"Other result\": a resumed run ended with other weights, moments or state than without\n"
-        "the damage and did not say so."
-    ),
-    "user_rewards": "Whole runs with rewards that hang, exit, fork, close files, change the process or return nonsense.",
-    "answers": (
-        "Responses drawn by a seed: nasty LaTeX, Unicode, huge numbers, deep nesting, format strings, injections of code, very long\n"
-        "ones; bare, in a box, behind `####` and in tags. Timeouts of single checks score 0 and are intended. \"Executed\" counts\n"
-        "batches in which injected code left a file."
-    ),
-}  # fmt: skip
+    "kills": """\
+A run is ended and resumed until it is done. Half of the kills are a SIGKILL before a certain file operation, spread over all
+operations of a run; the others come at random moments: SIGKILL, SIGTERM, Ctrl-C, Ctrl-C twice, and a SIGKILL to a run that
+had been killed and resumed. "Identical": metrics without times, weights, moments, trees, evaluations and state are, file by
+file, those of the run that nobody disturbed, and no file is missing or left over.""",
+    "races": """\
+Several commands start at once on one run directory. One trains, the others are refused in a sentence, and the run is
+identical to one that was alone.""",
+    "damages": """\
+Every file of a run directory is removed, emptied, cut, changed by a bit, filled with something else or replaced by a
+directory or link, and its contents are given wrong values; then a command reads it: `train --resume` for each damage, and two
+of the other commands in turn. "Other result": a resumed run ended with other weights, moments or state than without the
+damage and did not say so.""",
+    "user_rewards": """\
+Whole runs with rewards that hang, exit, fork, close files, change the process or return nonsense.""",
+    "answers": """\
+Responses drawn by a seed: nasty LaTeX, Unicode, huge numbers, deep nesting, format strings, injections of code, very long
+ones; bare, in a box, behind `####` and in tags. Timeouts of single checks score 0 and are intended. "Executed" counts batches
+in which injected code left a file.""",
+}
 
 
 def write_page(folder: Path, page: Path, subjects: Sequence[str]) -> int:
@@ -114,8 +113,8 @@ def write_page(folder: Path, page: Path, subjects: Sequence[str]) -> int:
     parts = [
         "# Reliability\n",
         "What runs do when they are killed, raced, damaged and lied to. `make storm` measures what is missing in\n"
-        f"`docs/results/{folder.name}/` and writes this page; a little of it is part of `make test`. All runs are of a model of a\n"
-        "few thousand parameters, so that a run takes about a second.\n",
+        f"`docs/results/{folder.name}/` and writes this page; a little of it is part of `make test`. All runs are of a model\n"
+        "of a few thousand parameters, so that a run takes about a second.\n",
         "| subject | cases | faults | minutes |\n|---|---|---|---|",
     ]
     details, total = [], 0
@@ -136,18 +135,30 @@ def _table(figures: Facts) -> str:
     rows: dict[str, dict[str, int]] = figures["rows"]
     columns = ["cases", *sorted({key for row in rows.values() for key in row} - {"cases"})]
     lines = ["|  | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row.get(key, 0):,}" for key in columns) + " |" for name, row in rows.items()]
+    lines += [
+        f"| {name} | " + " | ".join(f"{row.get(key, 0):,}" for key in columns) + " |" for name, row in rows.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _lists(figures: Facts) -> str:
-    text = "\nFaults: " + (", ".join(f"{kind} {count}" for kind, count in figures["faults"].items() if count) or "none") + ".\n"
+    text = (
+        "\nFaults: "
+        + (", ".join(f"{kind} {count}" for kind, count in figures["faults"].items() if count) or "none")
+        + ".\n"
+    )
     if figures.get("phases"):
-        text += "\nWhere the kills struck: " + ", ".join(f"{name} {count}" for name, count in figures["phases"].items()) + ".\n"
+        text += (
+            "\nWhere the kills struck: "
+            + ", ".join(f"{name} {count}" for name, count in figures["phases"].items())
+            + ".\n"
+        )
     if figures.get("kinds"):
         text += "\nKinds: " + ", ".join(f"{name} {count:,}" for name, count in figures["kinds"].items()) + ".\n"
     if figures.get("sentences"):
-        text += "\nSentences:\n\n" + "".join(f"- {count} × {said}\n" for said, count in list(figures["sentences"].items())[:12])
+        text += "\nSentences:\n\n" + "".join(
+            f"- {count} × {said}\n" for said, count in list(figures["sentences"].items())[:12]
+        )
     if figures["details"]:
         text += "\nFaults and other results:\n\n" + "".join(f"- `{_short(each)}`\n" for each in figures["details"][:40])
     return text

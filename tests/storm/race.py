@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ RACES: dict[str, tuple[bool, tuple[tuple[str, ...], ...]]] = {
 """Name → (the run was stopped half-way before, commands)."""
 
 
-def run_races(starter: Starter, folder: Path, repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, facts) of each race."""
+def run_races(
+    starter: Starter, folder: Path, repeats: int, done: Collection[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, facts) of each race that is not done."""
     place = new_place(folder, "race-alone")
     began = time.monotonic()
     assert run(starter, *TRAIN, cwd=place).code == 0
@@ -34,7 +36,12 @@ def run_races(starter: Starter, folder: Path, repeats: int) -> Iterator[tuple[st
     for name, (half, arguments) in RACES.items():
         for number in range(repeats):
             title = f"{name} {number}"
-            yield title, _race(starter, new_place(folder, f"race-{title}"), half, arguments, seconds, expected, 0.1 * number)
+            if title in done:
+                continue
+            yield (
+                title,
+                _race(starter, new_place(folder, f"race-{title}"), half, arguments, seconds, expected, 0.1 * number),
+            )
 
 
 def _race(

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
-from deepgrpo.config import ReasoningGymData, TaskReward  # noqa: E402
-from deepgrpo.prompts.gym import build_gym  # noqa: E402
-from deepgrpo.prompts.gym_guard import check_formula, evaluate, parse_expression  # noqa: E402
-from deepgrpo.records import Prompt  # noqa: E402
-from deepgrpo.rewards.task import TaskVerifierReward  # noqa: E402
+from deepgrpo.config import ReasoningGymData, TaskReward
+from deepgrpo.prompts.gym import build_gym
+from deepgrpo.prompts.gym_guard import check_formula, evaluate, parse_expression
+from deepgrpo.records import Prompt
+from deepgrpo.rewards.task import TaskVerifierReward
 
 EVALUATING = (
     "countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration", "spiral_matrix",
@@ -28,7 +28,8 @@ INJECTIONS = (
     "exec(\"open('{canary}', 'w')\")", "1 if open('{canary}', 'w') else 2", "[[__import__('os').mkdir('{canary}')]]",
     "(lambda: open('{canary}', 'w'))()", "print(1) or __import__('pathlib').Path('{canary}').touch()",
     "().__class__.__base__.__subclasses__()[0]", "sympify(\"open('{canary}', 'w')\")", "S(\"open('{canary}', 'w')\")",
-    "f'{{open(\"{canary}\", \"w\")}}'", "[x for x in [open('{canary}', 'w')]]", "globals()['__builtins__']['open']('{canary}', 'w')",
+    "f'{{open(\"{canary}\", \"w\")}}'", "[x for x in [open('{canary}', 'w')]]",
+    "globals()['__builtins__']['open']('{canary}', 'w')",
 )  # fmt: skip
 
 
@@ -92,9 +93,19 @@ def test_no_other_module_evaluates() -> None:
 
 
 def test_formulas() -> None:
-    for text in ("x**2/2 + C", "(1 + 2)*3", "sin(x)*exp(-x) + pi", "2.5e3*y", "sqrt(2)", "x^2", "abs(-3)", "Rational(1, 3)"):
+    for text in (
+        "x**2/2 + C",
+        "(1 + 2)*3",
+        "sin(x)*exp(-x) + pi",
+        "2.5e3*y",
+        "sqrt(2)",
+        "x^2",
+        "abs(-3)",
+        "Rational(1, 3)",
+    ):
         check_formula(text)
-    for text in ("x.diff()", "'a'", "a[0]", "lambda: 1", "x = 2", "a := 3", "__x__", "open(x)", "preview(x)", "{1}", "f'{x}'", "x;y",
+    for text in ("x.diff()", "'a'", "a[0]", "lambda: 1", "x = 2", "a := 3", "__x__", "open(x)", "preview(x)", "{1}", "f'{x}'",
+                 "x;y",
                  "test()", "(1", "@x"):  # fmt: skip
         with pytest.raises(ValueError, match=r"formula|x"):
             check_formula(text)

@@ -102,7 +102,9 @@ def test_tables_of_commands() -> None:
 
 def test_log_and_steps(tmp_path: Path) -> None:
     out = io.StringIO()
-    with RunLog(tmp_path, total_steps=3, console=Terminal(file=out, force_terminal=True, width=200, color_system=None)) as log:
+    with RunLog(
+        tmp_path, total_steps=3, console=Terminal(file=out, force_terminal=True, width=200, color_system=None)
+    ) as log:
         before = len(out.getvalue())
         log.note(NASTY)
         log.step(StepReport(1, {}, Ledger(), (NASTY,)))
@@ -144,7 +146,12 @@ def test_errors_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypa
 
 @pytest.mark.parametrize(
     "arguments",
-    [[ARGUMENT], ["train", f"--{ARGUMENT}"], ["inspect", "run", "--step", ARGUMENT], ["eval", "a", f"--{ARGUMENT}", "x"]],
+    [
+        [ARGUMENT],
+        ["train", f"--{ARGUMENT}"],
+        ["inspect", "run", "--step", ARGUMENT],
+        ["eval", "a", f"--{ARGUMENT}", "x"],
+    ],
 )
 def test_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """They may be file names that the shell filled in."""
@@ -168,7 +175,9 @@ def test_warnings_records_and_tracebacks(capsys: pytest.CaptureFixture[str], mon
     factory = logging.getLogRecordFactory()
     try:
         guard_messages()
-        record = logging.getLogger("a library").makeRecord("n", logging.WARNING, "f", 1, "%s\x1b[1mbold\x1b[0m", (NASTY,), None)
+        record = logging.getLogger("a library").makeRecord(
+            "n", logging.WARNING, "f", 1, "%s\x1b[1mbold\x1b[0m", (NASTY,), None
+        )
         assert record.getMessage().endswith("\x1b[1mbold\x1b[0m")  # colours of libraries stay
         shows(record.getMessage().removesuffix("\x1b[1mbold\x1b[0m"))
     finally:

@@ -1,7 +1,7 @@
 """Guard of reasoning-gym's verifiers: nothing in a response is run as code.
 
-Some of its tasks read an answer with Python's `eval` or sympy's `parse_expr`, which is `eval` too: `__import__('os').system(...)` in a
-response of countdown would be executed. `guard` gives its modules versions of both that take expressions alone.
+Some of its tasks read an answer with Python's `eval` or sympy's `parse_expr`, which is `eval` too: a response of countdown with
+`__import__('os').system(...)` in it would be executed. `guard` gives its modules versions of both that take expressions alone.
 """
 
 from __future__ import annotations

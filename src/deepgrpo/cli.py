@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _report(sys.argv[1:])
         return code
+    except KeyboardInterrupt:  # Ctrl-C again while the first one was being reported
+        code = 130
+        return code
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be interrupted
         end_within(_PATIENCE_S, code)
 
 

@@ -87,13 +87,16 @@ def _unicode(draw: random.Random, _: str) -> str:
     return draw.choice((text, f"4{text}2", f"-{text}", f"\\frac{{{text}}}{{2}}", f"1{text}e{text}5"))
 
 
-_PIECES = tuple(
-    [r"\frac", r"{", r"}", r"^", r"_", r"\sqrt", r"(", r")", r"[", r"]", r"1", r"42", r"x", r"\pi", r",", r";", r"\cup", r"\cap", r"\infty", r"-", r"+", r"\times", r"\text{cat}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\\", r"&", r"=", r"\leq", r"\in", r"\mathbb{R}", r"%", r"$", r"#", r"\left", r"\right", r"|", r"!", r"'", r'"', r"\overline{3}", r"\log_", r"\sum_{i=1}^{n}", r"\int", r"d", r"e-5", r".", r"°", r"\%", r"\$", r"\{", r"\}", r"\ldots", r"\emptyset", r"\mod", r"\pm", r"i", r"e", r"\angle", r"\lfloor", r"\rfloor", r"True", r"None", r"nan", r"inf"]
-)
+_PIECES = r"""
+\frac { } ^ _ \sqrt ( ) [ ] 1 42 x \pi , ; \cup \cap \infty - + \times \text{cat} \begin{pmatrix}1&2\\3&4\end{pmatrix} \\ & =
+\leq \in \mathbb{R} % $ # \left \right | ! ' " \overline{3} \log_ \sum_{i=1}^{n} \int d e-5 . ° \% \$ \{ \} \ldots \emptyset
+\mod \pm i e \angle \lfloor \rfloor True None nan inf
+"""
 
 
 def _latex(draw: random.Random, _: str) -> str:
-    return "".join(draw.choice(_PIECES) for _ in range(draw.choice((3, 8, 20, 60))))
+    pieces = _PIECES.split()
+    return "".join(draw.choice(pieces) for _ in range(draw.choice((3, 8, 20, 60))))
 
 
 def _long(draw: random.Random, _: str) -> str:

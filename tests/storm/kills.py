@@ -77,6 +77,7 @@ class Storm:
             "sentences": sentences,
             "fault": fault,
             "differences": left,
+            **({"output": (first.out + first.err)[-2000:]} if first and first.fault else {}),
         }
 
     def _strike(self, kill: Kill, place: Path) -> tuple[str, Ended | None]:

@@ -86,7 +86,8 @@ class Ended:
         """A hang, a traceback or a crash; None for a success and for a sentence."""
         if self.hung:
             return "hang"
-        if "Traceback (most recent call last)" in self.out + self.err:
+        # Ctrl-C before the first line of the program is Python's to report
+        if re.search(r"Traceback \(most recent call last\).*deepgrpo/", self.out + self.err, re.DOTALL):
             return "traceback"
         if self.code not in (0, 1, 2, 130):
             return f"exit code {self.code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def _runs(subject: str, cases: Sequence[Facts]) -> Facts:
         row[_outcome(subject, case)] += 1
     found = Counter(case["fault"] for case in cases if case["fault"])
     different = [case for case in cases if case.get("differences") or case.get("other_result")]
-    said = Counter(sentence for case in cases for sentence in case.get("sentences", ()))
+    said = Counter(_general(sentence) for case in cases for sentence in case.get("sentences", ()))
     return {
         "cases": len(cases), "rows": rows, "faults": found, "other_results": len(different),
         "phases": Counter(case["phase"] for case in cases) if subject == "kills" else {},
@@ -44,6 +45,13 @@ def _runs(subject: str, cases: Sequence[Facts]) -> Facts:
             for case in cases if case["fault"] or case in different
         ],
     }  # fmt: skip
+
+
+def _general(sentence: str) -> str:
+    """A sentence without the numbers, times and folders of one machine."""
+    text = re.sub(r"/\S*/runs/", "runs/", sentence)
+    text = re.sub(r"process \d+ on \S+ since \S+ [\d:]+", "process N on HOST since TIME", text)
+    return re.sub(r"kill \d+", "kill N", text)
 
 
 def _outcome(subject: str, case: Facts) -> str:

@@ -95,5 +95,7 @@ def join_group(
             os.environ.setdefault(variable, loopback[0])
     timeout = datetime.timedelta(seconds=timeout_s)
     descriptor = None if listener is None else listener.detach()
-    store = dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=descriptor)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=descriptor
+    )
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)

@@ -120,6 +120,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def state_of(run: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((checkpoint(run) / "state.json").read_text())
+    state.pop("crc32")
     state["ledger"] = {key: value for key, value in state["ledger"].items() if not key.startswith("seconds_")}
     return state
 

@@ -20,6 +20,7 @@ from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.output import print_table, progress_bar, write_json, write_rows
 from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.terminal import Terminal
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -37,7 +38,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
         DataError: a file is missing or unusable.
         ModelError: the model cannot be loaded.
     """
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     _check(options)
     source = find_model(options.model)
     sets = _resolve_sets(options, source)

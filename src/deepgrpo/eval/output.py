@@ -14,14 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deepgrpo.errors import DataError
+from deepgrpo.terminal import Terminal
 
 
 @contextmanager
 def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a callback for finished responses; stderr shows a bar on a terminal, else a line at every tenth."""
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True, speed_estimate_period=3600.0) as bar:
             task = bar.add_task(name, total=total)
             yield lambda count: bar.advance(task, count)

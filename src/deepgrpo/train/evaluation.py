@@ -9,6 +9,7 @@ from dataclasses import replace
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.files import replacing
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.setup import Run
 
@@ -28,7 +29,7 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     )  # fmt: skip
     path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)
     seconds = time.perf_counter() - began
     greedy = result.metrics["eval/greedy"]

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from deepgrpo.config import CheckpointConfig, Config, EvalConfig, RewardConfig, TaskReward
 from deepgrpo.engines.base import Engine, SamplingParams
+from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
@@ -24,17 +25,27 @@ from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
-from deepgrpo.runs.checkpoints import Checkpoints, TrainState
+from deepgrpo.runs.checkpoints import Checkpoints, TrainState, unreadable
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.directory import load_start, open_log, refuse_used, require_checkpoint
+from deepgrpo.train.directory import open_log
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
+from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
+from deepgrpo.train.start import fingerprint, load_start, rebuild_start
 from deepgrpo.train.user_loss import build_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A state between two optimizer steps, with torch's random state: all that a checkpoint needs besides the weights."""
+
+    state: TrainState
+    random: torch.Tensor
 
 
 @dataclass
@@ -43,6 +54,10 @@ class Run:
 
     config: Config
     directory: Path
+    """The run directory as the user named it, for messages."""
+    paths: RunDir
+    """The same from the root: a user's code may change the working directory."""
+    origin: Origin
     policy: Policy
     source: PromptSource
     strategy: Strategy
@@ -58,12 +73,12 @@ class Run:
     """Computes the per-token signals that the strategy requests; None if it requests none."""
     prefetch: Prefetch = field(default_factory=Prefetch)
     """The next batch, if the backend samples it during an update."""
+    reached: Reached | None = None
+    """The newest state, which is saved if the run fails."""
+    updating: bool = False
+    """True during an update."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
-
-    @property
-    def paths(self) -> RunDir:
-        return RunDir(self.directory)
 
     @property
     def engine(self) -> Engine:
@@ -92,22 +107,48 @@ class Run:
         wanted = self.config.sampling
         return SamplingParams(wanted.temperature, wanted.top_p, stop=wanted.stop)
 
+    def reach(self, state: TrainState) -> None:
+        """Note the state that belongs to the present weights."""
+        self.reached = Reached(state, torch.get_rng_state())
+
     def begin(self) -> TrainState:
         """Freeze the KL reference at the present weights; return the state before the first step."""
+        # whether the warm start was done in this process or read from disk
+        torch.manual_seed(self.config.run.seed)
         self.learner.freeze_reference()
         return TrainState(
-            cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict()
-        )
+            cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict(),
+            start_weights=fingerprint(self.policy),
+        )  # fmt: skip
 
     def restore(self) -> TrainState:
-        """Load weights, moments and state of the newest checkpoint. The KL reference is the start model."""
-        load_start(self.policy, self.directory)
-        self.learner.freeze_reference()
-        return self.checkpoints.load(self.policy, self.learner)
+        """Load weights, moments and state of the origin. The KL reference is the start model.
 
-    def open_log(self, resumed: TrainState | None) -> RunLog:
+        Raises CheckpointError if the checkpoint or the start model is damaged, missing, or does not fit the recipe.
+        """
+        if self.origin.kind == "start":
+            load_start(self.policy, self.paths)
+        checkpoint = self.origin.checkpoint
+        if checkpoint is None:
+            return self.begin()
+        saved = checkpoint.read_state()
+        rebuild_start(self.policy, saved.start_weights, self.config, self.paths)
+        self.learner.freeze_reference()
+        state = self.checkpoints.load(checkpoint, self.policy, self.learner)
+        try:  # a state of another strategy or version
+            Cursor.from_dict(state.cursor)
+            HealthState.from_dict(state.health)
+            self.strategy.report(state.strategy)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(
+                checkpoint, ValueError(f"its state does not fit the recipe ({type(error).__name__}: {first_line(error)}); "
+                "was explore.type changed?"),
+            ) from error
+        return state
+
+    def open_log(self) -> RunLog:
         """See `directory.open_log`."""
-        self.log = open_log(self.directory, self.config, resumed.step if resumed else None)
+        self.log = open_log(self.paths, self.config, self.origin, self.checkpoints)
         self.parts.listen(self.log.note)
         return self.log
 
@@ -150,19 +191,23 @@ class Run:
             self.eval_reward.close()
 
 
-def open_run(config: Config, resume: Path | None, backend: Backend | None = None) -> Run:
+def open_run(
+    config: Config, resume: Path | None, backend: Backend | None = None, *, step: int | None = None
+) -> Run:
     """Build all parts of a run; nothing is written yet.
+
+    Args:
+        resume: the run directory to continue.
+        step: the checkpoint to continue from; default: the newest.
 
     Raises ConfigError if the run directory is in use, CheckpointError if there is nothing to resume, ModelError if the
     model cannot be loaded or cannot fit in memory.
     """
     backend = backend or LocalBackend()
     directory = resume or RunDir.of(config.run).path
-    checkpoints = open_checkpoints(config.checkpoint, directory)
-    if resume:
-        require_checkpoint(directory, checkpoints)
-    else:
-        refuse_used(directory, checkpoints)
+    paths = RunDir(directory.absolute())
+    checkpoints = open_checkpoints(config.checkpoint, paths.path)
+    origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
     shapes = build_shapes(config)
     threads = use_threads(shapes and shapes.model, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
@@ -185,7 +230,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
-        config, directory, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
+        config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
         HealthMonitor.from_config(config), limits, threads, signals,
     )  # fmt: skip
 

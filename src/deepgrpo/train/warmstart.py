@@ -25,8 +25,9 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import SampleRequest
 from deepgrpo.rewards.base import judge
-from deepgrpo.train.directory import save_start
+from deepgrpo.runs.weights import check_weights
 from deepgrpo.train.setup import Run
+from deepgrpo.train.start import save_start
 from deepgrpo.train.stop import Stop
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
@@ -54,10 +55,10 @@ def warm_start(run: Run, stop: Stop) -> None:
         if imitated.stopped:
             run.log.note(
                 f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
-                "the run anew with the same command"
+                f"the run anew with the same command, or with: deepgrpo train --resume {run.directory}"
             )
             raise KeyboardInterrupt
-    save_start(run.policy, run.directory)
+    save_start(run.policy, run.paths)
 
 
 def load_from(policy: Policy, directory: Path) -> None:
@@ -65,6 +66,7 @@ def load_from(policy: Policy, directory: Path) -> None:
     remedy = "name the directory `start` of a run with a warm start, or a checkpoint's `model`"
     if not directory.is_dir():  # a missing directory must not be taken for a name on the hub
         raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
+    check_weights(directory)
     try:
         policy.load_weights(directory)
     except (OSError, SafetensorError) as error:

@@ -15,9 +15,11 @@ from typing import Any
 from deepgrpo.config import Config, DataConfig, GeneratedData, TaskReward, parse_section
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
+from deepgrpo.processes import follow_parent
 from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
 from deepgrpo.runs.layout import RunDir, step_of
+from deepgrpo.visible import visible
 
 
 def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
@@ -121,11 +123,12 @@ def refuse_too_few(config: Config, spec: FinalConfig) -> None:
 def _main(directory: str, spec: str) -> int:
     from deepgrpo.errors import DeepGRPOError
 
+    follow_parent()
     try:
         raw = json.loads(Path(spec).read_text(encoding="utf-8"))
         found = measure(Path(directory), parse_section(FinalConfig, raw, spec))
     except DeepGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     shown = {key: round(value, 4) for key, value in found["metrics"].items() if key in ("eval/greedy", "eval/sampled")}
     print(f"untouched questions: {found['questions']}, {shown}")

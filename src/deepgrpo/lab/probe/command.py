@@ -38,6 +38,7 @@ from deepgrpo.prompts.tasks import build_task
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.terminal import Terminal
 
 
 def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), console: Console | None = None) -> int:
@@ -49,7 +50,7 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
         ModelError: the model cannot be loaded.
         MissingExtraError: --plot without matplotlib.
     """
-    out = console or Console(highlight=False)
+    out = console or Terminal()
     setting = resolve_setting(options, overrides)
     K = setting.explore.branches_per_pivot
     most = estimate_tokens(options.rollouts, K, options.depths, setting.sampling.max_new_tokens)
@@ -141,9 +142,9 @@ def _progress(out: Console, wanted: int) -> Iterator[Callable[[Sampled], None]]:
         times = wanted / len(found.failed)
         return f"{head}; about {round(found.tokens * times, -2):,.0f} tokens and {duration(found.seconds * times)} in total"
 
-    errors = Console(stderr=True, highlight=False)
+    errors = Terminal(stderr=True)
     if errors.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=errors, transient=True, speed_estimate_period=3600.0) as bar:
             task = bar.add_task("failed responses", total=wanted)
 

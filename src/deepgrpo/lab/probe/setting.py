@@ -36,6 +36,7 @@ from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.sampling import MIN_FAILED
 from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.layout import START, RunDir
+from deepgrpo.runs.weights import check_weights
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -171,6 +172,7 @@ def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | No
                 f"the run {model!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first "
                 "one, or probe its recipe"
             )
+        check_weights(run.start)
         return config, ModelSource(str(run.start), config)
     if not path.is_dir() and (path.suffix == ".toml" or model in [name for name, _ in shipped.list_recipes()]):
         config = load_recipe(shipped.find_recipe(model), overrides)

@@ -170,10 +170,10 @@ class OptimConfig(Section):
     max_grad_norm: PositiveFloat | None = 1.0
     """Maximum global norm of the gradient; none: no clipping."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of linear warm-up from 0."""
+    """Optimizer steps of linear warm-up from 0; those that a run step without signal leaves out count."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or decay to 0 at step `run.steps` (not reached if `run.max_sampled_tokens`
-    ends the run earlier)."""
+    """Learning rate after the warm-up: constant, or decay to 0 at step `run.steps`, steps without signal included (not reached
+    if `run.max_sampled_tokens` ends the run earlier)."""
     minibatches: PositiveInt = 1
     """Optimizer steps into which the prompts of a step are split."""
     epochs: PositiveInt = 1

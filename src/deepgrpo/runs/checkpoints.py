@@ -41,7 +41,7 @@ class SavesMoments(Protocol):
 
     def save(self, directory: Path) -> None: ...
 
-    def load(self, directory: Path, optimizer_steps: int) -> None: ...
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Checkpoints:
         try:
             policy.load_weights(found.model)
             state = found.read_state()
-            learner.load(found.path, state.optimizer_steps)
+            learner.load(found.path, state.step, state.optimizer_steps)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise unreadable(found.path, error) from error
         return state

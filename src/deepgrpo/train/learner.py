@@ -60,8 +60,7 @@ class Learner:
         exact_sampler: bool = True, ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.optimizer, self.config = policy, reference, optimizer, config
-        self.optimizer_steps, self.ranks = 0, ranks or SingleRank()
-        self.total_steps = config.run.steps * config.optim.minibatches * config.optim.epochs
+        self.updates, self.optimizer_steps, self.ranks = 0, 0, ranks or SingleRank()
         wanted = config.loss.importance
         self.objective = Objective(
             config.loss, build_loss(config.loss), config.sampling.temperature, config.sampling.max_new_tokens,
@@ -80,9 +79,14 @@ class Learner:
         """See `train.backend.UpdatesPolicy`."""
         save_moments(moments_of(self.policy, self.optimizer), directory)
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
         """See `train.backend.UpdatesPolicy`."""
         load_moments(self.policy, self.optimizer, read_moments(self.policy, directory))
+        self.count(updates, optimizer_steps)
+
+    def count(self, updates: int, optimizer_steps: int) -> None:
+        """Continue after this many updates and optimizer steps."""
+        self.updates = updates
         self.policy.version = self.optimizer_steps = optimizer_steps
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
@@ -107,12 +111,13 @@ class Learner:
         seen: list[Observed] = []
         norms: list[float] = []
         before = self.optimizer_steps
-        lr = 0.0
-        for _ in range(optim.epochs):
-            for (layout, packs), old in zip(batches, olds, strict=True):
+        lr, per_update = 0.0, optim.minibatches * optim.epochs
+        for epoch in range(optim.epochs):
+            for number, ((layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
                 if not packs:
                     continue  # no row of these prompts carries a signal
-                lr = learning_rate(optim, self.optimizer_steps, self.total_steps)
+                place = self.updates * per_update + epoch * optim.minibatches + number
+                lr = learning_rate(optim, place, self.config.run.steps * per_update)
                 observed, norm = self._optimizer_step(layout.terms, packs, old, lr)
                 seen.append(observed)
                 norms.append(norm)
@@ -126,6 +131,7 @@ class Learner:
             "main/sequences": float(count_sequences(selection.credits, "main")),
             "branch/sequences": float(count_sequences(selection.credits, "branch")),
         }
+        self.updates += 1
         steps = self.optimizer_steps - before
         ledger = Ledger(
             learner_tokens=tokens * passes,

@@ -16,13 +16,16 @@ DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 
 from __future__ import annotations
 
+import io
 import os
 import pkgutil
+import re
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -34,6 +37,9 @@ from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.layout import RunDir
+
+NARROWEST = 20
+"""Columns that every command assumes at least."""
 
 Overrides = list[tuple[str, str]]
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -97,10 +103,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our characters shows a question mark
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # tables and help would be laid out for no width at all, or without end
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:  # closed by the shell (`>&-`)
+            sys.stdout.flush()
+        return code
     except DeepGRPOError as error:
         if os.environ.get("DEEPGRPO_DEBUG") == "1":
             raise
@@ -135,15 +149,29 @@ def _run(arguments: list[str]) -> int:
     overrides: Overrides = []
     if command.overrides != "none":
         rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
-    options: object = tyro.cli(
+    options: Any = tyro.cli(
         command.options,
         prog=f"deepgrpo {name}",
         description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
         args=_give_value(rest, "--help-config", "all"),
         config=_STYLE,
     )
+    options = _expand_homes(options)
     function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
+
+
+def _expand_homes(options: Any) -> Any:
+    """Replace ~/ and ~user/ at the start of every option: a shell leaves it in `--json=~/figures.json`, or in quotes."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        if isinstance(value, Path):
+            return value.expanduser()
+        return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*/", value) else value
+
+    return replace(options, **{each.name: expanded(getattr(options, each.name)) for each in fields(options)})
 
 
 def run_train(command: Train, overrides: Overrides) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from deepgrpo.config.base import DecayRate, NonNegative, Section
+from deepgrpo.config.base import DecayRate, NonNegative, PathText, Section
 
 POLICY_LOSSES = ("ppo", "cispo")
 """Values of `loss.policy`, the names in `loss/policy.py`."""
@@ -40,7 +40,7 @@ class LossConfig(Section):
     """Weight of the branch stream."""
     beta: NonNegative = 1e-4
     """Weight of the KL divergence (k3) to the frozen start model; with 0, no reference model is loaded."""
-    policy: str = "ppo"
+    policy: PathText = "ppo"
     """Loss of a token. ppo: clipped surrogate. cispo: clipped weight times log-prob. Or your own function, as
     "path/to/file.py:name" or "package.module:name"."""
     ratio: Literal["token", "sequence"] = "token"

@@ -91,7 +91,7 @@ class VLLMEngine:
             self._sent = fingerprint(policy)
             write_weights(policy, self.directory, self.dtype)
             tokenizer = write_tokenizer(policy, self.directory)
-            python = config.python or os.environ.get(PYTHON) or sys.executable
+            python = config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
             self.process = VLLMProcess(
                 python, self._settings(tokenizer, trust_remote_code),
                 {**ENVIRONMENT, "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,

@@ -17,6 +17,7 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -33,7 +34,6 @@ from deepgrpo.train.log import RunLog
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.user_loss import build_loss
-
 
 @dataclass
 class Run:
@@ -171,6 +171,8 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     eval_prompts, eval_reward = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     signals = build_signals(policy, strategy)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on

@@ -30,6 +30,7 @@ from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.shape import shape_of
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.rng import uniforms
 
@@ -96,7 +97,7 @@ class SampleCall:
         self.windows = windows_of(policy)
         self.attached = worth_attaching(requests) if attach else [False] * len(requests)
         self.cache = SlotCache(
-            policy.causal.config.num_hidden_layers, self.max_rows, slot_length(requests, self.attached), device,
+            shape_of(policy.causal.config).layers, self.max_rows, slot_length(requests, self.attached), device,
             policy.dtype,
         )  # fmt: skip
         self.plan: DecodePlan | None = None

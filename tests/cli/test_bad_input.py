@@ -204,7 +204,7 @@ def test_a_model_directory_that_is_missing(deepgrpo: Any, path: str) -> None:
 def test_a_directory_that_is_no_model(deepgrpo: Any, place: Path) -> None:
     (place / "empty").mkdir()
     done = deepgrpo("tiny.toml", "--model.path", "empty")
-    assert done.code == 1 and "error: model.path = 'empty' has no config.json; name a directory" in done.err
+    assert done.code == 1 and "error: model.path = 'empty' has no config.json: it is empty; name a directory" in done.err
 
 
 def test_weights_that_are_damaged(deepgrpo: Any, place: Path, model: str) -> None:

@@ -21,6 +21,9 @@ from deepgrpo.model.soundness import freeze_other_parts, require_all_weights, re
 
 PYPI_PREFIX = "pypi:"
 
+LONGEST_NAME = 255
+"""Bytes of a file name on most systems; the system calls refuse longer ones."""
+
 
 def load_policy(
     config: PretrainedModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 256
@@ -37,19 +40,21 @@ def load_policy(
         transformers_logging.disable_progress_bar()  # a progress bar would clutter a log file
     tokenizer = load_tokenizer(config)
     path, gguf = locate(config)
+    said = f"model.path = {config.path!r}"
+    if Path(path).is_dir() and not gguf:
+        require_weights(Path(path), said)
     try:
         if gguf:
             from transformers import GgufConfig
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **code_options(config), **gguf
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged config or a model's own code may raise anything
         raise loading_error(config, path, error) from error
-    said = f"model.path = {config.path!r}"
     require_all_weights(model, said, info)
     if gguf:
         # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
@@ -104,8 +109,9 @@ def load_tokenizer(config: PretrainedModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_path, trust_remote_code=config.trust_remote_code, **({} if config.tokenizer else gguf)
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file may raise anything
         _refuse_remote_code(config, error)
+        _try_config(config, path, gguf)
         if not Path(tokenizer_path).is_dir():
             key = "model.tokenizer" if config.tokenizer else "model.path"
             raise ModelError(
@@ -144,10 +150,23 @@ def loading_error(config: PretrainedModel, path: str, error: Exception) -> Model
             f"model.path = {config.path!r} is a {found}, which transformers does not load as a causal language model of text "
             "alone; name one, such as the text-only model of the same family"
         )
+    said = " ".join(str(error).split("\n")[:2])  # where transformers checks a config, the second line has the cause
     return ModelError(
-        f"no causal language model could be loaded from {path!r} ({first_line(error)}); "
+        f"no causal language model could be loaded from {path!r} ({' '.join(said.split())[:300] or type(error).__name__}); "
         "model.path must be a directory with config.json and safetensors, or a hub name"
     )
+
+
+def _try_config(config: PretrainedModel, path: str, gguf: dict[str, Any]) -> None:
+    """Raise ModelError if a directory's config.json cannot be read, which a tokenizer's error would not say."""
+    from transformers import AutoConfig
+
+    if config.tokenizer or gguf or not Path(path).is_dir():
+        return
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise loading_error(config, path, error) from error
 
 
 def _kind_of(path: str) -> str:
@@ -174,10 +193,11 @@ def _locate(config: PretrainedModel) -> tuple[str, str | None]:
     """The directory (or hub name) and the name of the GGUF file in it, if any."""
     if not config.path.startswith(PYPI_PREFIX):
         path, said = Path(config.path), f"model.path = {config.path!r}"
+        if len(path.name) > LONGEST_NAME:
+            raise ModelError(f"model.path has a name of {len(path.name)} characters; name a directory or a hub name")
         if path.is_dir():
             if not config.gguf_file:
                 require_config(path, said)
-                require_weights(path, said)
             elif not (path / config.gguf_file).is_file():
                 files = sorted(file.name for file in path.glob("*.gguf"))
                 raise ModelError(f"{said} has no file {config.gguf_file!r}; model.gguf_file can be one of {files}")

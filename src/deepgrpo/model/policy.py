@@ -17,7 +17,7 @@ from deepgrpo.model import tree_attention
 from deepgrpo.model.adapters import has_adapters, load_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.head import Head, find_head
-from deepgrpo.model.logprobs import chunked_logprobs
+from deepgrpo.model.logprobs import chunked_logprobs, entropy
 from deepgrpo.model.shape import shape_of
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import PackingVerdict, judge_model
@@ -124,7 +124,7 @@ class Policy:
                 log_p_NV = torch.log_softmax(logits_NV, -1)
                 logprob_N = log_p_NV.gather(1, target_N[:, None]).squeeze(1)
                 with torch.no_grad():
-                    entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if with_entropy else torch.zeros_like(logprob_N)
+                    entropy_N = entropy(log_p_NV) if with_entropy else torch.zeros_like(logprob_N)
                 return logprob_N, entropy_N
             hidden_NH = self.run(rows_N, **inputs)
         layer = self.causal.get_output_embeddings()

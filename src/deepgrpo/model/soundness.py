@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,13 +18,19 @@ SOME = 256
 
 
 def require_all_weights(causal: Any, said: str, info: Mapping[str, Any]) -> None:
-    """Raise ModelError if transformers filled parameters with random values because the files have none for them.
+    """Raise ModelError if transformers made weights up or left layers out: it reports both, and goes on.
 
     Args:
         said: the key and its value, for the message.
         info: transformers' `loading_info`.
     """
     names = dict(causal.named_parameters())
+    for key in info["mismatched_keys"]:
+        name, stored, wanted = key if isinstance(key, tuple) else (key, "another shape", "its own")
+        raise ModelError(
+            f"the weights of {said} do not fit its config.json: {name} has the shape {_shape(stored)} and should have "
+            f"{_shape(wanted)}; copy the config.json that belongs to the weights"
+        )
     missing = sorted(str(name) for name in info["missing_keys"] if name in names)
     if missing:
         kinds = ", ".join(getattr(causal.config, "architectures", None) or [])
@@ -33,6 +40,17 @@ def require_all_weights(causal: Any, said: str, info: Mapping[str, Any]) -> None
             + (f"; they are those of {kinds}" if kinds and kinds != type(causal).__name__ else "")
             + "; name a model with the weights of a causal language model, all of them"
         )
+    known = {re.sub(r"\d+", "#", name) for name in names}
+    further = sorted(str(key) for key in info["unexpected_keys"] if re.sub(r"\d+", "#", str(key)) in known)
+    if further:
+        raise ModelError(
+            f"the weights of {said} hold more layers than its config.json names ({', '.join(further[:3])}), and the rest would "
+            "be left out; copy the config.json that belongs to the weights"
+        )
+
+
+def _shape(size: Any) -> str:
+    return str(list(size)) if isinstance(size, Iterable) and not isinstance(size, str) else str(size)
 
 
 def freeze_other_parts(causal: Any) -> None:

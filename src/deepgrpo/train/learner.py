@@ -100,29 +100,29 @@ class Learner:
         )
         # after the selection: whitening would give a unanimous group an advantage again
         chosen = whiten(selection.credits) if self.config.credit.whiten else selection.credits
-        batches: list[tuple[Layout, list[Pack]]] = []
+        batches: list[tuple[list[Tree], Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
             own = [trees[i] for i in part]
             layout = lay_out(own, [chosen[i] for i in part])
-            batches.append((layout, self._pack(own, layout)))
+            batches.append((own, layout, self._pack(own, layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
-        olds = [self.old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
+        olds = [self.old_logprobs(layout.terms, packs) if several else None for _, layout, packs in batches]
         seen: list[Observed] = []
         norms: list[float] = []
         before = self.optimizer_steps
         lr, per_update = 0.0, optim.minibatches * optim.epochs
         for epoch in range(optim.epochs):
-            for number, ((layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
+            for number, ((own, layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
                 if not packs:
                     continue  # no row of these prompts carries a signal
                 place = self.updates * per_update + epoch * optim.minibatches + number
                 lr = learning_rate(optim, place, self.config.run.steps * per_update)
-                observed, norm = self._optimizer_step(layout.terms, packs, old, lr)
+                observed, norm = self._optimizer_step(own, layout, packs, old, lr)
                 seen.append(observed)
                 norms.append(norm)
         passes = optim.epochs + several + (optim.epochs if self.reference else 0)
-        tokens = sum(pack.num_tokens for _, packs in batches for pack in packs)
+        tokens = sum(pack.num_tokens for *_, packs in batches for pack in packs)
         metrics = self.objective.metrics(seen, reference=self.reference is not None) | {
             "grad_norm": float(np.mean(norms)) if norms else math.nan,
             "lr": lr,
@@ -135,8 +135,8 @@ class Learner:
         steps = self.optimizer_steps - before
         ledger = Ledger(
             learner_tokens=tokens * passes,
-            learner_tokens_unique=sum(layout.unique_tokens for layout, _ in batches) * passes,
-            trained_tokens=sum(len(layout.terms) for layout, _ in batches),
+            learner_tokens_unique=sum(layout.unique_tokens for _, layout, _ in batches) * passes,
+            trained_tokens=sum(len(layout.terms) for _, layout, _ in batches),
             optimizer_steps=steps,
         )
         return Update(metrics, ledger, steps)
@@ -148,9 +148,10 @@ class Learner:
         )
 
     def _optimizer_step(
-        self, terms: Terms, packs: Sequence[Pack], old_N: Tensor | None, lr: float
+        self, trees: Sequence[Tree], layout: Layout, packs: Sequence[Pack], old_N: Tensor | None, lr: float
     ) -> tuple[Observed, float]:
         """Accumulate the gradient over the packs, clip it, and move the weights."""
+        terms = layout.terms
         self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         observed, weights = self.objective.observed(terms), self.objective.weights(terms)
@@ -168,7 +169,8 @@ class Learner:
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
             raise TrainingError(
-                f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so the step was not taken. "
+                f"the loss of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {total.item()}"
+                f"{_culprit(trees, layout, observed)}, so the step was not taken. "
                 f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                 "continue from the newest with --resume and a lower --optim.lr"
             )
@@ -177,7 +179,8 @@ class Learner:
         norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so the step was not taken. "
+                f"the gradient norm of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {norm}, so the step was "
+                "not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)
@@ -197,3 +200,10 @@ class Learner:
             if counts:  # each process needs the old log-probs of its own packs only
                 old_N[torch.from_numpy(pack.terms_n)] = logprob_n
         return old_N
+
+
+def _culprit(trees: Sequence[Tree], layout: Layout, observed: Observed) -> str:
+    """The first prompt with a loss or a KL that is not finite, as a clause; empty if this process has none."""
+    finite_N = torch.isfinite(observed.columns["loss"]) & torch.isfinite(observed.columns["kl"])
+    row = next((row for row in layout.rows if not finite_N[torch.from_numpy(row.terms)].all()), None)
+    return "" if row is None else f", first at a response to prompt {trees[row.tree].prompt.id!r}"

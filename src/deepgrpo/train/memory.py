@@ -21,6 +21,7 @@ import torch
 from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig, VLLMEngineConfig, WarmstartConfig
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
 from deepgrpo.explore.base import Strategy
+from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.materialize import first_of_each_kind
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import shape_of
@@ -185,7 +186,7 @@ def learner_memory(config: Config, policy: Policy, counts: Counts, shards: int) 
     activations = tokens * hidden * kept * value + 3 * rows * shape.vocabulary * 4
     if policy.plain_head:
         activations += min(config.learner.logprob_keep_mb * 2**20, tokens * shape.vocabulary * 4)
-    adapters = counts.trained < counts.every
+    adapters = has_adapters(policy.model)
     copied = config.loss.beta > 0 and not adapters
     gathered = start = 0
     if shards > 1:

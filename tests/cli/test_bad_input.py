@@ -328,7 +328,7 @@ def test_a_learning_rate_that_is_far_too_high(deepgrpo: Any, place: Path) -> Non
     """The weights blow up in step 1, and step 2 notices; step 1 is there to go back to."""
     done = deepgrpo("tiny.toml", "--optim.lr", "1e30", "--checkpoint.every", "1")
     assert done.code == 1
-    assert "error: the gradient norm of optimizer step 1 is nan, so the step was not taken. Lower optim.lr" in done.err
+    assert "error: the gradient norm of step 2 (optimizer step 1) is nan, so the step was not taken. Lower optim.lr" in done.err
     assert [line["step"] for line in metrics(place)] == [1]
 
 
@@ -340,7 +340,7 @@ def test_weights_that_are_not_finite(deepgrpo: Any, place: Path, model: str) -> 
     save_file(weights, place / "poisoned" / "model.safetensors", metadata={"format": "pt"})
     done = deepgrpo("tiny.toml", "--model.path", "poisoned")
     assert done.code == 1
-    assert "error: the logits of the policy are not finite" in done.err and "model.path" in done.err
+    assert "error: step 1: the logits of the policy are not finite" in done.err and "model.path" in done.err
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

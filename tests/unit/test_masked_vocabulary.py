@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +17,7 @@ from deepgrpo.errors import EngineError
 from deepgrpo.model.logprobs import distance
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import SampleRequest
+from tiny import byte_tokenizer
 
 MASKED = slice(100, 250)
 
@@ -43,8 +43,8 @@ def build(kind: type[LlamaForCausalLM], *, bias: bool = False) -> Policy:
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
             max_position_embeddings=128, bos_token_id=None, eos_token_id=1, pad_token_id=0, tie_word_embeddings=False,
             initializer_range=0.3,
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     if bias:
         layer = nn.Linear(32, len(tokenizer))
         layer.bias.data[MASKED] = -torch.inf
@@ -90,7 +90,7 @@ def test_logits_without_a_token_to_draw_name_the_prompt(params: SamplingParams, 
     engine = EmbeddedEngine(policy)
     policy.model.part = slice(0, 0)
     prompt = tuple(policy.tokenizer("two plus two?").input_ids)
-    with torch.no_grad():  # the hidden state of the last token of this prompt overflows, and no other prompt's
+    with torch.no_grad():
         policy.model.lm_head.weight.fill_(value)
     with pytest.raises(EngineError, match=r"not finite .* after 0 tokens of a response to the prompt that ends in 'two plus"):
         engine.sample([SampleRequest(prompt, (1,), 4)], params)

@@ -49,7 +49,10 @@ def test_other_keys_keep_their_types(minimal: Path) -> None:
         ("loss.dual_clip", "None"), ("sampling.stop", '["7"]'), ("credit.scale", "none"), ("cluster", "none"),
         ("data.columns.question", "2"),
     ]  # fmt: skip
-    base = [("data", '{type = "jsonl", path = "x.jsonl"}'), ("reward", '{type = "exact"}'), ("model", '{type = "pretrained", path = "7"}')]
+    base = [
+        ("data", '{type = "jsonl", path = "x.jsonl"}'), ("reward", '{type = "exact"}'),
+        ("model", '{type = "pretrained", path = "7"}'),
+    ]  # fmt: skip
     config: Any = load_recipe(minimal, base + overrides)
     found = (config.run.seed, config.optim.lr, config.log.wandb, config.run.name, config.eval.every, config.loss.dual_clip)
     assert found == (7, 1e-5, True, "quoted", None, None)

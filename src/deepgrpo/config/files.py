@@ -12,9 +12,9 @@ import tomli_w
 
 from deepgrpo.config.base import Section
 from deepgrpo.config.problems import fields_at, parse_section
-from deepgrpo.config.values import key_kinds, read_value
 from deepgrpo.config.recipe import Config
 from deepgrpo.config.shipped import find_recipe
+from deepgrpo.config.values import key_kinds, read_value
 from deepgrpo.errors import ConfigError
 
 
@@ -82,7 +82,8 @@ def parse_toml(content: bytes) -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"line {line} has the byte 0x{content[error.start]:02x}, which is not UTF-8; save it as UTF-8") from None
+        byte = content[error.start]
+        raise ValueError(f"line {line} has the byte 0x{byte:02x}, which is not UTF-8; save it as UTF-8") from None
     except RecursionError:
         raise ValueError("its lists are nested too deeply") from None
 

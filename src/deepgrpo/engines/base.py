@@ -18,10 +18,10 @@ def not_finite(tokenizer: Any, request: SampleRequest, drawn: int) -> EngineErro
     """
     prompt = tokenizer.decode(request.prefix[: len(request.prefix) - len(request.response)]).strip()
     return EngineError(
-        f"the logits of the policy are not finite (NaN, or -inf for every token) after {len(request.response) + drawn} tokens of "
-        f"a response to the prompt that ends in {prompt[-60:]!r}, so nothing can be sampled: the weights have overflowed, or the "
-        "model masks its whole vocabulary. Lower optim.lr and continue from an earlier checkpoint with --resume, or check the "
-        "weights of model.path"
+        f"the logits of the policy are not finite (NaN, or -inf for every token) after {len(request.response) + drawn} tokens "
+        f"of a response to the prompt that ends in {prompt[-60:]!r}, so nothing can be sampled: the weights have overflowed, "
+        "or the model masks its whole vocabulary. Lower optim.lr and continue from an earlier checkpoint with --resume, or check "
+        "the weights of model.path"
     )
 
 
@@ -103,8 +103,8 @@ def check_requests(requests: Sequence[SampleRequest], context: int, token_rows: 
     for request in requests:
         if token_rows is not None and max(request.prefix, default=0) >= token_rows:
             raise EngineError(
-                f"a prefix has the token id {max(request.prefix)}, but the model has embeddings for the ids below {token_rows:,} "
-                "only; use the model's own tokenizer (model.tokenizer)"
+                f"a prefix has the token id {max(request.prefix)}, but the model has embeddings for the ids below "
+                f"{token_rows:,} only; use the model's own tokenizer (model.tokenizer)"
             )
         longest = len(request.prefix) + request.max_new_tokens
         if not request.prefix:

@@ -1,5 +1,6 @@
 """A model directory: what is missing from it, in a sentence. transformers would guess: without config.json it builds a model
-of 6.7 billion random weights."""
+of 6.7 billion random weights.
+"""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Policy:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token that ends a text: the tokenizer's EOS and those of the generation config, as far as the model has them."""
+        """Every token that ends a text: the tokenizer's EOS and those of the generation config, if the model has them."""
         configured = getattr(getattr(self.causal, "generation_config", None), "eos_token_id", None)
         ids = configured if isinstance(configured, list | tuple) else [configured]
         rows = self.token_rows

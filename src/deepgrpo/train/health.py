@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, EmbeddedEngineConfig, LossConfig, MathReward, UserReward
+from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward
+from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
 
@@ -93,9 +94,9 @@ class HealthMonitor:
             answer_place=place,
             template=f'data.template.preset = "{config.data.template.preset}"',
             user_reward=isinstance(reward, UserReward),
-            loose=_bound("raise", config.loss),
-            tight=_bound("lower", config.loss),
-            mismatch_cause=_mismatch_cause(config),
+            loose=bound("raise", config.loss),
+            tight=bound("lower", config.loss),
+            mismatch_cause=mismatch_cause(config),
             # the embedded engine samples with the learner's own weights, so only rounding can differ
             mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngineConfig) else 0.05,
         )
@@ -136,8 +137,10 @@ class HealthMonitor:
             failed = 0.0
         # rollouts that all fail for one of these reasons need no easier questions
         reason = "most checks of the reward fail: repair the reward first" if failed >= MOST else None
-        reason = reason or ("nearly all rollouts are cut off: see to their length first" if found.get("truncated") else None)
-        reason = reason or ("in nearly all of them no answer is found: see to its place first" if found.get("unparsed") else None)
+        if reason is None and found.get("truncated"):
+            reason = "nearly all rollouts are cut off: see to their length first"
+        if reason is None and found.get("unparsed"):
+            reason = "in nearly all of them no answer is found: see to its place first"
         if mixed is not None:
             dead = state.dead >= self.dead_steps
             found["dead"] = self._dead(state.dead, see("main/reward"), reason) if dead else None
@@ -169,8 +172,8 @@ class HealthMonitor:
     def _unparsed(self, share: float) -> str:
         if self.user_reward:
             return (
-                f"your reward returned None for {share:.0%} of the rollouts, which means that it found no answer in them: read a "
-                "few rollouts in trees/, and make the prompt ask for what it looks for"
+                f"your reward returned None for {share:.0%} of the rollouts, which means that it found no answer in them: read "
+                "a few rollouts in trees/, and make the prompt ask for what it looks for"
             )
         return (
             f"no answer was found in {share:.0%} of the rollouts: the reward ({self.answer_place or 'reward'}) looks "
@@ -184,9 +187,9 @@ class HealthMonitor:
             return f"{head}: {reason}"
         if self.user_reward and reward is not None:
             return (
-                f"{head}: your reward gives all rollouts of a prompt the same (mean reward {reward:g}); check it on a good and a "
-                "bad answer; if it tells them apart, raise sampling.temperature or explore.num_rollouts, or choose questions of "
-                "middling difficulty"
+                f"{head}: your reward gives all rollouts of a prompt the same (mean reward {reward:g}); check it on a good and "
+                "a bad answer; if it tells them apart, raise sampling.temperature or explore.num_rollouts, or choose questions "
+                "of middling difficulty"
             )
         if reward is not None and reward >= 0.98:
             return (
@@ -208,7 +211,7 @@ class HealthMonitor:
     def _problems(self, see: _Reader, count: float, share: float) -> str:
         kinds = {name.removeprefix(PROBLEM): see(name) or 0.0 for name in see.metrics if name.startswith(PROBLEM)}
         worst = max(kinds, key=lambda kind: kinds[kind], default="")
-        remedy = _REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
+        remedy = REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
         named = ", ".join(f"{kind.replace('_', ' ')}: {number:.0f}" for kind, number in sorted(kinds.items()))
         return (
             f"{count:.0f} checks of the reward failed in this step ({share:.0%}{'; ' + named if named else ''}) and scored 0; "
@@ -218,9 +221,9 @@ class HealthMonitor:
     def _collapse(self, entropy: float, first: float) -> str:
         if first < self.low_entropy:
             return (
-                f"the entropy is {entropy:.4f} nats per token (below {self.low_entropy}), as low as at the start: the start model "
-                "is nearly deterministic, so rollouts hardly differ; raise sampling.temperature, or start from a model that "
-                "was trained less on these questions"
+                f"the entropy is {entropy:.4f} nats per token (below {self.low_entropy}), as low as at the start: the start "
+                "model is nearly deterministic, so rollouts hardly differ; raise sampling.temperature, or start from a model "
+                "that was trained less on these questions"
             )
         bound = f"{self.loose}, " if self.loose else ""
         return (
@@ -263,51 +266,6 @@ class HealthMonitor:
             f"{head}: no pivot could be chosen; the rollouts may have no segment to branch at (explore.segments.type), "
             "or none has a reward at or below explore.success_threshold"
         )
-
-
-PROBLEM = "reward/problem_"
-"""Start of the names of the metrics that count failed checks by kind."""
-
-MOST = 0.5
-"""Share of failed checks above which they explain that nothing is learned."""
-
-_REMEDIES = {
-    "timeout": "raise reward.timeout_s, or look at the responses in trees/",
-    "crash": "the process that checks died: give it memory, or look for what the responses in trees/ make it do",
-    "raised": "the check raised an error: try it on the responses in trees/ that scored 0",
-    "not_finite": "the reward was NaN or infinite: return a finite number, or None for a response that cannot be scored",
-}
-"""Kind of a failed check → remedy."""
-
-
-def _bound(change: str, loss: LossConfig) -> str:
-    """Remedy by the upper bound of the chosen loss; a user's own has its own."""
-    if loss.user_function:
-        return ""
-    key = "cispo_high" if loss.policy == "cispo" else "sequence_clip_high" if loss.ratio == "sequence" else "clip_high"
-    return f"{change} loss.{key}"
-
-
-def _mismatch_cause(config: Config) -> str:
-    """Why sampler and learner may give different log-probs in this recipe, likeliest cause first, and the remedy."""
-    weights = 'keep loss.importance = "auto", which weighs for it'
-    if config.sampling.top_p < 1:
-        return (
-            f"sampling.top_p = {config.sampling.top_p} cuts the sampler's distribution and not the learner's; {weights}, or set "
-            "sampling.top_p = 1"
-        )
-    if config.cluster is not None and config.cluster.overlap:
-        return f"with cluster.overlap rollouts are one update old; {weights}, and lower optim.lr, or set cluster.overlap = false"
-    if config.engine_dtype != config.learner.dtype:
-        return (
-            f"the engine computes in {config.engine_dtype} and the learner in {config.learner.dtype}; {weights}, or set "
-            f'engine.dtype = "learner"'
-        )
-    if config.learner.dtype == "bfloat16":
-        return f'engine and learner round differently in bfloat16; {weights}, or set learner.dtype = "float32"'
-    if not isinstance(config.engine, EmbeddedEngineConfig):
-        return f'vLLM computes otherwise than the learner; {weights}, or set engine.type = "embedded"'
-    return "no cause is known: test the model with `deepgrpo doctor`, and report it with the recipe"
 
 
 class _Reader:

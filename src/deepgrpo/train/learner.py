@@ -104,6 +104,7 @@ class Learner:
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
             own = [trees[i] for i in part]
             layout = lay_out(own, [chosen[i] for i in part])
+            self._require_finite(own, layout)
             batches.append((own, layout, self._pack(own, layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
@@ -147,6 +148,18 @@ class Learner:
             trees, layout, self.config.learner.tokens_per_pack, tree_packs=verdict.packs, window=verdict.window
         )
 
+    def _require_finite(self, trees: Sequence[Tree], layout: Layout) -> None:
+        """Raise TrainingError if an advantage is beyond float32."""
+        finite_N = np.isfinite(layout.terms.advantage_N)
+        if not finite_N.all():
+            row = next(row for row in layout.rows if not finite_N[row.terms].all())
+            tree = trees[row.tree]
+            raise TrainingError(
+                f"an advantage of step {self.updates + 1} (prompt {tree.prompt.id!r}) is not a finite number: its rewards "
+                f"reach {max(abs(node.reward) for node in tree.nodes):.3g}, and the loss is computed in float32, which ends at "
+                "3.4e38; divide the rewards by a constant"
+            )
+
     def _optimizer_step(
         self, trees: Sequence[Tree], layout: Layout, packs: Sequence[Pack], old_N: Tensor | None, lr: float
     ) -> tuple[Observed, float]:
@@ -169,8 +182,8 @@ class Learner:
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
             raise TrainingError(
-                f"the loss of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {total.item()}"
-                f"{_culprit(trees, layout, observed)}, so the step was not taken. "
+                f"the loss of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {total.item()}, "
+                f"so the step was not taken{_culprit(trees, layout, observed)}. "
                 f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                 "continue from the newest with --resume and a lower --optim.lr"
             )
@@ -179,8 +192,8 @@ class Learner:
         norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {norm}, so the step was "
-                "not taken. "
+                f"the gradient norm of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {norm}, "
+                "so the step was not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)
@@ -206,4 +219,4 @@ def _culprit(trees: Sequence[Tree], layout: Layout, observed: Observed) -> str:
     """The first prompt with a loss or a KL that is not finite, as a clause; empty if this process has none."""
     finite_N = torch.isfinite(observed.columns["loss"]) & torch.isfinite(observed.columns["kl"])
     row = next((row for row in layout.rows if not finite_N[torch.from_numpy(row.terms)].all()), None)
-    return "" if row is None else f", first at a response to prompt {trees[row.tree].prompt.id!r}"
+    return "" if row is None else f"; the first such loss is of a response to prompt {trees[row.tree].prompt.id!r}"

@@ -35,6 +35,7 @@ from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.user_loss import build_loss
 
+
 @dataclass
 class Run:
     """The parts of a run. What changes between steps is in `TrainState`, apart from weights and moments."""

@@ -206,7 +206,8 @@ class _Choose(LogitsProcessor):
 
     def _append(self, row: _Row, token: int, logprob: float) -> None:
         if not np.isfinite(logprob):
-            raise not_finite(self.tokenizer, SampleRequest(row.prefix, (), row.limit, len(row.prefix) - len(row.before)), len(row.tokens))
+            request = SampleRequest(row.prefix, (), row.limit, len(row.prefix) - len(row.before))
+            raise not_finite(self.tokenizer, request, len(row.tokens))
         row.tokens.append(token)
         row.logprobs.append(logprob)
         if token in self.eos or completes_stop(self.tokenizer, self.params.stop, row.before, row.tokens):

@@ -340,7 +340,8 @@ def test_weights_that_are_not_finite(deepgrpo: Any, place: Path, model: str) -> 
     save_file(weights, place / "poisoned" / "model.safetensors", metadata={"format": "pt"})
     done = deepgrpo("tiny.toml", "--model.path", "poisoned")
     assert done.code == 1
-    assert "error: step 1: the logits of the policy are not finite" in done.err and "model.path" in done.err
+    assert "error: model.path = 'poisoned' gives logits that are not finite" in done.err
+    assert "1 of its parameters have NaN (model.norm.weight); copy or download its weights again" in done.err
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -370,7 +371,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite(
         done = deepgrpo("tiny.toml", "--checkpoint.every", "1")
     assert done.code == 1
     what = "the loss" if where == "loss" else "the gradient norm"
-    assert f"error: {what} of optimizer step 1 is nan, so the step was not taken" in done.err
+    assert f"error: {what} of step 2 (optimizer step 1) is nan, so the step was not taken" in done.err
     assert "optim.lr" in done.err and "--resume" in done.err
     assert deepgrpo("--resume", "runs/tiny").code == 0
     assert [line["step"] for line in metrics(place)] == [1, 2]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deepgrpo.engines.base import SamplingParams, check_requests
+from deepgrpo.engines.base import SamplingParams, check_requests, named
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.engines.embedded.slot_gate import slot_objection
 from deepgrpo.errors import EngineError
@@ -110,3 +110,8 @@ def test_equal_infinities_are_equal() -> None:
 def test_a_token_without_a_row_is_refused_by_every_engine() -> None:
     with pytest.raises(EngineError, match="token id 7, but the model has embeddings for the ids below 7"):
         check_requests([SampleRequest((1, 7), (1,), 2)], 10, 7)
+
+
+def test_an_error_of_the_engine_names_the_step() -> None:
+    with pytest.raises(EngineError, match=r"^step 3: the logits"), named("step 3"):
+        raise EngineError("the logits are not finite")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,8 +21,8 @@ def not_finite(tokenizer: Any, request: SampleRequest, drawn: int) -> EngineErro
     return EngineError(
         f"the logits of the policy are not finite (NaN, or -inf for every token) after {len(request.response) + drawn} tokens "
         f"of a response to the prompt that ends in {prompt[-60:]!r}, so nothing can be sampled: the weights have overflowed, "
-        "or the model masks its whole vocabulary. Lower optim.lr and continue from an earlier checkpoint with --resume, or check "
-        "the weights of model.path"
+        "or the model masks its whole vocabulary. Lower optim.lr and continue from an earlier checkpoint with --resume, or "
+        "check the weights of model.path"
     )
 
 
@@ -116,3 +117,13 @@ def check_requests(requests: Sequence[SampleRequest], context: int, token_rows: 
                 f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
                 f"model's context is {context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
             )
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Begin the message of an engine's error inside the block with the place in the run, such as "step 3"."""
+    try:
+        yield
+    except EngineError as error:
+        error.args = (f"{what}: {error}",)
+        raise

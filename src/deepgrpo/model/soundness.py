@@ -1,4 +1,4 @@
-"""Checks of a loaded model: nothing in it is random, it never looks ahead, and it can read its own tokens and its prompts."""
+"""Checks of a loaded model: nothing in it is random or NaN, it never looks ahead, it can read its own tokens and prompts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def freeze_other_parts(causal: Any) -> None:
 
 @torch.no_grad()
 def require_causal(causal: Any, said: str) -> None:
-    """Raise ModelError if a later token changes the logits of earlier ones, as in BERT: such a model cannot be sampled."""
+    """Raise ModelError if a later token changes the logits of earlier ones, as in BERT, or if they are not finite."""
     training = causal.training
     ids = torch.arange(8, device=next(causal.parameters()).device)[None] % causal.get_input_embeddings().weight.shape[0]
     other = ids.clone()
@@ -78,8 +78,13 @@ def require_causal(causal: Any, said: str) -> None:
     finally:
         causal.train(training)
     finite = one.isfinite() & two.isfinite()  # a masked vocabulary has logits of -inf
-    if not finite.any():
-        return
+    if one.isnan().any() or not finite.any(-1).all():
+        bad = [name for name, p in causal.named_parameters() if p.isnan().any()]
+        raise ModelError(
+            f"{said} gives logits that are not finite, so nothing can be sampled: "
+            + (f"{len(bad)} of its parameters have NaN ({', '.join(bad[:3])})" if bad else "NaN, or -inf for every token")
+            + "; copy or download its weights again"
+        )
     if float((one - two)[finite].abs().max()) > 1e-4 * float(one[finite].abs().max()):
         raise ModelError(
             f"{said} is a {type(causal).__name__}, which looks ahead: a later token changes what it says about earlier ones. "

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepgrpo.config import Config
-from deepgrpo.errors import ConfigError, EngineError
+from deepgrpo.engines.base import named
+from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
@@ -144,14 +145,11 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
             version=state.optimizer_steps, signals=run.signals,
         )  # fmt: skip
 
-    try:
+    with named(f"step {state.step + 1}"):
         return gather(
             run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round, run.strategy.credit,
             dynamic=config.sampling.dynamic, max_rounds=config.sampling.max_rounds,
         )  # fmt: skip
-    except EngineError as error:
-        error.args = (f"step {state.step + 1}: {error}",)
-        raise
 
 
 def _prefetch(run: Run, state: TrainState, sampled_tokens: int) -> None:

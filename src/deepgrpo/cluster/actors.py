@@ -139,12 +139,14 @@ class LearnerRank:
     def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
         return None if values is None else Materializer(policy, values, self.device)
 
-    def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
+    def resume(
+        self, weights: Weights, moments: Moments | None, directory: str, updates: int, optimizer_steps: int
+    ) -> None:
         """Load weights and moments; `moments` None: each rank reads its shards from the directory."""
         load_weights(self.policy, weights)
         found = read_moments(self.policy, Path(directory)) if moments is None else moments
         load_moments(self.policy, self.learner.optimizer, found)
-        self.policy.version = self.learner.optimizer_steps = optimizer_steps
+        self.learner.count(updates, optimizer_steps)
 
     def adopt(self, weights: Weights) -> None:
         """Load weights that the driver has changed."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from deepgrpo.config.base import Probability, Section
+from deepgrpo.config.base import PathText, Probability, Section
 
 
 class ColumnMap(Section):
@@ -73,7 +73,7 @@ class JsonlData(_DataBase):
     """A file with one JSON object per line."""
 
     type: Literal["jsonl"] = "jsonl"
-    path: str
+    path: PathText
     """The file."""
     columns: ColumnMap = ColumnMap()
 
@@ -82,7 +82,7 @@ class ParquetData(_DataBase):
     """A parquet file (needs the extra `data`)."""
 
     type: Literal["parquet"] = "parquet"
-    path: str
+    path: PathText
     """The file."""
     columns: ColumnMap = ColumnMap()
 
@@ -91,7 +91,7 @@ class HubData(_DataBase):
     """A Hugging Face dataset, from the hub or a local directory (needs the extra `data`)."""
 
     type: Literal["hf"] = "hf"
-    path: str
+    path: PathText
     """Hub name or directory."""
     name: str | None = None
     """Configuration of the dataset."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from deepgrpo.config.base import PathText
 from deepgrpo.config.data import GeneratedData
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
@@ -342,7 +343,7 @@ class UserExplore(Explore):
 
     implementation = "deepgrpo.explore.user:UserStrategy"
     type: Literal["user"] = "user"
-    strategy: str
+    strategy: PathText
     """The class: "path/to/file.py:Name" or "package.module:Name". `deepgrpo doctor --strategy` tests it."""
     num_rollouts: PositiveInt = 8
     """Rollouts per prompt."""

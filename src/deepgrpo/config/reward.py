@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from deepgrpo.config.base import Probability, Section
+from deepgrpo.config.base import PathText, Probability, Section
 
 
 class OverlongConfig(Section):
@@ -80,7 +80,7 @@ class UserReward(_RewardBase):
     """Your own function, with TRL's signature: `def reward(prompts, completions, **columns) -> list[float]`."""
 
     type: Literal["user"] = "user"
-    function: str
+    function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
     format: Literal["text", "messages"] = "text"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Section
 
 
 class Explore(Section):
@@ -35,7 +35,7 @@ class SegmentConfig(Section):
     """For tokens: tokens per segment. For count: number of segments."""
     extra_ends: tuple[str, ...] = ()
     """For sentence: additional characters that end a segment, e.g. [";"]."""
-    function: str | None = None
+    function: PathText | None = None
     """For user: "path/to/file.py:name" or "package.module:name" of `def ends(texts: Sequence[str]) -> list[int]`, from the
     texts of a rollout's tokens to the ascending ends of its segments (docs/algorithms/your_own.md)."""
 

@@ -160,6 +160,7 @@ def _evaluate_set(
     run: Config | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from deepgrpo.eval.evaluate import evaluate
+    from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.source import build_source
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
@@ -173,6 +174,7 @@ def _evaluate_set(
     context = sampling.max_total_tokens or policy.context
     source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False)
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
+    require_rows(policy, lambda: prompts, f"the data set {one.name!r}")
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
     reward = build_reward(one.reward, build_task(data) if isinstance(one.reward, TaskReward) else None)

@@ -43,7 +43,7 @@ class SavesMoments(Protocol):
 
     def save(self, directory: Path) -> None: ...
 
-    def load(self, directory: Path, optimizer_steps: int) -> None: ...
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class Checkpoints:
         state = checkpoint.verify()
         try:
             policy.load_weights(checkpoint.model)
-            learner.load(checkpoint.path, state.optimizer_steps)
+            learner.load(checkpoint.path, state.step, state.optimizer_steps)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise unreadable(checkpoint, error) from error
         return state

@@ -15,6 +15,7 @@ from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -73,6 +74,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     )
     if eval_reward is not None:
         eval_reward.close()
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals

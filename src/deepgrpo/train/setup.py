@@ -19,6 +19,7 @@ from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -224,6 +225,8 @@ def open_run(
     eval_prompts, eval_reward = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     signals = build_signals(policy, strategy, config.learner.tokens_per_pack)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on

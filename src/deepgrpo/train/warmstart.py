@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 
 from deepgrpo import rng
 from deepgrpo.config import GeneratedData, WarmstartConfig
-from deepgrpo.errors import ConfigError, first_line
+from deepgrpo.errors import ConfigError, ModelError, first_line
+from deepgrpo.model.adapters import has_adapters
+from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
@@ -67,6 +69,12 @@ def load_from(policy: Policy, directory: Path) -> None:
     if not directory.is_dir():  # a missing directory must not be taken for a name on the hub
         raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
     check_weights(directory)
+    try:
+        if not has_adapters(policy.model):
+            require_config(directory, "it")
+    except ModelError as error:
+        said = f"warmstart.from is {str(directory)!r}, but no weights can be read there ({error}); {remedy}"
+        raise ConfigError(said) from None
     try:
         policy.load_weights(directory)
     except (OSError, SafetensorError) as error:

@@ -40,6 +40,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.eval.model import find_model, load_model
     from deepgrpo.model.device import resolve_device, use_threads
+    from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
     from deepgrpo.runs.files import replace_file
@@ -52,6 +53,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
     prompts, left_out = final_prompts(config, spec, policy.tokenizer, context)
+    require_rows(policy, lambda: prompts, "final.data")
     wanted = config.eval.reward or config.reward
     reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
     engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)

@@ -53,6 +53,8 @@ class TrainState:
     optimizer_steps: int = 0
     cursor: Mapping[str, Any] = field(default_factory=dict)
     """Position in the data."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
     strategy: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     health: Mapping[str, Any] = field(default_factory=dict)

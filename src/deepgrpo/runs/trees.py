@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepgrpo.errors import DataError
 from deepgrpo.records import Credit, CreditSpan, Node, Pivot, Prompt, Tree
+from deepgrpo.runs.text import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ _LINE = TypeAdapter(_Line)
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
     """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text."""
     line = _Line(tree.prompt, tree.nodes, tree.pivots, tuple(spans))
-    return json.dumps(asdict(line), ensure_ascii=False, default=str)
+    return json_text(asdict(line), default=str)
 
 
 def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -55,6 +56,10 @@ class Run:
     """Computes the per-token signals that the strategy requests; None if it requests none."""
     prefetch: Prefetch = field(default_factory=Prefetch)
     """The next batch, if the backend samples it during an update."""
+    eval_source: PromptSource | None = None
+    """Source of the held-out prompts; None without an evaluation."""
+    remarks: list[str] = field(default_factory=list)
+    """Lines for `describe`, found on the way."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
 
@@ -93,14 +98,34 @@ class Run:
         """Freeze the KL reference at the present weights; return the state before the first step."""
         self.learner.freeze_reference()
         return TrainState(
-            cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict()
-        )
+            cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict(),
+            data=self.fingerprints(),
+        )  # fmt: skip
 
     def restore(self) -> TrainState:
-        """Load weights, moments and state of the newest checkpoint. The KL reference is the start model."""
+        """Load weights, moments and state of the newest checkpoint. The KL reference is the start model.
+
+        Raises CheckpointError if a checkpoint cannot be read, or if the data are others than those of the run so far.
+        """
         load_start(self.policy, self.directory)
         self.learner.freeze_reference()
-        return self.checkpoints.load(self.policy, self.learner)
+        return self.on_same_data(self.checkpoints.load(self.policy, self.learner))
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Fingerprints of the training and of the held-out prompts, by their section."""
+        held_out = self.config.eval.data
+        found = {"data": fingerprint_of(self.config.data, self.source)}
+        if held_out is not None and self.eval_source is not None:
+            found["eval.data"] = fingerprint_of(held_out, self.eval_source)
+        return found
+
+    def on_same_data(self, state: TrainState) -> TrainState:
+        """Check the data of a resumed run against its checkpoint. Raises CheckpointError, see `check_unchanged`."""
+        now = self.fingerprints()
+        for key, data in (("data", self.config.data), ("eval.data", self.config.eval.data)):
+            changed = check_unchanged(key, data, state.data.get(key), now[key]) if data and key in now else None
+            self.remarks += [changed] if changed else []
+        return replace(state, data=now)
 
     def open_log(self, resumed: TrainState | None) -> RunLog:
         """See `directory.open_log`."""
@@ -128,9 +153,7 @@ class Run:
             lines.append(self.parts.description)
         if self.engine.remark:
             lines.append(self.engine.remark)
-        skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
-        if skipped:
-            lines.append(f"rows skipped: {skipped}")
+        lines += skipped_lines(self.source, self.eval_source) + self.remarks
         batch = self.config.run.prompts_per_step
         if size is not None and size < batch:
             lines.append(
@@ -168,7 +191,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
-    eval_prompts, eval_reward = held_out(
+    eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
@@ -178,7 +201,7 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     parts = backend.open(config, policy, task)
     return Run(
         config, directory, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
-        HealthMonitor.from_config(config), limits, signals,
+        HealthMonitor.from_config(config), limits, signals, eval_source=eval_source,
     )  # fmt: skip
 
 
@@ -188,16 +211,26 @@ def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
 
 def held_out(
     config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int
-) -> tuple[Sequence[Prompt], Reward | None]:
-    """Return the held-out prompts and their reward; None: that of the training is used.
+) -> tuple[Sequence[Prompt], Reward | None, PromptSource | None]:
+    """Return the held-out prompts, their reward (None: that of the training is used), and their source.
 
     Args:
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
     if config.data is None or config.every is None:
-        return (), None
+        return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False)
     chosen = config.reward or training
     shared = config.reward is None and not isinstance(chosen, TaskReward)
-    return source.head(config.limit), None if shared else build_reward(chosen, build_task(config.data))
+    reward = None if shared else build_reward(chosen, build_task(config.data))
+    return source.head(config.limit), reward, source
+
+
+def skipped_lines(source: PromptSource, held_out: PromptSource | None) -> list[str]:
+    """Skipped rows of the training and the held-out data, one line each."""
+    lines = []
+    for of, each in (("", source), (" of eval.data", held_out)):
+        if each is not None and each.skipped:
+            lines.append(f"rows{of} skipped: " + ", ".join(f"{count} {reason}" for reason, count in each.skipped.items()))
+    return lines

@@ -170,11 +170,13 @@ def test_data_that_are_changed_on_purpose_are_told(deepgrpo: Any, place: Path, r
 
 
 def test_what_no_prompt_depends_on_may_change(deepgrpo: Any, place: Path, run: Path) -> None:
-    """The file may move and other columns may change; a longer limit for evaluations reads more of the same rows."""
+    """The file may move and other columns may change; another limit for evaluations reads more or fewer of the same rows."""
     write_jsonl(place / "moved.jsonl", [{**row, "note": "new"} for row in ROWS])
     (place / "data.jsonl").unlink()
     code, out, err = deepgrpo("--resume", str(run), "--run.steps", "2", "--data.path", "moved.jsonl", "--eval.limit", "2")
     assert (code, err) == (0, "") and "was changed" not in out
+    code, out, err = deepgrpo("--resume", str(run), "--run.steps", "3", "--run.seed", "1")
+    assert (code, err) == (0, "") and "run.seed was changed: the prompts of 'moved.jsonl' come in another order" in out
 
 
 # ---------------------------------------------------------------- half a surrogate pair in sampled text

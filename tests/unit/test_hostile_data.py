@@ -6,7 +6,7 @@ import datetime
 import gzip
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,12 @@ def test_forms_of_a_file_that_are_read(tmp_path: Path, content: bytes) -> None:
         pytest.param(GOOD.decode().encode("utf-16-be"), "d.jsonl is UTF-16, not UTF-8", id="UTF-16 without a mark"),
         pytest.param(GOOD.decode().encode("utf-16-le"), "d.jsonl is UTF-16, not UTF-8", id="UTF-16 LE without a mark"),
         pytest.param(GOOD.decode().encode("utf-32"), "d.jsonl is UTF-32, not UTF-8", id="UTF-32"),
-        pytest.param(as_array(GOOD, GOOD), r"d.jsonl is a JSON array.* one object per line; convert it: jq -c '.\[\]'", id="array"),
+        pytest.param(as_array(GOOD, GOOD), r"is a JSON array.* one object per line; convert it: jq -c '.\[\]'", id="array"),
         pytest.param(b"[" + GOOD + b"]", "d.jsonl is a JSON array", id="array on one line"),
         pytest.param(BOM + b"\n [ " + GOOD, "d.jsonl is a JSON array", id="array behind white space"),
         pytest.param(GOOD + b",\n" + GOOD, "line 1 ends with a comma; delete the comma", id="comma behind a line"),
         pytest.param(GOOD[:-1] + b",}", "line 1 is not valid JSON", id="comma inside"),
-        pytest.param(b'{\n  "question": "1",\n  "answer": "2"\n}\n', "line 1 is not valid JSON.*one object per line", id="pretty"),
+        pytest.param(b'{\n  "question": "1",\n  "answer": "2"\n}\n', "line 1 is not valid.*one object per line", id="pretty"),
         pytest.param(GOOD + b"\r" + GOOD, "line 1 has a carriage return", id="old Mac"),
         pytest.param(GOOD + GOOD, "line 1 is not valid JSON", id="two objects on a line"),
         pytest.param(b"\0" * 64, "line 1 is not valid JSON", id="a block of NULs"),
@@ -151,7 +151,7 @@ def test_forms_of_a_file_that_are_refused_by_a_sentence(tmp_path: Path, content:
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nobody-of-this-name/d.jsonl", "/dev/null/d.jsonl"])
 def test_names_that_no_file_can_have(name: str) -> None:
     for data in (JsonlData(path=name, template=PLAIN), ParquetData(path=name, template=PLAIN)):
-        with pytest.raises(DataError, match="data.path"):
+        with pytest.raises(DataError, match=r"data\.path"):
             build_source(data, TOKENIZER, seed=0, context=512)
 
 
@@ -164,6 +164,9 @@ NO_ANSWER, ERROR = "no answer", "error"
 class NAType:
     """As pandas': no comparison with it is true or false."""
 
+    def __repr__(self) -> str:
+        return "<NA>"
+
     def __eq__(self, other: object) -> Any:
         return self
 
@@ -174,7 +177,8 @@ class NAType:
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
-        ("72", ["72"]), (72, ["72"]), (142.0, ["142"]), (0.5, ["0.5"]), (-0.0, ["0"]), (10**30, ["1" + "0" * 30]),
+        ("72", ["72"]), (72, ["72"]), (142.0, ["142"]), (0.5, ["0.5"]), (0.00001, ["0.00001"]),
+        (4.5e33, ["45" + "0" * 32]), (-0.0, ["0"]), (10**30, ["1" + "0" * 30]),
         (None, NO_ANSWER), ("", NO_ANSWER), (" \n", NO_ANSWER), ([], NO_ANSWER), ([None], NO_ANSWER), (["", " "], NO_ANSWER),
         (math.nan, NO_ANSWER), (math.inf, NO_ANSWER), (-math.inf, NO_ANSWER), ([math.nan], NO_ANSWER),
         (["1/2", 0.5], ["1/2", "0.5"]), (["5", None, ""], ["5"]), ([math.nan, 7], ["7"]), (("a", "b"), ["a", "b"]),
@@ -192,7 +196,7 @@ def test_values_that_are_an_answer(answer: Any, outcome: Any) -> None:
     skipped: Counter[str] = Counter()
     rows = [RawRow(1, {"question": "q", "answer": answer})]
     if outcome == ERROR:
-        with pytest.raises(DataError, match="d, line 1: the answer in column 'answer' is a .*a text, a number or a list"):
+        with pytest.raises(DataError, match=r"d, line 1: the answer in column 'answer' is a .*a text, a number or a list"):
             pick(rows, ColumnMap(), "d", "line", skipped)
         return
     found = pick(rows, ColumnMap(), "d", "line", skipped)
@@ -208,7 +212,8 @@ def test_values_that_are_an_answer(answer: Any, outcome: Any) -> None:
     ("question", "outcome"),
     [
         ("q", "q"), (7, "7"), (7.0, "7"), (None, None), ("", None), (math.nan, None), (math.inf, None), (NAType(), None),
-        (np.str_("q"), "q"), (True, ERROR), ({"a": 1}, ERROR), (["q"], ERROR), (b"q", ERROR), (datetime.date(2024, 1, 2), ERROR),
+        (np.str_("q"), "q"), (True, ERROR), ({"a": 1}, ERROR), (["q"], ERROR), (b"q", ERROR),
+        (datetime.date(2024, 1, 2), ERROR),
     ],
     ids=repr,
 )  # fmt: skip
@@ -259,7 +264,7 @@ def test_only_documented_columns_act(tmp_path: Path) -> None:
 def test_ids(given: Any, name: str) -> None:
     rows = [RawRow(1, {"question": "q", "answer": "1", "id": given})]
     if name == ERROR:
-        with pytest.raises(DataError, match="d, line 1: the id in column 'id' is a .*data.columns.id"):
+        with pytest.raises(DataError, match=r"d, line 1: the id in column 'id' is a .*data.columns.id"):
             pick(rows, ColumnMap(), "d", "line", Counter())
     else:
         assert [row.id for row in pick(rows, ColumnMap(), "d", "line", Counter())] == [name]
@@ -284,6 +289,32 @@ def test_parquet_with_nulls_and_typed_columns(tmp_path: Path) -> None:
     assert [accepted(p) for p in source.head(9)] == [["3.50", "4"], ["1"]]
     assert source.skipped == {"no answer": 1, "empty question": 1}
     assert tree_from_json(tree_to_json(Tree(source.head(1)[0]), ()))[0].prompt.columns["when"] == "2024-01-02 00:00:00"
+
+
+def test_float32_keeps_its_digits(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array([0.1, None, 1e-5, float("nan"), 142], pyarrow.float32())
+    parquet.write_table(pyarrow.table({"question": list("abcde"), "answer": column}), tmp_path / "d.parquet")
+    data = ParquetData(path=str(tmp_path / "d.parquet"), template=PLAIN)
+    source = build_source(data, TOKENIZER, seed=0, context=512, shuffle=False)
+    assert ([p.answer for p in source.head(9)], source.skipped) == (["0.1", "0.00001", "142"], {"no answer": 2})
+
+
+def test_columns_that_json_cannot_hold_are_saved_as_text() -> None:
+    """reasoning-gym's and a Hugging Face data set's columns are Python objects."""
+    deep: Any = None
+    for _ in range(100):
+        deep = [deep]
+    columns = {
+        "pairs": {(1, 2): "x"}, "many": defaultdict(list, a=[1]), "nan": math.nan, "set": {1}, "bytes": b"x", "deep": deep,
+        "object": object,
+    }  # fmt: skip
+    found = tree_from_json(tree_to_json(Tree(Prompt("p", "q", (1,), "q", "1", columns)), ()))[0].prompt.columns
+    assert found == {
+        "pairs": {"(1, 2)": "x"}, "many": {"a": [1]}, "nan": None, "set": [1], "bytes": "b'x'", "deep": deep,
+        "object": "<class 'object'>",
+    }  # fmt: skip
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_columns_are_filled_in(tmp_path: Path, user: str, text: str) -> None:
     [
         r"\boxed{}", r"\boxed{answer}", r"\boxed{n}", r"\frac{a}{b}", r"\frac{\sqrt{ab}}{level}", r"\sqrt[3]{level}", r"x_{ij}",
         r"x^{10}", r"10^{-3}", r"{2}^{3}", r"$\{x : x > 0\}$", r"\left\{ x \right\}", r"\text{the answer}", r"1{,}000",
-        r"\begin{cases} 1 \end{cases}", r"{n-1 \choose k}", r"{x}", r"\mathbb{R}^{nn}", "{}", "{", "}", "{ }", r"f: {1, ..., m}",
-        r"\operatorname*{argmax}", r"\textbf{level}", r'{"answer": "..."}', "{a b}",
+        r"\begin{cases} 1 \end{cases}", r"{n-1 \choose k}", r"{x}", r"\mathbb{R}^{nn}", "{}", "{", "}", "{ }",
+        r"f: {1, ..., m}", r"\operatorname*{argmax}", r"\textbf{level}", r'{"answer": "..."}', "{a b}",
     ],
 )  # fmt: skip
 def test_braces_of_latex_are_text(tmp_path: Path, latex: str) -> None:
@@ -120,7 +120,7 @@ def test_a_column_that_is_null_everywhere(tmp_path: Path) -> None:
 
 def test_a_template_without_a_placeholder_is_refused() -> None:
     for user in ("Why?", r"\boxed{answer}", "{{question}}", "{}"):
-        with pytest.raises(ValueError, match="write {question} where the question goes"):
+        with pytest.raises(ValueError, match=r"write \{question\} where the question goes"):
             TemplateConfig(preset="custom", user=user)
 
 

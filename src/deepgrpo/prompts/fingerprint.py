@@ -14,7 +14,8 @@ from deepgrpo.errors import CheckpointError
 from deepgrpo.prompts.rows import QuestionRow
 
 Fingerprint = Mapping[str, Any]
-"""Plain JSON: `section` (digest of the recipe's section), `rows` (None: endless), `prompts` (digest of ids, tokens, answers)."""
+"""Plain JSON: digest of the recipe's `section`, number of `rows` (None: endless), digest of the `prompts` (ids, tokens and
+answers), and the `seed` of their order (None: not shuffled)."""
 
 
 class Digest:
@@ -34,6 +35,7 @@ class FingerprintedSource(Protocol):
     """A `PromptSource`."""
 
     digest: str
+    order_seed: int | None
 
     @property
     def size(self) -> int | None: ...
@@ -42,7 +44,7 @@ class FingerprintedSource(Protocol):
 def fingerprint_of(data: DataConfig, source: FingerprintedSource) -> Fingerprint:
     """Fingerprint of a data section and the prompts that it gave."""
     section = hashlib.blake2b(data.model_dump_json().encode(), digest_size=16).hexdigest()
-    return {"section": section, "rows": source.size, "prompts": source.digest}
+    return {"section": section, "rows": source.size, "prompts": source.digest, "seed": source.order_seed}
 
 
 def check_unchanged(key: str, data: DataConfig, saved: Fingerprint | None, now: Fingerprint) -> str | None:
@@ -55,13 +57,15 @@ def check_unchanged(key: str, data: DataConfig, saved: Fingerprint | None, now: 
         now: fingerprint of the resumed run.
 
     Returns:
-        None if the prompts are equal; a sentence for the log if the section itself was changed for the resume.
+        None if the prompts are equal; a sentence for the log if the section itself or run.seed was changed for the resume.
 
     Raises CheckpointError if the prompts changed and the section did not.
     """
-    if saved is None or saved["prompts"] == now["prompts"]:
-        return None
     source = repr(getattr(data, "path", data.type))
+    if saved is None or saved["prompts"] == now["prompts"]:
+        if saved is None or saved["seed"] == now["seed"]:
+            return None
+        return f"run.seed was changed: the prompts of {source} come in another order from here on, some twice in this epoch"
     change = f"{_rows(saved)} before, {_rows(now)} now"
     if saved["rows"] == now["rows"]:
         change = f"{change}, with other ids, prompts or answers"

@@ -124,7 +124,7 @@ def _not_json(text: str, where: str, error: Exception) -> DataError:
     if text.endswith("},"):
         return DataError(f"{where} ends with a comma; delete the comma (a JSONL file has one object per line)")
     if "}\r{" in text:
-        return DataError(f"{where} has a carriage return between two objects; end lines with \\n: tr '\\r' '\\n' < FILE > NEW.jsonl")
+        return DataError(f"{where} has a carriage return between two objects; convert it: tr '\\r' '\\n' < FILE > NEW.jsonl")
     return DataError(
         f"{where} is not valid JSON: {error} ({text[:60]!r}); "
         "repair or delete the line (a JSONL file has one object per line)"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deepgrpo.config import HubData, JsonlData, ParquetData
 from deepgrpo.errors import DataError, MissingExtraError, first_line
@@ -41,7 +43,8 @@ def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
         raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in _python_rows(batch))
+            short = [field.name for field in file.schema_arrow if str(field.type) in ("float", "halffloat")]
+            rows = (_with_own_digits(row, short) for batch in file.iter_batches() for row in _python_rows(batch))
             yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
     # besides ArrowException: nanoseconds, time zones, repeated names of columns
     except Exception as error:
@@ -58,6 +61,13 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
                 yield batch.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
+
+
+def _with_own_digits(row: dict[str, Any] | None, short: Sequence[str]) -> dict[str, Any] | None:
+    """A row whose float32 columns hold 0.1 where Python would widen it to 0.10000000149011612."""
+    if row is None or not short:
+        return row
+    return {**row, **{name: float(str(np.float32(row[name]))) for name in short if row[name] is not None}}
 
 
 def _read_hub(data: HubData) -> Iterator[RawRow]:
@@ -89,7 +99,10 @@ def _read_hub(data: HubData) -> Iterator[RawRow]:
         ) from error
     try:
         # a saved data set may ask for tensors instead of plain values
-        rows = loaded.with_format(None)
+        plain = loaded.with_format(None)
+        types = {name: getattr(feature, "dtype", None) for name, feature in (plain.features or {}).items()}
+        short = [name for name, dtype in types.items() if dtype in ("float32", "float16")]
+        rows = (_with_own_digits(row, short) for row in plain)
         yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
     except Exception as error:  # pictures and sounds are decoded here
         raise DataError(

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from deepgrpo.config import ColumnMap
 from deepgrpo.errors import DataError
 from deepgrpo.prompts.values import UnusableValueError, as_text, as_texts, encodable
@@ -124,7 +126,7 @@ def _answers(values: Mapping[str, Any], columns: ColumnMap, where: str) -> str |
         found = [text for text in (_after_last(each, columns.answer_after) for each in found) if text.strip()]
     if not found:
         return None
-    several = not isinstance(given, str | int | float)
+    several = isinstance(given, list | tuple | np.ndarray)
     if columns.alternatives is not None and (others := _texts(values.get(columns.alternatives), columns.alternatives, where)):
         found, several = list(dict.fromkeys([*found, *others])), True
     return found if several else found[0]

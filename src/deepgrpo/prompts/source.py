@@ -65,6 +65,7 @@ class PromptSource:
         self.skipped: Mapping[str, int] = dict(skipped)
         """Number of skipped rows by reason."""
         self.digest = digest
+        self.order_seed = seed if shuffle and not callable(rows) else None
 
     @property
     def size(self) -> int | None:

@@ -60,11 +60,17 @@ def as_texts(value: Any) -> list[str]:
 
 
 def number_text(value: int | float | Decimal) -> str:
-    """A number in decimal form; 142.0 and Decimal("142.00") are 142."""
-    if isinstance(value, Decimal):
-        return format(value.to_integral_value() if value == value.to_integral_value() else value, "f")
-    # many files write the integer 142 as 142.0, which an exact comparison would reject
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """A number in decimal form, with the digits of its file: 1e-05 is 0.00001, 4.5e33 is 45 and 32 zeros.
+
+    A whole number has no point, because many files write the integer 142 as 142.0, which an exact comparison would reject.
+    """
+    if isinstance(value, int):
+        return str(value)
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))  # repr: the shortest decimal that is this float
+    if not exact:
+        return "0"
+    text = format(exact, "f")
+    return text.partition(".")[0] if "." in text and not text.partition(".")[2].strip("0") else text
 
 
 def encodable(row: Mapping[str, Any], where: str) -> bool:

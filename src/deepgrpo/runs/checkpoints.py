@@ -53,8 +53,6 @@ class TrainState:
     optimizer_steps: int = 0
     cursor: Mapping[str, Any] = field(default_factory=dict)
     """Position in the data."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
     strategy: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     health: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +62,8 @@ class TrainState:
     last_value: float | None = None
     best_value: float | None = None
     best_step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from deepgrpo import cli
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.eval.command import evaluate_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.runs.trees import load_trees
@@ -93,6 +93,9 @@ def test_held_out_rows_that_are_left_out_are_told(deepgrpo: Any, place: Path) ->
     assert "rows skipped: 1 bad encoding\n" in out
     assert "rows of eval.data skipped: 1 bad encoding, 1 too long\n" in out
     assert "on 2 held-out questions" in out
+    write_jsonl(place / "held_out.jsonl", [long])
+    code, _, err = deepgrpo("tiny.toml", "--run.name", "other", *HELD_OUT)
+    assert code == 1 and "error: eval.data: no usable row is left in the data of type 'jsonl' (too long: 1)" in err
 
 
 def test_a_template_that_no_row_fills_ends_before_the_run(deepgrpo: Any, place: Path) -> None:
@@ -227,7 +230,7 @@ def test_eval_reads_all_data_before_it_samples(place: Path, model: str, monkeypa
     """An error in the last data set does not cost the figures of the first."""
     monkeypatch.setattr("deepgrpo.engines.embedded.engine.EmbeddedEngine.sample", lambda *_: pytest.fail("it sampled"))
     write_jsonl(place / "bad.jsonl", [{"question": "1", "answer": True}])
-    with pytest.raises(Exception, match="the answer in column 'answer' is a bool"):
+    with pytest.raises(DataError, match=r"^bad: bad\.jsonl, line 1: the answer in column 'answer' is a bool"):
         evaluate_model(EvalOptions(model, data=("held_out.jsonl", "bad.jsonl"), device="cpu"), Console(file=io.StringIO()))
 
 

@@ -188,7 +188,7 @@ def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Consol
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
-    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False)
+    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)

@@ -6,6 +6,8 @@ The cursor of a checkpoint counts prompts, so on other data it would point to ot
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -43,7 +45,10 @@ class FingerprintedSource(Protocol):
 
 def fingerprint_of(data: DataConfig, source: FingerprintedSource) -> Fingerprint:
     """Fingerprint of a data section and the prompts that it gave."""
-    section = hashlib.blake2b(data.model_dump_json().encode(), digest_size=16).hexdigest()
+    fields = data.model_dump(mode="json")
+    if "path" in fields and os.path.exists(os.path.expanduser(fields["path"])):
+        fields["path"] = os.path.abspath(os.path.expanduser(fields["path"]))  # the same file by another spelling
+    section = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
     return {"section": section, "rows": source.size, "prompts": source.digest, "seed": source.order_seed}
 
 

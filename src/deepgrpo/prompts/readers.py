@@ -63,6 +63,14 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
                 yield None
 
 
+def _because(error: BaseException) -> str:
+    """The first cause of an error, which a builder hides behind one of its own."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return "" if cause is error else f" ({type(cause).__name__}: {first_line(cause)})"
+
+
 def _with_own_digits(row: dict[str, Any] | None, short: Sequence[str]) -> dict[str, Any] | None:
     """A row whose float32 columns hold 0.1 where Python would widen it to 0.10000000149011612."""
     if row is None or not short:
@@ -94,7 +102,7 @@ def _read_hub(data: HubData) -> Iterator[RawRow]:
     except Exception as error:  # the hub client, the builders and pyarrow have no common base error
         what = f"data.path = {data.path!r}, data.name = {data.name!r}, data.split = {data.split!r}"
         raise DataError(
-            f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}; "
+            f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}{_because(error)}; "
             "check the three, and the network if it is a hub name"
         ) from error
     try:

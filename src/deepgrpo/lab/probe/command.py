@@ -10,7 +10,6 @@ Nothing is trained, and only the files of --json and --plot are written. See doc
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,6 +38,7 @@ from deepgrpo.prompts.tasks import build_task
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.runs.text import json_text
 from deepgrpo.terminal import Terminal
 
 
@@ -177,7 +177,7 @@ def _write(
     try:
         if options.json is not None:
             result = as_dict(options, setting, sampled, findings, said, notes, most)
-            text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+            text = json_text(result, indent=1, allow_nan=False)
             Path(options.json).expanduser().write_text(text + "\n", encoding="utf-8")
             say(out, f"figures: {options.json}")
         if options.plot is not None:

@@ -228,7 +228,7 @@ def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataCo
     if options.data is None:
         return data
     has_one = bool(getattr(tokenizer, "chat_template", None))
-    on = options.chat == "on" or (options.chat == "auto" and data.template.chat and has_one)
+    on = options.chat == "on" or (options.chat == "auto" and data.template.chat is not False and has_one)
     return data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from deepgrpo.boxed import last_boxed
+from deepgrpo.answers.boxed import last_boxed
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ A skipped row is counted under its reason. A missing column or a repeated id is 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepgrpo.answers.numbers import decimal_form, drop_separators
 from deepgrpo.config import ColumnMap
 from deepgrpo.errors import DataError
 
@@ -98,7 +98,7 @@ def _says_something(answer: str | list[str] | None) -> bool:
 
 
 def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str] | None:
-    """Text after the last marker, without commas between digits; an answer without the marker is unchanged."""
+    """Text after the last marker, one number without its separators; an answer without the marker is unchanged."""
     if answer is None or marker is None:
         return answer
     if isinstance(answer, list):
@@ -108,7 +108,7 @@ def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str
 
 def _after_last(text: str, marker: str) -> str:
     _, found, rest = text.rpartition(marker)
-    return re.sub(r"(?<=\d),(?=\d{3})", "", rest.strip()) if found else text
+    return drop_separators(rest.strip()) if found else text
 
 
 def encodable(text: str) -> bool:
@@ -158,5 +158,5 @@ def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
 
 
 def _number(value: int | float) -> str:
-    # many files write the integer 142 as 142.0, which an exact comparison would reject
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    # many files write the integer 142 as 142.0; and 0.00001 must not become 1e-05
+    return decimal_form(value) if isinstance(value, float) else str(value)

@@ -2,7 +2,8 @@
 
     checks (picklable functions) ─► worker (time limit) ─► one Score each
 
-A failed check scores 0 with the problem "timeout", "crash", "raised" or "not finite" (NaN or infinite). The time limit
+A failed check scores 0 with the problem "timeout", "crash", "raised", "not finite" (NaN or infinite), or "not comparable"
+if it raises `NotComparable`. The time limit
 of a check starts when a worker takes it: time in the queue and the imports of a new worker do not count.
 
 Workers are forked from a small server process without torch, so a killed worker is replaced within milliseconds.
@@ -29,6 +30,10 @@ Check = Callable[[], tuple[float, bool]]
 """Returns (value, found): the score, and True if the text has an answer. Must be picklable."""
 
 _MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise exhaust memory before its timeout
+
+
+class NotComparable(Exception):
+    """Raised by a check that cannot decide, rather than guess."""
 
 
 class Workers:
@@ -117,16 +122,18 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _guarded(check: Check) -> tuple[float, bool] | str:
+def _guarded(check: Check) -> tuple[float, bool] | Score | str:
     """Run a check. An exception is returned as text, because not every exception can be pickled."""
     try:
         value, found = check()
         return float(value), bool(found)
+    except NotComparable:
+        return Score(0.0, problem="not comparable")
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
+def _outcome(future: Future[tuple[float, bool] | Score | str]) -> Score | None:
     """Score of a check, or None if it was lost with its pool."""
     try:
         result = future.result()
@@ -138,6 +145,8 @@ def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
         return None
     except Exception:  # the check cannot be pickled
         return Score(0.0, problem="raised")
+    if isinstance(result, Score):
+        return result
     if isinstance(result, str):
         return Score(0.0, problem="raised")
     value, found = result

@@ -28,7 +28,7 @@ _TABLE = str.maketrans({**_FULL_WIDTH, **_SIGNS})  # type: ignore[arg-type]
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]|\\[A-Za-z]+))")
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
-_SPACING = re.compile(r"\\(?:[,;:> ]|q?quad(?![A-Za-z])|(?:th(?:in|ick)|med)space(?![A-Za-z]))|~")
+_SPACING = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|(?:th(?:in|ick)|med)space(?![A-Za-z]))|~")
 _DROPPED = re.compile(
     r"\\!\s*|\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|middle|mathstrut)(?![A-Za-z])\.?\s*"
 )
@@ -46,7 +46,12 @@ _RENAMED = (
     (re.compile(r"\{\s*,\s*\}"), ","),
     (re.compile(r"\\ast(?![A-Za-z])|(?<!\*)\*(?!\*)"), r"\\cdot "),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\mathbb\s+(?=[A-Z])(.)"), r"\\mathbb{\1}"),
+    (re.compile(r"(?<![A-Za-z\\])(?:inf|infinity)(?![A-Za-z])"), r"\\infty"),
+    (re.compile(r"(?<=\d)\s*\\text\s*\{\s*[eE]\s*\}\s*(?=[-+]?\d)"), "e"),
 )  # fmt: skip
+_LEADING = ("=", ":", "≈", "~", "#")
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ('"', '"'))
 
 
@@ -79,11 +84,13 @@ def tidy(text: str) -> str:
 
 def _unwrap(text: str) -> str:
     text = text.strip().rstrip(",;:").rstrip()
+    text = text[1:].lstrip() if text[:1] in _LEADING else text
     if text.endswith(".") and not text.endswith(("..", "\\.")):
         text = text[:-1].rstrip()
     for left, right in _WRAPPINGS:
         inner = text[len(left) : len(text) - len(right)]
-        if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right) and left not in inner:
-            if not (left == "$" and inner.endswith("\\")):
-                return inner
+        if not (text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right)):
+            continue
+        if left not in inner.replace("\\$", "") and not inner.endswith("\\"):
+            return inner
     return text

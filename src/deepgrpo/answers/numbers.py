@@ -42,6 +42,13 @@ _NUMBER = re.compile(
     rf"|(?P<digits>{_PLAIN}){_POWER}?"
     r")"
 )  # fmt: skip
+_NUMERALS = {
+    word: str(value)
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "eighteen nineteen twenty".split()
+    )
+}
 _PERCENT = re.compile(r"\s*(?:\\?%|per\s?cent(?:age)?(?: points?)?\b|pct\b|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\})\s*")
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _SIGN_BEFORE = re.compile(r"(?:^|(?P<word>[A-Za-z]+)|(?P<mark>.))(?P<space>\s*)(?P<sign>[-+]|minus|negative)(?P<gap>\s*)$", re.DOTALL)
@@ -90,6 +97,7 @@ def read_number(text: str) -> Number | None:
         text = text[1:-1].strip()
     if text.startswith("\\text") and text.endswith("}"):
         text = text[text.find("{") + 1 : -1].strip() if text.count("{") == 1 else text
+    text = _NUMERALS.get(text.lower(), text)
     match = _NUMBER.match(text)
     if match is None:
         return None

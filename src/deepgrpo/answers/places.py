@@ -30,7 +30,12 @@ _REMARK = re.compile(r"(?:not |also |in)?(?:right|correct|wrong|valid|clear|reas
 _SENTENCE_END = re.compile(r"[.;](?=\s|$|\*)|[!?](?=\s|$)|\n")
 _FORMULA = re.compile(r"\$\$(?P<a>[^$]+)\$\$|(?<![\\\w])\$(?P<b>[^$\n]+)(?<!\\)\$(?!\d)|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]")
 _COMMAND = re.compile(r"\\(?:text\s*\{[^{}]*\}|[A-Za-z]+)")
-_PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:or|to|is|of|in|at|by|so|we|it|as|if)\b")
+_PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:or|to|is|of|in|at|by|so|we|it|as|if|he)\b", re.IGNORECASE)
+_BECAUSE = re.compile(r",?\s+(?:because|since)\b")
+_TUPLE = re.compile(r"[(\[][^()\[\]\n]*,[^()\[\]\n]*[)\]]")
+_TAG = re.compile(r"<[/|][^<>]*>")
+_OPERATION = re.compile(r"\d[^,;=()]{0,40}?(?:[+*/×]|\\times|\\cdot|\bx\b|\s[-–−]\s)")
+_REASON = re.compile(r"\b(?:because|since|as|so|for|if|then|where|when|but|from|thus|hence|therefore|with|which)\b", re.IGNORECASE)
 _SEVERAL = re.compile(r"[,;]|\d\s+\d")
 _NAME = re.compile(r"[A-Za-z][A-Za-z_ ]*(?:\([A-Za-z]\))?|\\text\s*\{[^{}]*\}")
 
@@ -92,27 +97,28 @@ def _behind_phrase(completion: str, numeric: bool) -> tuple[int, str] | None:
 
 def _has_number(sentence: str) -> bool:
     """True if a formula or a number stands at the start of a sentence, not somewhere in its prose."""
-    if "\\" in sentence or "$" in sentence:
+    if "\\" in sentence or "$" in sentence or read_number(sentence) is not None:
         return True
     first = first_number(sentence)
     before = "" if first is None else sentence[: first[0]]
-    return first is not None and "," not in before and len(_PROSE.findall(before)) <= 3
+    return first is not None and "," not in before and not before.endswith(" of ") and len(_PROSE.findall(before)) <= 3
 
 
 def answer_of_line(line: str, numeric: bool) -> str:
     """The answer in the text behind a mark: see `find_answer` for numbers. Without one, the text itself."""
-    line = line.strip()
+    line = _TAG.sub("", line).strip()
     box = find_box(line)
     if box is not None and box[1].strip():
         return box[1].strip()
     if not numeric:
-        return _only_formula(line)
+        return _only_formula(_BECAUSE.split(line)[0])
     if read_number(line) is not None:
         return line
     left, equals, right = line.rpartition("=")
-    if equals and read_number(right) is not None:
-        prose = _PROSE.search(_COMMAND.sub(" ", left))
-        if prose is None or _NAME.fullmatch(left.strip()):
+    if equals and "," not in left and read_number(right) is not None:
+        bare = _COMMAND.sub(" ", left)
+        counted = _OPERATION.search(left) and not _REASON.search(bare)
+        if counted or _PROSE.search(bare) is None or _NAME.fullmatch(left.strip()):
             return right.strip()
     formula = _only_formula(line)
     if formula != line:
@@ -147,7 +153,7 @@ def _free(completion: str, numeric: bool) -> str | None:
         return _content(formula)
     if number is not None and numeric:
         return text[number[0] : number[1]]
-    return text
+    return text if numeric else next(iter(reversed(_TUPLE.findall(text))), text)
 
 
 def _content(match: re.Match[str]) -> str:

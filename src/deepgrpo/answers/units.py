@@ -28,6 +28,7 @@ _NOT_UNITS = frozenset(
 )  # fmt: skip
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\{?\\?(?:text|rm)?\s*\{?\s*[CFK]\s*\}*)?|\s*\^\s*\{\s*(?:\\prime\s*)+\}|'{1,2}|\"")
 _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
+_QUOTIENT = re.compile(r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}\s*\{\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\d)?)\s*\}")
 _RAISED = re.compile(r"\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+)")
 _JOINS = re.compile(r"\\cdot|[/.·~]")
 _ASIDE = re.compile(r"\((?=[^()]*[A-Za-z]{3}|[^()]*\\pmod)[^()]*\)$|\\pmod\s*(?:\{[^{}]*\}|\d+)$|\\pmod.*$")
@@ -63,6 +64,7 @@ def is_unit(text: str, *, touching: bool = False) -> bool:
     elif text.startswith("^"):
         return False
     text = text.strip("$€£ ")
+    text = _QUOTIENT.sub(r" \1 \2 ", text)
     # \text{...} is prose or a unit unless it joins numbers
     prose = _GROUP.findall(text)
     if any(word.lower() in _NOT_UNITS for part in prose for word in _WORD.findall(part)):

@@ -18,17 +18,21 @@ from typing import Any
 from deepgrpo.answers.characters import tidy
 from deepgrpo.answers.numbers import Number, close, decimal_form
 from deepgrpo.rewards.form import Form
+from deepgrpo.rewards.magnitude import LARGEST, refuse_huge
 from deepgrpo.rewards.workers import NotComparable
 
 _DIGITS = 50
-_LARGEST = 1e5  # decimal digits of an intermediate value; 10^{10^{10}} has more
+_WORKING = 80  # digits of the points, for those that a difference cancels
 _INTEGER_NAMES = frozenset("nkmNMKpq")
 _POINTS = ("1.3171", "2.7193", "0.6139", "3.8147", "1.9073", "0.2917")
 _ROUNDED = Decimal("1e-6")
 _CLOSE = Decimal("1e-40")
 _CONTEXT = Context(prec=_DIGITS)
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\d.A-Za-z])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\d.])")
 _MIXED = re.compile(r"(?<![\d.}^_])(\d+)\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_BIG_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{[^{}]*\d{5}")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
@@ -39,10 +43,14 @@ def same_formula(reference: Form, answer: Form) -> bool:
         return False
     from sympy import Expr
 
+    for each in (first, second):
+        refuse_huge(each)
     if isinstance(first, Expr) and isinstance(second, Expr):
         verdict = _same_expression(first, second, reference.number, answer.number)
         if verdict is not None:
             return verdict
+    if (ratio := _same_equation(first, second)) is not None:
+        return ratio
     from math_verify import verify
 
     return bool(verify([first], [second], timeout_seconds=None))
@@ -55,7 +63,7 @@ def _source(form: Form) -> str:
         return form.text
     if number.denominator != 1:
         return f"\\frac{{{decimal_form(number.numerator)}}}{{{decimal_form(number.denominator)}}}"
-    if abs(number.numerator.adjusted()) > _LARGEST:
+    if abs(number.numerator.adjusted()) > LARGEST:
         raise NotComparable
     return f"{number.numerator:f}" + ("\\%" if number.percent else "")
 
@@ -71,7 +79,10 @@ def _parsed(source: str) -> Any:
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", source)
     text = _MIXED.sub(lambda m: f"({m[1]}+\\frac{{{m[2] or m[3]}}}{{{m[4] or m[5]}}})", text)
     text = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
-    _refuse_towers(text)
+    if _TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"(\1 \\pi / 180)", text)
+    if _BIG_BINOMIAL.search(text):
+        raise NotComparable  # the parser would compute it
     rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         text = normalize_latex(text, config=rules)
@@ -80,17 +91,6 @@ def _parsed(source: str) -> Any:
         )
     except Exception:  # whatever a parser of free text may raise
         return None
-
-
-def _refuse_towers(text: str) -> None:
-    """Raises NotComparable for powers of powers with large exponents, before the parser evaluates them."""
-    for match in re.finditer(r"\^\s*\{?\s*\(?\s*(\d+)", text):
-        if int(match[1][:8]) > 10_000 or len(match[1]) > 8:
-            raise NotComparable
-    if len(re.findall(r"!", text)) > 2 or any(len(m) > 4 for m in re.findall(r"(\d+)\s*\)?\s*!", text)):
-        raise NotComparable
-    if re.search(r"\^\s*\{?\s*\(?\s*\d+\s*\^\s*\{?\s*\(?\s*\d{2,}|\^[^^]*\d[^^]*\^[^^]*\d[^^]*\^[^^]*\d", text):
-        raise NotComparable
 
 
 def _same_expression(first: Any, second: Any, one: Number | None, two: Number | None) -> bool | None:
@@ -116,12 +116,41 @@ def _same_expression(first: Any, second: Any, one: Number | None, two: Number | 
         if not _near(a, b, rounded, places if not names else None):
             return False
         if not names:
-            return True
+            return rounded or not _differ_as_integers(first, second, a[0])
     return True if compared >= 2 else None
 
 
+def _same_equation(first: Any, second: Any) -> bool | None:
+    """True if one of two equations is a multiple of the other; None if that cannot be seen."""
+    from sympy import Eq, Expr
+
+    if not (isinstance(first, Eq) and isinstance(second, Eq)):
+        return None
+    gaps = [each.lhs - each.rhs for each in (first, second)]
+    names = sorted(gaps[0].free_symbols | gaps[1].free_symbols, key=str)
+    if not names or not all(isinstance(gap, Expr) for gap in gaps):
+        return None
+    ratios = []
+    for point in _points(names):
+        a, b = (_value(gap, point) for gap in gaps)
+        if a is not None and b is not None and b[0] and not a[1] and not b[1]:
+            ratios.append(_CONTEXT.divide(a[0], b[0]))
+    if len(ratios) < 2:
+        return None
+    zero = Decimal(0)
+    return True if all(ratio and _near((ratio, zero), (ratios[0], zero), False, None) for ratio in ratios) else None
+
+
+def _differ_as_integers(first: Any, second: Any, size: Decimal) -> bool:
+    """True for whole numbers that differ beyond the digits computed; 10^100 and 10^100 + 1 do."""
+    if size == 0 or not _DIGITS - 12 < size.adjusted() < LARGEST:
+        return False
+    one, two = first.doit(), second.doit()
+    return bool(one.is_Integer and two.is_Integer and one != two)
+
+
 def _points(names: list[Any]) -> Iterator[Mapping[Any, Any]]:
-    from sympy import Rational
+    from sympy import Float
 
     if not names:
         yield {}
@@ -129,7 +158,7 @@ def _points(names: list[Any]) -> Iterator[Mapping[Any, Any]]:
     for shift in range(6):
         signs = [1 if shift < 3 or str(name)[:1] in _INTEGER_NAMES or (shift + i) % 2 else -1 for i, name in enumerate(names)]
         yield {
-            name: sign * (Rational(_POINTS[(shift + i) % len(_POINTS)]) + Rational(i // len(_POINTS), 7))
+            name: sign * (Float(_POINTS[(shift + i) % len(_POINTS)], _WORKING) + Float(i // len(_POINTS), _WORKING) / 7)
             for i, (name, sign) in enumerate(zip(names, signs, strict=True))
         }
 

@@ -13,10 +13,12 @@ from deepgrpo.answers.numbers import Number, canonical, read_number
 from deepgrpo.rewards.words import choice_of, moment_of, name_of, prose_of, strip_unit, with_commands, words_of
 
 _DEEPEST = 6
+_LONGEST = 20_000  # characters
 _RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
 _MATRIX = re.compile(r"\\begin\{(?P<kind>[pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL)
 _JOINED = re.compile(r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z]))\s*")
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_BASED = re.compile(r"(\d[\dA-F]*)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _INFINITY = "\\infty"
 
 
@@ -25,7 +27,7 @@ class Form:
     """An answer that was read. `items` are the parts of a sequence; a matrix has its rows there."""
 
     kind: str
-    """number, words, choice, list, set, union, dots, matrix, a pair of brackets such as "(]", relation, equation, formula."""
+    """number, words, choice, list, set, union, dots, matrix, based (52_8), a pair of brackets such as "(]", relation, equation, formula."""
     text: str
     number: Number | None = None
     items: tuple[Form, ...] = ()
@@ -41,7 +43,8 @@ class Form:
 
 def read_form(text: str) -> Form:
     """The form of an answer; "formula" if it is nothing else."""
-    return _read(tidy(text), 0)
+    # no answer is this long, and reading takes more than linear time on some texts
+    return _read(tidy(text), 0) if len(text) <= _LONGEST else Form("formula", text)
 
 
 def canonical_form(form: Form) -> str:
@@ -70,12 +73,14 @@ def _read(text: str, depth: int) -> Form:
         return Form("number", text, number)
     if depth > _DEEPEST:
         return Form("formula", text)
-    if (word := words_of(text)) is not None:
-        return _as_words(word)
     if (letter := choice_of(text)) is not None:
         return Form("choice", letter)
+    if (word := words_of(text)) is not None:
+        return Form("words", word)
     if (moment := moment_of(text)) is not None:
         return Form("words", moment)
+    if (based := _BASED.fullmatch(text)) is not None:
+        return Form("based", f"{based[1]}_{based[2]}")
     if "\\ldots" in text:
         return Form("dots", text)
     matrix = _MATRIX.fullmatch(text)
@@ -89,6 +94,8 @@ def _compound(text: str, depth: int) -> Form:
     brackets = _brackets(text)
     if brackets is not None:
         kind, inner = brackets
+        if kind != "set" and "\\pm" in inner and len(_split(inner, ",;")) > 1:
+            return _plus_and_minus(text, depth)
         items = _items(_split(inner, ",;"), depth)
         if kind == "set":
             return Form("set", text, items=items) if inner.strip() else Form("formula", "\\emptyset")
@@ -113,19 +120,15 @@ def _compound(text: str, depth: int) -> Form:
     if "\\approx" in text:
         return _read(text.rpartition("\\approx")[2].strip(), depth + 1)
     if "\\pm" in text:
-        plus, minus = (_read(_expand(text, *signs), depth + 1) for signs in (("+", "-"), ("-", "+")))
-        return Form("list", text, items=(plus, minus))
+        return _plus_and_minus(text, depth)
+    if text == "\\mathbb{R}":
+        return Form("()", text, items=(Form("formula", f"-{_INFINITY}"), Form("formula", _INFINITY)))
     if prose is not None:
         return Form("words", prose)
     stripped = strip_unit(text)
     if stripped != text:
         return _read(stripped, depth + 1)
     return Form("formula", with_commands(text))
-
-
-def _as_words(word: str) -> Form:
-    number = read_number(word)
-    return Form("number", word, number) if number is not None else Form("words", word)
 
 
 def _items(parts: list[str], depth: int) -> tuple[Form, ...]:
@@ -151,13 +154,15 @@ def _equation(text: str, sides: list[str], depth: int) -> Form:
     named = name_of(first)
     if named:
         return replace(_read(last, depth + 1), name=named)
+    if len(sides) == 2 and name_of(last) and not _mentions(first, last):
+        return replace(_read(first, depth + 1), name=name_of(last))
     value = _read(last, depth + 1)
-    # "5 + 3 = 8" is a calculation with its result, "5 = x" names it
+    # "5 + 3 = 8" is a calculation with its result
     if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", first)):
-        if name_of(last) and len(sides) == 2:
-            return replace(_read(first, depth + 1), name=name_of(last))
         if value.number is not None:
             return value
+        if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", last)) is None and read_number(first) is not None:
+            return _read(first, depth + 1)
     return Form("equation", text)
 
 
@@ -198,9 +203,11 @@ def _mentions(text: str, name: str) -> bool:
     return re.search(rf"(?<![A-Za-z]){re.escape(name)}(?![A-Za-z])", text) is not None
 
 
-def _expand(text: str, plus: str, minus: str) -> str:
-    text = re.sub(r"\\pm(?![A-Za-z])\s*", plus, text)
-    return re.sub(r"\\mp(?![A-Za-z])\s*", minus, text).lstrip("+")
+def _plus_and_minus(text: str, depth: int) -> Form:
+    r"""Both values of a text with \pm; \mp takes the other sign."""
+    signs = (("+", "-"), ("-", "+"))
+    both = (re.sub(r"\\mp(?![A-Za-z])\s*", minus, re.sub(r"\\pm(?![A-Za-z])\s*", plus, text)) for plus, minus in signs)
+    return Form("list", text, items=tuple(_read(each.lstrip("+"), depth + 1) for each in both))
 
 
 def _brackets(text: str) -> tuple[str, str] | None:

@@ -59,7 +59,7 @@ class MathAnswerReward:
         """The answer that is scored, normalised; prose is no vote beside numbers."""
         accepted = (prompt.answer,) if prompt.answer is not None else ()
         found = self._answer(prompt, completion, accepted)
-        if found is None or (self._format != "boxed" and is_numeric(accepted) and read(found).kind == "words"):
+        if found is None or (found == completion.strip() and is_numeric(accepted) and read(found).kind == "words"):
             return None
         return normalise(found) or None
 

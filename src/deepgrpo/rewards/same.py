@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from deepgrpo.answers.numbers import same_number
 from deepgrpo.rewards.form import Form, compact, read_form
+from deepgrpo.rewards.words import is_word
 from deepgrpo.rewards.workers import NotComparable
 
 Algebra = Callable[[Form, Form], bool]
@@ -22,7 +23,7 @@ def quick_verdict(answer: str, references: tuple[str, ...]) -> bool | None:
     """The verdict on an answer if it needs no algebra: all are numbers, or the text is that of a reference."""
     form = read(answer)
     forms = [read(reference) for reference in references]
-    if any(form.text == each.text and form.kind == each.kind for each in forms):
+    if any(form.text == each.text and form.kind == each.kind and not _names_clash(form, each) for each in forms):
         return bool(form.text)
     if form.number is None or any(each.number is None for each in forms):
         return None
@@ -39,10 +40,9 @@ def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
 
     Raises NotComparable: an enumeration with dots, or an inequality of several names against an interval.
     """
-    if reference.name and answer.name and reference.name != answer.name and not (
-        reference.from_relation or answer.from_relation
-    ):  # fmt: skip
-        return False
+    if _names_clash(reference, answer):
+        # MR = MC is MC = MR
+        return (reference.name, answer.name) == (compact(answer.text).lower(), compact(reference.text).lower())
     if reference.number is not None and answer.number is not None:
         return same_number(reference.number, answer.number)
     kinds = {reference.kind, answer.kind}
@@ -52,13 +52,22 @@ def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
         raise NotComparable
     if kinds & {"words", "choice"}:
         return _same_words(reference, answer)
+    if "based" in kinds:
+        one, two = (form.number.text if form.number else form.text for form in (reference, answer))
+        return one == two or (len(kinds) == 2 and one.partition("_")[0] == two.partition("_")[0])
     if reference.items or answer.items:
         return _same_items(reference, answer, algebra)
-    if compact(reference.text) == compact(answer.text):
+    if "number" not in kinds and compact(reference.text) == compact(answer.text):
         return True
     if ("equation" in kinds or "relation" in kinds) and len(kinds) > 1:
         return False
     return kinds <= set(_ALGEBRAIC) and algebra(reference, answer)
+
+
+def _names_clash(first: Form, second: Form) -> bool:
+    """True for "x = 5" and "y = 5". A word is no variable: "Total = 5" may answer "x = 5"."""
+    names = {form.name for form in (first, second) if form.name and not is_word(form.name.replace(" ", ""))}
+    return len(names) == 2 and not (first.from_relation or second.from_relation)
 
 
 def _same_words(reference: Form, answer: Form) -> bool:
@@ -128,7 +137,7 @@ def _same_unordered(first: tuple[Form, ...], second: tuple[Form, ...], algebra: 
     # texts that agree are paired first: most need no algebra
     rest = []
     for one in first:
-        twin = next((two for two in left if compact(one.text) == compact(two.text)), None)
+        twin = next((two for two in left if compact(one.text) == compact(two.text) and not _names_clash(one, two)), None)
         if twin is None:
             rest.append(one)
         else:

@@ -20,13 +20,6 @@ _SYMBOLS = frozenset(
     "alpha beta gamma delta epsilon theta lambda mu nu xi pi rho sigma tau phi chi psi omega infty Gamma Delta Theta Lambda "
     "Sigma Phi Psi Omega".split()
 )  # fmt: skip
-_NUMERALS = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split(),
-        map(str, range(21)),
-        strict=True,
-    )
-)
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[).:])(?:\s+\S.*)?|(?:option|choice)\s+([A-Ja-j])", re.IGNORECASE)
 _TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
@@ -45,7 +38,7 @@ def words_of(text: str) -> str | None:
     ('evelyn', 'ellipse', None, None)
     """
     marked = "\\text" in text
-    bare = _TEXT.sub(r" \1 ", text).replace("\\", " ") if marked else text
+    bare = _TEXT.sub(r" \1 ", text) if marked else text
     bare = " ".join(bare.replace('"', " ").split()).strip(" .,!'")
     if not _LETTERS.fullmatch(bare):
         return None
@@ -56,8 +49,7 @@ def words_of(text: str) -> str | None:
         return None
     if tokens[0].lower() in ("a", "an", "the") and len(tokens) > 1:
         bare = bare[len(tokens[0]) :].strip()
-    bare = re.sub(r"\s*,\s*", " ", bare).lower()
-    return _NUMERALS.get(bare, bare)
+    return re.sub(r"\s*,\s*", " ", bare).lower()
 
 
 def is_word(token: str) -> bool:
@@ -78,7 +70,6 @@ def is_word(token: str) -> bool:
 
 def prose_of(text: str) -> str | None:
     """A text of words with other things between them, for comparison as text; None if it is a formula."""
-    # dates: "July 4, 2021" is "4 July 2021"
     outside = _TEXT.sub(" ", text)
     if not any(is_word(run) for run in _RUN.findall(re.sub(r"\\[A-Za-z]+", " ", outside))):
         return None
@@ -86,12 +77,16 @@ def prose_of(text: str) -> str | None:
         return None
     tokens = re.findall(r"[a-z]+|\d+(?:\.\d+)?", re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", _TEXT.sub(r" \1 ", text).lower()))
     tokens = [token for token in tokens if token not in ("a", "an", "the", "of")]
+    # "July 4, 2021" is "4 July 2021"
     month = [token for token in tokens if token[:3] in _MONTHS and token.isalpha()]
     return " ".join(sorted(token[:3] if token in month else token for token in tokens) if month else tokens)
 
 
 def choice_of(text: str) -> str | None:
     r"""Letter of a multiple choice, or None: (B), B., B) 42, \text{(B)}, option b."""
+    alone = _TEXT.fullmatch(text)
+    if alone is not None and re.fullmatch(r"\s*[A-J]\s*", alone[1]):
+        return alone[1].strip()
     bare = _TEXT.sub(r"\1", text).strip(" *")
     match = _CHOICE.fullmatch(bare)
     if match is None:
@@ -102,6 +97,8 @@ def choice_of(text: str) -> str | None:
 def moment_of(text: str) -> str | None:
     """A time or a date in digits as text; the hour counts from 0 to 23 where "a.m." or "p.m." follows."""
     bare = _TEXT.sub(r" \1 ", text).strip()
+    if re.search(r"\d", bare) and any(word[:3].lower() in _MONTHS for word in re.findall(r"[A-Za-z]{3,}", bare)):
+        return prose_of(text)
     if _DATE.fullmatch(bare):
         return bare
     match = _TIME.fullmatch(bare)

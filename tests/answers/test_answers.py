@@ -16,7 +16,7 @@ from deepgrpo.prompts.gym import extract_answer
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.exact import ExactMatchReward
 from deepgrpo.rewards.math_answer import MathAnswerReward
-from deepgrpo.rewards.workers import NotComparable
+from deepgrpo.rewards.workers import NotComparableError
 
 HERE = Path(__file__).parent
 
@@ -39,7 +39,7 @@ class InThisProcess:
     def _one(self, check):
         try:
             value, found = check()
-        except NotComparable:
+        except NotComparableError:
             return Score(0.0, problem="not comparable")
         return Score(float(value), parsed=found)
 

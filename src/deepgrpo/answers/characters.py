@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import re
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_SIGNS = {
+_BY_CODE: dict[int, str | None] = {
     **{ord(sign): "-" for sign in "−–‑‒﹣"},
-    **{ord(space): " " for space in "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"},
+    **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " "),
     **{ord(invisible): None for invisible in "\u200b\u200c\u200d\u2060\u2061\u2062\ufeff"},
     **{ord(quote): "'" for quote in "‘’′"},
     **{ord(quote): '"' for quote in "“”″"},
+}
+_SIGNS = {
     "＼": "\\", "×": "\\times ", "⋅": "\\cdot ", "·": "\\cdot ", "∙": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ",
     "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ",
-    "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ", "…": "\\ldots ", "⋯": "\\ldots ",
+    "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ", "…": "\\ldots ",
+    "⋯": "\\ldots ",
     "½": " \\frac{1}{2}", "⅓": " \\frac{1}{3}", "⅔": " \\frac{2}{3}", "¼": " \\frac{1}{4}", "¾": " \\frac{3}{4}",
     "⅕": " \\frac{1}{5}", "⅛": " \\frac{1}{8}", "⅜": " \\frac{3}{8}", "⅝": " \\frac{5}{8}", "⅞": " \\frac{7}{8}",
 }  # fmt: skip
-_TABLE = str.maketrans({**_FULL_WIDTH, **_SIGNS})  # type: ignore[arg-type]
+_TABLE = {**_FULL_WIDTH, **_BY_CODE, **{ord(sign): spelling for sign, spelling in _SIGNS.items()}}
 
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]|\\[A-Za-z]+))")
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
@@ -34,7 +37,7 @@ _DROPPED = re.compile(
 )
 _RENAMED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\(?:math|text)(?:rm|it|bf|sf|tt|normal|up)(?![A-Za-z])|\\(?:mbox|hbox|operatorname\*?|textnormal)(?![A-Za-z])"), r"\\text"),
+    (re.compile(r"\\(?:(?:math|text)(?:rm|it|bf|sf|tt|normal|up)|mbox|hbox|operatorname\*?)(?![A-Za-z])"), r"\\text"),
     (re.compile(r"\\(?:c|l|h)?dots(?:[bcm])?(?![A-Za-z])|\.\.\."), r"\\ldots "),
     (re.compile(r"\\(?:geq(?:slant)?|geqq)(?![A-Za-z])|>="), r"\\ge "),
     (re.compile(r"\\(?:leq(?:slant)?|leqq)(?![A-Za-z])|<="), r"\\le "),

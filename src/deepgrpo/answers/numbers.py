@@ -1,68 +1,58 @@
 r"""One reader of a signed number, for rewards, tasks and votes.
 
-    text ─► sign, currency, digits, exponent, unit ─► Number (exact) ─► same_number, canonical, as_written
+    text ─► sign, currency, digits, exponent, unit ─► Number (exact) ─► same_number, canonical
 
-`read_number` reads a whole text; `first_number` and `last_number` find one in running text. Values are exact: a fraction of two decimals. "1e5"
-and "1 \times 10^5" are 100000, never 1·e^5.
+Values are exact: a fraction of two decimals. "1e5" and "1 \times 10^5" are 100000, never 1·e^5.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, DecimalException
 from fractions import Fraction
 
 from deepgrpo.answers.characters import tidy
-from deepgrpo.answers.units import MULTIPLIERS, is_unit, multiplier
+from deepgrpo.answers.units import is_unit, multiplier
 
 RELATIVE = Decimal("1e-6")
 """Largest relative difference of a rounded decimal from the number that it stands for."""
 
 _NOISE = Decimal("1e-9")  # relative, for the last digits of a computed float
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+_EXACT_DIVISION = Context(prec=2000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _LOOSE = Context(prec=40, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _MOST_ZEROS = 400  # a number with a larger exponent keeps it when written
 
 _SIGN = r"(?P<sign>[-+]|minus |negative |plus )?\s*"
 _MONEY = r"(?:(?:US|USD|EUR|GBP|Rs\.?)?\s*[$€£¥₹]\s*|(?:USD|EUR|GBP|Rs\.?)\s*)?"
-_PLAIN = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
-_POWER = r"(?:[eE]\s?(?P<exponent>[-+]?\d+)(?![\d.])|\s*(?:\\times|\\cdot|[xX]|\*)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<braced>[-+]?\s*\d+)\s*\}|\(\s*(?P<round>[-+]?\s*\d+)\s*\)|(?P<raised>[-+]?\d+)))"
+# parts of patterns, here and in `running_text`
+PLAIN = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+_RAISED = r"(?:\{\s*(?P<braced>[-+]?\s*\d+)\s*\}|\(\s*(?P<round>[-+]?\s*\d+)\s*\)|(?P<raised>[-+]?\d+))"
+POWER = (
+    r"(?:[eE]\s?(?P<exponent>[-+]?\d+)(?![\d.])"
+    rf"|\s*(?:\\times|\\cdot|[xX]|\*)\s*10\s*(?:\^|\*\*)\s*{_RAISED})"
+)
 _INNER = r"\s*-?\s*\d+(?:\.\d+)?\s*"
-_FRACTION = rf"\\frac\s*(?:\{{(?P<over>{_INNER})\}}|(?P<over1>\d))\s*(?:\{{(?P<under>{_INNER})\}}|(?P<under1>\d))"
+FRACTION = rf"\\frac\s*(?:\{{(?P<over>{_INNER})\}}|(?P<over1>\d))\s*(?:\{{(?P<under>{_INNER})\}}|(?P<under1>\d))"
 _NUMBER = re.compile(
     rf"{_SIGN}{_MONEY}(?P<inner>[-+])?\s*(?:"
-    rf"(?:(?P<whole>\d+)\s*)?{_FRACTION}"
+    rf"(?:(?P<whole>\d+)\s*)?{FRACTION}"
     rf"|(?P<mixed>\d+) (?P<up>\d+)\s*/\s*(?P<down>\d+)"
-    rf"|(?P<top>{_PLAIN})\s*/\s*(?P<minus>-?)(?P<bottom>{_PLAIN})"
+    rf"|(?P<top>{PLAIN})\s*/\s*(?P<minus>-?)(?P<bottom>{PLAIN})"
     rf"|10\s*\^\s*(?:\{{\s*(?P<ten>[-+]?\s*\d+)\s*\}}|(?P<ten1>-?\d)(?!\d))"
-    rf"|(?P<repeat>\d*\.\d*)(?:\\overline\s*\{{(?P<bar>\d+)\}}|\\bar\s*\{{(?P<bar1>\d+)\}}|\\dot\s*\{{(?P<dot>\d)\}}|\((?P<round_bar>\d+)\)|\\ldots)"
+    rf"|(?P<repeat>\d*\.\d*)(?:\\(?:overline|bar|dot)\s*\{{(?P<bar>\d+)\}}|\((?P<round_bar>\d+)\)|\\ldots)"
     rf"|(?P<groups>[1-9]\d{{0,2}}(?: \d{{3}})+(?!\d)(?:\.\d+)?)"
-    rf"|(?P<digits>{_PLAIN}){_POWER}?"
+    rf"|(?P<digits>{PLAIN}){POWER}?"
     r")"
 )  # fmt: skip
 _NUMERALS = {
-    word: str(value)
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
-    )
-}
+    "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
+    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13", "fourteen": "14", "fifteen": "15",
+    "sixteen": "16", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20",
+}  # fmt: skip
 _PERCENT = re.compile(r"\s*(?:\\?%|per\s?cent(?:age)?(?: points?)?\b|pct\b|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\})\s*")
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_SIGN_BEFORE = re.compile(r"(?:^|(?P<word>[A-Za-z]+)|(?P<mark>.))(?P<space>\s*)(?P<sign>[-+]|minus|negative)(?P<gap>\s*)$", re.DOTALL)
-_READ_AS_SIGN_AFTER = frozenset(
-    "is are was be equals equal gives give get gets yields becomes become to answer value about approximately".split()
-)
-# a token in running text: not inside a word, a longer number or an identifier
-_TOKEN = re.compile(
-    rf"(?<![A-Za-z0-9.])(?<!\d,)(?:(?:\d+\s*)?{re.sub(r'[?]P<[a-z0-9]+>', '?:', _FRACTION)}"
-    rf"|\d+ \d+/\d+(?![\d/])"
-    rf"|{_PLAIN}(?:{re.sub(r'[?]P<[a-z]+>', '?:', _POWER)}|\s?/\s?\d+(?:\.\d+)?(?![\d/]))?)"
-    r"(?:\s*(?:\\?%|per\s?cent\b))?"
-    rf"(?:\s+(?:{'|'.join(MULTIPLIERS)})\b)?"
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,26 +104,6 @@ def read_number(text: str) -> Number | None:
         number = _times(number, factor)
     touching = rest[:1].isalpha()
     return number if is_unit(rest.strip(), touching=touching) else None
-
-
-def first_number(text: str) -> tuple[int, int] | None:
-    """Start and end of the first number in running text, or None. See `_sign_before` for signs."""
-    return _first(plain_keeping_length(text), iter(_TOKEN.finditer(plain_keeping_length(text))))
-
-
-def last_number(text: str) -> tuple[int, int] | None:
-    """Start and end of the last number in running text, or None."""
-    text = plain_keeping_length(text)
-    # all tokens are found first, and read from the end: reading each would be slow on a page of digits
-    return _first(text, reversed(list(_TOKEN.finditer(text))))
-
-
-def _first(text: str, tokens: Iterator[re.Match[str]]) -> tuple[int, int] | None:
-    for match in tokens:
-        sign, start = _sign_before(text, match.start())
-        if read_number(sign + match.group()) is not None:
-            return start, match.end()
-    return None
 
 
 def same_number(first: Number, second: Number) -> bool:
@@ -215,15 +185,6 @@ def drop_separators(text: str) -> str:
     return bare.replace(",", "") if _GROUPED.fullmatch(bare) else text
 
 
-def plain_keeping_length(text: str) -> str:
-    """Signs and digits of running text as ASCII, one character for one."""
-    return text if text.isascii() else text.translate(_ONE_FOR_ONE)
-
-
-_ONE_FOR_ONE = str.maketrans(
-    {**dict.fromkeys("−–‑‒﹣－", "-"), **{chr(code): chr(code - 0xFEE0) for code in range(0xFF10, 0xFF1A)}, "\u00a0": " ", "\u202f": " "}
-)
-_EXACT_DIVISION = Context(prec=2000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 def _value(match: re.Match[str]) -> Number:
@@ -273,9 +234,9 @@ def _fraction(minus: str, whole: str, over: str, under: str) -> Number:
 
 
 def _repeating(minus: str, found: dict[str, str]) -> Number:
-    """0.1\\overline{6}, 0.(3) and 0.333...: the repeated digits over nines. Dots repeat a digit that stood there twice."""
+    r"""0.1\overline{6}, 0.(3) and 0.333...: the repeated digits over nines. Dots repeat a digit that stood there twice."""
     start = found["repeat"]
-    bar = next((found[name] for name in ("bar", "bar1", "dot", "round_bar") if name in found), "")
+    bar = next((found[name] for name in ("bar", "round_bar") if name in found), "")
     if not bar:
         decimals = start.partition(".")[2]
         if len(decimals) < 2 or decimals[-1] != decimals[-2]:
@@ -315,30 +276,3 @@ def _is_whole(value: Decimal) -> bool:
 def _trailing_zeros(value: Decimal) -> int:
     digits = "".join(map(str, value.as_tuple().digits))
     return len(digits) - len(digits.rstrip("0"))
-
-
-def _sign_before(text: str, start: int) -> tuple[str, int]:
-    """Sign of the number at `start` and where the signed number starts.
-
-    A minus directly before a number is its sign unless it follows a letter, a digit or a bracket; one with a space after
-    it is a sign at the start of the text, after a sign such as "=", and after words such as "is".
-    """
-    before = text[max(0, start - 40) : start]
-    money = re.search(r"\\?[$€£]\s*$", before)
-    if money is not None:
-        before = before[: money.start()]
-    match = _SIGN_BEFORE.search(before)
-    if match is None:
-        return "", start
-    sign, gap, space = match["sign"], match["gap"], match["space"]
-    word, mark = match["word"], match["mark"]
-    at_start = not word and not mark and len(before) == start - (0 if money is None else len(money.group()))
-    spaced = bool(gap) or sign in ("minus", "negative")
-    if spaced and sign != "negative":
-        opens = at_start or (mark is not None and mark in "=:([{,≈") or (word or "").lower() in _READ_AS_SIGN_AFTER
-    else:
-        # directly before the digits: it subtracts only right behind an operand
-        opens = bool(space) or (not word and (mark is None or not (mark.isalnum() or mark in ")]}%")))
-    if not opens or (sign == "minus" and not gap):
-        return "", start
-    return ("" if sign == "+" else "-"), start - len(text[max(0, start - 40) : start]) + match.start("sign")

@@ -11,7 +11,8 @@ import re
 from typing import Literal
 
 from deepgrpo.answers.boxed import find_box
-from deepgrpo.answers.numbers import first_number, last_number, read_number
+from deepgrpo.answers.numbers import read_number
+from deepgrpo.answers.running_text import first_number, last_number
 
 AnswerFormat = Literal["boxed", "gsm8k", "any"]
 
@@ -20,22 +21,31 @@ MARKER = "####"
 _PHRASE = re.compile(
     r"\b(?:answer|(?:correct|right|final) (?:option|choice|result|solution|value))\b(?:\s+(?:to|for|of)\s[^.\n:=]{0,60}?)?"
     r"(?:\*\*|__|\}|\s)*(?::|=|\bis\b|\bare\b|\bwould be\b|\bwill be\b|\bmust be\b)"
-    r"(?:\*\*|__|\}|:|=|\s|\b(?:therefore|thus|hence|then|simply|just|indeed|equal to|approximately|about|now|given by|as follows|"
-    r"option|choice)\b)*",
+    r"(?:\*\*|__|\}|:|=|\s|\b(?:therefore|thus|hence|then|simply|just|indeed|equal to|approximately|about|now|given by"
+    r"|as follows|option|choice)\b)*",
     re.IGNORECASE,
 )
 _LONGEST_SENTENCE = 1000  # characters
 # "I hope my answer is right" names no answer
-_REMARK = re.compile(r"(?:not |also |in)?(?:right|correct|wrong|valid|clear|reasonable|consistent|here|below|above|that|what|found|obtained)\b", re.I)
+_REMARK = re.compile(
+    r"(?:not |also |in)?(?:right|correct|wrong|valid|clear|reasonable|consistent|here|below|above|that|what|found"
+    r"|obtained)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.;](?=\s|$|\*)|[!?](?=\s|$)|\n")
-_FORMULA = re.compile(r"\$\$(?P<a>[^$]+)\$\$|(?<![\\\w])\$(?P<b>[^$\n]+)(?<!\\)\$(?!\d)|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]")
+_FORMULA = re.compile(
+    r"\$\$(?P<a>[^$]+)\$\$|(?<![\\\w])\$(?P<b>[^$\n]+)(?<!\\)\$(?!\d)"
+    r"|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]"
+)
 _COMMAND = re.compile(r"\\(?:text\s*\{[^{}]*\}|[A-Za-z]+)")
 _PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:or|to|is|of|in|at|by|so|we|it|as|if|he)\b", re.IGNORECASE)
 _BECAUSE = re.compile(r",?\s+(?:because|since)\b")
 _TUPLE = re.compile(r"[(\[][^()\[\]\n]*,[^()\[\]\n]*[)\]]")
 _TAG = re.compile(r"<[/|][^<>]*>")
 _OPERATION = re.compile(r"\d[^,;=()]{0,40}?(?:[+*/×]|\\times|\\cdot|\bx\b|\s[-–−]\s)")
-_REASON = re.compile(r"\b(?:because|since|as|so|for|if|then|where|when|but|from|thus|hence|therefore|with|which)\b", re.IGNORECASE)
+_REASON = re.compile(
+    r"\b(?:because|since|as|so|for|if|then|where|when|but|from|thus|hence|therefore|with|which)\b", re.IGNORECASE
+)
 _SEVERAL = re.compile(r"[,;]|\d\s+\d")
 _NAME = re.compile(r"[A-Za-z][A-Za-z_ ]*(?:\([A-Za-z]\))?|\\text\s*\{[^{}]*\}")
 
@@ -131,7 +141,7 @@ def answer_of_line(line: str, numeric: bool) -> str:
 
 def _only_formula(line: str) -> str:
     """The only formula of a sentence with one; else the line."""
-    formulas = [match for match in _FORMULA.finditer(line)]
+    formulas = list(_FORMULA.finditer(line))
     if len(formulas) != 1:
         return line
     outside = line[: formulas[0].start()] + line[formulas[0].end() :]
@@ -145,9 +155,7 @@ def _free(completion: str, numeric: bool) -> str | None:
         return None
     if read_number(text) is not None or ("\n" not in text and _PROSE.search(_COMMAND.sub(" ", text)) is None):
         return text
-    formula = None
-    for formula in _FORMULA.finditer(text):
-        pass
+    formula = next(iter(reversed(list(_FORMULA.finditer(text)))), None)
     number = last_number(text)
     if formula is not None and (number is None or formula.end() >= number[1]):
         return _content(formula)

@@ -14,19 +14,22 @@ MULTIPLIERS = {
 }
 """Words that multiply the number before them."""
 
-_ABBREVIATIONS = frozenset(
-    "cm mm km dm nm um kg mg ml cl dl kl gm lb lbs oz ft in yd mi hr hrs min mins sec secs ms ns yr yrs wk mph kph kmh kmph "
-    "sq cu cc hz khz mhz ghz ev kev mev gev kj kw mw kwh kcal cal pa kpa mpa atm bar mol rad deg rs cts ct usd eur gbp am pm "
-    "au ly pc kb mb gb tb rpm fps psi hp st nd rd th pts".split()
+_ABBREVIATIONS = re.compile(
+    r"cm|mm|km|dm|nm|um|kg|mg|ml|cl|dl|kl|gm|lbs?|oz|ft|in|yd|mi|hrs?|mins?|secs?|ms|ns|yrs?|wk|mph|kph|kmh|kmph|sq|cu|cc"
+    r"|[kmg]?hz|[kmg]?ev|kj|kw|mw|kwh|kcal|cal|k?pa|mpa|atm|bar|mol|rad|deg|rs|cts?|usd|eur|gbp|am|pm|au|ly|pc|[kmgt]b|rpm"
+    r"|fps|psi|hp|st|nd|rd|th|pts"
 )
-_LETTERS = frozenset("m g s h l L K C F N J W V A T d Z".split())  # with a space before: "5 m" is five metres, "5m" is 5·m
-_SMALL = frozenset("a an the of in per each for is on at as by it so".split())
+_LETTERS = re.compile(r"[mgshlLKCFNJWVATdZ]")  # with a space before: "5 m" is five metres, "5m" is 5·m
+_SMALL = re.compile(r"a|an|the|of|in|per|each|for|is|on|at|as|by|it|so")
 # words that make an expression, not a unit
-_NOT_UNITS = frozenset(
-    "and or to plus minus times over divided multiplied than point half factorial squared cubed pi sqrt sin cos tan log ln exp "
-    "not hundred thousand million billion trillion mod modulo".split()
-)  # fmt: skip
-_DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\{?\\?(?:text|rm)?\s*\{?\s*[CFK]\s*\}*)?|\s*\^\s*\{\s*(?:\\prime\s*)+\}|'{1,2}|\"")
+_NOT_UNITS = re.compile(
+    r"and|or|to|plus|minus|times|over|divided|multiplied|than|point|half|factorial|squared|cubed|pi|sqrt|sin|cos|tan|log|ln|exp"
+    r"|not|hundred|thousand|million|billion|trillion|mod|modulo"
+)
+_DEGREES = re.compile(
+    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\{?\\?(?:text|rm)?\s*\{?\s*[CFK]\s*\}*)?"
+    r"|\s*\^\s*\{\s*(?:\\prime\s*)+\}|'{1,2}|\""
+)
 _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
 _QUOTIENT = re.compile(r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}\s*\{\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\d)?)\s*\}")
 _RAISED = re.compile(r"\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+)")
@@ -67,23 +70,24 @@ def is_unit(text: str, *, touching: bool = False) -> bool:
     text = _QUOTIENT.sub(r" \1 \2 ", text)
     # \text{...} is prose or a unit unless it joins numbers
     prose = _GROUP.findall(text)
-    if any(word.lower() in _NOT_UNITS for part in prose for word in _WORD.findall(part)):
+    if any(_NOT_UNITS.fullmatch(word.lower()) for part in prose for word in _WORD.findall(part)):
         return False
     bare = _RAISED.sub(" ", _GROUP.sub(" ", text))
     if re.search(r"[^A-Za-z'\s/.·~\\-]", bare.replace(",", " ") if prose else bare):
         return False
     bare = _JOINS.sub(" ", bare)
-    if "\\" in bare:
+    return "\\" not in bare and all(
+        _is_part(word, touching=touching and position == 0) for position, word in enumerate(bare.split())
+    )
+
+
+def _is_part(word: str, *, touching: bool) -> bool:
+    """True if a word may be part of a unit."""
+    lower = word.lower()
+    if _NOT_UNITS.fullmatch(lower):
         return False
-    words = bare.split()
-    for position, word in enumerate(words):
-        lower = word.lower()
-        if lower in _NOT_UNITS:
-            return False
-        if len(word) == 1 and not (word in _LETTERS and not (touching and position == 0)) and lower not in _SMALL:
-            return False
-        if len(word) == 2 and lower not in _ABBREVIATIONS and lower not in _SMALL:
-            return False
-        if len(word) >= 3 and not (_WORD.fullmatch(word) and (lower in _ABBREVIATIONS or re.search("[aeiouy]", lower))):
-            return False
-    return True
+    if _SMALL.fullmatch(lower) or (_ABBREVIATIONS.fullmatch(lower) and len(word) > 1):
+        return True
+    if len(word) == 1:
+        return _LETTERS.fullmatch(word) is not None and not touching
+    return len(word) > 2 and _WORD.fullmatch(word) is not None and re.search("[aeiouy]", lower) is not None

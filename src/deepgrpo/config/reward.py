@@ -57,7 +57,8 @@ class MathReward(_AnswerReward):
 
 class ExactReward(_AnswerReward):
     """Score 1 if the text after the last marker equals the reference, ignoring white space and, in a whole number, the commas
-    between thousands."""
+    between thousands.
+    """
 
     type: Literal["exact"] = "exact"
     marker: str = "####"

@@ -16,8 +16,9 @@ from typing import Any
 
 from deepgrpo.answers.boxed import last_boxed
 from deepgrpo.answers.characters import plain
-from deepgrpo.answers.numbers import last_number, read_number
+from deepgrpo.answers.numbers import read_number
 from deepgrpo.answers.places import MARKER, answer_of_line
+from deepgrpo.answers.running_text import last_number
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.prompts.rows import QuestionRow

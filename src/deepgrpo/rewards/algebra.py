@@ -19,7 +19,7 @@ from deepgrpo.answers.characters import tidy
 from deepgrpo.answers.numbers import Number, close, decimal_form
 from deepgrpo.rewards.form import Form
 from deepgrpo.rewards.magnitude import LARGEST, refuse_huge
-from deepgrpo.rewards.workers import NotComparable
+from deepgrpo.rewards.workers import NotComparableError
 
 _DIGITS = 50
 _WORKING = 80  # digits of the points, for those that a difference cancels
@@ -37,7 +37,7 @@ _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
 def same_formula(reference: Form, answer: Form) -> bool:
-    """True if two formulas are equal. Raises NotComparable if their values are too large to compute."""
+    """True if two formulas are equal. Raises NotComparableError if their values are too large to compute."""
     first, second = _parsed(_source(reference)), _parsed(_source(answer))
     if first is None or second is None:
         return False
@@ -64,7 +64,7 @@ def _source(form: Form) -> str:
     if number.denominator != 1:
         return f"\\frac{{{decimal_form(number.numerator)}}}{{{decimal_form(number.denominator)}}}"
     if abs(number.numerator.adjusted()) > LARGEST:
-        raise NotComparable
+        raise NotComparableError
     return f"{number.numerator:f}" + ("\\%" if number.percent else "")
 
 
@@ -75,14 +75,14 @@ def _parsed(source: str) -> Any:
     from math_verify.grader import should_treat_as_complex
 
     if len(source) > 5000:
-        raise NotComparable
+        raise NotComparableError
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", source)
     text = _MIXED.sub(lambda m: f"({m[1]}+\\frac{{{m[2] or m[3]}}}{{{m[4] or m[5]}}})", text)
     text = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\1 \\pi / 180)", text)
     if _BIG_BINOMIAL.search(text):
-        raise NotComparable  # the parser would compute it
+        raise NotComparableError  # the parser would compute it
     rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         text = normalize_latex(text, config=rules)
@@ -174,7 +174,7 @@ def _value(expression: Any, point: Mapping[Any, Any]) -> tuple[Decimal, Decimal]
         value = value.evalf(_DIGITS)
         real, imaginary = value.as_real_imag()
         parts = [Decimal(str(part)) for part in (real, imaginary)]
-    except NotComparable:
+    except NotComparableError:
         raise
     except Exception:  # functions without values, derivatives, ...
         return None

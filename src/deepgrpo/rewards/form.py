@@ -15,9 +15,15 @@ from deepgrpo.rewards.words import choice_of, moment_of, name_of, prose_of, stri
 _DEEPEST = 6
 _LONGEST = 20_000  # characters
 _RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
-_MATRIX = re.compile(r"\\begin\{(?P<kind>[pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL)
-_JOINED = re.compile(r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z]))\s*")
+_MATRIX = re.compile(
+    r"\\begin\{(?P<kind>[pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL
+)
+_JOINED = re.compile(
+    r"\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|\\(?:lor|vee|land|wedge)(?![A-Za-z]))\s*"
+)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_WRAPPING = re.compile(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|ensuremath)\s*)?\{")
 _BASED = re.compile(r"(\d[\dA-F]*)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _INFINITY = "\\infty"
 
@@ -27,7 +33,8 @@ class Form:
     """An answer that was read. `items` are the parts of a sequence; a matrix has its rows there."""
 
     kind: str
-    """number, words, choice, list, set, union, dots, matrix, based (52_8), a pair of brackets such as "(]", relation, equation, formula."""
+    """number, words, choice, list, set, union, dots, matrix, row, based (52_8), relation, equation, formula, or a pair of
+    brackets such as "(]"."""
     text: str
     number: Number | None = None
     items: tuple[Form, ...] = ()
@@ -85,9 +92,13 @@ def _read(text: str, depth: int) -> Form:
         return Form("dots", text)
     matrix = _MATRIX.fullmatch(text)
     if matrix is not None:
-        rows = [row for row in re.split(r"\\\\", matrix["body"]) if row.strip()]
-        return Form("matrix", text, items=tuple(Form("row", row, items=tuple(_read(cell.strip(), depth + 1) for cell in row.split("&"))) for row in rows))
+        rows = [row for row in matrix["body"].split("\\\\") if row.strip()]
+        return Form("matrix", text, items=tuple(_row(row, depth) for row in rows))
     return _compound(text, depth)
+
+
+def _row(text: str, depth: int) -> Form:
+    return Form("row", text, items=tuple(_read(cell.strip(), depth + 1) for cell in text.split("&")))
 
 
 def _compound(text: str, depth: int) -> Form:
@@ -142,7 +153,7 @@ def _items(parts: list[str], depth: int) -> tuple[Form, ...]:
 
 def _outer(text: str) -> str:
     r"""The text without a \boxed{...}, \text{...} or \mathbf around all of it, and without braces around all of it."""
-    while (match := re.match(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|ensuremath)\s*)?\{", text)) and _closing(text, match.end() - 1) == len(text) - 1:
+    while (match := _WRAPPING.match(text)) and _closing(text, match.end() - 1) == len(text) - 1:
         text = text[match.end() : -1].strip()
     return text
 
@@ -176,12 +187,12 @@ def _relation(text: str, depth: int) -> Form:
     if len(sides) == 2 and not name_of(sides[0]) and name_of(sides[1]):
         sides, operators = sides[::-1], [_flip(operators[0])]
     if len(sides) == 2 and name_of(sides[0]) and not _mentions(sides[1], sides[0]):
-        bound, operator = _read(sides[1], depth + 1), operators[0]
-        infinite = Form("formula", _INFINITY)
-        if _is_upward(operator):
-            return Form("[)" if "g" in operator else "()", text, items=(bound, infinite), name=name_of(sides[0]), from_relation=True)
-        infinite = replace(infinite, text=f"-{_INFINITY}")
-        return Form("(]" if "l" in operator else "()", text, items=(infinite, bound), name=name_of(sides[0]), from_relation=True)
+        bound = _read(sides[1], depth + 1)
+        if _is_upward(operators[0]):
+            kind, items = "[)" if operators[0] == "\\ge" else "()", (bound, Form("formula", _INFINITY))
+        else:
+            kind, items = "(]" if operators[0] == "\\le" else "()", (Form("formula", f"-{_INFINITY}"), bound)
+        return Form(kind, text, items=items, name=name_of(sides[0]), from_relation=True)
     if len(sides) == 3 and name_of(sides[1]) and _is_upward(operators[0]) == _is_upward(operators[1]):
         if _is_upward(operators[0]):
             sides, operators = sides[::-1], [_flip(each) for each in operators[::-1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from deepgrpo.rewards.workers import NotComparable
+from deepgrpo.rewards.workers import NotComparableError
 
 LARGEST = 100_000
 """Decimal digits of an intermediate value."""
@@ -16,7 +16,7 @@ _LARGEST_FACTORIAL = 5_000
 
 
 def refuse_huge(expression: Any) -> None:
-    """Raises NotComparable if a part of a sympy expression has more than `LARGEST` digits before or after the point."""
+    """Raises NotComparableError if a part of a sympy expression has more than `LARGEST` digits before or after the point."""
     _size(expression)
 
 
@@ -32,10 +32,10 @@ def _size(expression: Any) -> float:
         return _checked(base * 10 ** min(power, 12))
     if isinstance(expression, factorial):
         if sizes[0] > math.log10(_LARGEST_FACTORIAL):
-            raise NotComparable
+            raise NotComparableError
         return max(0.0, sizes[0]) * 10 ** max(0.0, sizes[0])
     if isinstance(expression, Sum | Product) and any(size > math.log10(_MOST_TERMS) for size in sizes):
-        raise NotComparable
+        raise NotComparableError
     if isinstance(expression, Integral | Sum | Product):
         return max(sizes, default=0.0)
     if isinstance(expression, Mul):
@@ -60,5 +60,5 @@ def _float_log10(number: Any) -> float:
 
 def _checked(size: float) -> float:
     if abs(size) > LARGEST:
-        raise NotComparable
+        raise NotComparableError
     return size

@@ -9,7 +9,7 @@ import logging
 
 from deepgrpo.rewards.algebra import same_formula
 from deepgrpo.rewards.same import read, same_form
-from deepgrpo.rewards.workers import NotComparable, limit_memory
+from deepgrpo.rewards.workers import NotComparableError, limit_memory
 
 
 def warm_up() -> None:
@@ -30,7 +30,7 @@ def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
     Returns:
         (correct, found): some reference matches; the text is an answer and not mere prose beside numbers and formulas.
 
-    Raises NotComparable: no reference matches, and one could not be compared.
+    Raises NotComparableError: no reference matches, and one could not be compared.
 
     >>> check_answer("25", ("025",))
     (True, True)
@@ -42,8 +42,8 @@ def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
         try:
             if same_form(form, answer, same_formula):
                 return True, True
-        except NotComparable:
+        except NotComparableError:
             refused = True
     if refused:
-        raise NotComparable
+        raise NotComparableError
     return False, answer.kind != "words" or any(form.kind in ("words", "choice") for form in forms)

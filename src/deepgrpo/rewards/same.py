@@ -8,7 +8,7 @@ from functools import lru_cache
 from deepgrpo.answers.numbers import same_number
 from deepgrpo.rewards.form import Form, compact, read_form
 from deepgrpo.rewards.words import is_word
-from deepgrpo.rewards.workers import NotComparable
+from deepgrpo.rewards.workers import NotComparableError
 
 Algebra = Callable[[Form, Form], bool]
 """Equality of a reference and an answer of which at least one is a formula, an equation or an inequality."""
@@ -38,7 +38,7 @@ def is_numeric(references: tuple[str, ...]) -> bool:
 def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
     """True if an answer equals a reference.
 
-    Raises NotComparable: an enumeration with dots, or an inequality of several names against an interval.
+    Raises NotComparableError: an enumeration with dots, or an inequality of several names against an interval.
     """
     if _names_clash(reference, answer):
         # MR = MC is MC = MR
@@ -49,7 +49,7 @@ def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
     if "dots" in kinds:
         if compact(reference.text) == compact(answer.text):
             return True
-        raise NotComparable
+        raise NotComparableError
     if kinds & {"words", "choice"}:
         return _same_words(reference, answer)
     if "based" in kinds:
@@ -84,7 +84,7 @@ def _letters(form: Form) -> str:
 def _same_items(reference: Form, answer: Form, algebra: Algebra) -> bool:
     kinds = (reference.kind, answer.kind)
     if "relation" in kinds:
-        raise NotComparable
+        raise NotComparableError
     first, second = reference.items, answer.items
     if not first or not second:
         # {5} and 5; nothing else equals a single value
@@ -132,7 +132,7 @@ def _vector(rows: list[tuple[Form, ...]]) -> list[Form] | None:
 
 def _same_unordered(first: tuple[Form, ...], second: tuple[Form, ...], algebra: Algebra) -> bool:
     if len(first) > _MOST_ITEMS:
-        raise NotComparable
+        raise NotComparableError
     left = list(second)
     # texts that agree are paired first: most need no algebra
     rest = []

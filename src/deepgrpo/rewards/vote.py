@@ -1,8 +1,8 @@
-"""Votes of maj@k: the answer of a response as a short normalised string.
+r"""Votes of maj@k: the answer of a response as a short normalised string.
 
 Scoring never uses votes. A reward that knows which part of a response it reads votes with that part
 (`rewards.base.Voting`); `loose_answer` is the fallback. Responses agree if their normalised strings are equal: numbers
-are equal by value ("1/2", "0.5" and `\\frac12`), units and "x =" do not matter. Formulas are compared as text, so maj@k is
+are equal by value ("1/2", "0.5" and `\frac12`), units and "x =" do not matter. Formulas are compared as text, so maj@k is
 a lower bound where answers are formulas.
 """
 
@@ -36,7 +36,7 @@ def loose_answer(text: str) -> str | None:
         if found and read_number(line) is not None:
             return normalise(line)
     answer = find_answer(text, "any")
-    if answer is None or answer == text.strip() and not re.search(r"\d", answer):
+    if answer is None or (answer == text.strip() and not re.search(r"\d", answer)):
         return None
     return (normalise(answer) or None) if len(answer) <= _LONGEST else None
 

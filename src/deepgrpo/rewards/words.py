@@ -8,27 +8,35 @@ if there are at most two of them ("xy" = "yx"), if they are neighbours in the al
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z\s'.,!-]*")
 _RUN = re.compile(r"(?<!\\)(?<![A-Za-z\\])[A-Za-z]+")
-_SHORT_WORDS = frozenset("no on up to of it so or we he me my do go if us ok".split())
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt max min gcd lcm det lim arg deg dim mod".split()
+_SHORT_WORDS = re.compile(r"no|on|up|to|of|it|so|or|we|he|me|my|do|go|if|us|ok")
+_COMMANDS = re.compile(
+    # functions
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|det|lim|arg|deg|dim|mod"
+    # symbols
+    r"|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|chi|psi|omega|infty"
+    r"|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
 )
-_SYMBOLS = frozenset(
-    "alpha beta gamma delta epsilon theta lambda mu nu xi pi rho sigma tau phi chi psi omega infty Gamma Delta Theta Lambda "
-    "Sigma Phi Psi Omega".split()
-)  # fmt: skip
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-_CHOICE = re.compile(r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[).:])(?:\s+\S.*)?|(?:option|choice)\s+([A-Ja-j])", re.IGNORECASE)
+_MONTH = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])(?:\s+\S.*)?|(?:option|choice)\s+([A-J])",
+    re.IGNORECASE,
+)
 _TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 _NAME = re.compile(
     r"(?:\\(?:text|mathcal|mathbf|vec|hat|bar|overline|angle)\s*\{?\s*)?(?:\\?[A-Za-z]+|\\[A-Za-z]+)\}?'*(?:\s*_\s*(?:\{[^{}]*\}|\w))?"
     r"(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?"
 )
-_TRAILING_TEXT = re.compile(r"\s*(?:\\text\s*\{(?P<inner>[^{}]*)\}(?:\s*\^\s*(?:\{[^{}]*\}|\d))?\s*)+$|\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$|\s+(?:square |cubic )?(?:units?|degrees?|radians?|dollars?|cents?|inche?s?|feet|met(?:er|re)s?|cm|mm|km|kg|mph)(?:\s*\^\s*\{?\d\}?)?$")
+_TRAILING_TEXT = re.compile(
+    r"\s*(?:\\text\s*\{(?P<inner>[^{}]*)\}(?:\s*\^\s*(?:\{[^{}]*\}|\d))?\s*)+$|\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$"
+    r"|\s+(?:square |cubic )?(?:units?|degrees?|radians?|dollars?|cents?|inche?s?|feet|met(?:er|re)s?|cm|mm|km|kg|mph)"
+    r"(?:\s*\^\s*\{?\d\}?)?$"
+)
 
 
 def words_of(text: str) -> str | None:
@@ -60,11 +68,11 @@ def is_word(token: str) -> bool:
     """
     lower = token.lower()
     if len(token) < 3:
-        return lower in _SHORT_WORDS
-    if token in _FUNCTIONS or token in _SYMBOLS:
+        return _SHORT_WORDS.fullmatch(lower) is not None
+    if _COMMANDS.fullmatch(token):
         return False
     letters = sorted(lower)
-    neighbours = all(ord(after) - ord(before) == 1 for before, after in zip(letters, letters[1:], strict=False))
+    neighbours = all(ord(after) - ord(before) == 1 for before, after in pairwise(letters))
     return not neighbours and (len(token) > 4 or re.search("[aeiouy]", lower) is not None)
 
 
@@ -78,7 +86,7 @@ def prose_of(text: str) -> str | None:
     tokens = re.findall(r"[a-z]+|\d+(?:\.\d+)?", re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", _TEXT.sub(r" \1 ", text).lower()))
     tokens = [token for token in tokens if token not in ("a", "an", "the", "of")]
     # "July 4, 2021" is "4 July 2021"
-    month = [token for token in tokens if token[:3] in _MONTHS and token.isalpha()]
+    month = [token for token in tokens if _MONTH.fullmatch(token)]
     return " ".join(sorted(token[:3] if token in month else token for token in tokens) if month else tokens)
 
 
@@ -97,7 +105,7 @@ def choice_of(text: str) -> str | None:
 def moment_of(text: str) -> str | None:
     """A time or a date in digits as text; the hour counts from 0 to 23 where "a.m." or "p.m." follows."""
     bare = _TEXT.sub(r" \1 ", text).strip()
-    if re.search(r"\d", bare) and any(word[:3].lower() in _MONTHS for word in re.findall(r"[A-Za-z]{3,}", bare)):
+    if re.search(r"\d", bare) and any(_MONTH.fullmatch(word) for word in re.findall(r"[A-Za-z]{3,}", bare)):
         return prose_of(text)
     if _DATE.fullmatch(bare):
         return bare
@@ -127,4 +135,4 @@ def with_commands(text: str) -> str:
     r"""A formula whose functions and Greek letters are LaTeX commands: "sqrt(2) pi" is \sqrt{2} \pi."""
     text = re.sub(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty", text)
-    return _RUN.sub(lambda match: f"\\{match.group()} " if match.group() in _FUNCTIONS or match.group() in _SYMBOLS else match.group(), text)
+    return _RUN.sub(lambda match: f"\\{match.group()} " if _COMMANDS.fullmatch(match.group()) else match.group(), text)

@@ -3,7 +3,7 @@
     checks (picklable functions) ─► worker (time limit) ─► one Score each
 
 A failed check scores 0 with the problem "timeout", "crash", "raised", "not finite" (NaN or infinite), or "not comparable"
-if it raises `NotComparable`. The time limit
+if it raises `NotComparableError`. The time limit
 of a check starts when a worker takes it: time in the queue and the imports of a new worker do not count.
 
 Workers are forked from a small server process without torch, so a killed worker is replaced within milliseconds.
@@ -32,7 +32,7 @@ Check = Callable[[], tuple[float, bool]]
 _MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise exhaust memory before its timeout
 
 
-class NotComparable(Exception):
+class NotComparableError(Exception):
     """Raised by a check that cannot decide, rather than guess."""
 
 
@@ -127,7 +127,7 @@ def _guarded(check: Check) -> tuple[float, bool] | Score | str:
     try:
         value, found = check()
         return float(value), bool(found)
-    except NotComparable:
+    except NotComparableError:
         return Score(0.0, problem="not comparable")
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"[:200]

@@ -83,3 +83,13 @@ def test_vote(row):
     one, two = (reward.vote(asked("1"), row[name]) for name in ("output", "gold"))
     assert one is not None and two is not None
     assert float(one == two) == row["right"], (row, one, two)
+
+
+@pytest.mark.xfail(strict=True, reason="known to be judged wrongly; see the why of each row")
+@pytest.mark.parametrize("row", labelled("wrong"))
+def test_still_wrong(row):
+    assert math(row) == row["right"], row
+
+
+def test_there_are_enough_rows():
+    assert sum(len(rows(name)) for name in ("math", "gym", "exact", "vote")) >= 150

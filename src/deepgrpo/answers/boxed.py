@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+# a box; a backslash that doubles that of a box; an escaped brace or a line break; a brace
+_TOKEN = re.compile(
+    r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?P<opened>\{)?|\\(?=\\(?:boxed|fbox)(?![A-Za-z]))|\\[\\{}]|(?P<brace>[{}])"
+)
 _UNBRACED = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?|\\[A-Za-z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z])")
 
 
@@ -28,33 +31,18 @@ def find_box(text: str) -> tuple[int, str] | None:
     """
     stack: list[tuple[int, int] | None] = []
     best: tuple[int, str] | None = None
-    index = 0
     # one pass with a stack: thousands of unclosed boxes must not take quadratic time
-    while index < len(text):
-        char = text[index]
-        if char == "\\":
-            match = _COMMAND.match(text, index)
-            if match is None:
-                # \\boxed is a box with a doubled backslash; \{ and \\ are two characters of plain text
-                doubled = _COMMAND.match(text, index + 1) is not None
-                index += 1 if doubled or text[index + 1 : index + 2] not in ("{", "}", "\\") else 2
-                continue
-            if text[match.end() : match.end() + 1] == "{":
-                stack.append((index, match.end() + 1))
-                index = match.end() + 1
-                continue
-            bare = _UNBRACED.match(text, match.end())
-            if bare is not None:
-                best = _later(best, index, bare.group())
-            index = match.end()
-            continue
-        if char == "{":
+    for token in _TOKEN.finditer(text):
+        if token["opened"]:
+            stack.append((token.start(), token.end()))
+        elif token["brace"] == "{":
             stack.append(None)
-        elif char == "}" and stack:
-            opened = stack.pop()
+        elif token["brace"] == "}":
+            opened = stack.pop() if stack else None
             if opened is not None:
-                best = _later(best, opened[0], text[opened[1] : index])
-        index += 1
+                best = _later(best, opened[0], text[opened[1] : token.start()])
+        elif len(token.group()) > 2 and (bare := _UNBRACED.match(text, token.end())) is not None:
+            best = _later(best, token.start(), bare.group())
     return best
 
 

@@ -43,7 +43,7 @@ def multiplier(text: str) -> tuple[Decimal, str]:
     """Factor of the multiplying words at the start of a text, and the text behind them.
 
     >>> multiplier(" million dollars")
-    (Decimal('1000000'), ' dollars')
+    (Decimal('1000000'), 'dollars')
     """
     factor = Decimal(1)
     while (match := _MULTIPLIER.match(text)) is not None:

@@ -91,7 +91,7 @@ class Score:
     checked: bool = True
     """False if the reward did not see the response because it was truncated."""
     problem: str | None = None
-    """Failure of the check itself: "timeout", "crash", "raised" or "not finite"; else None."""
+    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ A skipped row is counted under its reason. A missing column or a repeated id is 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deepgrpo.answers.numbers import drop_separators
 from deepgrpo.config import ColumnMap
 from deepgrpo.errors import DataError
 from deepgrpo.prompts.values import UnusableValueError, as_text, as_texts, encodable
@@ -94,7 +94,7 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
 
 def _after_last(text: str, marker: str) -> str:
     _, found, rest = text.rpartition(marker)
-    return re.sub(r"(?<=\d),(?=\d{3})", "", rest.strip()) if found else text
+    return drop_separators(rest.strip()) if found else text
 
 
 def _column(values: Mapping[str, Any], name: str, role: str, where: str) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from deepgrpo.answers.numbers import decimal_form
 from deepgrpo.errors import DataError
 
 MAX_DEPTH = 100
@@ -48,7 +49,7 @@ def as_text(value: Any) -> str | None:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise UnusableValueError(type(value).__name__)
-    return number_text(value)
+    return str(value) if isinstance(value, int) else decimal_form(value)
 
 
 def as_texts(value: Any) -> list[str]:
@@ -57,19 +58,6 @@ def as_texts(value: Any) -> list[str]:
         value = value.tolist()
     found = [as_text(each) for each in (value if isinstance(value, list | tuple) else [value])]
     return list(dict.fromkeys(text for text in found if text is not None and text.strip()))
-
-
-def number_text(value: int | float | Decimal) -> str:
-    """A number in decimal form, with the digits of its file: 1e-05 is 0.00001, 4.5e33 is 45 and 32 zeros.
-
-    There are no zeros behind the last digit, because many files write the integer 142 as 142.0, which an exact comparison
-    would reject.
-    """
-    if isinstance(value, int):
-        return str(value)
-    exact = value if isinstance(value, Decimal) else Decimal(repr(value))  # repr: the shortest decimal that is this float
-    text = format(exact, "f") if exact else "0"
-    return text.rstrip("0").removesuffix(".") if "." in text else text
 
 
 def encodable(row: Mapping[str, Any], where: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+from deepgrpo.answers.reasoning import USUAL_TAGS, outside_reasoning
 from deepgrpo.errors import RewardError
 from deepgrpo.records import FinishReason, Prompt, Score
 
@@ -114,3 +115,10 @@ def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
             'to the column with the answers, or choose reward.type = "user"'
         )
     return (prompt.answer,)
+
+
+def answer_part(prompt: Prompt, completion: str, tags: tuple[str, str] | Literal["auto"] | None) -> str:
+    """The response without its reasoning, by `reward.reasoning_tags`."""
+    if tags is None:
+        return completion
+    return outside_reasoning(prompt.text, completion, USUAL_TAGS if tags == "auto" else tags)

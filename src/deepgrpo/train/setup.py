@@ -229,7 +229,7 @@ def open_run(
     checkpoints = open_checkpoints(config.checkpoint, paths.path)
     origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
     shapes = build_shapes(config)
-    threads = use_threads(shapes and shapes.model, config.run.threads)
+    threads = use_threads(shapes.model if shapes else None, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
     torch.manual_seed(config.run.seed)
     policy = build_policy(config, backend.prepare(config, shapes))

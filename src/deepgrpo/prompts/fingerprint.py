@@ -68,7 +68,7 @@ def check_unchanged(key: str, data: DataConfig, saved: Fingerprint | None, now: 
     """
     source = repr(getattr(data, "path", data.type))
     if saved is not None and (not isinstance(saved, Mapping) or set(saved) != set(now)):
-        raise CheckpointError(f"{key}: the fingerprint in the checkpoint is {saved!r}, which is damaged; continue from another one")
+        raise CheckpointError(f"{key}: the fingerprint in the checkpoint is damaged ({saved!r}); continue from another one")
     if saved is None or saved["prompts"] == now["prompts"]:
         if saved is None or saved["seed"] == now["seed"]:
             return None

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from deepgrpo import cli
+from deepgrpo import cli, rng
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.eval.command import evaluate_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.runs.trees import load_trees
+from deepgrpo.train.log import RunLog
 from tiny import save_model, write_jsonl
 
 RECIPE = """
@@ -199,6 +200,14 @@ def test_sampled_text_that_no_file_takes(deepgrpo: Any, place: Path, broken_deco
     assert tree.nodes[0].text == "####\\ud800\\udcff \u2028 é"
     lines = (run / "eval" / "step-000001.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["greedy_text"] for line in lines] == ["####\\ud800\\udcff \u2028 é"] * 3
+
+
+def test_a_note_that_no_file_takes_and_a_draw_by_such_a_name(tmp_path: Path) -> None:
+    """The name of a strategy's signal, or a message of a user's function."""
+    with RunLog(tmp_path, total_steps=1, console=Console(file=io.StringIO())) as log:
+        log.note("half \ud800 a pair")
+    assert "half \\ud800 a pair\n" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert rng.key("a\ud800") != rng.key("a\ud801")
 
 
 def test_eval_writes_what_it_has_computed(place: Path, model: str, broken_decoder: None) -> None:

@@ -67,8 +67,8 @@ def check_unchanged(key: str, data: DataConfig, saved: Fingerprint | None, now: 
     Raises CheckpointError if the prompts changed and the section did not.
     """
     source = repr(getattr(data, "path", data.type))
-    if saved is not None and set(saved) != set(now):
-        raise CheckpointError(f"{key}: the checkpoint's fingerprint of the prompts is {saved!r}; continue from another checkpoint")
+    if saved is not None and (not isinstance(saved, Mapping) or set(saved) != set(now)):
+        raise CheckpointError(f"{key}: the fingerprint in the checkpoint is damaged ({saved!r}); continue from another one")
     if saved is None or saved["prompts"] == now["prompts"]:
         if saved is None or saved["seed"] == now["seed"]:
             return None

@@ -1,8 +1,8 @@
 """Damage of a run directory: each file missing, cut, overwritten, replaced; each directory likewise; wrong values inside.
 
 `damages()` returns (name, function of the run directory) pairs; `build(place)` makes the run that they are made for, and
-`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback, a hang or an
-answer without a remedy is a fault.
+`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback or a hang is
+a fault.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECIPE = """
 name = "run"
 dir = "runs"
 steps = 2
-prompts_per_step = 2
+prompts_per_step = 4
 device = "cpu"
 
 [model]
@@ -49,7 +49,7 @@ max_new_tokens = 12
 
 [explore]
 type = "deep"
-num_rollouts = 4
+num_rollouts = 8
 branches_per_pivot = 2
 
 [explore.segments]
@@ -61,7 +61,7 @@ window = 20
 min_items = 4
 
 [warmstart]
-""" + (WARMSTART := "steps = 12\nbatch_size = 16\nlr = 1e-2\n") + """
+""" + (WARMSTART := "steps = 100\nbatch_size = 16\nlr = 1e-2\n") + """
 [optim]
 lr = 1e-3
 
@@ -108,7 +108,8 @@ explore = {type = "root", num_rollouts = 4}
 Damage = Callable[[Path], object]
 STEP = "checkpoints/step-000002"
 FILES = (
-    "config.toml", "metrics.jsonl", "log.txt", "final.json", "trees/step-000002.jsonl.gz", "eval/step-000002.jsonl", "start/checksums.json",
+    "config.toml", "metrics.jsonl", "log.txt", "final.json", "trees/step-000002.jsonl.gz", "eval/step-000002.jsonl",
+    "start/checksums.json",
     "start/config.json", "start/model.safetensors", "start/tokenizer.json", f"{STEP}/state.json",
     f"{STEP}/optimizer.safetensors", f"{STEP}/model/config.json", f"{STEP}/model/model.safetensors",
     f"{STEP}/model/tokenizer.json", f"{STEP}/model/tokenizer_config.json", f"{STEP}/model/generation_config.json",
@@ -255,8 +256,8 @@ def _garbage(path: Path) -> None:
 
 OF_FILES: dict[str, Damage] = {
     "missing": _gone, "empty": lambda path: path.write_bytes(b""), "cut in half": _half, "a flipped bit": _flip,
-    "garbage": _garbage, "zeros": lambda path: path.write_bytes(b"\0" * 300), "a directory": _folder, "a dangling link": _dangling,
-    "a link to itself": _loop, "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
+    "garbage": _garbage, "zeros": lambda path: path.write_bytes(b"\0" * 300), "a directory": _folder,
+    "a dangling link": _dangling, "a link to itself": _loop, "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
     "a JSON list": lambda path: path.write_text("[1, 2]\n"), "a JSON number": lambda path: path.write_text("3\n"),
     "deeply nested": lambda path: path.write_text("[" * 20_000),
 }  # fmt: skip

@@ -33,7 +33,7 @@ from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.report.options import InspectOptions, ReportOptions
-from deepgrpo.runs.files import remedy
+from deepgrpo.runs.files import FULL, remedy
 from deepgrpo.runs.layout import RunDir
 
 Overrides = list[tuple[str, str]]
@@ -130,13 +130,15 @@ def _refused(error: OSError) -> int:
     if error.filename is not None:
         print(f"error: {os.fsdecode(error.filename)}: {error.strerror or error}; {remedy(error)}", file=sys.stderr)
         return 1
+    said = "a file cannot be written"
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         said = "standard output cannot be written"
     else:
-        raise error
+        if error.errno not in FULL:
+            raise error
     print(f"error: {said}: {error.strerror}; {remedy(error)}, or send the output elsewhere", file=sys.stderr)
     return 1
 

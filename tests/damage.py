@@ -1,8 +1,8 @@
 """Damage of a run directory: each file missing, cut, overwritten, replaced; each directory likewise; wrong values inside.
 
 `damages()` returns (name, function of the run directory) pairs; `build(place)` makes the run that they are made for, and
-`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback, a hang or an
-answer without a remedy is a fault.
+`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback or a hang is
+a fault.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ RECIPE = """
 name = "run"
 dir = "runs"
 steps = 2
-prompts_per_step = 2
+prompts_per_step = 4
 device = "cpu"
 
 [model]
@@ -49,7 +49,7 @@ max_new_tokens = 12
 
 [explore]
 type = "deep"
-num_rollouts = 4
+num_rollouts = 8
 branches_per_pivot = 2
 
 [explore.segments]
@@ -61,10 +61,7 @@ window = 20
 min_items = 4
 
 [warmstart]
-steps = 12
-batch_size = 16
-lr = 1e-2
-
+""" + (WARMSTART := "steps = 100\nbatch_size = 16\nlr = 1e-2\n") + """
 [optim]
 lr = 1e-3
 
@@ -89,18 +86,30 @@ keep_last = 2
 trees_every = 1
 """
 
-COMPARE = """
+EXPERIMENT = """
 name = "pair"
 budget = 1
-seeds = [1]
+seeds = [0, 1]
 baseline = "deep"
-base = "recipe.toml"
+base = "base.toml"
+
+[final]
+limit = 4
+sampled_limit = 2
+samples = 2
+k = [1, 2]
+
+[arms.deep]
+
+[arms.root]
+explore = {type = "root", num_rollouts = 4}
 """
 
 Damage = Callable[[Path], object]
 STEP = "checkpoints/step-000002"
 FILES = (
-    "config.toml", "metrics.jsonl", "log.txt", "trees/step-000002.jsonl.gz", "eval/step-000002.jsonl", "start/checksums.json",
+    "config.toml", "metrics.jsonl", "log.txt", "final.json", "trees/step-000002.jsonl.gz", "eval/step-000002.jsonl",
+    "start/checksums.json",
     "start/config.json", "start/model.safetensors", "start/tokenizer.json", f"{STEP}/state.json",
     f"{STEP}/optimizer.safetensors", f"{STEP}/model/config.json", f"{STEP}/model/model.safetensors",
     f"{STEP}/model/tokenizer.json", f"{STEP}/model/tokenizer_config.json", f"{STEP}/model/generation_config.json",
@@ -112,18 +121,60 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "report": ("report", "RUN"),
     "inspect": ("inspect", "RUN"),
     "inspect step": ("inspect", "RUN", "--step", "2", "--prompt", "0"),
+    "compare": ("compare", "pair.toml"),
     "probe": ("probe", "RUN", "--rollouts", "8", "--depths", "1", "--limit", "4", "--max-sampled-tokens", "400"),
 }
 
 
 def build(place: Path) -> Path:
-    """A run of two steps with everything in it: a warm start, two checkpoints, trees, evaluations and a report."""
-    (place / "recipe.toml").write_text(RECIPE)
-    with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()):
-        from deepgrpo import cli
+    """A run of two steps with everything in it: a warm start, two checkpoints, trees, evaluations, a final evaluation.
 
-        assert cli.main(["train", "recipe.toml"]) == 0
+    It can also be an arm of the experiment `pair.toml` beside it.
+    """
+    from deepgrpo import cli
+    from deepgrpo.lab.compare.final_eval import measure
+
+    (place / "recipe.toml").write_text(RECIPE)
+    (place / "base.toml").write_text(_from(str(place / "runs" / "warm" / "start")))
+    (place / "pair.toml").write_text(EXPERIMENT)
+    with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["train", "recipe.toml", "--run.name", "warm", "--run.steps", "0"]) == 0
+        assert cli.main(["train", "base.toml"]) == 0
+        measure(Path("runs/run"), _plan().final)
     return place / "runs" / "run"
+
+
+def _from(start: str) -> str:
+    """The recipe with the weights of another run's warm start."""
+    return RECIPE.replace(WARMSTART, f"from = {start!r}\n")
+
+
+def _plan() -> Any:
+    from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
+    from deepgrpo.lab.compare.plan import expand
+
+    source = find_experiment("pair.toml")
+    return expand(load_experiment(source), source)
+
+
+@contextlib.contextmanager
+def _as_arm(run: Path) -> Iterator[None]:
+    """In the directory of an experiment whose first arm is this run; its jobs are not started."""
+    from deepgrpo.lab.compare.jobs import Jobs
+
+    place = run.parent / "experiment"
+    shutil.rmtree(place, ignore_errors=True)
+    arm = place / "runs" / "pair" / "arms" / "deep" / "seed-0"
+    arm.parent.mkdir(parents=True)
+    arm.symlink_to(run)
+    (place / "base.toml").write_text(_from("start"))
+    (place / "pair.toml").write_text(EXPERIMENT)
+    original, Jobs.run = Jobs.run, lambda self, changed, tick: None  # type: ignore[method-assign]
+    try:
+        with contextlib.chdir(place):
+            yield
+    finally:
+        Jobs.run = original  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -141,8 +192,9 @@ def outcome(command: str, run: Path) -> Outcome:
     from deepgrpo import cli
 
     out = io.StringIO()
+    there = _as_arm(run) if command == "compare" else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with there, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = cli.main([str(run) if each == "RUN" else each for each in COMMANDS[command]])
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
@@ -150,7 +202,7 @@ def outcome(command: str, run: Path) -> Outcome:
         return Outcome(70, out.getvalue(), traceback.format_exc())
     said = out.getvalue()
     sentence = any(line.startswith("error: ") and len(line) > 30 for line in said.splitlines())
-    if code and not sentence:
+    if code and not sentence and command != "compare":  # it ends with 1 while an arm is missing
         return Outcome(code, said, f"exit code {code} without a sentence: {said[-300:]!r}")
     return Outcome(code, said, "a traceback in the output" if "Traceback (most recent call last)" in said else None)
 
@@ -204,8 +256,8 @@ def _garbage(path: Path) -> None:
 
 OF_FILES: dict[str, Damage] = {
     "missing": _gone, "empty": lambda path: path.write_bytes(b""), "cut in half": _half, "a flipped bit": _flip,
-    "garbage": _garbage, "zeros": lambda path: path.write_bytes(b"\0" * 300), "a directory": _folder, "a dangling link": _dangling,
-    "a link to itself": _loop, "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
+    "garbage": _garbage, "zeros": lambda path: path.write_bytes(b"\0" * 300), "a directory": _folder,
+    "a dangling link": _dangling, "a link to itself": _loop, "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
     "a JSON list": lambda path: path.write_text("[1, 2]\n"), "a JSON number": lambda path: path.write_text("3\n"),
     "deeply nested": lambda path: path.write_text("[" * 20_000),
 }  # fmt: skip
@@ -404,7 +456,9 @@ LAYOUT: dict[str, Damage] = {
     "an evaluation that is a directory": lambda run: (run / "eval" / "step-000003.jsonl").mkdir(),
     "trees that are a directory": lambda run: (run / "trees" / "step-000003.jsonl.gz").mkdir(),
     "a report that is a directory": lambda run: (run / "report.html").mkdir(),
-    "a final evaluation that is garbage": lambda run: _garbage(run / "final.json"),
+    "a final evaluation without figures": lambda run: _final(run, "metrics", {}),
+    "a final evaluation with texts": lambda run: _final(run, "metrics", {"eval/greedy": "high"}),
+    "a final evaluation of another step": lambda run: _final(run, "step", 1),
     "a lock that is a directory": lambda run: (run / ".lock").mkdir(),
     "a lock with garbage": lambda run: _garbage(run / ".lock"),
     "weights of another run": lambda run: _foreign_weights(run, f"{STEP}/model/model.safetensors"),
@@ -415,6 +469,11 @@ LAYOUT: dict[str, Damage] = {
     "a file": lambda run: (shutil.rmtree(run), run.write_text("x")),
     "a dangling link": lambda run: (shutil.rmtree(run), run.symlink_to("nowhere")),
 }
+
+
+def _final(run: Path, key: str, value: Any) -> None:
+    path = run / "final.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
 
 def _foreign_moments(run: Path) -> None:

@@ -39,7 +39,7 @@ from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
-from deepgrpo.runs.files import remedy
+from deepgrpo.runs.files import FULL, remedy
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.threads import limit_spinning
 from deepgrpo.visible import GuardedStream, guard_messages, visible
@@ -174,13 +174,15 @@ def _refused(error: OSError) -> int:
     if error.filename is not None:
         print(f"error: {os.fsdecode(error.filename)}: {error.strerror or error}; {remedy(error)}", file=sys.stderr)
         return 1
+    said = "a file cannot be written"
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         said = "standard output cannot be written"
     else:
-        raise error
+        if error.errno not in FULL:
+            raise error
     print(f"error: {said}: {error.strerror}; {remedy(error)}, or send the output elsewhere", file=sys.stderr)
     return 1
 

@@ -191,3 +191,55 @@ def test_a_directory_in_use_is_refused_and_read_all_the_same(run: RunDir) -> Non
 def test_a_refused_run_leaves_no_directory(run: RunDir) -> None:
     code, said = call("train", "recipe.toml", "--run.name", "a/b", "--sampling.max_total_tokens", "5000")
     assert code == 1 and "the model's context is 96" in said and not Path("runs/a").exists()
+
+
+# ---------------------------------------------------------------- what changed since it was written
+
+
+def test_what_has_changed_is_not_resumed(run: RunDir) -> None:
+    """Foreign weights of the same shapes, foreign moments, another step's files: each names the checkpoint before."""
+    for name in ("weights of another run", "moments of another run", "step 1 as step 2"):
+        shutil.copytree(run.path, "runs/copy")
+        damage.LAYOUT[name](Path("runs/copy"))
+        code, said = call("train", "--resume", "runs/copy", "--run.steps", "3")
+        assert code == 1 and "continue from an earlier one with: deepgrpo train --resume runs/copy --step 1" in said, said
+        assert (call("eval", "runs/copy", "--limit", "2")[0] == 1) == (name != "moments of another run")
+        assert call("train", "--resume", "runs/copy", "--step", "1", "--run.steps", "3")[0] == 0
+        shutil.rmtree("runs/copy")
+
+
+def test_another_strategy_does_not_take_over_the_state(run: RunDir) -> None:
+    """`deep` after `root` would miss its window of pivots."""
+    root = ["--explore.type", "root", "--explore.num_rollouts", "4", "--run.name", "root", "--run.steps", "1"]
+    assert call("train", "recipe.toml", *root)[0] == 0
+    code, said = call("train", "--resume", "runs/root", "--explore", '{type = "deep", segments = {type = "tokens", size = 3}}')
+    assert code == 1 and "its state does not fit the recipe" in said and "was explore.type changed?" in said
+
+
+def test_a_directory_that_is_removed_during_the_run(run: RunDir) -> None:
+    original = loop.train_step
+
+    def train_step(*arguments: Any) -> Any:
+        shutil.rmtree(run.path)
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        code, said = call("train", "--resume", "runs/run", "--run.steps", "3")
+    assert code == 1 and "was removed or moved while the run was going" in said and not run.path.exists()
+
+
+# ---------------------------------------------------------------- standard output
+
+
+def test_a_full_standard_output_is_not_the_fault_of_the_run(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """`> /dev/full`: a run goes on into its log; a command that only prints ends in a sentence."""
+    for arguments, code, says in (
+        (("train", "--resume", "runs/run", "--run.steps", "3"), 0, "warning: standard output cannot be written: No space left"),
+        (("inspect", "runs/run"), 1, "error: standard output cannot be written: No space left on device; free some space"),
+    ):
+        with open("/dev/full", "w") as full, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdout", full)
+            assert cli.main(list(arguments)) == code
+        assert says in capsys.readouterr().err
+    assert trace(run.path)[-1]["step"] == 3 and "step 3/3" in run.log.read_text()

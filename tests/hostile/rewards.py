@@ -12,9 +12,12 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from commands import Starter
 from hostile.reward_cases import CASES, Case
@@ -101,19 +104,32 @@ def train_with(case: Case, folder: Path, starter: Starter) -> Outcome:
     process = starter.start(
         "train", "recipe.toml", "--reward.function", case.reference, "--reward.timeout_s", str(case.timeout_s), cwd=folder
     )
-    try:
-        out, err = process.communicate(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        return Outcome("hang", None, "", "")
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a reward left behind
+    with ThreadPoolExecutor(2) as readers:  # a pipe holds 64 KB
+        said = [readers.submit(_read, stream) for stream in (process.stdout, process.stderr)]
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return Outcome("hang", None, "", "")
+        finally:
+            # the witness has said what it has to say when its process has ended; then what a reward left behind ends, too
+            wait(said, timeout=3)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        out, err = (each.result() for each in said)
     code = process.wait()
     return Outcome(_fault(case, code, err), code, out, err)
 
 
+def _read(stream: Any) -> str:
+    stream.reconfigure(errors="replace")
+    with stream:
+        return str(stream.read())
+
+
 def _fault(case: Case, code: int, err: str) -> str | None:
-    if "Traceback (most recent call last)" in err:
+    lines = err.splitlines()
+    # Python itself shows what a user's exit handler raises
+    if any(x.startswith("Traceback") and not y.startswith("Exception ignored in") for y, x in pairwise(["", *lines])):
         return "traceback"
     expected = (case.code,) if case.code is not None else (1, 2) if case.says else (0,)
     if code not in expected:

@@ -1,4 +1,4 @@
-"""Checkpoints and the lock of a run directory: a kill at any write leaves whole checkpoints, and one process writes at a time."""
+"""Checkpoints and the lock of a run directory: a kill at any write leaves whole checkpoints; one process at a time writes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Killed(BaseException):
 
 
 def saved(run: RunDir, *steps: int, **keep: Any) -> Checkpoints:
+    run.path.mkdir(exist_ok=True)
     found = Checkpoints(run, **{"keep_last": 2, "keep_best": False, **keep})
     for step in steps:
         found.save(Files(f"weights {step}"), Files(f"weights {step}"), TrainState(step))
@@ -78,7 +79,7 @@ def killed_at(event: int, patch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_kill_at_any_write_leaves_whole_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saving step 3 beside 1 and 2, of which 2 are kept: whenever it ends, the newest is whole, is 2 or 3, and saving goes on."""
+    """Saving step 3 beside 1 and 2, of which 2 are kept: whenever it ends, the newest is whole and 2 or 3."""
     newest: list[int] = []
     for event in range(100):
         run = RunDir(tmp_path / str(event))
@@ -220,7 +221,8 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for name, says in (("file", "move away the file"), ("file/run", "move away the file"), ("n" * 300, "choose a shorter name")):
+    file = "move away the file"
+    for name, says in (("file", file), ("file/run", file), ("n" * 300, "choose a shorter name")):
         with pytest.raises(ConfigError, match=rf"run.dir: .* cannot be written: .*; {says}"), hold(RunDir(tmp_path / name)):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

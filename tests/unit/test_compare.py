@@ -24,6 +24,8 @@ from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, short
 from deepgrpo.prompts import synthetic
+from deepgrpo.records import Ledger
+from deepgrpo.runs.checkpoints import TrainState
 
 BASE = """
 [run]
@@ -249,7 +251,7 @@ def write_run(plan: Plan, name: str, lines: list[dict[str, Any]], greedy: float,
     state = run.directory / "checkpoints" / f"step-{lines[-1]['step']:06d}" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text(
-        json.dumps({"step": lines[-1]["step"], "ledger": {"sampled_tokens": lines[-1]["ledger/sampled_tokens"]}})
+        TrainState(lines[-1]["step"], ledger=Ledger(sampled_tokens=lines[-1]["ledger/sampled_tokens"])).to_json()
     )
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "to')
     metrics = {"eval/greedy": greedy, "eval/sampled": sampled, "eval/pass@1": sampled, "eval/pass@4": 0.9}

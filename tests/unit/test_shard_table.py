@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from deepgrpo.model.policy import Policy
 from deepgrpo.train.moments import SHARDED, read_moments
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # a single process saves
 
 

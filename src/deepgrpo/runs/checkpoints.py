@@ -195,7 +195,9 @@ class Checkpoints:
         aside = Checkpoint(state.step, folder / f"{WRITING}{final.path.name}")
         try:
             delete_tree(aside.path)
-            aside.model.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # without parents: a run directory that was removed is not made again
+            aside.path.mkdir()
+            aside.model.mkdir()
             policy.save(aside.model)
             learner.save(aside.path)
             aside.state_file.write_text(state.to_json(checksums(aside.path)), encoding="utf-8")

@@ -103,7 +103,7 @@ def truncate_metrics(path: Path, step: int) -> int:
 
 
 def _parse(text: str) -> Line | None:
-    """A line of metrics.jsonl; None if it is torn or has no step. A value that no step writes (a text, a table) becomes None."""
+    """A line of metrics.jsonl; None if it is torn or has no step. A value that no step writes, such as a text, becomes None."""
     try:
         line: Line = json.loads(text)
         step = line["step"]

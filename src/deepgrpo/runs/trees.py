@@ -110,7 +110,7 @@ def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
 
 def save_trees(path: Path, trees: Sequence[Tree], credits: Sequence[Credit]) -> None:
     """Write the trees of a step with their credit: the whole file or none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as aside, gzip.open(aside, "wt", encoding="utf-8", compresslevel=5) as file:
         for tree, credit in zip(trees, credits, strict=True):
             file.write(tree_to_json(tree, credit.spans) + "\n")

@@ -3,8 +3,8 @@
     optimizer.safetensors   whole, written by one process: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
     optimizer/              shards, written by several: torch.distributed.checkpoint, the same names
 
-Any number of processes can read either form. No file is unpickled freely: shard_table.py reads the pickled table of contents of the
-second form by a list of what it may hold, and torch reads the shards with `weights_only`.
+Any number of processes can read either form. No file is unpickled freely: shard_table.py reads the pickled table of contents of
+the second form by a list of what it may hold, and torch reads the shards with `weights_only`.
 """
 
 from __future__ import annotations

@@ -159,7 +159,9 @@ class Run:
         state = self.checkpoints.load(checkpoint, self.policy, self.learner)
         try:  # a state of another strategy or version
             Cursor.from_dict(state.cursor)
-            HealthState.from_dict(state.health)
+            health = HealthState.from_dict(state.health)
+            if not isinstance(health.dead, int) or not isinstance(health.empty, int):
+                raise TypeError("health has no counts")
             self.strategy.report(state.strategy)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(

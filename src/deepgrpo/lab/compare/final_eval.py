@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 
 def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
-    """The final evaluation of a run; None unless it exists for these questions and this checkpoint."""
+    """The final evaluation of a run; None unless it exists, whole, for these questions and this checkpoint."""
     try:
-        found: dict[str, Any] = json.loads(RunDir(directory).final.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        found: Any = json.loads(RunDir(directory).final.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if found["spec"] == spec.model_dump(mode="json") and found["step"] == step else None
+    if not isinstance(found, dict) or not isinstance(metrics := found.get("metrics"), dict):
+        return None
+    needed = ("eval/greedy", "eval/sampled", *(f"eval/pass@{k}" for k in spec.k))
+    whole = all(isinstance(metrics.get(name), int | float) and abs(metrics[name]) <= 1 for name in needed)
+    return found if whole and found.get("spec") == spec.model_dump(mode="json") and found.get("step") == step else None
 
 
 def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:

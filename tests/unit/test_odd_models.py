@@ -73,7 +73,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("gemma3")
     kinds = ["sliding_attention", "full_attention"]
     text = {**text_sizes(), "sliding_window": 64, "query_pre_attn_scalar": 8, "layer_types": kinds}
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4,
         image_token_index=3, image_token_id=3, boi_token_index=4, eoi_token_index=5,
@@ -91,6 +91,7 @@ def test_a_model_of_images_and_text_is_trained_on_text(gemma3: str, capsys: pyte
     assert policy.context == 256
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     assert not any("vision" in name for name in policy.trainable())
+    assert policy.layers is policy.causal.model.language_model.layers  # the vision tower comes first, and has as many
     assert policy.try_tree_packing().packs, policy.verdict.reason
 
     run = train(config)
@@ -250,8 +251,10 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     byte_tokenizer().save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="BertLMHeadModel, which looks ahead"):
-        load_policy(PretrainedModel(path=str(tmp_path / "bert")))
+    path = str(tmp_path / "bert")
+    for start in (lambda: load_policy(PretrainedModel(path=path)), lambda: dry(recipe(path))):
+        with pytest.raises(ModelError, match="BertLMHeadModel, which looks ahead"):
+            start()
 
 
 # ---------------------------------------------------------------- tokens without a row

@@ -139,6 +139,12 @@ def test_weights_of_another_run_are_loaded_or_refused(policy: Policy, tmp_path: 
         load_from(policy, tmp_path)
     (tmp_path / "start").mkdir()
     policy.save(tmp_path / "start")
+    with pytest.raises(ConfigError, match=r"it has no config\.json: did you mean '.*start'\?"):  # a checkpoint, or a run
+        load_from(policy, tmp_path)
+    (tmp_path / "start" / "config.json").rename(tmp_path / "aside.json")
+    with pytest.raises(ConfigError, match=r"it has no config\.json: name a directory .*, or copy the config\.json"):
+        load_from(policy, tmp_path / "start")
+    (tmp_path / "aside.json").rename(tmp_path / "start" / "config.json")
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     with torch.no_grad():
         for p in policy.trainable().values():

@@ -64,11 +64,10 @@ def load_policy(
         model.is_quantized = False
     disable_dropout(model)
     freeze_other_parts(model)
-    model = model.to(device)
-    require_causal(model, said)
     if config.lora:
-        model = add_adapters(model, config).to(device)
-    policy = Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+        model = add_adapters(model, config)
+    policy = Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+    require_causal(policy.causal, said)
     require_own_tokens(policy, said)
     return policy
 

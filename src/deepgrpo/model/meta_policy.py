@@ -14,7 +14,7 @@ from deepgrpo.config import ModelConfig, ScratchModel
 from deepgrpo.model.adapters import add_adapters
 from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.soundness import freeze_other_parts, require_own_tokens
+from deepgrpo.model.soundness import freeze_other_parts, require_decoder, require_own_tokens
 
 
 def build_meta_policy(
@@ -53,6 +53,7 @@ def build_meta_policy(
         return None
     disable_dropout(model)
     freeze_other_parts(model)
+    require_decoder(model, f"model.path = {config.path!r}")
     if config.lora:
         with torch.device("meta"):
             model = add_adapters(model, config)

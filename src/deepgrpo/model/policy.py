@@ -18,7 +18,7 @@ from deepgrpo.model.adapters import has_adapters, load_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.head import Head, find_head
 from deepgrpo.model.logprobs import chunked_logprobs, entropy
-from deepgrpo.model.shape import shape_of
+from deepgrpo.model.shape import shape_of, text_part
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 
@@ -151,9 +151,9 @@ class Policy:
 
     @property
     def layers(self) -> nn.ModuleList | None:
-        """Decoder layers: the first ModuleList whose length is `num_hidden_layers`; None if there is none."""
+        """Decoder layers: the language model's first ModuleList of the length in the config; None if there is none."""
         wanted = shape_of(self.causal.config).layers
-        lists = (module for module in self.causal.modules() if isinstance(module, nn.ModuleList))
+        lists = (module for module in text_part(self.causal).modules() if isinstance(module, nn.ModuleList))
         return next((module for module in lists if len(module) == wanted), None)
 
     def checkpoint_activations(self) -> None:

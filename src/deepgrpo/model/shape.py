@@ -52,6 +52,12 @@ def text_config(config: Any) -> Any:
         return config
 
 
+def text_part(causal: Any) -> Any:
+    """The language model inside a model of several parts, without its output layer; a model of one part is its own."""
+    several = text_config(causal.config) is not causal.config and hasattr(causal.base_model, "get_decoder")
+    return causal.base_model.get_decoder() if several else causal
+
+
 def _number(config: Any, name: str) -> int | None:
     """A positive integer of the config, the largest of a list with one per layer; None if there is none."""
     value = getattr(config, name, None)

@@ -10,7 +10,7 @@ import torch
 
 from deepgrpo.errors import ModelError
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.shape import text_config
+from deepgrpo.model.shape import text_part
 from deepgrpo.records import Prompt
 
 SOME = 256
@@ -55,9 +55,7 @@ def _shape(size: Any) -> str:
 
 def freeze_other_parts(causal: Any) -> None:
     """Freeze what text does not pass through, such as a vision tower: it gets no gradient, and needs no moments."""
-    if text_config(causal.config) is causal.config or not hasattr(causal.base_model, "get_decoder"):
-        return
-    used = {id(p) for part in (causal.base_model.get_decoder(), causal.get_output_embeddings()) for p in part.parameters()}
+    used = {id(p) for part in (text_part(causal), causal.get_output_embeddings()) if part for p in part.parameters()}
     for parameter in causal.parameters():
         if id(parameter) not in used:
             parameter.requires_grad_(False)
@@ -86,10 +84,22 @@ def require_causal(causal: Any, said: str) -> None:
             + "; copy or download its weights again"
         )
     if float((one - two)[finite].abs().max()) > 1e-4 * float(one[finite].abs().max()):
-        raise ModelError(
-            f"{said} is a {type(causal).__name__}, which looks ahead: a later token changes what it says about earlier ones. "
-            "Name a causal language model; a family that can be both needs is_decoder = true in its config.json"
-        )
+        raise looks_ahead(causal, said)
+
+
+def require_decoder(causal: Any, said: str) -> None:
+    """Raise ModelError if the config says that the model looks ahead. Needs no weights; `require_causal` tries it."""
+    config = causal.config
+    if getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False):
+        raise looks_ahead(causal, said)
+
+
+def looks_ahead(causal: Any, said: str) -> ModelError:
+    """The error for a model that looks ahead."""
+    return ModelError(
+        f"{said} is a {type(causal).__name__}, which looks ahead: a later token changes what it says about earlier ones. "
+        "Name a causal language model; a family that can be both needs is_decoder = true in its config.json"
+    )
 
 
 def require_own_tokens(policy: Policy, said: str) -> None:

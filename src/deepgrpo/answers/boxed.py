@@ -8,7 +8,7 @@ import re
 _TOKEN = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?P<opened>\{)?|\\(?=\\(?:boxed|fbox)(?![A-Za-z]))|\\[\\{}]|(?P<brace>[{}])"
 )
-_UNBRACED = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?|\\[A-Za-z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z])")
+_UNBRACED = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?|\\(?!boxed|fbox)[A-Za-z]+(?:\{[^{}]*\})*|[A-Za-z](?![A-Za-z])")
 
 
 def last_boxed(text: str) -> str | None:

@@ -128,7 +128,7 @@ def test_belief_is_that_of_a_pass_for_each_state(policy: Policy, packed: bool, c
 
 def test_of_several_accepted_answers_the_likeliest(policy: Policy) -> None:
     tree = _sampled(policy, "7", 5)
-    several = replace(tree, prompt=replace(tree.prompt, columns={"accepted_answers": ["7", "3", "99"]}))
+    several = replace(tree, prompt=replace(tree.prompt, accepted=("7", "3", "99")))
     signal = Signal(BELIEF, by_twos, cue="#")
     (values,), _ = measure_belief(policy, signal, [(several, 0)], 4096)
     at_start = max(one_by_one(policy, tree.prompt.tokens, "#", each) for each in ("7", "3", "99"))

@@ -105,11 +105,12 @@ class LearnerGroup:
             (moments,) = self._wait([self.ranks[0].moments.remote()], self.cluster.update_deadline_s)
             save_moments(moments, directory)
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
         """See `UpdatesPolicy.load`."""
         by_shards = self.cluster.sharding == "fsdp" and (directory / SHARDED).is_dir()
         moments = None if by_shards else ray.put(read_moments(self.policy, directory))
-        self._call_all("resume", self.store.put(self.policy), moments, str(directory.absolute()), optimizer_steps)
+        here = str(directory.absolute())
+        self._call_all("resume", self.store.put(self.policy), moments, here, updates, optimizer_steps)
         self.policy.version = self.optimizer_steps = optimizer_steps
 
     def close(self) -> None:

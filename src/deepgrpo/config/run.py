@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Section
 from deepgrpo.config.data import DataConfig
 from deepgrpo.config.reward import RewardConfig
 
@@ -78,7 +78,7 @@ class RunConfig(Section):
 
     name: str = "run"
     """Directory of the run inside `dir`; "sweep/a" is nested."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Directory that holds the runs."""
     seed: int = 0
     """Random seed for prompts, rollouts and pivots."""
@@ -98,7 +98,7 @@ class RunConfig(Section):
     @classmethod
     def _inside_dir(cls, name: str) -> str:
         path = PurePath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or name.startswith("~"):
             raise ValueError(
                 f"run.name is {name!r}; it names a directory inside run.dir, so it cannot be empty, absolute or lead "
                 "upwards; choose a plain name, and the place with run.dir"

@@ -18,6 +18,7 @@ from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import SampleRequest
+from deepgrpo.terminal import Terminal
 
 WORTHWHILE = 1.3
 """Speed-ups below this are lost in operations other than matrix products."""
@@ -25,7 +26,7 @@ WORTHWHILE = 1.3
 
 def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
     """Test a model, a strategy, or both, and print the verdicts. Returns 0 if all is well, else 1."""
-    out = console or Console(highlight=False)
+    out = console or Terminal()
     if options.model is None and options.strategy is None:
         raise ConfigError("deepgrpo doctor needs a model or a strategy: deepgrpo doctor MODEL, or --strategy mine.py:Mine")
     code = 0

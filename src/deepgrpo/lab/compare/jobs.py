@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from deepgrpo.processes import PARENT
 from deepgrpo.threads import CPUS, available_cpus
 
 State = Literal["waiting", "running", "done", "failed", "skipped"]
@@ -159,9 +160,9 @@ class Jobs:
 
 
 def environment(workers: int) -> dict[str, str]:
-    """Environment of a job: each of the parallel ones has its share of the CPUs."""
+    """Environment of a job: its share of the CPUs, and this process, with which it ends."""
     share = max(1, available_cpus() // workers)
-    return {"TOKENIZERS_PARALLELISM": "false", **os.environ, CPUS: str(share)}
+    return {"TOKENIZERS_PARALLELISM": "false", **os.environ, CPUS: str(share), PARENT: str(os.getpid())}
 
 
 def last_line(path: Path) -> str:

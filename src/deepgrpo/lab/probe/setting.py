@@ -36,6 +36,7 @@ from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.lab.probe.sampling import MIN_FAILED
 from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.layout import START, RunDir
+from deepgrpo.runs.weights import check_weights
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -171,6 +172,7 @@ def _find(model: str, overrides: Sequence[tuple[str, str]]) -> tuple[Config | No
                 f"the run {model!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first "
                 "one, or probe its recipe"
             )
+        check_weights(run.start)
         return config, ModelSource(str(run.start), config)
     if not path.is_dir() and (path.suffix == ".toml" or model in [name for name, _ in shipped.list_recipes()]):
         config = load_recipe(shipped.find_recipe(model), overrides)
@@ -226,7 +228,7 @@ def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataCo
     if options.data is None:
         return data
     has_one = bool(getattr(tokenizer, "chat_template", None))
-    on = options.chat == "on" or (options.chat == "auto" and data.template.chat and has_one)
+    on = options.chat == "on" or (options.chat == "auto" and data.template.chat is not False and has_one)
     return data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
 
 

@@ -54,6 +54,8 @@ _RENAMED = (
     (re.compile(r"(?<![A-Za-z\\])(?:inf|infinity)(?![A-Za-z])"), r"\\infty"),
     (re.compile(r"(?<=\d)\s*\\text\s*\{\s*[eE]\s*\}\s*(?=[-+]?\d)"), "e"),
 )  # fmt: skip
+# of formulas inside a text, and currency
+_DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _LEADING = ("=", ":", "≈", "~", "#")
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ('"', '"'))
 
@@ -77,7 +79,7 @@ def tidy(text: str) -> str:
     text = plain(text).strip()
     while (bare := _unwrap(text)) != text:
         text = bare
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\\&", "&") if "&" not in text else text
+    text = _DELIMITERS.sub("", text).replace("\\%", "%")
     text = _SPACING.sub(" ", text)
     text = _DROPPED.sub("", text)
     for pattern, replacement in _RENAMED:

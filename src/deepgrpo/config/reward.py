@@ -9,6 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from deepgrpo.config.base import Probability, Section
 
 
+_Tag = Annotated[str, Field(min_length=1)]
+
+
 class OverlongConfig(Section):
     """Soft penalty for responses near the length limit (DAPO): zero up to `cache` tokens before it, then linear down to
     -`penalty` at the limit. Added in training, not in evaluation.
@@ -37,7 +40,7 @@ class _RewardBase(Section):
 
 
 class _AnswerReward(_RewardBase):
-    reasoning_tags: tuple[str, str] | Literal["auto"] | None = "auto"
+    reasoning_tags: tuple[_Tag, _Tag] | Literal["auto"] | None = "auto"
     """Tags around the model's reasoning, which holds no answer, e.g. ["<reason>", "</reason>"]. auto: <think> and </think>
     where the chat template or the response has them; none: read the whole response."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from deepgrpo.answers.numbers import decimal_form, drop_separators
@@ -136,7 +137,7 @@ def _question(value: Any, where: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return _number(value)
     raise DataError(
         f"{where}: the question is a {type(value).__name__} ({str(value)[:60]!r}), not a text; "
@@ -147,9 +148,9 @@ def _question(value: Any, where: str) -> str:
 def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return _number(value)
-    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float | Decimal) for item in value):
         return [item if isinstance(item, str) else _number(item) for item in value] or None
     raise DataError(
         f"{where}: the answer in column {column!r} is a {type(value).__name__} ({str(value)[:60]!r}); "
@@ -157,6 +158,6 @@ def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
     )
 
 
-def _number(value: int | float) -> str:
+def _number(value: int | float | Decimal) -> str:
     # many files write the integer 142 as 142.0; and 0.00001 must not become 1e-05
-    return decimal_form(value) if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, int) else decimal_form(value)

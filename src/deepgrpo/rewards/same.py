@@ -31,8 +31,8 @@ def quick_verdict(answer: str, references: tuple[str, ...]) -> bool | None:
 
 
 def is_numeric(references: tuple[str, ...]) -> bool:
-    """True if every reference is a number."""
-    return all(read(reference).number is not None for reference in references)
+    """True if a reference is a number, or if there is none."""
+    return not references or any(read(reference).number is not None for reference in references)
 
 
 def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:

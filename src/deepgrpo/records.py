@@ -46,6 +46,8 @@ class Prompt:
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     """All columns of the row, passed to the reward."""
+    accepted: tuple[str, ...] = ()
+    """All accepted answers of a row with several, `answer` first; empty if `answer` is the only one."""
 
 
 @dataclass(frozen=True, slots=True)

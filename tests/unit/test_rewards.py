@@ -24,8 +24,8 @@ from deepgrpo.rewards.workers import Workers, limit_memory
 from tiny import SHARED_DATA
 
 
-def prompt(answer=None, name="p", **columns) -> Prompt:
-    return Prompt(name, "text of " + name, (1,), "q", answer, columns)
+def prompt(answer=None, name="p", accepted=(), **columns) -> Prompt:
+    return Prompt(name, "text of " + name, (1,), "q", answer, columns, tuple(accepted))
 
 
 def ask(reward, pairs) -> list[Score]:
@@ -70,7 +70,7 @@ class TestJudge:
 
 def test_references():
     assert references(prompt("5"), "x") == ("5",)
-    assert references(prompt("5", accepted_answers=["5", "five"]), "x") == ("5", "five")
+    assert references(prompt("5", accepted=["5", "five"]), "x") == ("5", "five")
     with pytest.raises(RewardError, match=r"prompt 'p' has no reference answer.*set data.columns.answer"):
         references(prompt(), 'reward.type = "exact"')
 
@@ -94,7 +94,7 @@ def test_exact(marker, completion, value, parsed):
 
 def test_exact_accepts_any_of_several():
     reward = build_reward(ExactReward())
-    several = prompt("5", accepted_answers=["5", "five"])
+    several = prompt("5", accepted=["5", "five"])
     assert [s.value for s in ask(reward, [(several, "#### five"), (several, "#### 5"), (several, "#### 6")])] == [
         1,
         1,
@@ -215,8 +215,8 @@ class TestMath:
     def test_no_box_no_answer(self, boxed):
         assert ask(boxed, [("25", "It is 25."), ("25", "\\boxed{25")]) == [Score(0.0, parsed=False)] * 2
 
-    def test_accepted_answers(self, boxed):
-        several = prompt("5", accepted_answers=["5", "6"])
+    def test_accepted(self, boxed):
+        several = prompt("5", accepted=["5", "6"])
         assert [s.value for s in ask(boxed, [(several, f"\\boxed{{{n}}}") for n in (5, 6, 7)])] == [1, 1, 0]
 
     @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ class TestUser:
                 return [len(c) for c in completions]
             """,
         )
-        rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted_answers=["2", "two"])]
+        rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted=["2", "two"])]
         assert reward.score(rows, ["x", "yy"], [(1,), (2, 3)]) == [Score(1.0), Score(2.0)]
         assert json.loads((tmp_path / "seen.json").read_text()) == {
             "prompts": ["text of a", "text of b"],

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from deepgrpo.config.base import Probability, Section
+from deepgrpo.config.base import PathText, Probability, Section
 
 
 _Tag = Annotated[str, Field(min_length=1)]
@@ -81,7 +81,7 @@ class TaskReward(_AnswerReward):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if recipe.data.type not in ("synthetic", "reasoning_gym"):
+        if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'
@@ -92,7 +92,7 @@ class UserReward(_RewardBase):
     """Your own function, with TRL's signature: `def reward(prompts, completions, **columns) -> list[float]`."""
 
     type: Literal["user"] = "user"
-    function: str
+    function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
     format: Literal["text", "messages"] = "text"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards

@@ -121,8 +121,11 @@ def build_gym(data: ReasoningGymData) -> GymTask:
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
+
+        from deepgrpo.prompts.gym_guard import guard
     except ImportError:
         raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"') from None
+    guard()  # some verifiers evaluate the answer as Python
     if data.task not in DATASETS:
         close = difflib.get_close_matches(data.task, DATASETS, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(DATASETS)}"

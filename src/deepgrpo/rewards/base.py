@@ -99,7 +99,7 @@ def judge(
 
 
 def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
-    """Accepted answers: the list in the column `accepted_answers` if present, else `Prompt.answer`.
+    """Accepted answers: `Prompt.accepted` of a row with several, else `Prompt.answer`.
 
     Args:
         prompt: the prompt.
@@ -107,9 +107,8 @@ def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
 
     Raises RewardError if the prompt has no reference answer.
     """
-    accepted = prompt.columns.get("accepted_answers")
-    if isinstance(accepted, list | tuple) and accepted:
-        return tuple(map(str, accepted))
+    if prompt.accepted:
+        return prompt.accepted
     if prompt.answer is None:
         raise RewardError(
             f"prompt {prompt.id!r} has no reference answer, but {wanted_by} compares with one; set data.columns.answer "

@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from deepgrpo.config.base import PathText, Probability, Section
 
-
 _Tag = Annotated[str, Field(min_length=1)]
 
 

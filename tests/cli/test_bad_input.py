@@ -263,7 +263,9 @@ def test_a_disk_that_is_full_before_the_first_checkpoint(deepgrpo: Any, place: P
     with files_no_larger_than(3000):  # room for the recipe and the first line of metrics, not for both lines
         done = deepgrpo("tiny.toml")
     assert done.code == 1 and "error: runs/tiny cannot be written" in done.err
-    assert "start the run anew: delete runs/tiny, which holds no checkpoint yet" in done.err
+    assert "continue with: deepgrpo train --resume runs/tiny, which begins again, as there is no checkpoint yet" in done.err
+    assert deepgrpo("--resume", "runs/tiny").code == 0
+    assert [line["step"] for line in metrics(place)] == [1, 2]
 
 
 def test_a_disk_that_is_full_when_a_run_is_resumed(deepgrpo: Any, place: Path) -> None:

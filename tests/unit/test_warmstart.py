@@ -13,9 +13,9 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
-from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import ChainTask
+from deepgrpo.runs.layout import RunDir
 from deepgrpo.train import warmstart
 from deepgrpo.train.stop import Stop
 from deepgrpo.train.warmstart import (
@@ -120,15 +120,15 @@ def test_its_questions_are_not_those_of_the_first_steps(
 
     monkeypatch.setattr(warmstart, "imitate", learned)
     config = recipe(warmstart={"steps": 5}, learner={"tokens_per_pack": 128})
-    warm_start(SimpleNamespace(config=config, policy=policy, directory=tmp_path), Stop())  # type: ignore[arg-type]
+    warm_start(SimpleNamespace(config=config, policy=policy, paths=RunDir(tmp_path)), Stop())  # type: ignore[arg-type]
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
     trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}
     assert len(seen) == 5 and not trained & {prompt for prompt, _ in seen}
-    task = SyntheticTask(config.data)
+    task = ChainTask(config.data)
     for prompt, solution in seen:
         text = policy.tokenizer.decode(prompt)
         assert solution[-1] == policy.tokenizer.eos_token_id
-        assert policy.tokenizer.decode(solution[:-1]) == synthetic.solution(text, task.config.modulus)
+        assert policy.tokenizer.decode(solution[:-1]) == task.written_solution(text)
     assert (tmp_path / "start" / "model.safetensors").is_file()
 
 

@@ -12,9 +12,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deepgrpo.cluster.actors import LearnerRank, Ready
+from deepgrpo.cluster.actors import LearnerRank
 from deepgrpo.cluster.events import Events, LearnerLostError
 from deepgrpo.cluster.failures import raise_actor_error
+from deepgrpo.cluster.ready import Ready
 from deepgrpo.cluster.session import Resources, ray_options
 from deepgrpo.cluster.sharding import load_weights
 from deepgrpo.cluster.weight_store import WeightStore

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.data import GeneratedData
 
 
 class LoraConfig(Section):
@@ -62,10 +63,10 @@ class ScratchModel(Section):
     """Longest prompt plus response, in tokens."""
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "synthetic":
+        if not isinstance(recipe.data, GeneratedData):
             raise ValueError(
                 f'model.type is "scratch", but data.type is "{recipe.data.type}": a model from scratch knows only the '
-                'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
+                'characters of the synthetic tasks; set data.type = "synthetic" or model.type = "pretrained"'
             )
 
 
@@ -92,7 +93,7 @@ class WarmstartConfig(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     def check(self, recipe: Any) -> None:
-        if self.from_ is None and recipe.data.type != "synthetic":
+        if self.from_ is None and not isinstance(recipe.data, GeneratedData):
             raise ValueError(
                 f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'

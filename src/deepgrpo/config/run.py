@@ -91,7 +91,8 @@ class RunConfig(Section):
     device: str = "auto"
     """auto (cuda if available), cpu, cuda, cuda:1, ..."""
     threads: PositiveInt | None = None
-    """CPU threads of torch; default: torch's own choice."""
+    """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
+    model, at most one per available CPU. The number is saved with the run and kept on resume."""
 
     @field_validator("name")
     @classmethod
@@ -120,9 +121,9 @@ class ClusterConfig(Section):
     """Processes that score responses, each with its own reward (including its `reward.workers`); 0: the driver scores. The
     file of a user's function must exist on every machine."""
     cpus_per_worker: PositiveFloat = 1.0
-    """CPUs reserved per rollout worker."""
+    """CPUs reserved per rollout worker, and its threads unless run.threads is set."""
     cpus_per_learner: PositiveFloat = 1.0
-    """CPUs reserved per learner."""
+    """CPUs reserved per learner, and its threads unless run.threads is set."""
     cpus_per_reward_worker: PositiveFloat = 1.0
     """CPUs reserved per reward worker."""
     gpus_per_worker: PositiveFloat | None = None

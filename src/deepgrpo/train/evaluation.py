@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 
@@ -10,6 +9,8 @@ from deepgrpo.engines.base import named
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import TrainState
+from deepgrpo.runs.files import replacing
+from deepgrpo.runs.text import json_text
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.setup import Run
 
@@ -30,8 +31,8 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
         )  # fmt: skip
     path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)
+    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json_text(row.as_dict()) + "\n" for row in result.rows)
     seconds = time.perf_counter() - began
     greedy = result.metrics["eval/greedy"]
     # step 0 is never the best: it need not have a checkpoint

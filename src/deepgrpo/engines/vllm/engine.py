@@ -34,6 +34,7 @@ from deepgrpo.engines.vllm.weights import fingerprint, transfer_directory, write
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
+from deepgrpo.threads import spin_settings
 
 PYTHON = "DEEPGRPO_VLLM_PYTHON"
 """Environment variable with the interpreter, if the recipe names none."""
@@ -94,7 +95,7 @@ class VLLMEngine:
             python = config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
             self.process = VLLMProcess(
                 python, self._settings(tokenizer, trust_remote_code),
-                {**ENVIRONMENT, "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
+                {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
             )  # fmt: skip
         except BaseException:
             self._remove()

@@ -46,10 +46,11 @@ check: setup
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
 # so that what they share, such as a Ray cluster, is built once; those on Ray take longest and come first. Three processes for two
-# cores, because many tests wait for processes of their own.
+# cores, because many tests wait for processes of their own. Files or directories in ARGS replace the list.
+TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,tests/cluster tests)
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/cluster tests $(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh

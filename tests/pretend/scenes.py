@@ -220,7 +220,6 @@ def generated() -> Any:
 def updated(layout: str, dtype: str, keep_mb: int) -> Any:
     """An update of a learner on given trees: its figures, and the weights afterwards."""
     from benchmarks.workloads import Workload, build_trees
-
     from deepgrpo.credit.siblings import sibling_credit
     from deepgrpo.train.learner import Learner
     from deepgrpo.train.optim import build_optimizer
@@ -286,8 +285,8 @@ def bench(place: str) -> Any:
 
 def profile(place: str) -> Any:
     from deepgrpo.config.files import to_toml
-    from deepgrpo.lab.options import ProfileOptions
     from deepgrpo.lab import profile as profile_module
+    from deepgrpo.lab.options import ProfileOptions
 
     as_on_cuda()
     measure = profile_module.measure_peak

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import save_model
 
 from pretend import scenes
 from pretend.server import Server
+from tiny import save_model
 
 ROOT_ROWS = {
     "explore": {"type": "root", "num_rollouts": 6}, "optim": {"lr": 3e-3, "eps": 1e-4, "minibatches": 2},

@@ -18,7 +18,7 @@ from deepgrpo.runs.checkpoints import Checkpoints
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import LocalBackend, Parts
 from deepgrpo.train.build import build_shapes
-from deepgrpo.train.directory import full_disk_explained
+from deepgrpo.train.directory import refusals_explained
 from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import train
 from deepgrpo.train.prefetch import Prefetch
@@ -150,20 +150,40 @@ def test_in_a_thread_signals_are_left_alone() -> None:
     assert seen == [False]
 
 
-# ---------------------------------------------------------------- a full disk
+# ---------------------------------------------------------------- what the system refuses
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), OSError(errno.EDQUOT, "quota"), SafetensorError("io")])
-def test_a_full_disk_is_explained(tmp_path: Path, error: Exception) -> None:
-    run = RunDir(tmp_path)
-    checkpoints = Checkpoints(run)
-    with pytest.raises(CheckpointError, match="which holds no checkpoint yet"), full_disk_explained(tmp_path, checkpoints):
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "no space"), "free some space"), (OSError(errno.EDQUOT, "quota"), "free some space"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "fix its permissions"),
+        (PermissionError(errno.EACCES, "not yours", "RUN/trees/x"), "fix its permissions"),
+        (OSError(errno.EROFS, "read-only", "RUN/metrics.jsonl"), "make its file system writable"),
+        (NotADirectoryError(errno.ENOTDIR, "no", "RUN/eval/x"), "move away the file that is there"),
+        (IsADirectoryError(errno.EISDIR, "no", "RUN/eval/x"), "move away the directory that is there"),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_its_remedy(tmp_path: Path, error: Exception, remedy: str) -> None:
+    """"permission denied" is not answered with "free some space"."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    if isinstance(error, OSError) and error.filename is not None:
+        error = type(error)(error.errno, error.strerror, error.filename.replace("RUN", str(run.path)))
+    with pytest.raises(CheckpointError, match=f"{remedy}.* which begins again"), refusals_explained(run, Checkpoints(run)):
         raise error
     run.checkpoint(3).mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="deepgrpo train --resume"), full_disk_explained(tmp_path, checkpoints):
+    said = f"{remedy}.* and continue with: deepgrpo train --resume [^,]*$"
+    with pytest.raises(CheckpointError, match=said), refusals_explained(run, Checkpoints(run)):
+        raise error
+    run.path.rename(tmp_path / "moved")
+    said = "was removed or moved while the run was going"
+    with pytest.raises(CheckpointError, match=said), refusals_explained(run, Checkpoints(run)):
         raise error
 
 
 def test_other_errors_of_files_pass(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), full_disk_explained(tmp_path, Checkpoints(RunDir(tmp_path))):
-        raise PermissionError(errno.EACCES, "not yours")
+    run = RunDir(tmp_path / "run")
+    for error in (PermissionError(errno.EACCES, "not yours"), OSError(errno.EACCES, "not yours", "/elsewhere/data")):
+        with pytest.raises(PermissionError), refusals_explained(run, Checkpoints(run)):
+            raise error

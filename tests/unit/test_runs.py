@@ -34,11 +34,11 @@ def test_every_name_in_a_run_directory() -> None:
     run = RunDir(Path("runs/demo"))
     found = [
         run.config, run.metrics, run.log, run.start, run.checkpoint(10), run.trees(10), run.eval(1_234_567), run.report,
-        run.final, run.tensorboard, run.wandb_id,
+        run.final, run.tensorboard, run.wandb_id, run.lock,
     ]  # fmt: skip
     assert [path.relative_to(run.path).as_posix() for path in found] == [
         "config.toml", "metrics.jsonl", "log.txt", "start", "checkpoints/step-000010", "trees/step-000010.jsonl.gz",
-        "eval/step-1234567.jsonl", "report.html", "final.json", "tensorboard", "wandb-id.txt",
+        "eval/step-1234567.jsonl", "report.html", "final.json", "tensorboard", "wandb-id.txt", ".lock",
     ]  # fmt: skip
     assert RunDir.of(RunConfig(dir="runs", name="demo", steps=1)) == run
 
@@ -149,7 +149,7 @@ def test_a_state_comes_back_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     assert checkpoint.read_state() == state
     for damage in ("", "{}", "[]", '{"step": 3, "ledger": {"coffee": 1}}'):
         checkpoint.state_file.write_text(damage)
-        with pytest.raises(CheckpointError, match=r"cannot be read: .*; delete that directory"):
+        with pytest.raises(CheckpointError, match=r"cannot be read: state.json .*; there is no earlier one"):
             checkpoint.read_state()
 
 
@@ -211,7 +211,8 @@ def test_a_line_holds_the_keys_of_the_records_in_their_order() -> None:
     """The format that notebooks and other programs read."""
     text = tree_to_json(replace(worked_tree(), nodes=worked_tree().nodes[:1], pivots=()), [CreditSpan(0, 0, 6, -0.5, "main")])
     assert text == (
-        '{"prompt": {"id": "p", "text": "2+2=", "tokens": [7, 8, 9], "question": "2+2=", "answer": "4", "columns": {}}, '
+        '{"prompt": {"id": "p", "text": "2+2=", "tokens": [7, 8, 9], "question": "2+2=", "answer": "4", "columns": {}, '
+        '"accepted": []}, '
         '"nodes": [{"parent": -1, "offset": 0, "tokens": [1, 1, 1, 1, 1, 1], "logprobs": [-0.5, -0.5, -0.5, -0.5, -0.5, -0.5], '
         '"finish": "stop", "text": "", "score": {"value": 0.0, "parsed": true, "checked": true, "problem": null}, '
         '"stream": "main", "pivot": 0, "version": 0, "signals": {}}], "pivots": [], '

@@ -193,7 +193,7 @@ def test_three_steps_of_deep_grpo(tmp_path: Path) -> None:
     try:
         assert isinstance(run.engine, VLLMEngine) and isinstance(run.learner, Learner)
         assert run.learner.objective.weigh  # importance weights are on
-        run.open_log(None)
+        run.open_log()
         state = run.begin()
         requests, embedded = questions(run.policy), EmbeddedEngine(run.policy)
         before = greedy(run.engine, requests)

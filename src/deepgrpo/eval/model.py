@@ -10,6 +10,7 @@ from deepgrpo.config import Config, PretrainedModel, load_recipe
 from deepgrpo.errors import ModelError
 from deepgrpo.runs.checkpoints import model_in, newest_checkpoint
 from deepgrpo.runs.layout import RunDir, run_around
+from deepgrpo.runs.weights import check_weights
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
@@ -33,7 +34,8 @@ def find_model(model: str) -> ModelSource:
     A run directory has a config.toml and checkpoints/step-*/model: it resolves to its newest checkpoint. A run, or a
     checkpoint inside one, brings the run's recipe. Any other name is returned unchanged.
 
-    Raises ModelError: the run has no checkpoint, or a path does not exist.
+    Raises ModelError: the run has no checkpoint, or a path does not exist; CheckpointError: the weights have changed since the
+    run wrote them.
     """
     path = Path(model).expanduser()
     run = RunDir(path)
@@ -44,8 +46,10 @@ def find_model(model: str) -> ModelSource:
                 f"the run {model!r} has no checkpoint yet (checkpoints/step-*/model); wait for its first one, "
                 "or name a model directory"
             )
+        check_weights(newest.model)
         return ModelSource(str(newest.model), load_recipe(run.config))
     directory = model_in(path) if model_in(path).is_dir() else path
+    check_weights(directory)
     if (around := run_around(path)) is not None:
         return ModelSource(str(directory), load_recipe(around.config))
     if path.is_dir():

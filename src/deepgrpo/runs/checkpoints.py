@@ -4,19 +4,19 @@
         model/                  Hugging Face layout (safetensors, config, tokenizer)
         optimizer.safetensors   moments of AdamW by parameter name, and torch's random state
                                 (a directory `optimizer` with sharded learners, see train/moments.py)
-        state.json              TrainState
+        state.json              TrainState, with the checksums of all other files and of itself (state_file.py)
 
-A checkpoint is written into `.tmp-step-000010`, flushed to disk and renamed, so every directory listed here is whole: a crash
-or a full disk leaves nothing that looks like a checkpoint and never touches an earlier one. The policy and the learner write
+The order of writes: 1. the weights, then the moments, into `.tmp-step-000010`; 2. their checksums and the state; 3. every file
+and directory is flushed to disk; 4. `.tmp-step-000010` is renamed and the rename is flushed; 5. checkpoints that are no longer
+kept are renamed to `.old-step-...` and deleted. A kill or a full disk at any point leaves every directory under its final name
+whole, and never touches an earlier one; the next start deletes `.tmp-...` and `.old-...`. The policy and the learner write
 their own files into the directory they are given.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +24,10 @@ from safetensors import SafetensorError
 
 from deepgrpo.errors import CheckpointError
 from deepgrpo.records import Ledger
-from deepgrpo.runs.files import flush_to_disk
+from deepgrpo.runs.checksums import Checksums, changed_files, checksums
+from deepgrpo.runs.files import WRITING, delete_leftovers, delete_tree, flush_to_disk, remedy
 from deepgrpo.runs.layout import RunDir, step_of
+from deepgrpo.runs.state_file import check_count, check_keys, check_number, check_table, read_sealed, sealed
 
 
 class SavesWeights(Protocol):
@@ -41,7 +43,7 @@ class SavesMoments(Protocol):
 
     def save(self, directory: Path) -> None: ...
 
-    def load(self, directory: Path, optimizer_steps: int) -> None: ...
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,37 @@ class TrainState:
     last_value: float | None = None
     best_value: float | None = None
     best_step: int | None = None
+    start_weights: str = ""
+    """Fingerprint of the weights before the first step, from which the KL reference is made (train/start.py)."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+    def to_json(self, files: Checksums | None = None) -> str:
+        """The text of a state file, with the checksums of the checkpoint's other files."""
+        return sealed(asdict(self), files or {})
 
     @classmethod
-    def from_json(cls, text: str) -> TrainState:
-        raw = json.loads(text)
+    def from_raw(cls, raw: Mapping[str, Any]) -> TrainState:
+        """A state from its JSON values. Raises ValueError that names the first field that is missing, unknown or impossible."""
+        check_keys(raw, [each.name for each in fields(cls)])
+        for name in ("step", "optimizer_steps"):
+            check_count(raw[name], name)
+        for name in ("cursor", "strategy", "health", "data"):
+            check_table(raw[name], name)
+        check_table(raw["ledger"], "ledger")
+        check_keys(raw["ledger"], [each.name for each in fields(Ledger)], "ledger.")
+        for each in fields(Ledger):
+            check = check_number if each.name.startswith("seconds_") else check_count
+            check(raw["ledger"][each.name], f"ledger.{each.name}")
+        for key, value in raw["cursor"].items():
+            check_count(value, f"cursor.{key}")
+        for name in ("first_value", "last_value", "best_value"):
+            if raw[name] is not None:
+                check_number(raw[name], name, lowest=None)
+        if raw["best_step"] is not None:
+            check_count(raw["best_step"], "best_step")
+        if not isinstance(raw["start_weights"], str):
+            raise ValueError(f"start_weights is {raw['start_weights']!r}; it should be a text")
         return cls(**{**raw, "ledger": Ledger(**raw["ledger"])})
 
 
@@ -88,11 +114,36 @@ class Checkpoint:
         return self.path / "state.json"
 
     def read_state(self) -> TrainState:
-        """The saved state. Raises CheckpointError if it cannot be read."""
+        """The saved state. Raises CheckpointError if it cannot be read, has changed, or is that of another step."""
+        return self._read()[0]
+
+    def verify(self, *, below: str = "") -> TrainState:
+        """The saved state, after a check that the checkpoint's files are as they were written.
+
+        Args:
+            below: check only files whose path begins with this, such as "model/".
+
+        Raises CheckpointError if a file is missing or has changed, or the state cannot be read.
+        """
+        state, files = self._read()
         try:
-            return TrainState.from_json(self.state_file.read_text(encoding="utf-8"))
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise unreadable(self.path, error) from error
+            changed = changed_files(self.path, files, below=below)
+        except OSError as error:
+            raise unreadable(self, error) from error
+        if changed:
+            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+            raise unreadable(self, ValueError(changed[0] + more))
+        return state
+
+    def _read(self) -> tuple[TrainState, Checksums]:
+        try:
+            raw, files = read_sealed(self.state_file)
+            state = TrainState.from_raw(raw)
+            if state.step != self.step:
+                raise ValueError(f"{self.state_file.name} is that of step {state.step}")
+        except (OSError, ValueError) as error:
+            raise unreadable(self, error) from error
+        return state, files
 
 
 def saved_checkpoints(run: RunDir) -> list[Checkpoint]:
@@ -112,10 +163,16 @@ def model_in(checkpoint: Path) -> Path:
     return checkpoint / "model"
 
 
-def unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint {path} cannot be read: {error}; delete that directory to continue from the one before"
-    )
+def unreadable(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    """The error about a damaged checkpoint, which offers an earlier one by name."""
+    run = RunDir(checkpoint.path.parent.parent)
+    earlier = [each.step for each in saved_checkpoints(run) if each.step < checkpoint.step]
+    then = f"continue from an earlier one with: deepgrpo train --resume {run.path} --step {earlier[-1] if earlier else 0}"
+    if not earlier:
+        then = f"there is no earlier one: begin again with: deepgrpo train --resume {run.path} --step 0"
+    if isinstance(error, OSError):
+        then = f"{remedy(error)}, or {then}"
+    return CheckpointError(f"the checkpoint {checkpoint.path} cannot be read: {error}; {then}")
 
 
 class Checkpoints:
@@ -135,48 +192,53 @@ class Checkpoints:
         """
         folder = self.run.checkpoints
         final = Checkpoint(state.step, self.run.checkpoint(state.step))
-        aside = Checkpoint(state.step, folder / f".tmp-{final.path.name}")
+        aside = Checkpoint(state.step, folder / f"{WRITING}{final.path.name}")
         try:
-            shutil.rmtree(aside.path, ignore_errors=True)
-            aside.model.mkdir(parents=True)
+            delete_tree(aside.path)
+            folder.mkdir(exist_ok=True)  # without parents: a run directory that was removed is not made again
+            aside.path.mkdir()
+            aside.model.mkdir()
             policy.save(aside.model)
             learner.save(aside.path)
-            aside.state_file.write_text(state.to_json())
+            aside.state_file.write_text(state.to_json(checksums(aside.path)), encoding="utf-8")
             for file in [*aside.path.rglob("*"), aside.path]:
                 flush_to_disk(file)
-            shutil.rmtree(final.path, ignore_errors=True)  # present only if the same step is saved again
+            delete_tree(final.path)  # present only if the same step is saved again
             aside.path.rename(final.path)
             flush_to_disk(folder)
         except Exception as error:
-            shutil.rmtree(aside.path, ignore_errors=True)
+            delete_leftovers(folder)
             # safetensors wraps the system's message about a full disk in its own error
             if not isinstance(error, OSError | SafetensorError):
                 raise
             earlier = self.steps()
-            remedy = f"Earlier checkpoints {earlier} are whole; free some space and continue with --resume"
+            then = f"Earlier checkpoints {earlier} are whole; {remedy(error)} and continue with --resume"
             if not earlier:
-                remedy = "There is no earlier one: free some space and start the run anew"
+                then = f"There is no earlier one: {remedy(error)} and begin again with --resume"
             raise CheckpointError(
-                f"the checkpoint of step {state.step} could not be written to {folder}: {error}. {remedy}"
+                f"the checkpoint of step {state.step} could not be written to {folder}: {error}. {then}"
             ) from error
         self._delete_old(state)
         return final.path
 
-    def load(self, policy: SavesWeights, learner: SavesMoments) -> TrainState:
-        """Restore weights and moments of the newest checkpoint; returns the state.
+    def load(self, checkpoint: Checkpoint, policy: SavesWeights, learner: SavesMoments) -> TrainState:
+        """Restore weights and moments of a checkpoint, once all its files are found as they were written.
 
-        Raises CheckpointError if there is none, or if it does not fit the recipe.
+        Raises CheckpointError if it is damaged, ModelError if it does not fit the recipe.
         """
-        found = newest_checkpoint(self.run)
-        if found is None:
-            raise CheckpointError(f"{self.run.checkpoints} holds no checkpoint to resume from; start the run anew")
+        state = checkpoint.verify()
         try:
-            policy.load_weights(found.model)
-            state = found.read_state()
-            learner.load(found.path, state.optimizer_steps)
+            policy.load_weights(checkpoint.model)
+            learner.load(checkpoint.path, state.step, state.optimizer_steps)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise unreadable(found.path, error) from error
+            raise unreadable(checkpoint, error) from error
         return state
+
+    def delete_after(self, step: int) -> None:
+        """Delete all checkpoints after a step, the newest first, so that a kill leaves the ones before. Raises OSError."""
+        for later in reversed(saved_checkpoints(self.run)):
+            if later.step > step:
+                delete_tree(later.path)
 
     def _delete_old(self, state: TrainState) -> None:
         kept = set(self.steps()[-self.keep_last :])
@@ -184,4 +246,4 @@ class Checkpoints:
             kept.add(state.best_step)
         for step in self.steps():
             if step not in kept:
-                shutil.rmtree(self.run.checkpoint(step))
+                delete_tree(self.run.checkpoint(step))

@@ -10,6 +10,7 @@
     RUN/report.html                    page written by `deepgrpo report`
     RUN/final.json                     accuracy on held-back questions, written by `deepgrpo compare`
     RUN/tensorboard/, RUN/wandb-id.txt  files of the optional sinks
+    RUN/.lock                          held while a process trains there (lock.py)
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from deepgrpo.config import RunConfig
 START = "start"
 """Directory of the start model; users name it in `warmstart.from` and `deepgrpo probe RUN/start`."""
 
-_STEP = re.compile(r"step-(\d{6,})")
-_TREES = ".jsonl.gz"
+_STEP = re.compile(r"step-([0-9]{6,})")
+_TREES, _ROWS = ".jsonl.gz", ".jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,18 @@ class RunDir:
 
     def tree_files(self) -> dict[int, Path]:
         """Step → file of its saved trees, ascending; empty for a run without trees."""
-        found = {step_of(path.name.removesuffix(_TREES)): path for path in self.tree_folder.glob(f"*{_TREES}")}
-        return {step: found[step] for step in sorted(step for step in found if step is not None)}
+        return _by_step(self.tree_folder, _TREES)
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.path / "eval"
 
     def eval(self, step: int) -> Path:
-        return self.path / "eval" / f"{step_name(step)}.jsonl"
+        return self.eval_folder / f"{step_name(step)}{_ROWS}"
+
+    def eval_files(self) -> dict[int, Path]:
+        """Step → file of the answers of its evaluation, ascending."""
+        return _by_step(self.eval_folder, _ROWS)
 
     @property
     def report(self) -> Path:
@@ -91,6 +99,10 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def wandb_id(self) -> Path:
@@ -111,7 +123,13 @@ def step_name(step: int) -> str:
 def step_of(name: str) -> int | None:
     """The step in `step-000010`; None for any other name, such as that of a checkpoint still being written."""
     match = _STEP.fullmatch(name)
-    return int(match.group(1)) if match else None
+    step = int(match.group(1)) if match else None
+    return step if step is not None and step_name(step) == name else None
+
+
+def _by_step(folder: Path, ending: str) -> dict[int, Path]:
+    found = {step_of(path.name.removesuffix(ending)): path for path in folder.glob(f"*{ending}")}
+    return {step: found[step] for step in sorted(step for step in found if step is not None)}
 
 
 def run_around(path: Path) -> RunDir | None:

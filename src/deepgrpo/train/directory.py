@@ -1,111 +1,140 @@
-"""The run directory: refused if it is in use, opened for logging, and the start weights in it."""
+"""The run directory: opened for logging, cut back to where the run begins, and its refusals explained."""
 
 from __future__ import annotations
 
 import errno
-import shutil
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import CheckpointError, ConfigError
-from deepgrpo.model.policy import Policy
 from deepgrpo.runs.checkpoints import Checkpoints
-from deepgrpo.runs.files import replace_file
+from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, replace_file, system_code
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.log import RunLog
+from deepgrpo.train.origin import Origin
+
+_ON_WRITING = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
+"""What the system says about an open file, without its name."""
 
 
-def refuse_used(directory: Path, checkpoints: Checkpoints) -> None:
-    """Raise ConfigError if a directory already holds a run. A run that failed before its first step does not count."""
-    metrics = RunDir(directory).metrics
-    if checkpoints.steps() or (metrics.exists() and metrics.stat().st_size):
-        raise ConfigError(
-            f"run.name: the directory {directory} already holds a run; choose another with --run.name NAME"
-            + (
-                f", or continue it with: deepgrpo train --resume {directory}"
-                if checkpoints.steps()
-                else "; or delete it, as it has no checkpoint to go on from"
-            )
-        )
+def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints) -> RunLog:
+    """Open the log in the run directory, write the recipe there, and delete what came after the origin of the run.
 
-
-def require_checkpoint(directory: Path, checkpoints: Checkpoints) -> None:
-    """Raise CheckpointError if there is nothing to resume from."""
-    if not checkpoints.steps():
-        raise CheckpointError(
-            f"{directory} holds no checkpoint to resume from; start the run anew: delete the directory, or choose "
-            "another --run.name"
-        )
-
-
-def open_log(directory: Path, config: Config, resumed_step: int | None) -> RunLog:
-    """Open the log in the run directory and write the recipe there: the first writes of a run.
-
-    On resume, call it after the checkpoint has been restored: then a run that cannot be resumed is left unchanged. Metrics
-    after the checkpoint are dropped. A new run drops what a failed attempt left before its first step.
+    On resume, call it after the checkpoint has been restored: then a run that cannot be resumed is left unchanged.
 
     Raises ConfigError or CheckpointError if the directory cannot be written.
     """
-    paths = RunDir(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if resumed_step is None:
-            shutil.rmtree(paths.start, ignore_errors=True)
+        run.path.mkdir(parents=True, exist_ok=True)
+        _make_folders(run, config)
         log = RunLog(
-            directory, config.log, total_steps=config.run.steps, name=config.run.name,
-            recipe=config.model_dump(mode="json"), done_steps=resumed_step or 0,
+            run.path, config.log, total_steps=config.run.steps, name=config.run.name,
+            recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step),
         )  # fmt: skip
-        replace_file(paths.config, to_toml(config))
+        replace_file(run.config, to_toml(config))
     except OSError as error:
-        if resumed_step is not None:
+        if origin.kind != "anew":
             raise CheckpointError(
-                f"{paths.config} could not be written: {error}; the run is as it was: free some space or "
-                f"fix the permissions, and continue with: deepgrpo train --resume {directory}"
+                f"{error.filename2 or error.filename or run.config} could not be written: {error}; the run is as it was: "
+                f"{remedy(error)}, and continue with: deepgrpo train --resume {run.path}"
             ) from error
-        raise ConfigError(f"run.dir: {directory} cannot be written: {error}; choose another with --run.dir") from error
-    truncate_metrics(paths.metrics, resumed_step or 0)
+        raise unwritable(run, error) from error
+    try:
+        cut_back(run, origin, checkpoints)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run.path} could not be cut back to step {max(0, origin.step)}: {error}; {remedy(error)}, and repeat the command"
+        ) from error
     return log
 
 
-def save_start(policy: Policy, directory: Path) -> None:
-    """Save the weights after a warm start: a resumed run takes its KL reference from them."""
-    start = RunDir(directory).start
-    aside = start.with_name(f".tmp-{start.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    policy.save(aside)
-    shutil.rmtree(start, ignore_errors=True)  # a rename does not replace a directory
-    aside.rename(start)
+def cut_back(run: RunDir, origin: Origin, checkpoints: Checkpoints) -> None:
+    """Delete what came after the origin of a run, and what a kill has left half written or half deleted.
 
+    Checkpoints first, the newest before the others: a kill in between leaves metrics up to the newest that is left.
 
-def load_start(policy: Policy, directory: Path) -> None:
-    """Load the weights that `save_start` saved, if there are any. Raises CheckpointError if they cannot be read."""
-    start = RunDir(directory).start
-    if start.is_dir():
-        try:
-            policy.load_weights(start)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"the start model {start} cannot be read: {error}; without it the KL term has no reference: start the run "
-                "anew, or set loss.beta to 0 and delete that directory"
-            ) from error
+    Raises OSError or CheckpointError.
+    """
+    for folder in (run.path, run.checkpoints, run.tree_folder, run.eval_folder):
+        delete_leftovers(folder)
+    checkpoints.delete_after(origin.step)
+    if origin.kind == "anew":
+        delete_tree(run.start)
+    truncate_metrics(run.metrics, origin.step)
+    for step, path in [*run.tree_files().items(), *run.eval_files().items()]:
+        if step > origin.step:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
-def full_disk_explained(directory: Path, checkpoints: Checkpoints) -> Iterator[None]:
-    """Turn the errors of a full disk into a CheckpointError with the command that continues the run."""
+def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
+    """Write the recipe of a new run before anything is loaded, so that a run killed from now on can be resumed.
+
+    A run that fails before its log is opened leaves no recipe. Raises ConfigError if the directory cannot be written.
+    """
+    fresh = not os.path.lexists(run.config)
+    try:
+        if fresh:
+            replace_file(run.config, to_toml(config))
+    except OSError as error:
+        raise unwritable(run, error) from error
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit):
+        if fresh and not run.log.exists():
+            with suppress(OSError):
+                run.config.unlink()
+        raise
+
+
+def unwritable(run: RunDir, error: OSError) -> ConfigError:
+    return ConfigError(f"run.dir: {run.path} cannot be written: {error}; {remedy(error)}, or choose another with --run.dir")
+
+
+def _make_folders(run: RunDir, config: Config) -> None:
+    """Make the folders that the run will write to, and raise OSError now if it cannot."""
+    wanted = [run.path, run.checkpoints if run.checkpoints.exists() else run.path]
+    for folder, due in ((run.tree_folder, config.log.trees_every), (run.eval_folder, config.eval.every)):
+        if due is not None:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise NotADirectoryError(20, "Not a directory", str(folder))
+            folder.mkdir(exist_ok=True)
+            wanted.append(folder)
+    for folder in wanted:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(folder))
+
+
+@contextmanager
+def refusals_explained(run: RunDir, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turn the system's refusals to read or write in the run directory into a CheckpointError with the remedy."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors wraps the operating system's error in its own type
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not _concerns(error, run.path):
             raise
-        go_on = f"continue with: deepgrpo train --resume {directory}"
-        if not checkpoints.steps():
-            go_on = f"start the run anew: delete {directory}, which holds no checkpoint yet"
-        raise CheckpointError(f"{directory} cannot be written: {error}; free some space and {go_on}") from error
+        if not run.path.is_dir():
+            raise CheckpointError(
+                f"{run.path} was removed or moved while the run was going ({error}); put it back, or begin anew"
+            ) from error
+        begins = "" if checkpoints.steps() else ", which begins again, as there is no checkpoint yet"
+        raise CheckpointError(
+            f"{run.path} cannot be written: {error}; {remedy(error)} and continue with: deepgrpo train --resume "
+            f"{run.path}{begins}"
+        ) from error
+
+
+def _concerns(error: Exception, directory: Path) -> bool:
+    """True if an error is about a file of the directory, or about an open file that can no longer be written."""
+    named = [getattr(error, name, None) for name in ("filename", "filename2")]
+    paths = [Path(os.fsdecode(each)) for each in named if isinstance(each, str | bytes | os.PathLike)]
+    if paths:
+        with suppress(OSError):
+            return any(path.absolute().is_relative_to(directory.absolute()) for path in paths)
+    return isinstance(error, SafetensorError) or system_code(error) in _ON_WRITING

@@ -16,17 +16,20 @@ import torch
 from safetensors import SafetensorError
 
 from deepgrpo import rng
-from deepgrpo.config import SyntheticData, WarmstartConfig
-from deepgrpo.errors import ConfigError, first_line
+from deepgrpo.config import GeneratedData, WarmstartConfig
+from deepgrpo.errors import ConfigError, ModelError, first_line
+from deepgrpo.model.adapters import has_adapters
+from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import SampleRequest
 from deepgrpo.rewards.base import judge
-from deepgrpo.train.directory import save_start
+from deepgrpo.runs.weights import check_weights
 from deepgrpo.train.setup import Run
+from deepgrpo.train.start import save_start
 from deepgrpo.train.stop import Stop
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
@@ -54,10 +57,10 @@ def warm_start(run: Run, stop: Stop) -> None:
         if imitated.stopped:
             run.log.note(
                 f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
-                "the run anew with the same command"
+                f"the run anew with the same command, or with: deepgrpo train --resume {run.directory}"
             )
             raise KeyboardInterrupt
-    save_start(run.policy, run.directory)
+    save_start(run.policy, run.paths)
 
 
 def load_from(policy: Policy, directory: Path) -> None:
@@ -65,6 +68,13 @@ def load_from(policy: Policy, directory: Path) -> None:
     remedy = "name the directory `start` of a run with a warm start, or a checkpoint's `model`"
     if not directory.is_dir():  # a missing directory must not be taken for a name on the hub
         raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
+    check_weights(directory)
+    try:
+        if not has_adapters(policy.model):
+            require_config(directory, "it")
+    except ModelError as error:
+        said = f"warmstart.from is {str(directory)!r}, but no weights can be read there ({error}); {remedy}"
+        raise ConfigError(said) from None
     try:
         policy.load_weights(directory)
     except (OSError, SafetensorError) as error:
@@ -76,8 +86,8 @@ def load_from(policy: Policy, directory: Path) -> None:
 def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
     """(start, count) → that many questions of the training split with their written solutions."""
     data, tokenizer = run.config.data, run.policy.tokenizer
-    assert isinstance(data, SyntheticData)
-    task = SyntheticTask(data)
+    assert isinstance(data, GeneratedData)
+    task = build_synthetic(data)
     source = build_source(
         data.model_copy(update={"seed": data.seed + SEED_OFFSET}), tokenizer, seed=run.config.run.seed,
         context=run.policy.context,

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from commands import Starter
-
 from hostile.reward_cases import CASES, Case
 
 RECIPE = """

@@ -21,9 +21,13 @@ from deepgrpo.records import SampleRequest
 
 TIMED = ("time/", "ledger/seconds_", "tokens_per_s")
 BASE: dict[str, Any] = {
-    "model": {"type": "scratch", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_position": 48},
+    "model": {
+        "type": "scratch", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_position": 48,
+    },
     "data": {"type": "synthetic", "chain_length": 1},
-    "reward": {"type": "user", "function": f"{Path(__file__).parents[1] / 'golden/reward.py'}:reward", "truncated_value": "none"},
+    "reward": {
+        "type": "user", "function": f"{Path(__file__).parents[1] / 'golden/reward.py'}:reward", "truncated_value": "none",
+    },
     "sampling": {"max_new_tokens": 10},
     "explore": {"type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "tokens", "size": 3}},
     "loss": {"beta": 0.02},
@@ -31,7 +35,7 @@ BASE: dict[str, Any] = {
     "learner": {"tokens_per_pack": 384, "logprob_chunk": 16},
     "checkpoint": {"every": "none"},
     "log": {"trees_every": "none"},
-}
+}  # fmt: skip
 HELD_OUT = {"type": "synthetic", "chain_length": 1, "split": "test"}
 
 
@@ -122,13 +126,12 @@ def adapters(place: str, model: str) -> Any:
     from deepgrpo.train.loop import train
 
     as_on_cuda()
-    directory = train(
-        recipe(
-            place, device(), 1, model={"type": "pretrained", "path": model, "lora": {"rank": 4, "alpha": 8}},
-            data={"type": "synthetic", "chain_length": 1}, learner={"gradient_checkpointing": True, "logprob_chunk": 16},
-            optim={"lr": 1e-2, "eps": 1e-4, "minibatches": 2},
-        )  # fmt: skip
-    )
+    config = recipe(
+        place, device(), 1, model={"type": "pretrained", "path": model, "lora": {"rank": 4, "alpha": 8}},
+        data={"type": "synthetic", "chain_length": 1}, learner={"gradient_checkpointing": True, "logprob_chunk": 16},
+        optim={"lr": 1e-2, "eps": 1e-4, "minibatches": 2},
+    )  # fmt: skip
+    directory = train(config)
     rows = Path(place) / f"{device()}.jsonl"
     rows.write_text('{"question": "1 + 1 = ?", "answer": "2"}\n{"question": "2 + 3 = ?", "answer": "5"}\n')
     report = Path(place) / f"{device()}.json"
@@ -166,7 +169,7 @@ def sharpened(length: int = 128) -> Any:
 
 
 def sampled(kind: str) -> Any:
-    """Requests of three lengths with siblings, then branches of a finished rollout: tokens, log-probs and how they were decoded."""
+    """Requests of three lengths with siblings, then branches of a finished rollout: tokens, log-probs, and the engine's remark."""
     from deepgrpo.engines.base import SamplingParams
     from deepgrpo.engines.embedded import decode
     from deepgrpo.engines.embedded.engine import EmbeddedEngine

@@ -1,7 +1,7 @@
 """Tensors on the pretended device: a CPU tensor inside, `cuda:0` outside, and the rules by which CUDA refuses an operation.
 
-torch's C++ takes them for CUDA tensors: device, dispatch keys (autocast and autograd of CUDA), the moves that indexing makes, the
-refusal of `numpy()`. Kernels are the CPU's, called on what is inside.
+torch's C++ takes them for CUDA tensors: device, dispatch keys (autocast and autograd of CUDA), the moves that indexing makes.
+Kernels are the CPU's, called on what is inside.
 """
 
 from __future__ import annotations

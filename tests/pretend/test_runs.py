@@ -1,4 +1,4 @@
-"""Everything that runs on one GPU, on the pretended one: no tensor is on the wrong device, and results equal the CPU's bit by bit.
+"""Everything that runs on one GPU, on the pretended one: tensors are where they belong, results equal the CPU's bit by bit.
 
 What the pretended device cannot see (kernels, memory, NCCL, errors that come late, flex attention): docs/scaling.md.
 """

@@ -69,7 +69,7 @@ def test_events_of_the_profiler_are_added_up() -> None:
 
 
 def test_on_a_gpu_an_operator_takes_the_time_of_its_kernels() -> None:
-    """A product is launched in 10 microseconds and computed in 3 seconds; its kernel is an event of its own, not counted twice."""
+    """Launched in 10 microseconds, computed in 3 seconds; the kernel is an event of its own, and not counted twice."""
     phase = PhaseProfile(wall_s=4.0)
     launched = event("aten::mm", 10, 3, [2, 3], [3, 5], kernels=3e6)
     phase.add([launched, event("ampere_sgemm", 0, 3, kernels=3e6, kind=DeviceType.CUDA)], 4, gpu=True)
@@ -109,7 +109,8 @@ def test_the_phases_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(profile, "train_step", step)
-    parts = {"engine": SimpleNamespace(sample=int), "learner": SimpleNamespace(update=int), "policy": SimpleNamespace(device=CPU)}
+    parts = {"engine": SimpleNamespace(sample=int), "learner": SimpleNamespace(update=int)}
+    parts["policy"] = SimpleNamespace(device=CPU)
     config = SimpleNamespace(engine_dtype="float32", learner=SimpleNamespace(dtype="float32"))
     run: Any = SimpleNamespace(config=config, **parts)
     state: Any = None

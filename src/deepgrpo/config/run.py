@@ -148,8 +148,8 @@ class ClusterConfig(Section):
     def check(self, recipe: Any) -> None:
         if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
             raise ValueError(
-                f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get the "
-                "same GPU, over which NCCL cannot connect them; set it above 0.5, and cluster.gpus_per_worker to the rest of a GPU"
+                f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get "
+                "the same GPU, over which NCCL cannot connect them; set it above 0.5, and cluster.gpus_per_worker to the rest"
             )
         if self.overlap and recipe.loss.importance == "off":
             raise ValueError(

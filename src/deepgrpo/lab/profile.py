@@ -2,8 +2,8 @@
 
 A few steps are timed undisturbed. One more runs under torch's profiler, which attributes sampling and learning to kinds of
 operators; time outside all operators is Python and dispatch. The speed of matrix products is compared with this machine's speed
-on a large square product and on a copy: the larger share names their bound. On a GPU the seconds of an operator are those of its
-kernels, and the rest is time in which the GPU waits.
+on a large square product and on a copy: the larger share names their bound. On a GPU the seconds of an operator are those of
+its kernels, and the rest is time in which the GPU waits.
 """
 
 from __future__ import annotations

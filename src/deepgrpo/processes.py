@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 PARENT = "DEEPGRPO_PARENT"
 """Environment variable with the process whose end is a request to stop."""
@@ -56,7 +57,7 @@ def end_worker_with_parent() -> None:
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
-        server = forkserver._forkserver  # type: ignore[attr-defined]
+        server: Any = forkserver._forkserver
         held, server._forkserver_alive_fd = server._forkserver_alive_fd, None
         if held is not None:
             with contextlib.suppress(OSError):

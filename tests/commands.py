@@ -94,11 +94,14 @@ class Command:
 class Starter:
     """Starts commands of `deepgrpo`, each a fork of one process that has imported everything."""
 
+    script = __file__
+
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="deepgrpo-commands-")
         self.address = str(Path(self.directory.name) / "socket")
         plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
-        self.process = subprocess.Popen([sys.executable, __file__, self.address], stdout=subprocess.PIPE, text=True, env=plain)
+        command = [sys.executable, self.script, self.address]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=plain)
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
     def start(self, *arguments: str, cwd: Path, **extra: str) -> Command:

@@ -96,8 +96,8 @@ def follow_parent() -> None:
 def end_within(seconds: float, code: int) -> None:
     """End this process with the exit code if it still runs after so many seconds.
 
-    Call it when all work is done. Python waits for threads that are no daemons, for child processes and for exit handlers; those
-    of a user's code may never end.
+    Call it when all work is done. Python waits for threads that are no daemons, for child processes and for exit handlers;
+    those of a user's code may never end.
     """
 
     def watch() -> None:

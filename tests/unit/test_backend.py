@@ -173,13 +173,13 @@ def test_each_refusal_has_its_remedy(tmp_path: Path, error: Exception, remedy: s
     with pytest.raises(CheckpointError, match=f"{remedy}.* which begins again"), refusals_explained(run, Checkpoints(run)):
         raise error
     run.checkpoint(3).mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=f"{remedy}.* and continue with: deepgrpo train --resume [^,]*$"):
-        with refusals_explained(run, Checkpoints(run)):
-            raise error
+    said = f"{remedy}.* and continue with: deepgrpo train --resume [^,]*$"
+    with pytest.raises(CheckpointError, match=said), refusals_explained(run, Checkpoints(run)):
+        raise error
     run.path.rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="was removed or moved while the run was going"):
-        with refusals_explained(run, Checkpoints(run)):
-            raise error
+    said = "was removed or moved while the run was going"
+    with pytest.raises(CheckpointError, match=said), refusals_explained(run, Checkpoints(run)):
+        raise error
 
 
 def test_other_errors_of_files_pass(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, short
 from deepgrpo.prompts import synthetic
+from deepgrpo.records import Ledger
+from deepgrpo.runs.checkpoints import TrainState
 
 BASE = """
 [run]
@@ -196,7 +198,7 @@ def test_questions_from_files(place: Path) -> None:
 def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     plan = planned(place)
     config = plan.runs[0].config
-    prompts, left_out = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
+    prompts, left_out, skipped = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
     texts = {prompt.text for prompt in prompts}
     assert len(prompts) == len(texts) == 32
     assert isinstance(config.eval.data, SyntheticData)
@@ -204,7 +206,8 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     assert not texts & watched
     # the same task with the watched seed: all that was watched is left out, and the next ones are taken
     same = plan.final.model_copy(update={"data": config.eval.data})
-    again, left_out = final_prompts(config, same, synthetic.tokenizer(), context=64)
+    assert not skipped
+    again, left_out, _ = final_prompts(config, same, synthetic.tokenizer(), context=64)
     assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
     refuse_too_few(config, plan.final)
     # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split
@@ -248,7 +251,7 @@ def write_run(plan: Plan, name: str, lines: list[dict[str, Any]], greedy: float,
     state = run.directory / "checkpoints" / f"step-{lines[-1]['step']:06d}" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text(
-        json.dumps({"step": lines[-1]["step"], "ledger": {"sampled_tokens": lines[-1]["ledger/sampled_tokens"]}})
+        TrainState(lines[-1]["step"], ledger=Ledger(sampled_tokens=lines[-1]["ledger/sampled_tokens"])).to_json()
     )
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "to')
     metrics = {"eval/greedy": greedy, "eval/sampled": sampled, "eval/pass@1": sampled, "eval/pass@4": 0.9}

@@ -91,7 +91,8 @@ def q_over_time(masses: Mapping[int, tuple[list[float], int]]) -> Table | None:
 
 def rescue_over_time(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
     """Share of rescued pivots by depth, from the metrics of every step; None for a run without pivots."""
-    having = [each for each in metrics if each.get("pivots/rescue_by_ratio") and each.get("pivots/ratio_histogram")]
+    names = ("pivots/rescue_by_ratio", "pivots/ratio_histogram")
+    having = [each for each in metrics if all(_is_histogram(each.get(name)) for name in names)]
     if not having:
         return None
     return columns(
@@ -99,6 +100,10 @@ def rescue_over_time(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
         [each["pivots/rescue_by_ratio"] for each in having],
         [each["pivots/ratio_histogram"] for each in having],
     )
+
+
+def _is_histogram(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == DEPTH_BINS
 
 
 def columns(
@@ -120,7 +125,7 @@ def columns(
         means: list[float | None] = []
         totals: list[float] = []
         for row in range(len(values[0])):
-            known = [(v, weights[i][row]) for i in group if (v := values[i][row]) is not None and weights[i][row] > 0]
+            known = [(v, weights[i][row]) for i in group if (v := values[i][row]) is not None and (weights[i][row] or 0) > 0]
             total = sum(weight for _, weight in known)
             totals.append(total)
             means.append(round(sum(v * weight for v, weight in known) / total, 4) if total else None)

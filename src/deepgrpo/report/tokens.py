@@ -102,10 +102,11 @@ def read_tokens(run: SavedRun) -> TokenTexts | None:
     texts = TokenTexts(tokenizer)
     try:
         raw = run.section("explore").get("segments")
-        if raw is not None:
+        # a user's segmenter is code that the recipe names; a report shows runs of others, and runs nothing of theirs
+        if isinstance(raw, dict) and raw.get("type") != "user":
             texts.segment = build_segmenter(SegmentConfig.model_validate(raw), texts)
     except (ValidationError, ConfigError):
-        pass  # recipe of another version, or a user's segmenter that is not here: show its rollouts without segments
+        pass  # recipe of another version: show its rollouts without segments
     return texts
 
 

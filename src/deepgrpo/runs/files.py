@@ -13,8 +13,11 @@ from pathlib import Path
 WRITING, DELETING = ".tmp-", ".old-"
 """Prefixes of what is being written and of what is being deleted; a kill leaves such names, the next start removes them."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Codes of a full disk. A write that fails with them does not say which file it was."""
+
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    **dict.fromkeys(FULL, "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions"),
     errno.EROFS: "make its file system writable",
     errno.ENOENT: "put back what was removed",

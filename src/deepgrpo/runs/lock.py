@@ -33,24 +33,26 @@ def hold(run: RunDir) -> Iterator[str | None]:
 
     Raises ConfigError if another process holds the lock, or the directory cannot be written.
     """
-    made = _make(run.path)
+    made: list[Path] = []
     try:
+        _make(run.path, made)
         with _locked(run) as remark:
             yield remark
     finally:
         with suppress(OSError):
-            for directory in made:
+            for directory in reversed(made):
                 directory.rmdir()
 
 
-def _make(directory: Path) -> list[Path]:
-    """Create a directory; return it and its parents, as far as they are new, innermost first."""
+def _make(directory: Path, made: list[Path]) -> None:
+    """Create a directory and its parents; those that are new are added to `made`."""
     try:
-        made = [path for path in (directory, *directory.parents) if not path.exists()]
-        directory.mkdir(parents=True, exist_ok=True)
+        for path in (*reversed(directory.parents), directory):
+            if not path.is_dir():
+                path.mkdir()
+                made.append(path)
     except OSError as error:
         raise _unwritable(directory, error) from error
-    return made
 
 
 @contextmanager

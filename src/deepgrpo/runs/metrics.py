@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,8 @@ from deepgrpo.records import StepReport
 from deepgrpo.runs.files import remedy, replace_file
 
 Line = dict[str, Any]
+
+_LAST_STEP = 10**12
 
 
 def step_json(report: StepReport) -> Line:
@@ -100,13 +103,30 @@ def truncate_metrics(path: Path, step: int) -> int:
 
 
 def _parse(text: str) -> Line | None:
-    """A line of metrics.jsonl; None if it is torn or has no step."""
+    """A line of metrics.jsonl; None if it is torn or has no step. A value that no step writes, such as a text, becomes None."""
     try:
         line: Line = json.loads(text)
-        line["step"] = int(line["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        step = line["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return line
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < _LAST_STEP:
+        return None
+    found = {key: _known(value) for key, value in line.items()}
+    if "warnings" in line:
+        warnings = line["warnings"]
+        found["warnings"] = [str(each) for each in warnings] if isinstance(warnings, list) else []
+    return found
+
+
+def _known(value: Any) -> Any:
+    """A finite number or truth value, a list of them and of None, or None."""
+    if isinstance(value, list):
+        return value if all(each is None or _is_number(each) for each in value) else None
+    return value if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any) -> Any:

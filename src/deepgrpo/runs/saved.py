@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepgrpo.errors import DataError
+from deepgrpo.runs.files import remedy
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import read_metrics
 from deepgrpo.runs.trees import SavedTree, count_trees, load_saved
@@ -20,7 +21,11 @@ class SavedRun:
     def __init__(self, directory: Path) -> None:
         """Raises DataError if this is not a run directory."""
         self.directory, self.paths = directory, RunDir(directory)
-        if not directory.exists():
+        try:
+            there = directory.exists()
+        except OSError as error:
+            raise unreadable(directory, error) from error
+        if not there:
             raise DataError(f"{str(directory)!r} does not exist; name the directory of a run, e.g. runs/demo")
         if not self.paths.has_recipe() or not self.paths.has_metrics():
             raise DataError(f"{str(directory)!r} is not a run directory: {_what_is_missing(self.paths)}")
@@ -32,15 +37,19 @@ class SavedRun:
     @cached_property
     def recipe(self) -> str:
         """Text of config.toml."""
-        return self.paths.config.read_text(encoding="utf-8", errors="replace")
+        try:
+            return self.paths.config.read_text(encoding="utf-8-sig", errors="replace")
+        except OSError as error:
+            raise unreadable(self.paths.config, error) from error
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The recipe as plain tables, unchecked: an older run may have keys that no longer exist."""
         try:
             return tomllib.loads(self.recipe)
-        except tomllib.TOMLDecodeError as error:
-            raise DataError(f"{self.paths.config} cannot be read: {error}") from error
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+            raise DataError(f"{self.paths.config} cannot be read: {why}; put back the recipe of the run") from error
 
     def section(self, name: str) -> Mapping[str, Any]:
         found = self.config.get(name, {})
@@ -49,12 +58,20 @@ class SavedRun:
     @property
     def success_threshold(self) -> float:
         """Rewards above it are successes."""
-        return float(self.section("explore").get("success_threshold", 0.0))
+        found = self.section("explore").get("success_threshold", 0.0)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise DataError(
+                f"{self.paths.config}: explore.success_threshold is {found!r}, but it should be a number; correct it there"
+            )
+        return float(found)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl by step."""
-        return read_metrics(self.paths.metrics)
+        try:
+            return read_metrics(self.paths.metrics)
+        except OSError as error:
+            raise unreadable(self.paths.metrics, error) from error
 
     @cached_property
     def tree_files(self) -> dict[int, Path]:
@@ -67,7 +84,7 @@ class SavedRun:
 
     def trees(self, step: int) -> Iterator[SavedTree]:
         """The trees of a step, one by one. Raises DataError at a damaged line, after yielding the trees before it."""
-        return load_saved(self.tree_files[step], step)
+        return load_saved(self.tree_files[step], step, check=True)
 
     def why_no_trees(self) -> str:
         """The reason why a run has no saved trees, and the remedy."""
@@ -87,6 +104,10 @@ class SavedRun:
             f"{self.directory} has no saved trees yet: log.trees_every is {every} and the run is at step {last}; "
             "lower it with --log.trees_every 1, or wait"
         )
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror or error}; {remedy(error)}")
 
 
 def _what_is_missing(run: RunDir) -> str:

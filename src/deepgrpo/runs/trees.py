@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import gzip
-import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from deepgrpo.errors import DataError
-from deepgrpo.records import Credit, CreditSpan, Node, Pivot, Prompt, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.files import replacing
+from deepgrpo.runs.text import json_text, plain_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,11 @@ _LINE = TypeAdapter(_Line)
 
 
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
-    """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text."""
-    line = _Line(tree.prompt, tree.nodes, tree.pivots, tuple(spans))
-    return json.dumps(asdict(line), ensure_ascii=False, default=str)
+    """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text or null."""
+    # columns apart: asdict copies them deeply, which not every value allows
+    line = asdict(_Line(replace(tree.prompt, columns={}), tree.nodes, tree.pivots, tuple(spans)))
+    line["prompt"]["columns"] = plain_json(tree.prompt.columns)
+    return json_text(line)
 
 
 def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:
@@ -70,16 +73,54 @@ def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:
     return Tree(line.prompt, line.nodes, line.pivots), line.credit
 
 
+def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
+    """Raise ValueError unless nodes, pivots and credit refer to each other as in a tree that was grown.
+
+    A file that was tampered with could otherwise lead a reader astray, or in a circle.
+    """
+
+    def check(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"{what} does not fit the tree")
+
+    check(all(token >= 0 for token in tree.prompt.tokens), "prompt.tokens")
+    lengths = [len(node.tokens) for node in tree.nodes]
+    for number, node in enumerate(tree.nodes):
+        where = f"nodes.{number}"
+        check(ROOT <= node.parent < number, f"{where}.parent = {node.parent}")
+        limit = lengths[node.parent] if node.parent != ROOT else 0
+        check(0 <= node.offset <= limit, f"{where}.offset = {node.offset}")
+        check(0 <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
+        check(all(0 <= token < 2**31 for token in node.tokens), f"{where}.tokens")
+        check(len(node.logprobs) == lengths[number], f"{where}.logprobs")
+        check(math.isfinite(node.reward), f"{where}.score")
+    for number, pivot in enumerate(tree.pivots):
+        where = f"pivots.{number}"
+        check(ROOT <= pivot.parent < len(tree.nodes), f"{where}.parent = {pivot.parent}")
+        check(0 <= pivot.offset <= (lengths[pivot.parent] if pivot.parent != ROOT else 0), f"{where}.offset = {pivot.offset}")
+        check(0 <= pivot.ratio <= 1, f"{where}.ratio = {pivot.ratio}")
+        check(len(pivot.q) in (0, len(pivot.candidates)), f"{where}.q")
+        check(all(0 <= q <= 1 for q in pivot.q), f"{where}.q")
+    for number, span in enumerate(spans):
+        where = f"credit.{number}"
+        check(0 <= span.node < len(tree.nodes), f"{where}.node = {span.node}")
+        check(0 <= span.start <= span.end <= lengths[span.node], f"{where}.end = {span.end}")
+        check(math.isfinite(span.advantage), f"{where}.advantage")
+
+
 def save_trees(path: Path, trees: Sequence[Tree], credits: Sequence[Credit]) -> None:
     """Write the trees of a step with their credit: the whole file or none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as aside, gzip.open(aside, "wt", encoding="utf-8", compresslevel=5) as file:
         for tree, credit in zip(trees, credits, strict=True):
             file.write(tree_to_json(tree, credit.spans) + "\n")
 
 
-def load_saved(path: Path, step: int) -> Iterator[SavedTree]:
+def load_saved(path: Path, step: int, *, check: bool = False) -> Iterator[SavedTree]:
     """Read the trees of a step one by one.
+
+    Args:
+        check: also check their structure (`check_structure`), for a reader that follows it.
 
     Raises DataError at a damaged line, after yielding the trees before it.
     """
@@ -88,6 +129,8 @@ def load_saved(path: Path, step: int) -> Iterator[SavedTree]:
         with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
             for number, text in enumerate(file):
                 tree, spans = tree_from_json(text)
+                if check:
+                    check_structure(tree, spans)
                 yield SavedTree(step, number, tree, spans)
     except ValueError as error:
         raise _damaged(path, f"tree {number}: {error}") from error

@@ -13,14 +13,13 @@ from safetensors import SafetensorError
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.runs.checkpoints import Checkpoints
-from deepgrpo.runs.files import delete_leftovers, delete_tree, remedy, replace_file, system_code
+from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, replace_file, system_code
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
 
-
-_ON_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_ON_WRITING = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
 """What the system says about an open file, without its name."""
 
 
@@ -87,7 +86,7 @@ def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
         raise unwritable(run, error) from error
     try:
         yield
-    except BaseException:
+    except (Exception, KeyboardInterrupt, SystemExit):
         if fresh and not run.log.exists():
             with suppress(OSError):
                 run.config.unlink()

@@ -3,12 +3,13 @@
     optimizer.safetensors   whole, written by one process: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
     optimizer/              shards, written by several: torch.distributed.checkpoint, the same names
 
-Any number of processes can read either form. Tensors are never unpickled. The second form has a table of contents,
-`.metadata`, that torch pickles: read it only from a trusted source.
+Any number of processes can read either form. No file is unpickled freely: shard_table.py reads the pickled table of contents of
+the second form by a list of what it may hold, and torch reads the shards with `weights_only`.
 """
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from deepgrpo.errors import first_line
 from deepgrpo.model.policy import Policy
 
 Moments = dict[str, Tensor]
@@ -62,7 +64,8 @@ def save_shards(moments: Moments, directory: Path) -> None:
 def read_moments(policy: Policy, directory: Path) -> Moments:
     """Read the moments of a checkpoint, in either form: whole tensors, or shards where the policy is sharded.
 
-    Restores torch's random state, if the checkpoint has one. Raises OSError or SafetensorError.
+    Restores torch's random state, if the checkpoint has one. Raises OSError, SafetensorError, or ValueError for shards that do
+    not fit or hold anything but tensors.
     """
     if (directory / WHOLE).is_file():
         tensors: Moments = load_file(directory / WHOLE)
@@ -71,18 +74,29 @@ def read_moments(policy: Policy, directory: Path) -> Moments:
     if not (directory / SHARDED).is_dir():
         raise FileNotFoundError(f"{directory} has neither {WHOLE} nor {SHARDED}/")
     # imported here: this takes longer than all of this package, and only shards need it
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = FileSystemReader(directory / SHARDED)
+    from deepgrpo.train.shard_table import TableReader
+
+    reader = TableReader(directory / SHARDED)
     names = policy.trainable()
     moments: Moments = {}
-    for key in reader.read_metadata().state_dict_metadata:
+    for key, size in reader.tensors().items():
         kind, _, name = key.partition("/")
+        if kind != "step" and name not in names:
+            raise ValueError(f"{SHARDED}/ has moments of {name!r}, which the model does not train")
         moments[key] = torch.zeros(()) if kind == "step" else torch.zeros_like(names[name].detach())
+        if tuple(moments[key].shape) != size:
+            raise ValueError(f"{SHARDED}/ has {key!r} with shape {size}; the model has {tuple(moments[key].shape)}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended: a single process
-        load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
+        try:
+            load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # of torch: the errors of all processes
+            raise ValueError(f"{SHARDED}/ cannot be read: {first_line(next(iter(error.failures.values()))[0])}") from error
+        except (RuntimeError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{SHARDED}/ cannot be read: {first_line(error)}") from error
     return moments
 
 

@@ -93,6 +93,6 @@ def _refuse_lost_checkpoints(run: RunDir) -> None:
     # a kill while the first one was being written leaves its metrics and the half of it
     if done > first or (done == first > 0 and not has_leftovers(run.checkpoints)):
         raise CheckpointError(
-            f"{run.path} holds no checkpoint, although its metrics reach step {done} and the first was due at step {first}; put "
-            f"the checkpoints back, or begin again, which deletes the metrics: deepgrpo train --resume {run.path} --step 0"
+            f"{run.path} holds no checkpoint, although its metrics reach step {done} and the first was due at step {first}; "
+            f"put the checkpoints back, or begin again, which deletes the metrics: deepgrpo train --resume {run.path} --step 0"
         )

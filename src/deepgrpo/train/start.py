@@ -1,15 +1,14 @@
 """The start model of a run: the weights after the warm start, saved and loaded; and the fingerprint of any start model.
 
-A resumed run builds its start model again, from `start/` or from the recipe, and compares the fingerprint: another seed, another
-model under the same path, or a missing `start/` would change the reference of the KL term, or the base model of adapters,
-without any other sign.
+A resumed run builds its start model again, from `start/` or from the recipe, and compares the fingerprint: another
+seed, another model under the same path, or a missing `start/` would change the reference of the KL term, or the base model of
+adapters, without any other sign.
 """
 
 from __future__ import annotations
 
 import zlib
 
-import torch
 from safetensors import SafetensorError
 
 from deepgrpo.config import Config

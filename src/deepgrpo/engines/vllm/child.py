@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -82,6 +83,27 @@ class _CannotStart(Exception):  # noqa: N818
         self.kind = kind
 
 
+def _stay_on_loopback() -> None:
+    """Keep the ports of vLLM's process group to this machine: torch's store would listen on all interfaces.
+
+    Unless the user has chosen another address by VLLM_HOST_IP.
+    """
+    if not os.environ.get("VLLM_HOST_IP", "").startswith("127."):
+        return
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
+    original = rendezvous.TCPStore
+
+    def local_store(*, host_name: str, port: int, is_master: bool = False, **options: Any) -> Any:
+        if is_master and host_name.startswith("127."):
+            options["master_listen_fd"] = socket.create_server((host_name, port)).detach()
+        return original(host_name=host_name, port=port, is_master=is_master, **options)
+
+    rendezvous.TCPStore = local_store
+
+
 def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
         # imported by name, as type checkers run without vLLM
@@ -93,6 +115,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     found = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
     if not OLDEST <= found < BEYOND:
         raise _CannotStart("version", vllm.__version__)
+    _stay_on_loopback()
     platform = importlib.import_module("vllm.platforms").current_platform
     kv_bytes = settings["kv_bytes"] or (settings["kv_bytes_on_cpu"] if platform.is_cpu() else None)
     try:

@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from deepgrpo.errors import DataError
 from deepgrpo.lab.compare.curves import Points, TailMean, area, first_crossing, tail_mean
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.files import remedy
 from deepgrpo.runs.metrics import read_metrics
 from deepgrpo.stats import bootstrap_interval
 
@@ -39,8 +41,10 @@ def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
 
     Args:
         finished: runs that reached their budget and have a final evaluation; at least one.
+
+    Raises DataError if the metrics of a run are missing or have no totals.
     """
-    lines = {run.name: read_metrics(run.paths.metrics) for run in finished}
+    lines = {run.name: _lines(run) for run in finished}
     steps = min(spent(each[-1], "optimizer_steps") for each in lines.values())
     arms: dict[str, Any] = {}
     for arm in plan.experiment.arms:
@@ -137,9 +141,9 @@ def training_figures(lines: Sequence[Mapping[str, Any]]) -> Figures:
     groups = mixed = 0.0
     for line in steps:
         for stream in ("main", "branch"):
-            count = line.get(f"{stream}/groups") or 0.0
+            count = _number(line, f"{stream}/groups") or 0.0
             groups += count
-            mixed += count * (line.get(f"{stream}/mixed") or 0.0)
+            mixed += count * (_number(line, f"{stream}/mixed") or 0.0)
     tokens = spent(lines[-1], "sampled_tokens")
     return {
         "train/grad_norm": _average(steps, "grad_norm"),
@@ -208,14 +212,33 @@ def _distribution(run: PlannedRun) -> tuple[float, float]:
 # ---------------------------------------------------------------- reading
 
 
+def _lines(run: PlannedRun) -> Sequence[Mapping[str, Any]]:
+    path = run.paths.metrics
+    try:
+        found = read_metrics(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; {remedy(error)}") from error
+    if not found or not spent(found[-1], "sampled_tokens") or not points(found, "eval/greedy", "sampled_tokens"):
+        raise DataError(
+            f"{path} has no totals or no evaluation, although the run is finished; put the file back, or delete "
+            f"{run.directory} to run it anew"
+        )
+    return found
+
+
+def _number(line: Mapping[str, Any], metric: str) -> float | None:
+    value = line.get(metric)
+    return float(value) if isinstance(value, int | float) else None
+
+
 def points(lines: Sequence[Mapping[str, Any]], metric: str, cost: str) -> Points:
     """(cost so far, value) of every evaluation."""
-    return [(spent(line, cost), float(line[metric])) for line in lines if line.get(metric) is not None]
+    return [(spent(line, cost), value) for line in lines if (value := _number(line, metric)) is not None]
 
 
 def spent(line: Mapping[str, Any], name: str) -> float:
     """Total of a ledger field up to a step."""
-    return float(line.get(f"ledger/{name}") or 0.0)
+    return _number(line, f"ledger/{name}") or 0.0
 
 
 def _tokens_at(lines: Sequence[Mapping[str, Any]], steps: float) -> float:
@@ -228,9 +251,9 @@ def _curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     return [
         {
             "sampled_tokens": spent(line, "sampled_tokens"), "optimizer_steps": spent(line, "optimizer_steps"),
-            "greedy": line["eval/greedy"], **({"sampled": line["eval/sampled"]} if "eval/sampled" in line else {}),
+            "greedy": greedy, **({"sampled": line["eval/sampled"]} if "eval/sampled" in line else {}),
         }
-        for line in lines if line.get("eval/greedy") is not None
+        for line in lines if (greedy := _number(line, "eval/greedy")) is not None
     ]  # fmt: skip
 
 
@@ -239,7 +262,7 @@ def _mean(found: TailMean | None) -> float | None:
 
 
 def _average(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    values = [float(line[metric]) for line in lines if line.get(metric) is not None]
+    values = [value for line in lines if (value := _number(line, metric)) is not None]
     return statistics.fmean(values) if values else None
 
 

@@ -5,6 +5,7 @@
 #   make test-vllm   the vLLM engine's tests, with the real vLLM in an environment of its own (.venv-vllm, 3 GB)
 #   make check   lint, types and import contracts alone
 #   make bench   the missing figures of docs/results/bench, about two hours on two cores
+#   make storm   the missing figures of docs/results/reliability.md: kills, damage, hostile answers; about half an hour
 #   make lab     the missing experiments of docs/results/lab, about three hours on two cores
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
@@ -20,7 +21,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test test-vllm check bench lab clean
+.PHONY: setup demo test test-vllm check bench storm lab clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -71,7 +72,9 @@ BENCH_sampling-D := --repeats 2
 BENCH_step-D := --repeats 2 --warmup 0 --no-memory
 # one thread: its workers and its learner share the cores
 BENCH_distribution-D := --repeats 5 --threads 1
-BENCHMARKS := learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
+# the machine must be quiet but for what it starts itself
+BENCH_busy := --repeats 3 --page docs/results/busy.md
+BENCHMARKS := busy learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
 
 bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png $(BENCH)/engines.png
 
@@ -92,6 +95,13 @@ $(BENCH)/engines.png: $(BENCH)/engines-sampling.json $(BENCH)/engines-step.json
 # its picture, and its tables in docs/results/distribution.md
 $(BENCH)/distribution-D.png: $(BENCH)/distribution-D.json
 	$(BIN)/python -m benchmarks.plot_distribution $< docs/results/distribution.md
+
+# A file per subject, likewise; what is finished of one is kept in runs/storm. It fails if a run hung, lied or lost anything.
+# STORM_ARGS: more arguments, e.g. --only kills, --share 0.1
+STORM_ARGS ?=
+storm: export OMP_NUM_THREADS = 1
+storm: setup
+	PYTHONPATH=tests $(BIN)/python -m storm docs/results/reliability $(STORM_ARGS)
 
 # An experiment is compared, and what of it is published goes to docs/results/lab. `deepgrpo compare` keeps finished runs, so
 # an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.

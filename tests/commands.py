@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import weakref
@@ -93,11 +94,14 @@ class Command:
 class Starter:
     """Starts commands of `deepgrpo`, each a fork of one process that has imported everything."""
 
+    script = __file__
+
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="deepgrpo-commands-")
         self.address = str(Path(self.directory.name) / "socket")
         plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
-        self.process = subprocess.Popen([sys.executable, __file__, self.address], stdout=subprocess.PIPE, text=True, env=plain)
+        command = [sys.executable, self.script, self.address]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=plain)
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
     def start(self, *arguments: str, cwd: Path, **extra: str) -> Command:
@@ -189,6 +193,7 @@ def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()

@@ -16,13 +16,18 @@ DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pkgutil
+import re
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TextIO, cast
 
 import tyro
 
@@ -32,11 +37,21 @@ from deepgrpo.config.explain import describe_keys, section_names
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
+from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.files import FULL, remedy
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.threads import limit_spinning
+from deepgrpo.visible import GuardedStream, guard_messages, visible
+
+NARROWEST = 20
+"""Columns that every command assumes at least."""
 
 Overrides = list[tuple[str, str]]
+
+_PATIENCE_S = 30.0
+"""Seconds for threads, child processes and exit handlers of a user's code after a command has ended."""
+
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
 _OVERRIDES = """
 Any key of the recipe can be set on the command line:
@@ -100,17 +115,46 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2)."""
+    """Run one command and return its exit code; a call that cannot be parsed raises SystemExit(2).
+
+    Args:
+        argv: default: the arguments of this process, which then ends soon after, whatever a user's code has left running.
+    """
+    if argv is not None:
+        return _report(argv)
+    follow_parent()
+    code = 1
+    try:
+        code = _report(sys.argv[1:])
+        return code
+    except KeyboardInterrupt:  # Ctrl-C again while the first one was being reported
+        code = 130
+        return code
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be interrupted
+        end_within(_PATIENCE_S, code)
+
+
+def _report(argv: Sequence[str]) -> int:
+    """Run one command; report its error in a sentence and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our characters shows a question mark
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # tables and help would be laid out for no width at all, or without end
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
+    limit_spinning()
+    guard_messages()
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        code = _run(list(argv))
+        if sys.stdout is not None:  # closed by the shell (`>&-`)
+            sys.stdout.flush()
         return code
     except DeepGRPOError as error:
         if os.environ.get("DEEPGRPO_DEBUG") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -151,27 +195,51 @@ def _run(arguments: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         # prints the list of commands, or the nearest one, and exits
-        tyro.extras.subcommand_cli_from_dict(
-            {name: each.options for name, each in COMMANDS.items()},
-            prog="deepgrpo",
-            description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
-            args=arguments or ["--help"],
-            config=_STYLE,
-        )
+        with _guarded(arguments):
+            tyro.extras.subcommand_cli_from_dict(
+                {name: each.options for name, each in COMMANDS.items()},
+                prog="deepgrpo",
+                description="Reinforcement learning that chooses where to explore. Start with: deepgrpo train demo",
+                args=arguments or ["--help"],
+                config=_STYLE,
+            )
         return 0
     rest = arguments[1:]
     overrides: Overrides = []
     if command.overrides != "none":
         rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
-    options: object = tyro.cli(
-        command.options,
-        prog=f"deepgrpo {name}",
-        description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
-        args=_give_value(rest, "--help-config", "all"),
-        config=_STYLE,
-    )
+    with _guarded(arguments):
+        options: Any = tyro.cli(
+            command.options,
+            prog=f"deepgrpo {name}",
+            description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
+            args=_give_value(rest, "--help-config", "all"),
+            config=_STYLE,
+        )
+    options = _expand_homes(options)
     function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
+
+
+@contextlib.contextmanager
+def _guarded(arguments: Sequence[str]) -> Iterator[None]:
+    """The parser quotes arguments as they came."""
+    out, err = (cast(TextIO, GuardedStream(stream, arguments)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
+def _expand_homes(options: Any) -> Any:
+    """Replace ~/ and ~user/ at the start of every option: a shell leaves it in `--json=~/figures.json`, or in quotes."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        if isinstance(value, Path):
+            return value.expanduser()
+        return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*/", value) else value
+
+    return replace(options, **{each.name: expanded(getattr(options, each.name)) for each in fields(options)})
 
 
 def run_train(command: Train, overrides: Overrides) -> int:

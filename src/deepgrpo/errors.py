@@ -76,4 +76,8 @@ class MissingExtraError(DeepGRPOError):
 
 def first_line(error: BaseException, longest: int = 300) -> str:
     """First line of a foreign error's message, or its type if the message is empty; for quoting in ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]
+    try:
+        text = str(error).strip()
+    except Exception:  # an exception of a user's own may fail to print
+        text = ""
+    return (text or type(error).__name__).splitlines()[0][:longest]

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
+import reprlib
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, first_line
+from deepgrpo.foreign import unchanged_process
+
+_numbers = itertools.count()
+"""Numbers of the files loaded by this process."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def load_object(reference: str, key: str) -> Any:
@@ -33,7 +42,8 @@ def load_object(reference: str, key: str) -> Any:
             f'{key} is {reference!r}; write "package.module:name" or "path/to/file.py:name", with a colon before the name'
         )
     said = f"{key} is {reference!r}, but"
-    module = _load_file(origin, said) if origin.endswith(".py") else _load_module(origin, said)
+    with unchanged_process(rng.key(reference)):
+        module = _load_file(origin, said) if origin.endswith(".py") else _load_module(origin, said)
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
@@ -46,23 +56,49 @@ def load_object(reference: str, key: str) -> Any:
 
 def show(value: Any) -> str:
     """The start of a value's repr and its type, for a message."""
-    text = repr(value)
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # a repr of the user's own that fails, or a number of too many digits
+        text = "something without a repr"
     return f"{text[:60]}{'...' if len(text) > 60 else ''} (a {type(value).__name__})"
 
 
 def where(error: BaseException) -> str:
     """The error, with the file and the line that raised it: `KeyError: 'x' (/home/me/mine.py, line 12)`."""
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    line = f" ({frame[0].filename}, line {frame[0].lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{line}"
+    place = place_in(error, None)
+    return f"{type(error).__name__}: {first_line(error)}" + (f" ({place})" if place else "")
+
+
+def place_in(error: BaseException, file: str | None) -> str:
+    """The deepest line of a file in an error's traceback, `/home/me/mine.py, line 12`; without one the deepest of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file] or frames
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def file_of(function: Any) -> str | None:
+    """The file that defines a user's function, None if it has none."""
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None) or getattr(
+        getattr(type(function), "__call__", None), "__code__", None
+    )
+    return getattr(code, "co_filename", None)
 
 
 def _load_file(origin: str, said: str) -> Any:
-    path = Path(origin).expanduser().resolve()
-    if not path.is_file():
+    try:
+        path = Path(origin).expanduser().resolve()
+        missing, folder = not path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long; ~nobody; a null byte
+        raise ConfigError(f"{said} that path cannot be used: {first_line(error)}") from error
+    if folder:
+        raise ConfigError(f"{said} {str(path)!r} is a directory; name a file in it")
+    if missing:
         raise ConfigError(f"{said} the file {str(path)!r} does not exist; a relative path starts where you run")
-    # named after its path, so that two files called reward.py do not meet, and registered, as dataclasses need it
-    name = f"deepgrpo_user_{path.stem}_{rng.key(str(path)):x}"
+    # a name of its own each time: two files called reward.py do not meet, a file math.py hides no module, and a function keeps
+    # the module from which worker processes unpickle it. Registered, as dataclasses need it
+    name = f"deepgrpo_user_{path.stem}_{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has a spec and a loader
     assert spec.loader is not None
@@ -74,8 +110,19 @@ def _load_file(origin: str, said: str) -> Any:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ConfigError(f"{said} running the file failed: {where(error)}; correct it") from error
+        raise ConfigError(f"{said} running the file failed: {where(error)}; {_remedy(error, path)}") from error
     return module
+
+
+def _remedy(error: BaseException, path: Path) -> str:
+    wanted = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    relative = isinstance(error, ImportError) and "relative import" in str(error)
+    if relative or (wanted and any((path.parent / each).exists() for each in (wanted, f"{wanted}.py"))):
+        return (
+            f"a file is loaded alone: put its folder on the path, PYTHONPATH={path.parent}, and import the modules beside it "
+            "by their plain names"
+        )
+    return "correct it"
 
 
 def _load_module(origin: str, said: str) -> Any:
@@ -88,5 +135,5 @@ def _load_module(origin: str, said: str) -> Any:
                 '"path/to/file.py:name"'
             ) from None
         raise ConfigError(f"{said} importing {origin} failed: {where(error)}; correct it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{said} importing {origin} failed: {where(error)}; correct it") from error

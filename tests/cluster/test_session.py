@@ -23,14 +23,14 @@ def test_without_ray_the_command_to_install_it_is_given(recipe: Any, monkeypatch
         train_on_cluster(recipe(cluster={}))
 
 
-@pytest.mark.parametrize("version", ["2.48.0", "1.13.0", "3.0.0"])
+@pytest.mark.parametrize("version", ["2.51.0", "1.13.0", "3.0.0"])
 def test_a_version_out_of_range_is_refused(version: str) -> None:
-    with pytest.raises(ConfigError, match=rf'the installed Ray is {version}.*needs 2.49 or later, below 3.0; run: pip install'):
+    with pytest.raises(ConfigError, match=rf'the installed Ray is {version}.*needs 2.52 or later, below 3.0; run: pip install'):
         check_version(version)
 
 
 def test_versions_in_range() -> None:
-    for version in ("2.49.0", "2.60.0", "2.100.1rc1"):
+    for version in ("2.52.0", "2.60.0", "2.100.1rc1"):
         check_version(version)
 
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from deepgrpo.cluster.network import MODE, check_token, stay_local
 from deepgrpo.config import ClusterConfig
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError, first_line
+from deepgrpo.threads import available_cpus
 
-OLDEST, TOO_NEW = (2, 49), (3, 0)
-"""Supported versions of Ray: from the first, below the second."""
+OLDEST, TOO_NEW = (2, 52), (3, 0)
+"""Supported versions of Ray: from the first, which brought the token, below the second."""
 
 ANSWER_S = 5.0
 """Time limit in seconds for an address to accept a connection."""
@@ -51,6 +53,8 @@ def session(config: ClusterConfig) -> Iterator[None]:
 
     Raises ConfigError if the address does not answer, or runs another version.
     """
+    if config.address is None:
+        stay_local()
     ray = require_ray()
     if ray.is_initialized():
         yield
@@ -62,8 +66,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
             + config.reward_workers * config.cpus_per_reward_worker
         )  # fmt: skip
-        cpus = max(os.cpu_count() or 1, math.ceil(requested))
-        # reachable from this machine only
+        cpus = max(available_cpus(), math.ceil(requested))
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         except Exception as error:  # Ray raises the bare class if one of its processes does not start
@@ -94,6 +97,15 @@ def _join(ray: ModuleType, address: str, quiet: dict[str, Any]) -> None:
             raise ConfigError(f"cluster.address is {address!r}, but nothing answers there ({error}); {remedy}") from error
     try:
         ray.init(address=address, **quiet)
+        check_token(address, [str(node["NodeManagerAddress"]) for node in ray.nodes()])
+    except ConfigError:
+        ray.shutdown()
+        raise
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"cluster.address is {address!r}, but that cluster refuses this process ({first_line(error)}); copy the "
+            f"~/.ray/auth_token of its head to this machine and set {MODE}=token, as for `ray start`"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = first_line(error)
         if "ersion" in str(error):

@@ -28,6 +28,7 @@ from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.terminal import Terminal
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -104,7 +105,7 @@ class Peak:
 def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None) -> int:
     """Profile a recipe, or a run from its newest checkpoint; the run directory stays as it is. Returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
-    out = console or Console(highlight=False)
+    out = console or Terminal()
     config, resume = _config_of(options.what, overrides)
     run = open_run(config, resume)
     try:

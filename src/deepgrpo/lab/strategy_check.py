@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 
 from rich.console import Console
-from rich.markup import escape
 
 from deepgrpo.config import UserExplore, parse_section
 from deepgrpo.errors import ConfigError
@@ -26,18 +25,18 @@ def check_strategy(reference: str, explore: str, out: Console) -> int:
     Raises ConfigError or StrategyError if the strategy cannot be loaded or built.
     """
     strategy = build_strategy(_section(reference, explore), CONTEXT)
-    out.print(escape(f"strategy {reference}: {len(WORLDS)} toy worlds per rule"))
+    out.print(f"strategy {reference}: {len(WORLDS)} toy worlds per rule", markup=False)
     failed, told = False, ""
     # one instance for all rules: a memory outside its state shows
     for verdict in run_contract(lambda: strategy):
         rule = verdict.rule
         if verdict.reason is None:
-            out.print(escape(f"  passed   {rule.name}"), soft_wrap=True)
+            out.print(f"  passed   {rule.name}", markup=False, soft_wrap=True)
             continue
         failed = failed or rule.required
-        out.print(escape(f"  {'failed' if rule.required else 'differs':<9}{rule.name}"), soft_wrap=True)
+        out.print(f"  {'failed' if rule.required else 'differs':<9}{rule.name}", markup=False, soft_wrap=True)
         reason = verdict.reason.removeprefix(f"the strategy {reference!r}: ")
-        out.print(escape(f"           {'as above' if reason == told else reason} ({verdict.world})"), soft_wrap=True)
+        out.print(f"           {'as above' if reason == told else reason} ({verdict.world})", markup=False, soft_wrap=True)
         told = reason
     out.print("at least one rule is broken" if failed else "all required rules are kept")
     return int(failed)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from deepgrpo import __version__
@@ -17,6 +16,8 @@ from deepgrpo.report.options import ReportOptions
 from deepgrpo.report.page import write_page
 from deepgrpo.report.run_page import RunPage, build_page
 from deepgrpo.runs.saved import SavedRun
+from deepgrpo.terminal import Terminal
+from deepgrpo.visible import visible
 
 _LARGE = 100 * 2**20
 """Page size in bytes above which browsers are slow to open it."""
@@ -60,9 +61,9 @@ def run_report(options: ReportOptions) -> int:
         raise ConfigError(f"{path} cannot be written: {why}; choose another place with --out FILE") from error
     for page in pages:
         for note in page.notes:
-            print(f"note: {note}")
+            print(visible(f"note: {note}"))
     shown = sum(page.data["trees"]["shown"] for page in pages)
-    print(f"{path}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {shown:,} trees, {size / 2**20:.1f} MiB")
+    print(visible(f"{path}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {shown:,} trees, {size / 2**20:.1f} MiB"))
     if size > _LARGE:
         print("note: a page of this size takes a browser several seconds to open; --max-trees makes it smaller")
     return 0
@@ -96,7 +97,7 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
 def _read_pages(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) -> list[RunPage]:
     """Read the runs one by one, with a progress bar on a terminal."""
     pages = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Terminal(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for run, name in zip(runs, names, strict=True):
             task = bar.add_task(f"reading {name}", total=None)
             pages.append(build_page(run, max_trees, partial(_advance, bar, task)))

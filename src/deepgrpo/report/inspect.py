@@ -11,12 +11,13 @@ from rich.text import Text
 
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.report.options import InspectOptions
-from deepgrpo.report.terminal import plain
 from deepgrpo.report.tokens import read_tokens
 from deepgrpo.report.tree_text import draw_tree
 from deepgrpo.runs.facts import TreeFacts, tree_facts
 from deepgrpo.runs.saved import SavedRun, nearest
 from deepgrpo.runs.trees import SavedTree
+from deepgrpo.terminal import Terminal
+from deepgrpo.visible import plain
 
 _SHOWN = 60
 """Longest list of trees; --only shortens it."""
@@ -37,7 +38,7 @@ def run_inspect(options: InspectOptions) -> int:
     # a response may contain characters that this terminal cannot show
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    console = Console(width=options.width, highlight=False)
+    console = Terminal(width=options.width)
     if options.prompt is not None:
         draw_tree(console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only)
     elif options.step is not None:

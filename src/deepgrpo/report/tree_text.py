@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from deepgrpo.records import ROOT, Node, Pivot
+from deepgrpo.report.numbers import several, short
 from deepgrpo.report.pivots import candidate_ratios
-from deepgrpo.report.terminal import plain, several, short
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
 from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
 from deepgrpo.runs.trees import SavedTree
+from deepgrpo.visible import plain, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
@@ -271,7 +272,7 @@ class _Drawing:
         return "".join(f", {note}" for note in notes)
 
     def _say(self, text: str, style: str = "", name: str = "") -> None:
-        self._fold(Text(plain(text, keep="\n"), style=style), name)
+        self._fold(Text(visible(text, keep="\n"), style=style), name)
 
     def _fold(self, text: Text, indent: str) -> None:
         """Print a text with `indent` before its first line and equal indentation before the others."""

@@ -19,35 +19,37 @@ arguments that its parameters name.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
-import math
-import numbers
-import threading
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from deepgrpo import rng
 from deepgrpo.config import UserReward
-from deepgrpo.errors import RewardError
-from deepgrpo.loading import load_object, show
+from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.loading import file_of, load_object
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier
+from deepgrpo.rewards.call import call_within
+from deepgrpo.rewards.returned import read_scores
+from deepgrpo.rewards.witness import Witness
 
 _RESERVED = ("prompts", "completions", "completion_ids", "answer")
+_NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class UserFunctionReward:
-    """Reward by a user's function, called once per round of responses.
-
-    A returned None scores 0 with `parsed` False; NaN or infinity scores 0 with the problem "not finite".
-    """
+    """Reward by a user's function, called once per round of responses (`rewards.call`, `rewards.returned`)."""
 
     def __init__(self, config: UserReward) -> None:
-        """Load the function. Raises ConfigError if it cannot be loaded."""
+        """Load the function. Raises ConfigError if it cannot be loaded or called with named arguments."""
         self._name = config.function
         self._timeout = config.timeout_s
         self._messages = config.format == "messages"
         self._function = load_object(config.function, "reward.function")
+        self._parameters = _parameters(self._function, config.function)
+        self._file = file_of(self._function)
+        self._witness = Witness(self._name, self._file)
 
     @classmethod
     def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
@@ -56,109 +58,75 @@ class UserFunctionReward:
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
-        """See `Reward.score`. Raises RewardError: the function raises, times out, or returns no list of numbers.
-
-        The call runs in a daemon thread. Python cannot kill a thread: after a timeout it runs until the process exits.
-        """
+        """See `Reward.score`. Raises RewardError: the function raises, times out, or returns no list of numbers."""
         if not prompts:
             return []
-        arguments = self._arguments(prompts, completions, completion_ids)
-        outcome: list[Any] = []
-        failure: list[BaseException] = []
+        given, named = self._arguments(prompts, completions, completion_ids)
 
-        def call() -> None:
-            try:
-                result = self._function(**arguments)
-                outcome.append(asyncio.run(_wait(result)) if inspect.isawaitable(result) else result)
-            except BaseException as error:  # SystemExit too, which a thread would swallow
-                failure.append(error)
+        def work() -> list[Score]:
+            result = self._function(*given, **named)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_wait(result))
+            return read_scores(result, len(prompts), self._name)
 
-        thread = threading.Thread(target=call, name="deepgrpo-reward", daemon=True)
-        thread.start()
-        thread.join(self._timeout)
-        if failure:
-            error = failure[0]
-            tail = "".join(traceback.format_exception(error)[-3:]).rstrip()
-            raise RewardError(
-                f"the reward function {self._name!r} raised {type(error).__name__}: {error}; correct the function, or "
-                f"let it return None for what it cannot score. The end of the traceback:\n{tail}"
-            ) from error
-        if not outcome:
-            raise RewardError(
-                f"the reward function {self._name!r} did not return within reward.timeout_s = {self._timeout:g} s for "
-                f"{len(prompts)} responses; make it faster or raise reward.timeout_s"
-            )
-        return self._scores(outcome[0], len(prompts))
+        return call_within(
+            self._timeout, work, name=self._name, file=self._file, count=len(prompts), witness=self._witness,
+            # what the function draws depends on the responses, not on its earlier calls: a resumed run draws the same
+            seed=rng.key("reward", *(token for ids in completion_ids for token in ids)) >> 1,
+        )  # fmt: skip
 
     def close(self) -> None:
-        pass
+        """See `Reward.close`."""
+        self._witness.close()
 
     def _arguments(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
-    ) -> dict[str, Any]:
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments that the function's parameters name: by position where nothing else is allowed, else by name."""
         names = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
+        # copies: a function that changes its arguments must not change the prompts
         columns: dict[str, list[Any]] = {
-            name: [prompt.columns.get(name) for prompt in prompts] for name in names if name not in _RESERVED
+            name: copy.deepcopy([prompt.columns.get(name) for prompt in prompts]) for name in names if name not in _RESERVED
         }
-        accepted = columns.pop("accepted_answers", [None] * len(prompts))
         given = {
             "prompts": [_message("user", p.question) if self._messages else p.text for p in prompts],
             "completions": [_message("assistant", text) if self._messages else text for text in completions],
             "completion_ids": [list(ids) for ids in completion_ids],
-            "answer": [several or prompt.answer for several, prompt in zip(accepted, prompts, strict=True)],
+            "answer": [list(prompt.accepted) or prompt.answer for prompt in prompts],
             **columns,
         }
-        parameters = inspect.signature(self._function).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            wanted = given
-        else:
-            wanted = {p.name: given[p.name] for p in parameters if p.name in given}
-        missing = [
-            p.name
-            for p in parameters
-            if p.name not in given
-            and p.default is p.empty
-            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)
-        ]
+        missing = [p.name for p in self._parameters if p.kind in _NAMED and p.name not in given and p.default is p.empty]
         if missing:
             raise RewardError(
                 f"the reward function {self._name!r} asks for {', '.join(map(repr, missing))}, which the data does not "
                 f"have; it may ask for {', '.join(given)}; rename the parameter or give it a default"
             )
-        return wanted
+        positional = [
+            given.pop(p.name) if p.name in given else p.default for p in self._parameters if p.kind is p.POSITIONAL_ONLY
+        ]
+        if any(p.kind is p.VAR_KEYWORD for p in self._parameters):
+            return positional, given
+        return positional, {p.name: given[p.name] for p in self._parameters if p.name in given}
 
-    def _scores(self, returned: Any, count: int) -> list[Score]:
-        try:
-            # tolist converts numpy arrays and torch tensors to numbers
-            entries = list(returned.tolist() if hasattr(returned, "tolist") else returned)
-        except TypeError:
-            raise RewardError(
-                f"the reward function {self._name!r} returned {show(returned)}; return a list with one number "
-                f"(or None) per response, {count} here"
-            ) from None
-        if isinstance(returned, str | bytes | dict):
-            raise RewardError(
-                f"the reward function {self._name!r} returned {show(returned)}; return a list of {count} numbers"
-            )
-        if len(entries) != count:
-            raise RewardError(
-                f"the reward function {self._name!r} returned {len(entries)} rewards for {count} responses; "
-                "return one per response, None for those it cannot score"
-            )
-        return [self._entry(index, entry) for index, entry in enumerate(entries)]
 
-    def _entry(self, index: int, entry: Any) -> Score:
-        if entry is None:
-            return Score(0.0, parsed=False)
-        if hasattr(entry, "item"):
-            entry = entry.item()
-        if not isinstance(entry, numbers.Real):
-            raise RewardError(
-                f"the reward function {self._name!r} returned {show(entry)} for response {index}; "
-                "return a number or None"
-            )
-        value = float(entry)
-        return Score(value) if math.isfinite(value) else Score(0.0, problem="not finite")
+def _parameters(function: Any, reference: str) -> list[inspect.Parameter]:
+    """Parameters of a reward function. Raises ConfigError if it is a class, or cannot be called with named arguments."""
+    said = f"reward.function is {reference!r}, which"
+    if isinstance(function, type):
+        raise ConfigError(
+            f"{said} is a class; name a function, or an instance with __call__: `judge = {function.__name__}()` in the file, and "
+            f"`{reference.rpartition(':')[0]}:judge` here"
+        )
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise ConfigError(f"{said} does not say what parameters it has; call it from a function of your own") from None
+    if parameters and all(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise ConfigError(
+            f"{said} takes only *{parameters[0].name}, and arguments are passed by name; write "
+            "`def reward(completions, answer, **columns)`"
+        )
+    return parameters
 
 
 def _message(role: str, content: str) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
     checks (picklable functions) ─► worker (time limit) ─► one Score each
 
-A failed check scores 0 with the problem "timeout", "crash", "raised" or "not finite" (NaN or infinite). The time limit
+A failed check scores 0 with the problem "timeout", "crash", "raised", "not finite" (NaN or infinite), or "not comparable"
+if it raises `NotComparableError`. The time limit
 of a check starts when a worker takes it: time in the queue and the imports of a new worker do not count.
 
 Workers are forked from a small server process without torch, so a killed worker is replaced within milliseconds.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +25,19 @@ import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from deepgrpo.errors import RewardError
+from deepgrpo.processes import end_worker_with_parent
 from deepgrpo.records import Score
 
 Check = Callable[[], tuple[float, bool]]
 """Returns (value, found): the score, and True if the text has an answer. Must be picklable."""
 
 _MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise exhaust memory before its timeout
+_CPU_GRACE_S = 30.0  # processor time beyond the time limit of a check
+_cpu_limit_s: float | None = None  # in a worker: of a check
+
+
+class NotComparableError(Exception):
+    """Raised by a check that cannot decide, rather than guess."""
 
 
 class Workers:
@@ -91,7 +100,9 @@ class Workers:
         if self._pool is not None and not self._pool.active:
             self.close()
         if self._pool is None:
-            self._pool = ProcessPool(self._count, initializer=self._prepare, context=_context(self._preload))
+            self._pool = ProcessPool(
+                self._count, initializer=_start_worker, initargs=(self._prepare, self._timeout), context=_context(self._preload)
+            )
         return self._pool
 
     def _prove_workers_start(self) -> None:
@@ -107,6 +118,26 @@ class Workers:
             ) from error
 
 
+def _start_worker(prepare: Callable[[], None], timeout_s: float) -> None:
+    """Initializer of every worker."""
+    global _cpu_limit_s
+    end_worker_with_parent()
+    _cpu_limit_s = timeout_s + _CPU_GRACE_S
+    prepare()
+
+
+def _limit_processor() -> None:
+    """Limit the processor time of the next check: where no one else ends a worker without parent, this does."""
+    if _cpu_limit_s is None:
+        return
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        wanted = math.ceil(time.process_time() + _cpu_limit_s)
+        resource.setrlimit(resource.RLIMIT_CPU, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
 def limit_memory() -> None:
     """Limit the memory of this worker to 4 GiB beyond its current use."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # this system has no such limit
@@ -117,16 +148,19 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _guarded(check: Check) -> tuple[float, bool] | str:
+def _guarded(check: Check) -> tuple[float, bool] | Score | str:
     """Run a check. An exception is returned as text, because not every exception can be pickled."""
+    _limit_processor()
     try:
         value, found = check()
         return float(value), bool(found)
+    except NotComparableError:
+        return Score(0.0, problem="not comparable")
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
+def _outcome(future: Future[tuple[float, bool] | Score | str]) -> Score | None:
     """Score of a check, or None if it was lost with its pool."""
     try:
         result = future.result()
@@ -138,6 +172,8 @@ def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
         return None
     except Exception:  # the check cannot be pickled
         return Score(0.0, problem="raised")
+    if isinstance(result, Score):
+        return result
     if isinstance(result, str):
         return Score(0.0, problem="raised")
     value, found = result

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
@@ -16,11 +15,13 @@ from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import refuse_used
@@ -59,7 +60,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     Raises the errors that the run would raise before its first step, except those that depend on weights: ConfigError,
     DataError, ModelError.
     """
-    out = console or Console(highlight=False)
+    out = console or Terminal()
     directory = RunDir.of(config.run).path
     refuse_used(RunDir(directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
@@ -68,17 +69,20 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
     build_reward(config.reward, task).close()
-    eval_prompts, eval_reward = held_out(
+    eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
     if eval_reward is not None:
         eval_reward.close()
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
-    build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
+    # refuses a model that cannot compute the strategy's signals
+    build_signals(policy, strategy, config.learner.tokens_per_pack)
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
-    out.print(escape(to_toml(config)), soft_wrap=True)
+    out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
     tokens = estimate_tokens(config)
     table = Table(title="one step, at most", title_justify="left", show_header=False)
@@ -91,6 +95,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")
+    for reason, count in (eval_source.skipped if eval_source else {}).items():
+        table.add_row(f"rows of eval.data skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
@@ -151,7 +157,7 @@ def _gib(count: int) -> str:
 
 def _show_prompt(out: Console, prompt: Prompt) -> None:
     out.print(f"prompt {prompt.id!r}, {len(prompt.tokens)} tokens", style="bold", markup=False)
-    out.print(escape(prompt.text), soft_wrap=True)
+    out.print(prompt.text, markup=False, soft_wrap=True)
     if prompt.answer is not None:
         out.print(f"answer: {prompt.answer}", markup=False)
     out.print("")

@@ -28,10 +28,12 @@ from deepgrpo.config import LogConfig
 from deepgrpo.records import StepReport
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
+from deepgrpo.terminal import Terminal
 from deepgrpo.train.sinks import Sink, open_sinks
+from deepgrpo.visible import visible
 
 
-class _Console(Console):
+class _Terminal(Terminal):
     """Standard output that tolerates a closed pipe and a full disk behind it; log.txt holds everything.
 
     In `deepgrpo train | tee` the same Ctrl-C ends `tee`, and the run must still save its step.
@@ -86,7 +88,7 @@ class RunLog:
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.paths = RunDir(directory)
-        self.console = console or _Console(highlight=False)
+        self.console = console or _Terminal()
         self.total_steps, self.done_steps = total_steps, done_steps
         self.sinks: list[Sink] = open_sinks(
             config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
@@ -98,14 +100,14 @@ class RunLog:
 
     def __enter__(self) -> Self:
         self._metrics = self.paths.metrics.open("a", encoding="utf-8")
-        self._text = self.paths.log.open("a", encoding="utf-8")
+        self._text = self.paths.log.open("a", encoding="utf-8", errors="backslashreplace")
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 console=self.console,
                 # a step may take minutes: with rich's window of 30 s no earlier step would count, and no estimate appear
                 speed_estimate_period=24 * 3600.0,
@@ -148,6 +150,7 @@ class RunLog:
         self._show(f"warning: {text}", style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
+        text = visible(text)
         # Text: brackets are not markup, and the colour does not spill into the progress bar
         # soft_wrap: in a pipe rich would otherwise break lines at 80 columns
         self.console.print(Text(text, style=style or ""), soft_wrap=True)

@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepgrpo.config import Config
+from deepgrpo.engines.base import named
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
+from deepgrpo.foreign import unchanged_process
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
 from deepgrpo.runs.checkpoints import TrainState
@@ -28,6 +30,7 @@ from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
 from deepgrpo.train.health import HealthState
 from deepgrpo.train.metrics import Metrics, sampling_cost, staleness, step_metrics
+from deepgrpo.train.rescue import lacks_evaluation, saved_on_failure
 from deepgrpo.train.setup import Run, open_run
 from deepgrpo.train.stop import Stop, graceful_stop
 from deepgrpo.train.warmstart import warm_start
@@ -51,14 +54,14 @@ def train(
         the run directory.
 
     Raises:
-        DeepGRPOError: see errors.py. Earlier checkpoints are never harmed.
+        DeepGRPOError: see errors.py. What was reached is saved (train/rescue.py). Earlier checkpoints are never harmed.
     """
     if config.cluster is not None and backend is None:
         raise ConfigError(
             "the recipe has a section [cluster], and this run stays in one process; use `deepgrpo train`, or take the section "
             "away with --cluster none"
         )
-    directory = RunDir(resume) if resume else RunDir.of(config.run)
+    directory = RunDir((resume or RunDir.of(config.run).path).absolute())
     kept = nullcontext() if resume else recipe_kept(directory, config)
     with hold(directory) as remark, kept:
         run = open_run(config, resume, backend, step=step)
@@ -66,7 +69,7 @@ def train(
             _train(run, [each for each in (remark, run.origin.remark) if each])
         finally:
             run.close()
-    return run.directory
+    return run.paths.path
 
 
 def _train(run: Run, remarks: Sequence[str]) -> None:
@@ -80,15 +83,18 @@ def _train(run: Run, remarks: Sequence[str]) -> None:
         with run.open_log() as log, graceful_stop(log.note) as stop:
             for line in (*remarks, run.describe()):
                 log.note(line)
-            state = resumed or _start(run, stop)
-            saved = resumed.step if resumed else None
-            if saved is None and run.parts.loses_learners:
-                state, saved = _save(run, state), state.step
-            while not _done(run, state) and not stop.requested:
-                state, report = train_step(run, state)
-                log.step(report)
-                if _due(run, state):
+            with saved_on_failure(run):
+                state = resumed or _start(run, stop)
+                saved = resumed.step if resumed else None
+                if resumed and lacks_evaluation(run, state):
+                    state, saved = _evaluate(run, state), None
+                if saved is None and run.parts.loses_learners:
                     state, saved = _save(run, state), state.step
+                while not _done(run, state) and not stop.requested:
+                    state, report = train_step(run, state)
+                    log.step(report)
+                    if _due(run, state):
+                        state, saved = _save(run, state), state.step
             # also before the first step, so that the warm start is not repeated
             if state.step != saved:
                 state = _save(run, state)
@@ -102,9 +108,14 @@ def _start(run: Run, stop: Stop) -> TrainState:
         state = run.begin()
     else:
         state = run.restore()
-    if run.config.eval.every:
-        state, metrics = evaluate_run(run, state)
-        run.log.step(StepReport(0, metrics, state.ledger))
+    return _evaluate(run, state) if run.config.eval.every else state
+
+
+def _evaluate(run: Run, state: TrainState) -> TrainState:
+    """Evaluate outside of a step, and log the figures as a line of their own."""
+    run.reach(state)
+    state, metrics = evaluate_run(run, state)
+    run.log.step(StepReport(state.step, metrics, state.ledger))
     return state
 
 
@@ -112,20 +123,26 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     """One turn of the algorithm: everything between two policies."""
     config, step = run.config, state.step + 1
     began = time.perf_counter()
+    run.reach(state)
     batch = run.prefetch.take(step)
     if batch is None:
         run.parts.begin_step()
         batch = sample_batch(run, state)
     trees = batch.growth.trees
 
-    # trees without an advantage are evidence too: the fit must see the pivots from which no branch recovered
-    strategy_state = run.strategy.observe(state.strategy, trees)
+    # before the update: a strategy of a user's own that fails here costs no step
+    with unchanged_process():
+        # trees without an advantage are evidence too: the fit must see the pivots from which no branch recovered
+        strategy_state = run.strategy.observe(state.strategy, trees)
+        fit = run.strategy.report(strategy_state)
     following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
     if run.parts.overlaps:
         _prefetch(run, following, batch.growth.stats.sampled_tokens)
 
     learning = time.perf_counter()
+    run.updating = True
     update = run.learner.update(*batch.trained)
+    run.updating = False
     seconds_learn = time.perf_counter() - learning
     run.prefetch.wait()
 
@@ -133,7 +150,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     metrics: Metrics = {
         **step_metrics(batch.growth, batch.credits, seconds_learn),
         **update.metrics,
-        **run.strategy.report(strategy_state),
+        **fit,
         **run.parts.metrics(),
     }
     if run.overlong:
@@ -146,6 +163,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         save_trees(run.paths.trees(step), trees, batch.credits)
 
     state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
+    run.reach(state)
     if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):
         state, found = evaluate_run(run, state)
         metrics |= found
@@ -165,10 +183,11 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
             version=state.optimizer_steps, signals=run.signals,
         )  # fmt: skip
 
-    return gather(
-        run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round, run.strategy.credit,
-        dynamic=config.sampling.dynamic, max_rounds=config.sampling.max_rounds,
-    )  # fmt: skip
+    with named(f"step {state.step + 1}"), unchanged_process():
+        return gather(
+            run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round, run.strategy.credit,
+            dynamic=config.sampling.dynamic, max_rounds=config.sampling.max_rounds,
+        )  # fmt: skip
 
 
 def _prefetch(run: Run, state: TrainState, sampled_tokens: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 
 @dataclass
@@ -17,9 +19,16 @@ class Stop:
     requested: bool = False
 
 
+_before: dict[int, Any] = {}
+"""Handlers that the graceful stop in force has replaced."""
+
+
 @contextmanager
 def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C raises KeyboardInterrupt as usual.
+
+    A process that a user's code forks (`multiprocessing.Pool` in a reward) dies of SIGTERM as usual, and ignores Ctrl-C, which
+    a terminal sends to all: the step that we finish may need it.
 
     Args:
         note: logs a line.
@@ -37,9 +46,24 @@ def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
             if not again:
                 note("finishing this step; Ctrl-C again stops at once")
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None: a handler that is not Python's
+    before = {number: signal.signal(number, request) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    _before.update(before)
     try:
         yield stop
     finally:
+        _before.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_signals_to_parent() -> None:
+    """In a forked child: take the handlers of the graceful stop away."""
+    if _before:
+        signal.signal(signal.SIGTERM, _before[signal.SIGTERM])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _before.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_signals_to_parent)

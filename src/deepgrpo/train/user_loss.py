@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepgrpo.config import LossConfig
 from deepgrpo.errors import ConfigError, TrainingError
+from deepgrpo.foreign import unchanged_process
 from deepgrpo.loading import load_object, show, where
 from deepgrpo.loss.inputs import LossInputs, LossOutput, LossSettings, PolicyLoss
 from deepgrpo.loss.policy import LOSSES, WEIGHT
@@ -99,7 +100,8 @@ def _call(
         figures: expected names; None: any.
     """
     try:
-        output = function(inputs, config)
+        with unchanged_process():
+            output = function(inputs, config)
     except (Exception, SystemExit) as error:
         raise _FaultError(f"raised {where(error)}; correct it") from error
     if not isinstance(output, LossOutput):

@@ -24,7 +24,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -36,6 +39,7 @@ def main(settings: dict[str, Any]) -> int:
     """Load the model, announce it, and serve jobs until the input ends. Returns the exit code."""
     if importlib.util.find_spec("vllm") is not None and _preload():
         os.execv(sys.executable, [sys.executable, *sys.argv])
+    _end_with_parent(settings["model"])
     # vLLM logs to stdout: reserve the original pipe for answers and redirect stdout to stderr
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -58,12 +62,46 @@ def main(settings: dict[str, Any]) -> int:
     return 0
 
 
+def _end_with_parent(weights: str) -> None:
+    """End this process and all that it started once the parent has ended, even in the middle of a job."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        shutil.rmtree(weights, ignore_errors=True)  # in memory they would stay until a reboot
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class _CannotStart(Exception):  # noqa: N818
     """vLLM cannot start here; the parent words the error."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def _stay_on_loopback() -> None:
+    """Keep the ports of vLLM's process group to this machine: torch's store would listen on all interfaces.
+
+    Unless the user has chosen another address by VLLM_HOST_IP.
+    """
+    if not os.environ.get("VLLM_HOST_IP", "").startswith("127."):
+        return
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
+    original = rendezvous.TCPStore
+
+    def local_store(*, host_name: str, port: int, is_master: bool = False, **options: Any) -> Any:
+        if is_master and host_name.startswith("127."):
+            options["master_listen_fd"] = socket.create_server((host_name, port)).detach()
+        return original(host_name=host_name, port=port, is_master=is_master, **options)
+
+    rendezvous.TCPStore = local_store
 
 
 def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -77,6 +115,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     found = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
     if not OLDEST <= found < BEYOND:
         raise _CannotStart("version", vllm.__version__)
+    _stay_on_loopback()
     platform = importlib.import_module("vllm.platforms").current_platform
     kv_bytes = settings["kv_bytes"] or (settings["kv_bytes_on_cpu"] if platform.is_cpu() else None)
     try:

@@ -34,6 +34,7 @@ from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
 from deepgrpo.runs.files import delete_tree
+from deepgrpo.terminal import Terminal
 
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> int:
@@ -41,7 +42,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 
     Raises ConfigError for an impossible experiment, KeyboardInterrupt after Ctrl-C.
     """
-    out = console or Console(highlight=False)
+    out = console or Terminal()
     if options.jobs < 1:
         raise ConfigError(f"--jobs is {options.jobs}, but at least one job has to run; set it to 1 or more")
     source = find_experiment(options.experiment)
@@ -195,9 +196,9 @@ def _flat(config: Config) -> dict[str, Any]:
             else:
                 yield prefix + key, value
 
-    # the location of a run is not part of its recipe
-    paths = ("run.dir", "run.name", "warmstart.from")
-    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in paths}
+    # neither the location of a run nor the threads that it has found is part of its recipe
+    own = ("run.dir", "run.name", "run.threads", "warmstart.from")
+    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in own}
 
 
 @contextmanager

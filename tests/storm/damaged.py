@@ -1,0 +1,88 @@
+"""Damaged run directories: every damage of `damage.py` times the commands that read a run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import damage
+from storm.runs import contents, run
+from storm.starter import Starter
+
+RUN = Path("runs/run")
+COMPARE = ("compare", "pair.toml")
+EXPERIMENT = '\nname = "pair"\ndir = "runs"\nbudget = 1\nseeds = [1]\nbaseline = "a"\nbase = "recipe.toml"\n[arms.a]\n'
+OTHERS = 2
+"""Commands besides --resume for each damage, in turn; all of them with `everything`."""
+
+
+def run_damages(
+    starter: Starter, folder: Path, *, everything: bool = False, share: float = 1.0, seed: int = 0,
+    done: Collection[str] = (),
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (damage: command, facts).
+
+    Args:
+        everything: every command for every damage.
+        share: of the damages, drawn by the seed.
+        done: names that are left out.
+    """
+    whole = folder / "damage-whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir(parents=True)
+    (whole / "recipe.toml").write_text(damage.RECIPE)
+    (whole / "pair.toml").write_text(EXPERIMENT)
+    assert run(starter, "train", "recipe.toml", cwd=whole).code == 0
+    asked = dict(damage.COMMANDS)
+    others = [*(name for name in asked if name != "resume"), "compare"]
+    reference = _result(starter, whole, folder / "damage-reference", asked["resume"])
+    draw = random.Random(seed)
+    for number, (name, hurt) in enumerate(damage.damages()):
+        if draw.random() >= share:
+            continue
+        chosen = others if everything else [others[(OTHERS * number + i) % len(others)] for i in range(OTHERS)]
+        for command in ["resume", *chosen]:
+            title = f"{name} · {command}"
+            if title not in done:
+                yield title, _try(starter, whole, folder / "damaged", hurt, command, asked, reference)
+
+
+def _try(
+    starter: Starter, whole: Path, place: Path, hurt: damage.Damage, command: str, asked: Any, reference: dict[str, str]
+) -> dict[str, Any]:
+    _copy(whole, place)
+    target = RUN
+    if command == "compare":  # the experiment finds the run as its arm's, finished
+        target = Path("runs/pair/a/seed-1")
+        (place / target.parent).mkdir(parents=True)
+        (place / RUN).rename(place / target)
+    hurt(place / target)
+    arguments = (
+        COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])
+    )
+    ended = run(starter, *arguments, cwd=place)
+    other = command == "resume" and ended.code == 0 and _of(place / RUN) != reference
+    return {
+        "command": command, "code": ended.code, "sentence": ended.sentence, "fault": ended.fault, "other_result": other,
+        **({"output": (ended.out + ended.err)[-2000:]} if ended.fault else {}),
+    }  # fmt: skip
+
+
+def _result(starter: Starter, whole: Path, place: Path, arguments: tuple[str, ...]) -> dict[str, str]:
+    _copy(whole, place)
+    assert run(starter, *(str(RUN) if each == "RUN" else each for each in arguments), cwd=place).code == 0
+    return _of(place / RUN)
+
+
+def _of(directory: Path) -> dict[str, str]:
+    """Weights, moments and state at the end."""
+    newest = max((directory / "checkpoints").glob("step-*"), default=None)
+    return {} if newest is None else contents(newest)
+
+
+def _copy(whole: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole, place, symlinks=True)

@@ -14,13 +14,38 @@ from storm.starter import Starter
 
 RUN = Path("runs/run")
 COMPARE = ("compare", "pair.toml")
-EXPERIMENT = '\nname = "pair"\ndir = "runs"\nbudget = 1\nseeds = [1]\nbaseline = "a"\nbase = "recipe.toml"\n[arms.a]\n'
+ARM = Path("runs/pair/arms/a/seed-1")
+EXPERIMENT = """
+name = "pair"
+dir = "runs"
+budget = 500
+seeds = [1, 2]
+baseline = "a"
+base = "recipe.toml"
+[arms.a]
+[arms.b]
+optim = {lr = 2e-3}
+[final]
+limit = 4
+sampled_limit = 2
+samples = 2
+k = [1, 2]
+"""
+COMPARE_EVERY = 6
+"""`compare` takes longer than the other commands: every so many damages."""
 OTHERS = 2
 """Commands besides --resume for each damage, in turn; all of them with `everything`."""
+SMALL = 0.05
+"""Share of the damages up to which `compare`, which takes four runs to prepare, is left out."""
 
 
 def run_damages(
-    starter: Starter, folder: Path, *, everything: bool = False, share: float = 1.0, seed: int = 0,
+    starter: Starter,
+    folder: Path,
+    *,
+    everything: bool = False,
+    share: float = 1.0,
+    seed: int = 0,
     done: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (damage: command, facts).
@@ -34,31 +59,48 @@ def run_damages(
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir(parents=True)
     (whole / "recipe.toml").write_text(damage.RECIPE)
-    (whole / "pair.toml").write_text(EXPERIMENT)
     assert run(starter, "train", "recipe.toml", cwd=whole).code == 0
+    pair = folder / "damage-pair"
+    shutil.rmtree(pair, ignore_errors=True)
+    pair.mkdir()
+    (pair / "recipe.toml").write_text(damage.RECIPE)
+    (pair / "pair.toml").write_text(EXPERIMENT)
+    compares = everything or share > SMALL
+    if compares:
+        ended = run(starter, *COMPARE, cwd=pair)
+        assert ended.code == 0, ended.err
     asked = dict(damage.COMMANDS)
-    others = [*(name for name in asked if name != "resume"), "compare"]
+    others = [name for name in asked if name != "resume"]
     reference = _result(starter, whole, folder / "damage-reference", asked["resume"])
     draw = random.Random(seed)
     for number, (name, hurt) in enumerate(damage.damages()):
         if draw.random() >= share:
             continue
         chosen = others if everything else [others[(OTHERS * number + i) % len(others)] for i in range(OTHERS)]
+        if compares and (everything or number % COMPARE_EVERY == 0):
+            chosen = [*chosen, "compare"]
         for command in ["resume", *chosen]:
             title = f"{name} · {command}"
             if title not in done:
-                yield title, _try(starter, whole, folder / "damaged", hurt, command, asked, reference)
+                yield (
+                    title,
+                    _try(
+                        starter,
+                        pair if command == "compare" else whole,
+                        folder / "damaged",
+                        hurt,
+                        command,
+                        asked,
+                        reference,
+                    ),
+                )
 
 
 def _try(
     starter: Starter, whole: Path, place: Path, hurt: damage.Damage, command: str, asked: Any, reference: dict[str, str]
 ) -> dict[str, Any]:
     _copy(whole, place)
-    target = RUN
-    if command == "compare":  # the experiment finds the run as its arm's, finished
-        target = Path("runs/pair/a/seed-1")
-        (place / target.parent).mkdir(parents=True)
-        (place / RUN).rename(place / target)
+    target = ARM if command == "compare" else RUN
     hurt(place / target)
     arguments = (
         COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])

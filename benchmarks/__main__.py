@@ -16,9 +16,13 @@ def main() -> int:
         BenchOptions, prog="python -m benchmarks",
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
     )  # fmt: skip
-    from benchmarks.harness import run_bench
-
     try:
+        if options.part == "busy":
+            from benchmarks.busy import run_busy
+
+            return run_busy(options)
+        from benchmarks.harness import run_bench
+
         return run_bench(options)
     except DeepGRPOError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +13,8 @@ import tyro
 class BenchOptions:
     """Time a part of a training step, side by side with other ways of doing it."""
 
-    part: Annotated[Literal["learner", "logprobs", "sampling", "step", "distribution"], tyro.conf.Positional]
-    """Part of a step to time."""
+    part: Annotated[Literal["learner", "logprobs", "sampling", "step", "distribution", "busy"], tyro.conf.Positional]
+    """Part of a step to time; busy: a whole step, on a quiet and on a busy machine."""
     workload: Literal["S", "L", "V", "D"] = "S"
     """S: rollouts of 256 tokens. L: of 1,024. V: a vocabulary of 151,936. D: SmolLM2-135M, 8 prompts."""
     repeats: int = 5
@@ -33,3 +33,11 @@ class BenchOptions:
     """Interpreter of an environment with vLLM, for the arm vllm_bf16 (default: $DEEPGRPO_VLLM_PYTHON)."""
     json: Path | None = None
     """Write the figures to this file."""
+    models: tuple[Literal["demo", "smollm2"], ...] = ("demo", "smollm2")
+    """busy: the models."""
+    neighbours: int = 1
+    """busy: processes beside the step."""
+    changes: dict[str, str] = field(default_factory=dict)
+    """busy: changes to the recipes, as KEY VALUE pairs."""
+    page: Path | None = None
+    """busy: write the tables into this page."""

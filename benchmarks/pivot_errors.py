@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Position of pivots relative to the first error of the rollout, which the synthetic task knows.
+"""Position of pivots relative to the first error of the rollout, which the synthetic tasks know.
 
     python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json docs/results/lab/pivot_errors.json
 
@@ -23,6 +23,7 @@ from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
 from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.synthetic import SyntheticTask, build_synthetic
 from deepgrpo.records import Tree
 from deepgrpo.runs.facts import is_mixed, succeeds
 from deepgrpo.runs.layout import RunDir
@@ -38,13 +39,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {}
+    recipe = load_recipe(RunDir(next((options.experiment / "arms" / "deep").glob("seed-*"))).config)
+    task = build_synthetic(recipe.data)
     # Q is asked about the rollouts of `deep`, whether or not its pivots are
     saved = {arm: trees_of(options.experiment, arm) for arm in dict.fromkeys([*options.arms, "deep"])}
     for arm in options.arms:
         if trees := [tree for each in saved[arm].values() for tree in each]:
-            found[arm] = {"runs": len(saved[arm]), **pivots_of(trees)}
+            found[arm] = {"runs": len(saved[arm]), **pivots_of(trees, task)}
         print(arm, json.dumps(found.get(arm)))
-    recipe = load_recipe(RunDir(next((options.experiment / "arms" / "deep").glob("seed-*"))).config)
     found["q_before_error"] = mass_before_error([tree for each in saved["deep"].values() for tree in each], recipe)
     print(found["q_before_error"])
     options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -59,17 +61,17 @@ def trees_of(experiment: Path, arm: str) -> dict[str, list[Tree]]:
     return found
 
 
-def error_of(tree: Tree, node: int, modulus: int = 10) -> int | None:
+def error_of(tree: Tree, node: int, task: SyntheticTask) -> int | None:
     """Characters, which are tokens here, before the first wrong segment of a rollout."""
-    return synthetic.first_error(tree.prompt.question, tree.nodes[node].text, modulus)
+    return task.first_error(tree.prompt, tree.nodes[node].text)
 
 
-def pivots_of(trees: Sequence[Tree]) -> dict[str, float]:
+def pivots_of(trees: Sequence[Tree], task: SyntheticTask) -> dict[str, float]:
     """Shares over the pivots of failed rollouts with a known error."""
     before, rescued, mixed, tokens = [], [], [], []
     for tree in trees:
         for number, pivot in enumerate(tree.pivots):
-            error = error_of(tree, pivot.parent) if pivot.stream == "branch" and pivot.parent >= 0 else None
+            error = error_of(tree, pivot.parent, task) if pivot.stream == "branch" and pivot.parent >= 0 else None
             if error is None:
                 continue
             rewards = [tree.nodes[child].reward for child in tree.children(number)]
@@ -88,12 +90,13 @@ def pivots_of(trees: Sequence[Tree]) -> dict[str, float]:
 
 def mass_before_error(trees: Sequence[Tree], recipe: Any) -> dict[str, float]:
     """Share of Q on states before the first error, by gamma; with the fit of the paper's figure and with P = 1."""
-    segment = build_segmenter(recipe.explore.segments, synthetic.tokenizer())
+    task = build_synthetic(recipe.data)
+    segment = build_segmenter(recipe.explore.segments, synthetic.tokenizer(synthetic.alphabet(recipe.data)))
     fits = {"w -3.2, b 1.4": Recoverability(w=-3.175, b=1.427, fitted=True), "P = 1": Recoverability()}
     shares: dict[str, list[float]] = {}
     for tree in trees:
         for index, node in tree.stream("main"):
-            error = error_of(tree, index) if node.reward <= 0 else None
+            error = error_of(tree, index, task) if node.reward <= 0 else None
             offsets, ratios = candidates(segment(node.tokens), room=10_000)
             if error is None or not offsets:
                 continue

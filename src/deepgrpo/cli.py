@@ -17,14 +17,17 @@ DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pkgutil
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, cast
+from typing import Annotated, Any, Literal, TextIO, cast
 
 import tyro
 
@@ -38,7 +41,11 @@ from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.files import FULL, remedy
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.threads import limit_spinning
 from deepgrpo.visible import GuardedStream, guard_messages, visible
+
+NARROWEST = 20
+"""Columns that every command assumes at least."""
 
 Overrides = list[tuple[str, str]]
 
@@ -130,12 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(argv: Sequence[str]) -> int:
     """Run one command; report its error in a sentence and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our characters shows a question mark
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # tables and help would be laid out for no width at all, or without end
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # keep libraries' progress bars out of log files
+    limit_spinning()
     guard_messages()
     try:
         code = _run(list(argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell (`>&-`)
+            sys.stdout.flush()
         return code
     except DeepGRPOError as error:
         if os.environ.get("DEEPGRPO_DEBUG") == "1":
@@ -195,13 +209,14 @@ def _run(arguments: list[str]) -> int:
     if command.overrides != "none":
         rest, overrides = split_overrides(rest, sections=command.overrides == "keys")
     with _guarded(arguments):
-        options: object = tyro.cli(
+        options: Any = tyro.cli(
             command.options,
             prog=f"deepgrpo {name}",
             description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
             args=_give_value(rest, "--help-config", "all"),
             config=_STYLE,
         )
+    options = _expand_homes(options)
     function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
 
@@ -212,6 +227,19 @@ def _guarded(arguments: Sequence[str]) -> Iterator[None]:
     out, err = (cast(TextIO, GuardedStream(stream, arguments)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
+
+
+def _expand_homes(options: Any) -> Any:
+    """Replace ~/ and ~user/ at the start of every option: a shell leaves it in `--json=~/figures.json`, or in quotes."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        if isinstance(value, Path):
+            return value.expanduser()
+        return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*/", value) else value
+
+    return replace(options, **{each.name: expanded(getattr(options, each.name)) for each in fields(options)})
 
 
 def run_train(command: Train, overrides: Overrides) -> int:

@@ -46,6 +46,8 @@ class Prompt:
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     """All columns of the row, passed to the reward."""
+    accepted: tuple[str, ...] = ()
+    """All accepted answers of a row with several, `answer` first; empty if `answer` is the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Score:
     checked: bool = True
     """False if the reward did not see the response because it was truncated."""
     problem: str | None = None
-    """Failure of the check itself: "timeout", "crash", "raised" or "not finite"; else None."""
+    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; else None."""
 
 
 @dataclass(frozen=True, slots=True)

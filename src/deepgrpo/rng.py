@@ -32,7 +32,7 @@ def key(*address: int | str) -> int:
     True
     """
     text = "\x1f".join(f"{type(part).__name__[0]}:{part}" for part in address)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def uniforms(keys: Sequence[int] | np.ndarray, counters: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -29,6 +29,14 @@ DRAWS = 100_000
 """Number of resamples drawn where enumeration is too expensive."""
 
 
+def finite_mean(values: Sequence[float]) -> float:
+    """Mean of finite numbers, which is finite even where their sum is not. Example: of 1e308 and 1.5e308 it is 1.25e308."""
+    found = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        mean = float(found.mean())
+    return mean if math.isfinite(mean) else float((found / len(found)).sum())
+
+
 def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean of one value per prompt: `sqrt(sum (v - mean)^2 / (n (n-1)))`.
 

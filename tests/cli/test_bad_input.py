@@ -204,7 +204,7 @@ def test_a_model_directory_that_is_missing(deepgrpo: Any, path: str) -> None:
 def test_a_directory_that_is_no_model(deepgrpo: Any, place: Path) -> None:
     (place / "empty").mkdir()
     done = deepgrpo("tiny.toml", "--model.path", "empty")
-    assert done.code == 1 and "error: model.path = 'empty' has no config.json; name a directory" in done.err
+    assert done.code == 1 and "error: model.path = 'empty' has no config.json: it is empty; name a directory" in done.err
 
 
 def test_weights_that_are_damaged(deepgrpo: Any, place: Path, model: str) -> None:
@@ -330,7 +330,7 @@ def test_a_learning_rate_that_is_far_too_high(deepgrpo: Any, place: Path) -> Non
     """The weights blow up in step 1, and step 2 notices; step 1 is there to go back to."""
     done = deepgrpo("tiny.toml", "--optim.lr", "1e30", "--checkpoint.every", "1")
     assert done.code == 1
-    assert "error: the gradient norm of optimizer step 1 is nan, so the step was not taken. Lower optim.lr" in done.err
+    assert "error: the gradient norm of step 2 (optimizer step 1) is nan, so the step was not taken. Lower optim.lr" in done.err
     assert [line["step"] for line in metrics(place)] == [1]
 
 
@@ -342,7 +342,8 @@ def test_weights_that_are_not_finite(deepgrpo: Any, place: Path, model: str) -> 
     save_file(weights, place / "poisoned" / "model.safetensors", metadata={"format": "pt"})
     done = deepgrpo("tiny.toml", "--model.path", "poisoned")
     assert done.code == 1
-    assert "error: the logits of the policy are not finite" in done.err and "model.path" in done.err
+    assert "error: model.path = 'poisoned' gives logits that are not finite" in done.err
+    assert "1 of its parameters have NaN (model.norm.weight); copy or download its weights again" in done.err
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -372,7 +373,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite(
         done = deepgrpo("tiny.toml", "--checkpoint.every", "1")
     assert done.code == 1
     what = "the loss" if where == "loss" else "the gradient norm"
-    assert f"error: {what} of optimizer step 1 is nan, so the step was not taken" in done.err
+    assert f"error: {what} of step 2 (optimizer step 1) is nan, so the step was not taken" in done.err
     assert "optim.lr" in done.err and "--resume" in done.err
     assert deepgrpo("--resume", "runs/tiny").code == 0
     assert [line["step"] for line in metrics(place)] == [1, 2]

@@ -21,7 +21,6 @@ BASE = """
 steps = 400
 prompts_per_step = 8
 device = "cpu"
-threads = 1
 
 [model]
 type = "scratch"

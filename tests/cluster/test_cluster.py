@@ -19,10 +19,11 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from deepgrpo.cluster.actors import Ready  # noqa: E402
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
+from deepgrpo.cluster.ready import Ready  # noqa: E402
 from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
+from deepgrpo.cluster.routing import RolloutIndex  # noqa: E402
 from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
 from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
@@ -81,6 +82,42 @@ def two_nodes() -> Iterator[Any]:
     cluster.shutdown()
 
 
+@pytest.fixture(scope="module")
+def pools(two_nodes: Any) -> Iterator[list[WorkerPool]]:
+    """The rollout workers that undisturbed runs share: two of them, as loading torch is most of what a run here costs."""
+    running: list[WorkerPool] = []
+    yield running
+    for pool in running:
+        pool.stop()
+
+
+@pytest.fixture
+def shared(two_nodes: Any, pools: list[WorkerPool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs find rollout workers of the runs before them, and leave them running."""
+    start = RayBackend.open_pool
+
+    def open_pool(self: RayBackend, policy: Any) -> WorkerPool:
+        if not pools:
+            pools.append(start(self, policy))
+        pool = self.pool = pools[0]
+        # numbers of weights go on: a worker loads those whose number it has not seen
+        self.store._serial = pool.store._serial
+        pool.store, pool.events, pool.cluster, pool.rollouts = self.store, self.events, self.cluster, RolloutIndex()
+        self.store.put(policy)
+        return pool
+
+    monkeypatch.setattr(RayBackend, "open_pool", open_pool)
+    monkeypatch.setattr(WorkerPool, "stop", lambda self: None)
+
+
+@pytest.fixture
+def whole(two_nodes: Any, pools: list[WorkerPool]) -> Any:
+    """The cluster with no worker of another run, for tests in which workers end."""
+    while pools:
+        pools.pop().stop()
+    return two_nodes
+
+
 def trace(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock measured, and without what the cluster says of itself."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -112,19 +149,20 @@ def counters(run: Path) -> dict[str, float]:
 # ---------------------------------------------------------------- undisturbed
 
 
-def test_a_run_on_two_nodes_is_the_run_of_one_process(two_nodes: Any, alone: Path, tmp_path: Path) -> None:
+def test_a_run_on_two_nodes_is_the_run_of_one_process(shared: None, alone: Path, tmp_path: Path) -> None:
     run = train_on_cluster(recipe(tmp_path, "two", TWO))
     assert_same(run, alone)
     assert counters(run) == {"rollout_workers": 2}
-    assert "cluster of 2 nodes: 2 rollout workers, 2 learners (ddp, gloo)" in (run / "log.txt").read_text()
+    said = "cluster of 2 nodes: 2 rollout workers, 2 learners (ddp, gloo), threads: 1 per rollout worker, 1 per learner"
+    assert said in (run / "log.txt").read_text()
 
 
-def test_shards_are_resumed_by_another_number_of_learners(two_nodes: Any, alone: Path, tmp_path: Path) -> None:
+def test_shards_are_resumed_by_another_number_of_learners(shared: None, alone: Path, tmp_path: Path) -> None:
     """Two steps by two sharded learners, the third by one with everything; the checkpoint's model is a plain HF one."""
     run = train_on_cluster(recipe(tmp_path, "shards", {**TWO, "sharding": "fsdp"}, steps=2))
     assert (run / "checkpoints" / "step-000002" / "optimizer" / ".metadata").is_file()
     assert (run / "checkpoints" / "step-000002" / "model" / "model.safetensors").is_file()
-    changes = [("run.steps", "3"), ("cluster.learners", "1"), ("cluster.rollout_workers", "1"), ("cluster.sharding", "ddp")]
+    changes = [("run.steps", "3"), ("cluster.learners", "1"), ("cluster.sharding", "ddp")]
     train_on_cluster(load_recipe(run / "config.toml", changes), resume=run)
     assert_same(run, alone)
     # and one process goes on from what a group with everything has saved
@@ -132,9 +170,9 @@ def test_shards_are_resumed_by_another_number_of_learners(two_nodes: Any, alone:
     assert [line["step"] for line in trace(run)] == [0, 1, 2, 3, 4]
 
 
-def test_overlap_samples_by_the_weights_of_the_step_before(two_nodes: Any, tmp_path: Path) -> None:
+def test_overlap_samples_by_the_weights_of_the_step_before(shared: None, tmp_path: Path) -> None:
     """Steps 2 and 4 are sampled one update behind; not step 3, so that a run goes on from checkpoint 2 as it would have."""
-    config = recipe(tmp_path, "overlap", {"rollout_workers": 1, "learners": 1, "overlap": True}, steps=4)
+    config = recipe(tmp_path, "overlap", {"rollout_workers": 2, "learners": 1, "overlap": True}, steps=4)
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 2, "keep_last": 9})})
     run = train_on_cluster(config)
     lines = trace(run)[1:]
@@ -171,8 +209,33 @@ def stop_then_kill(process: Ready, seconds: float = 0.5) -> None:
     threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL)).start()
 
 
+def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
+    shared: None, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reward worker dies in step 1, the other answers nothing from step 2 on."""
+    pids: list[int] = []
+
+    def disturb(pool: RewardPool) -> None:
+        pids.extend(ray.get(worker.ready.remote()).pid for worker in pool.workers)
+        os.kill(pids[0], signal.SIGKILL)
+
+    once(monkeypatch, RewardPool, "score", lambda pool: True, disturb)
+    once(
+        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
+        lambda group: os.kill(pids[1], signal.SIGSTOP),
+    )  # fmt: skip
+    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "reward_deadline_s": 15}
+    run = train_on_cluster(recipe(tmp_path, "rewards", cluster))
+    assert_same(run, alone)
+    assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
+    text = (run / "log.txt").read_text()
+    assert "1 learners (ddp, gloo), threads: 1 per rollout worker, 1 per learner, 2 reward workers" in text
+    assert "reward worker 0 has died; its responses are scored again" in text
+    assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
+
+
 def test_a_rollout_worker_and_a_learner_are_killed(
-    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker in the sampling of step 1; the learner in the update of step 2, from which the run goes back to step 1."""
     once(
@@ -193,33 +256,8 @@ def test_a_rollout_worker_and_a_learner_are_killed(
     assert "a learner has died; the run comes back from its last checkpoint" in text
 
 
-def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
-    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One reward worker dies in step 1, the other answers nothing from step 2 on."""
-    pids: list[int] = []
-
-    def disturb(pool: RewardPool) -> None:
-        pids.extend(ray.get(worker.ready.remote()).pid for worker in pool.workers)
-        os.kill(pids[0], signal.SIGKILL)
-
-    once(monkeypatch, RewardPool, "score", lambda pool: True, disturb)
-    once(
-        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
-        lambda group: os.kill(pids[1], signal.SIGSTOP),
-    )  # fmt: skip
-    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "reward_deadline_s": 15}
-    run = train_on_cluster(recipe(tmp_path, "rewards", cluster))
-    assert_same(run, alone)
-    assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
-    text = (run / "log.txt").read_text()
-    assert "1 learners (ddp, gloo), 2 reward workers" in text
-    assert "reward worker 0 has died; its responses are scored again" in text
-    assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
-
-
 def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
-    two_nodes: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that answers nothing for 10 seconds in step 1; before step 2 its node leaves, before step 3 another joins."""
     steps: list[int] = []
@@ -231,12 +269,12 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
         if len(steps) == 1:
             os.kill(next(iter(self.pool.workers.values())).ready.pid, signal.SIGSTOP)
         if len(steps) == 2:
-            for node in list(two_nodes.worker_nodes):
-                two_nodes.remove_node(node)
+            for node in list(whole.worker_nodes):
+                whole.remove_node(node)
         if len(steps) == 3:
             assert len(self.pool.workers) == 1
-            two_nodes.add_node(**NODE)
-        two_nodes.wait_for_nodes()
+            whole.add_node(**NODE)
+        whole.wait_for_nodes()
         original(self)
 
     monkeypatch.setattr(RayBackend, "begin_step", begin_step)
@@ -267,7 +305,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_the_driver_is_killed_while_it_saves(alone: Path, tmp_path: Path) -> None:
     """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own."""
     run = tmp_path / "driver"
-    config = recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 2})
+    config = recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 1})
     from deepgrpo.config import to_toml
 
     (tmp_path / "recipe.toml").write_text(to_toml(config))

@@ -121,7 +121,7 @@ def broken(rank: int, config: Config, sharding: str) -> str:
 
 def test_all_learners_refuse_a_step_that_is_not_finite(recipe: Any) -> None:
     for said in run_group(2, broken, recipe(), "ddp"):
-        assert said.startswith("the loss of optimizer step 0 is nan, so the step was not taken")
+        assert said.startswith("the loss of step 1 (optimizer step 0) is nan, so the step was not taken")
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -25,6 +25,7 @@ from deepgrpo.explore.base import Context
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
+from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train import evaluation, loop, warmstart
 from deepgrpo.train.dry_run import dry_run
@@ -86,7 +87,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def examples(start: int, count: int) -> list[Example]:
         prompts, _ = source.take(Cursor(position=start), count)
-        texts = [synthetic.solution(prompt.question, data.modulus) for prompt in prompts]
+        texts = [ChainTask(data).solution(prompt) for prompt in prompts]
         return [(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
 
     imitate(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, tokens_per_pack=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from trees import make_tree
 
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
+from deepgrpo.errors import TrainingError
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.layout import lay_out
-from deepgrpo.records import Tree
+from deepgrpo.records import Credit, Score, Tree
+from deepgrpo.stats import finite_mean
 from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.optim import build_optimizer
 from deepgrpo.train.ranks import SingleRank
@@ -187,6 +190,42 @@ def test_whitening_brings_no_dropped_row_back(policy: Policy, recipe: Any) -> No
     config = recipe(optim={"lr": 1e-30}, credit={"whiten": True}, loss={"beta": 0.0})
     found = update(policy, config, [TREE, make_tree([(3, 1.0), (3, 1.0), (3, 1.0)])])
     assert found.ledger.trained_tokens == 20 and found.metrics["main/terms"] == 16
+
+
+def test_an_advantage_beyond_float32_names_prompt_and_reward(policy: Policy, recipe: Any) -> None:
+    config = recipe(loss={"beta": 0.0})
+    learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
+    values = itertools.cycle((1e308, 0.0))
+    huge = replace(TREE, nodes=tuple(replace(node, score=Score(next(values))) for node in TREE.nodes))
+    says = r"step 1 \(prompt 'p'\).* rewards reach 1e\+308.* float32"
+    with np.errstate(over="ignore"), pytest.raises(TrainingError, match=says):
+        learner.update([huge], [sibling_credit(huge)])
+    assert learner.optimizer_steps == 0
+    # their mean is a number, and so is the metric
+    assert finite_mean([1e308, 1.5e308]) == pytest.approx(1.25e308)
+    assert finite_mean([0.5, 0.25]) == 0.375
+
+
+def test_the_schedule_counts_steps_without_signal(policy: Policy, recipe: Any, tmp_path: Path) -> None:
+    """Of four run steps the second has no signal and takes no optimizer step, and the rates stay 4/4, -, 2/4, 1/4; so after a
+    resume before the last one. With 2 mini-batches, of which the first has no signal, the rates are those of the second."""
+    config = recipe(run={"steps": 4, "prompts_per_step": 2}, optim={"lr": 1e-20, "schedule": "linear"}, loss={"beta": 0.0})
+    learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
+    signal = [sibling_credit(TREE)] * 2
+    dead = [Credit((), ())] * 2
+    rates = [learner.update([TREE, TREE], credits).metrics["lr"] for credits in (signal, dead, signal)]
+    assert [rate / 1e-20 for rate in rates] == pytest.approx([1.0, 0.0, 0.5])
+    learner.save(tmp_path)
+    resumed = Learner(policy, None, build_optimizer(policy, config.optim), config)
+    resumed.load(tmp_path, 3, learner.optimizer_steps)
+    assert resumed.optimizer_steps == 2
+    assert resumed.update([TREE, TREE], signal).metrics["lr"] / 1e-20 == pytest.approx(0.25)
+
+    optim = {"lr": 1e-20, "schedule": "linear", "minibatches": 2}
+    config = recipe(run={"steps": 2, "prompts_per_step": 2}, optim=optim, loss={"beta": 0.0})
+    learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
+    halves = [dead[0], signal[0]]
+    assert [learner.update([TREE, TREE], halves).metrics["lr"] / 1e-20 for _ in range(2)] == pytest.approx([0.75, 0.25])
 
 
 def test_the_schedule_counts_optimizer_steps(policy: Policy, recipe: Any) -> None:

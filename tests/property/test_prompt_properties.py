@@ -8,10 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from chains import first_error, solution, verify
 from deepgrpo.config import SyntheticData
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
-from deepgrpo.prompts.synthetic import ALPHABET, first_error, solution, verify
+from deepgrpo.prompts.synthetic import ALPHABET
 
 moduli = st.integers(2, 10)
 

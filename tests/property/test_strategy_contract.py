@@ -42,6 +42,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fr3e": {"num_bases": 3, "num_anchors": 3, "rollouts_per_state": 3},
     "spo_tree": {"branching": [3, 2, 2], "segment_tokens": 4},
     "attnrl": {"num_rollouts": 4, "lag": 1, "segments": SEGMENTS},
+    "adaptive": {"round_rollouts": 2, "max_rollouts": 7},
+    "allocate": {"num_rollouts": 3, "branches_per_pivot": 3, "depth_bins": 2, "segments": SEGMENTS},
+    "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
 TYPES = [
@@ -51,6 +54,10 @@ TYPES = [
 VARIANTS: list[dict[str, Any]] = [
     {"type": "deep", "expand": "all", "root_pivot": False},
     {"type": "deep", "num_pivots": 0},
+    {"type": "deep", "expand": "unsolved", "max_ratio": 0.5, "recoverability": {"model": "bins"}},
+    {"type": "adaptive", "min_successes": 2, "keep_rollouts": 3},
+    {"type": "allocate", "root": False, "root_pivot": True, "tokens_per_prompt": 60.0},
+    {"type": "allocate", "depth_bins": 0},
     {"type": "random", "expand": "all", "root_pivot": False},
     {"type": "treerl", "skip_first": 0.2, "skip_last": 2, "mask_after": ["e"], "num_pivots": 3},
     {
@@ -65,9 +72,10 @@ ALL = [{**CONFIGS.get(kind, {}), "type": kind} for kind in TYPES] + [{**CONFIGS[
 
 
 def _compares_siblings(config: dict[str, Any]) -> bool:
-    """Whether advantages are taken against siblings; else they are changes of value along the tree."""
+    """Whether advantages are taken against siblings; else they are changes of value along the tree, or of a pooled group."""
+    pooled = config["type"] in ("adaptive", "allocate")
     along = config["type"] in ("treerl", "attnrl") or (config["type"] == "spo_tree" and "advantage" not in config)
-    return not along
+    return not along and not pooled
 
 
 def _name(config: dict[str, Any]) -> str:
@@ -147,7 +155,7 @@ def test_scale_divides_each_group_by_its_own_deviation(config: dict[str, Any], w
 
 
 def test_the_others_are_told_apart() -> None:
-    """Values along a tree do not sum to zero among siblings; else the list above would be too short."""
+    """Their advantages do not sum to zero among siblings; else the list above would be too short."""
     for config in (c for c in ALL if not _compares_siblings(c)):
         grown = grow_toy(_builder(config), World())
         sums = [
@@ -167,7 +175,7 @@ def test_trees_of_every_strategy_survive_the_disk(config: dict[str, Any], tmp_pa
 
 def test_every_registered_type_is_here() -> None:
     assert {config["type"] for config in ALL} == set(TYPES) >= {"root", "deep", "random", "treerl", "fr3e"}
-    branching = [c for c in ALL if c["type"] != "root" and c.get("num_pivots") != 0]
+    branching = [c for c in ALL if c["type"] != "root" and c.get("num_pivots") != 0 and c.get("expand") != "unsolved"]
     for config, seed in itertools.product(branching, [0]):
         # the worlds above do make every strategy branch
         assert any(len(tree.pivots) > 1 for tree in grow_toy(_builder(config), World(seed)).trees)

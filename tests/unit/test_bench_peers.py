@@ -140,7 +140,11 @@ def test_vllm_samples_rollouts_and_then_branches_from_them(
     run: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PYTHON, sys.executable)
+    # a child would not know of the small workload; it is tested in test_lab.py
+    measured: list[str] = []
+    monkeypatch.setattr(bench, "peak_in_child", lambda options, arm: measured.append(arm))
     result, _ = run("sampling", "engine_bf16", "vllm_bf16", "vllm_bf16_no_prefix", repeats=2, memory=True)
+    assert measured == ["engine_bf16"]
     assert {arm["tokens"] for arm in result["arms"]} == {TOKENS}
     assert {"engine_bf16/vllm_bf16", "vllm_bf16/vllm_bf16_no_prefix"} <= set(result["pairs"])
     assert result["versions"]["vllm"] == "0.32.9"

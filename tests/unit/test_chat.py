@@ -94,8 +94,17 @@ def test_no_chat_template_is_an_error_except_for_the_synthetic_task():
     with pytest.raises(ModelError, match=r"has no chat template; set template.chat = false"):
         build_renderer(TemplateConfig(), letters())
     assert build_renderer(TemplateConfig(), letters(), plain_if_no_template=True).text("3+4:") == "3+4:"
-    with pytest.raises(ModelError, match=r"and template.system is set"):
+    with pytest.raises(ModelError, match=r"template.chat is true and template.system is set, but"):
+        build_renderer(TemplateConfig(system="S"), letters())
+    with pytest.raises(ModelError, match=r"^template.system is set, but"):
         build_renderer(TemplateConfig(system="S"), letters(), plain_if_no_template=True)
+
+
+def test_a_chat_template_that_was_asked_for_is_an_error_also_for_the_synthetic_task():
+    with pytest.raises(ModelError, match=r"^template.chat is true, but .* has no chat template; set template.chat = false"):
+        build_renderer(TemplateConfig(chat=True), letters(), plain_if_no_template=True)
+    assert build_renderer(TemplateConfig(chat=True), letters(TEMPLATE), plain_if_no_template=True).chat
+    assert not build_renderer(TemplateConfig(chat=False), letters(TEMPLATE), plain_if_no_template=True).chat
 
 
 def test_a_template_that_refuses_the_turns_says_so():

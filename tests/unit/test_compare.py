@@ -198,7 +198,7 @@ def test_questions_from_files(place: Path) -> None:
 def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     plan = planned(place)
     config = plan.runs[0].config
-    prompts, left_out = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
+    prompts, left_out, skipped = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
     texts = {prompt.text for prompt in prompts}
     assert len(prompts) == len(texts) == 32
     assert isinstance(config.eval.data, SyntheticData)
@@ -206,7 +206,8 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
     assert not texts & watched
     # the same task with the watched seed: all that was watched is left out, and the next ones are taken
     same = plan.final.model_copy(update={"data": config.eval.data})
-    again, left_out = final_prompts(config, same, synthetic.tokenizer(), context=64)
+    assert not skipped
+    again, left_out, _ = final_prompts(config, same, synthetic.tokenizer(), context=64)
     assert left_out == len(watched) and len(again) == 32 and not {p.text for p in again} & watched
     refuse_too_few(config, plan.final)
     # two operations modulo 10 have 7,290 questions, about an eighth of them in the test split

@@ -16,7 +16,7 @@ from deepgrpo.explore.base import Limits
 from deepgrpo.explore.deep import DeepStrategy, log_q
 from deepgrpo.explore.pivots import candidates, draw_without_replacement
 from deepgrpo.explore.recoverability import Recoverability, fit_logistic
-from deepgrpo.explore.segments import build_segmenter, count_ends, sentence_ends, step_ends
+from deepgrpo.explore.segments import build_segmenter, count_ends, sentence_ends, step_ends, token_texts
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
 
@@ -64,6 +64,34 @@ def test_tokens_count_and_step() -> None:
     assert step_ends(["foo.\n", "\nbar", "x"]) == [2, 3]
 
 
+def test_no_step_is_blank() -> None:
+    assert step_ends(["\n\n", "a", "\n\n", "\n", "\n", "\n\n", "b"]) == [6, 7]
+    assert step_ends(["a\n\n\n\n", "b\n", " ", "\n", "c"]) == [1, 4, 5]
+    assert step_ends(["\n", "\n", "a"]) == [3]
+    assert step_ends(["a", "\n", "b", "\n", "c"]) == [5]  # single line breaks end nothing
+    assert step_ends(["a\n\nb\n\nc", "d"]) == [1, 2]
+
+
+class Bytes:
+    """One token per byte of UTF-8."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+def test_a_character_of_several_tokens_ends_a_sentence_at_its_last() -> None:
+    text = "好！ok"  # 3 + 3 + 2 bytes
+    assert build_segmenter(SegmentConfig(), Bytes())(list(text.encode())) == [6, 8]
+    assert token_texts(list(text.encode()), lambda *t: Bytes().decode(list(t))) == ["", "", "好", "", "", "！", "o", "k"]
+
+
+def test_bytes_that_never_form_a_character_are_kept_apart() -> None:
+    """The first byte of a character, then letters: no end of a sentence is swallowed."""
+    broken = [0xE5, ord("."), ord("a")]
+    assert token_texts(broken, lambda *t: Bytes().decode(list(t))) == ["", "\ufffd.", "a"]
+    assert build_segmenter(SegmentConfig(), Bytes())([0xE5] * 12 + [ord("."), ord("a")])[-2:] == [13, 14]
+
+
 def test_extra_ends_for_chains_of_arithmetic() -> None:
     tokenizer = Characters(list("1+=;#"))
     segment = build_segmenter(SegmentConfig(extra_ends=(";",)), tokenizer)
@@ -88,6 +116,8 @@ def test_chain_counts_the_root_and_leaves_out_the_last_segment() -> None:
     assert candidates([10, 20, 30, 40], room=100, root=False)[0] == [10, 20, 30]
     assert candidates([10, 20, 30, 40], room=20)[0] == [0, 10]  # 20 and 30 leave no space for a token
     assert candidates([7], room=100) == ([0], [0.5])  # a single segment can only start again
+    assert candidates([10, 20, 30, 40], room=100, deepest=0.6)[0] == [0, 10, 20]
+    assert candidates([7], room=100, deepest=0.4) == ([], [])
 
 
 def test_q_by_hand() -> None:
@@ -176,6 +206,20 @@ def test_window_forgets_the_oldest_and_a_fit_stays_in_use() -> None:
     assert (later.w, later.b) == (fitted.w, fitted.b)
 
 
+def test_bins_follow_a_cliff_that_the_logistic_regression_smooths() -> None:
+    """Four bins. (0, .25]: 3 of 4 rescued, (3 + 1) / (4 + 2); (.25, .5]: 1 of 2; (.5, .75]: none tried; (.75, 1]: 0 of 8."""
+    ratios = [0.2, 0.25, 0.1, 0.05, 0.3, 0.5] + [0.8] * 8
+    outcomes = [1, 1, 1, 0, 1, 0] + [0] * 8
+    estimate = Recoverability().observe(ratios, outcomes, RecoverabilityConfig(model="bins", bins=4))
+    assert estimate.rates == pytest.approx((4 / 6, 2 / 4, 1 / 2, 1 / 10))
+    # edges belong to the bin below
+    assert estimate.probability([0.25, 0.26, 0.5, 0.75, 0.751, 1.0]) == pytest.approx([4 / 6, 0.5, 0.5, 0.5, 0.1, 0.1])
+    q = np.exp(log_q([0.25, 0.5, 1.0], estimate, gamma=1.0))
+    assert q == pytest.approx(np.array([1 / 6, 1 / 4, 1 / 10]) / (1 / 6 + 1 / 4 + 1 / 10))
+    early = Recoverability().observe([0.5] * 5, [1, 0] * 2 + [0], RecoverabilityConfig(model="bins"))
+    assert early.probability([0.1, 0.9]).tolist() == [1.0, 1.0]  # min_items
+
+
 def test_uniform_never_fits() -> None:
     config = RecoverabilityConfig(model="uniform")
     assert not Recoverability().observe([0.5] * 40, [0, 1] * 20, config).fitted
@@ -184,8 +228,9 @@ def test_uniform_never_fits() -> None:
 def test_state_survives_json() -> None:
     import json
 
-    state = Recoverability().observe([0.2, 0.9] * 10, [1, 0] * 10, RecoverabilityConfig()).to_dict()
-    assert Recoverability.from_dict(json.loads(json.dumps(state))) == Recoverability.from_dict(state)
+    for model in ("logistic", "bins"):
+        state = Recoverability().observe([0.2, 0.9] * 10, [1, 0] * 10, RecoverabilityConfig(model=model)).to_dict()
+        assert Recoverability.from_dict(json.loads(json.dumps(state))) == Recoverability.from_dict(state)
 
 
 # ---------------------------------------------------------------- the strategy
@@ -249,6 +294,23 @@ def test_root_only_branches_are_a_group_of_their_own() -> None:
     assert [(s.node, s.end, s.advantage, s.stream) for s in _strategy(gamma=-20.0).credit(tree).spans] == [
         (0, 10, 0.0, "main"), (1, 10, 0.0, "main"), (2, 9, 0.5, "branch"), (3, 7, -0.5, "branch"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expand", "parents"), [("failed", [[0, 2], [0, 1]]), ("all", [[0, 1, 2], [0, 1]]),
+                                                ("unsolved", [[], [0, 1]])])  # fmt: skip
+def test_rollouts_that_get_pivots(expand: str, parents: list[list[int]]) -> None:
+    strategy = _strategy(expand=expand)
+    trees = make_tree([(8, 0.0), (8, 1.0), (8, 0.0)]), make_tree([(8, 0.0), (8, 0.0)])
+    for tree, expected in zip(trees, parents, strict=True):
+        pivots = strategy.plan(tree, strategy.initial_state(), LIMITS, np.random.default_rng(0))
+        assert [pivot.parent for pivot in pivots] == expected
+
+
+def test_pivots_no_deeper_than_max_ratio() -> None:
+    strategy = _strategy(gamma=20.0, max_ratio=0.5)
+    tree = make_tree([(8, 0.0), (8, 0.0)])
+    for pivot in strategy.plan(tree, strategy.initial_state(), LIMITS, np.random.default_rng(0)):
+        assert 0 < pivot.ratio <= 0.5 and len(pivot.candidates) == len(pivot.q)
 
 
 def test_label_is_any_success_among_the_branches() -> None:

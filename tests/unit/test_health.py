@@ -47,10 +47,16 @@ def test_a_healthy_run_hears_nothing() -> None:
     [
         ({"main/truncated": 0.9}, ["90%", "sampling.max_new_tokens = 256", "raise it"]),
         ({"main/unparsed": 0.95}, ["95%", 'reward.answer_format = "boxed"', 'data.template.preset = "gsm8k"']),
-        ({"main/entropy": 0.009}, ["0.0090 nats", "optim.lr"]),
+        ({"main/entropy": 0.009}, ["0.0090 nats", "sampling.temperature"]),
         # 64 rollouts + 16 branches are scored: 8 failed checks are 10%
-        ({"reward/problems": 8.0}, ["8 checks", "10%", "reward.timeout_s"]),
-        ({"mismatch/kl": 0.2}, ["0.200 nats", "learner.dtype"]),
+        ({"reward/problems": 8.0, "reward/problem_timeout": 8.0}, ["8 checks", "10%; timeout: 8", "raise reward.timeout_s"]),
+        (
+            {"reward/problems": 8.0, "reward/problem_not_finite": 7.0, "reward/problem_timeout": 1.0},
+            ["not finite: 7, timeout: 1", "NaN or infinite: return a finite number"],
+        ),
+        ({"reward/problems": 8.0, "reward/problem_raised": 8.0}, ["the check raised an error"]),
+        ({"reward/problems": 8.0, "reward/problem_crash": 8.0}, ["the process that checks died"]),
+        ({"mismatch/kl": 0.2}, ["0.200 nats", "deepgrpo doctor"]),
     ],
 )
 def test_each_cause_is_named_at_once_with_figure_and_remedy(step: dict[str, float], words: list[str]) -> None:
@@ -116,7 +122,9 @@ def test_empty_branch_stream_tells_why() -> None:
     assert "no pivot could be chosen" in run(monitor(), none, none, none)[2][0]
     assert "no rollout failed" in run(monitor(), *[{**none, "main/reward": 1.0}] * 3)[2][0]
     agree = {"branch/sequences": 0.0, "pivots/count": 5.0}
-    assert "loss.min_branch_sequences" in run(monitor(), agree, agree, agree)[2][0]
+    assert "the branches of each pivot agree; raise explore.branches_per_pivot" in run(monitor(), agree, agree, agree)[2][0]
+    few = {**agree, "loss/dropped_few_branches": 3.0}
+    assert "fewer branches with an advantage than loss.min_branch_sequences" in run(monitor(), few, few, few)[2][0]
     assert run(monitor(branching=False), *[none] * 5) == [()] * 5
 
 
@@ -159,3 +167,71 @@ def test_from_config_names_the_recipes_own_values() -> None:
     assert (watch.max_new_tokens, watch.dead_steps, watch.rollouts_per_step, watch.branching) == (99, 7, 32, False)
     assert watch.answer_place == 'reward.answer_format = "boxed"'
     assert watch.template == 'data.template.preset = "math"'
+
+
+DEAD = {"main/mixed": 0.0, "main/reward": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ({"reward/problems": 60.0}, "most checks of the reward fail: repair the reward first"),
+        ({"main/truncated": 0.95}, "nearly all rollouts are cut off"),
+        ({"main/unparsed": 0.95}, "in nearly all of them no answer is found"),
+    ],
+)
+def test_rollouts_that_fail_for_another_reason_need_no_easier_questions(step: dict[str, float], reason: str) -> None:
+    empty = {"branch/sequences": 0.0}
+    heard = run(monitor(), *[{**DEAD, **step, **empty}] * 3)[2]
+    assert [reason in text for text in heard] == [True, True]  # no advantage, and no branches
+    assert not any("easier" in text for text in heard)
+
+
+def test_the_scale_of_a_users_reward_is_not_known() -> None:
+    """A constant reward of 5, or of -1, says neither that all succeed nor that all fail."""
+    for reward in (5.0, -1.0):
+        (text,) = run(monitor(user_reward=True), *[{"main/mixed": 0.0, "main/reward": reward}] * 3)[2]
+        assert "gives all rollouts of a prompt the same" in text
+    (text,) = run(monitor(user_reward=True), {"main/unparsed": 1.0})[0]
+    assert "your reward returned None for 100%" in text
+
+
+def test_a_policy_that_never_was_random_did_not_collapse() -> None:
+    (text,) = run(monitor(), {"main/entropy": 0.004})[0]
+    assert "the entropy fell" not in text
+    assert "raise sampling.temperature" in text
+    (text,) = run(monitor(), {}, {"main/entropy": 0.004})[1]
+    assert "the entropy fell" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sampling": {"top_p": 0.8}, "learner": {"dtype": "bfloat16"}}, "set sampling.top_p = 1"),
+        ({"engine": {"type": "embedded", "dtype": "bfloat16"}}, 'set engine.dtype = "learner"'),
+        ({"learner": {"dtype": "bfloat16"}}, 'set learner.dtype = "float32"'),
+        ({"engine": {"type": "vllm"}}, 'set engine.type = "embedded"'),
+        ({"cluster": {"overlap": True}}, "set cluster.overlap = false"),
+        ({}, "deepgrpo doctor"),
+    ],
+)
+def test_the_cause_of_a_mismatch_is_the_recipes_own(changes: dict[str, object], words: str) -> None:
+    raw = {"model": {"type": "scratch"}, "data": {"type": "synthetic"}, "reward": {"type": "task"}}
+    watch = HealthMonitor.from_config(parse_config({**raw, **changes}))
+    _, (text,) = watch.check(HealthState(), {**FINE, "mismatch/kl": 1.0})
+    assert words in text
+    assert "minibatches" not in text  # the old log-probs are those before the first of several steps
+
+
+@pytest.mark.parametrize(
+    ("loss", "key"),
+    [
+        ({}, "raise loss.clip_high, "), ({"ratio": "sequence"}, "raise loss.sequence_clip_high, "),
+        ({"policy": "cispo"}, "raise loss.cispo_high, "), ({"policy": "mine.py:loss"}, "lower optim.lr, raise loss.beta"),
+    ],
+)  # fmt: skip
+def test_the_remedy_of_a_collapse_is_a_key_that_the_loss_reads(loss: dict[str, str], key: str) -> None:
+    raw = {"model": {"type": "scratch"}, "data": {"type": "synthetic"}, "reward": {"type": "task"}, "loss": loss}
+    watch = HealthMonitor.from_config(parse_config(raw))
+    _, (text,) = watch.check(HealthState(first_entropy=0.5), {**FINE, "main/entropy": 0.001})
+    assert key in text

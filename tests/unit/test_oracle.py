@@ -17,7 +17,7 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.oracle import tokens_before
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.loop import train
@@ -26,7 +26,7 @@ LIMITS = Limits(max_new_tokens=30, max_total_tokens=60)
 QUESTION = "3+4*2-5:"
 RIGHT = "3+4=7;7*2=4;4-5=9;#9"
 TOKENIZER = synthetic.tokenizer()
-TASK = SyntheticTask(SyntheticData())
+TASK = ChainTask(SyntheticData())
 
 
 def _tree(*responses: str) -> Tree:

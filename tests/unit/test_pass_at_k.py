@@ -90,15 +90,17 @@ def test_wilson_interval() -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (r"first \boxed{1}, in the end \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"first \boxed{1}, in the end \boxed{\frac{1}{2}}.", "0.5"),
         ("7 + 5 = 12\n#### 12", "12"),
         ("#### 1,200 ", "1200"),
-        ("\\boxed{5} or\n#### 7", "5"),  # a box goes first
+        ("\\boxed{5} or\n#### 7", "7"),  # the last mark
+        ("#### 7 or\n\\boxed{5}", "5"),
         ("#72", "72"),
         ("# Solution\nIt costs 5 dollars\n#### 5.", "5"),
-        ("# Solution\nThe answer is 6\n## Step 2", "2"),  # headings are no answers; the last number is
+        ("# Solution\nThe answer is 6\n## Step 2", "6"),
+        ("# Solution\nIt is 6\n## Step 2", "2"),  # headings are no answers; the last number is
         ("The answer is 42.", "42"),
-        ("It is 1,234.50 in all", "1234.50"),
+        ("It is 1,234.50 in all", "1234.5"),
         ("-3 or rather -4", "-4"),
         (r"\boxed{11}, no: \boxed{12", "11"),  # the last box that closes
         (r"cut off in \boxed{12", "12"),  # the box never closes; the last number stands in

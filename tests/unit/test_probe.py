@@ -20,8 +20,10 @@ from deepgrpo.explore.base import Limits
 from deepgrpo.explore.deep import DeepStrategy, log_q
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import count_ends
+from deepgrpo.lab.probe.arrays import ProbeArrays
 from deepgrpo.lab.probe.command import estimate_tokens
 from deepgrpo.lab.probe.findings import Findings, analyse
+from deepgrpo.lab.probe.replicates import fit_replicates, rates_under_q
 from deepgrpo.lab.probe.sampling import (
     FailedRollout,
     MeasuredState,
@@ -300,6 +302,27 @@ def test_the_fit_and_q_are_those_of_the_training() -> None:
     assert two.depth == pytest.approx(float(q @ np.arange(1, 12) / 12))
     root = findings.gammas[0]
     assert root.q[0] == pytest.approx(1, abs=1e-4) and root.gain == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("all_fitted", [True, False])
+def test_the_replicates_are_those_of_one_by_one(all_fitted: bool) -> None:
+    """Rollouts of two kinds of candidates; half of the replicates may have too few labels for a fit."""
+    failed = [*probe(World(falling), wanted=20).failed, *probe(World(falling), strategy(segments=4), wanted=20, seed=1).failed]
+    table = ProbeArrays(failed, 5, True)
+    weights = cluster_weights([str(i) for i in range(len(failed))], 12, np.random.default_rng(1))
+    rows, columns = np.nonzero(table.there)
+    ratios, outcomes = table.ratio[rows, columns], table.rescued[rows, columns].astype(int)
+    config = RecoverabilityConfig(min_items=5 if all_fitted else int(np.median(weights[:, rows].sum(1))))
+    fits = fit_replicates(ratios, outcomes, weights[:, rows], config)
+    assert fits.fitted.any() and fits.fitted.all() == all_fitted
+    for gamma in (-20.0, 0.0, 2.0):
+        rates = rates_under_q(table, fits, weights)(gamma)
+        for i, weight in enumerate(weights):
+            times = weight[rows]
+            alone = Recoverability().observe(np.repeat(ratios, times).tolist(), np.repeat(outcomes, times).tolist(), config)
+            assert alone.fitted == fits.fitted[i]
+            assert (fits.w[i], fits.b[i]) == pytest.approx((alone.w, alone.b), rel=1e-6)
+            assert rates[i] == pytest.approx(weight @ table.expected(alone, gamma), rel=1e-6)
 
 
 def test_the_labels_are_those_of_deep_grpo_itself() -> None:

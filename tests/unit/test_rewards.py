@@ -13,18 +13,19 @@ from functools import partial
 import pebble
 import pytest
 
+from deepgrpo.answers.places import find_answer
 from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Voting, judge, references
-from deepgrpo.rewards.math_answer import MathAnswerReward, find_answer
+from deepgrpo.rewards.math_answer import MathAnswerReward
 from deepgrpo.rewards.workers import Workers, limit_memory
 from tiny import SHARED_DATA
 
 
-def prompt(answer=None, name="p", **columns) -> Prompt:
-    return Prompt(name, "text of " + name, (1,), "q", answer, columns)
+def prompt(answer=None, name="p", accepted=(), **columns) -> Prompt:
+    return Prompt(name, "text of " + name, (1,), "q", answer, columns, tuple(accepted))
 
 
 def ask(reward, pairs) -> list[Score]:
@@ -69,7 +70,7 @@ class TestJudge:
 
 def test_references():
     assert references(prompt("5"), "x") == ("5",)
-    assert references(prompt("5", accepted_answers=["5", "five"]), "x") == ("5", "five")
+    assert references(prompt("5", accepted=["5", "five"]), "x") == ("5", "five")
     with pytest.raises(RewardError, match=r"prompt 'p' has no reference answer.*set data.columns.answer"):
         references(prompt(), 'reward.type = "exact"')
 
@@ -93,12 +94,47 @@ def test_exact(marker, completion, value, parsed):
 
 def test_exact_accepts_any_of_several():
     reward = build_reward(ExactReward())
-    several = prompt("5", accepted_answers=["5", "five"])
+    several = prompt("5", accepted=["5", "five"])
     assert [s.value for s in ask(reward, [(several, "#### five"), (several, "#### 5"), (several, "#### 6")])] == [
         1,
         1,
         0,
     ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "text", "completion", "value"),
+    [
+        ("auto", "q", "<think>#### 5", 0),
+        ("auto", "q", "<think>#### 4</think>#### 5", 1),
+        ("auto", "q<think>\n", "#### 5", 0),  # the chat template opens the reasoning
+        ("auto", "q<think>\n", "#### 4</think>#### 5", 1),
+        ("auto", "q<think></think>", "#### 5", 1),  # the chat template switches it off
+        ("auto", "q", "<reason>#### 5", 1),
+        (("<reason>", "</reason>"), "q", "<reason>#### 5", 0),
+        (("<reason>", "</reason>"), "q", "<think>#### 5", 1),
+        (None, "q", "<think>#### 5", 1),
+    ],
+)
+def test_reasoning_tags(tags, text, completion, value):
+    asked = Prompt("p", text, (1,), "q", "5", {})
+
+    class Task:
+        def verify(self, prompt, completion):
+            return Score(float("5" in completion))
+
+    for reward in (
+        build_reward(ExactReward(reasoning_tags=tags)),
+        build_reward(MathReward(reasoning_tags=tags)),
+        build_reward(TaskReward(reasoning_tags=tags), Task()),
+    ):
+        assert [score.value for score in reward.score([asked], [completion], [(1,)])] == [value]
+        assert reward.vote(asked, completion) == ("5" if value else None)
+
+
+def test_reasoning_tags_in_a_recipe():
+    assert MathReward.model_validate({"reasoning_tags": "none"}).reasoning_tags is None
+    assert MathReward.model_validate({"reasoning_tags": ["<a>", "</a>"]}).reasoning_tags == ("<a>", "</a>")
 
 
 class TestTask:
@@ -131,9 +167,9 @@ class TestTask:
 
 
 def test_find_answer():
-    assert find_answer("x \\boxed{ 18. }", "boxed") == "\\boxed{18}"
+    assert find_answer("x \\boxed{ 18. }", "boxed") == "18."
     assert find_answer("x \\boxed{ }", "boxed") is None
-    assert find_answer("#### 1\n#### \\$18.\nbecause", "gsm8k") == "$18."
+    assert find_answer("#### 1\n#### \\$18.\nbecause", "gsm8k") == "\\$18."
     assert find_answer("18", "gsm8k") is find_answer("####\n", "gsm8k") is find_answer(" ", "any") is None
     assert find_answer("18", "any") == "18"
 
@@ -179,8 +215,8 @@ class TestMath:
     def test_no_box_no_answer(self, boxed):
         assert ask(boxed, [("25", "It is 25."), ("25", "\\boxed{25")]) == [Score(0.0, parsed=False)] * 2
 
-    def test_accepted_answers(self, boxed):
-        several = prompt("5", accepted_answers=["5", "6"])
+    def test_accepted(self, boxed):
+        several = prompt("5", accepted=["5", "6"])
         assert [s.value for s in ask(boxed, [(several, f"\\boxed{{{n}}}") for n in (5, 6, 7)])] == [1, 1, 0]
 
     @pytest.mark.parametrize(
@@ -197,10 +233,16 @@ class TestMath:
             ("any", "The answer is 1000.", Score(1.0)),
             ("any", "The answer is $\\boxed{10^3}$.", Score(1.0)),
             ("any", "I cannot say", Score(0.0, parsed=False)),
+            ("any", "$1,3,\\ldots,2n-1$", Score(0.0, problem="not comparable")),
         ],
     )
     def test_other_formats(self, rewards, answer_format, completion, score):
         assert ask(rewards[answer_format], [("1000", completion)]) == [score]
+
+    def test_numbers_need_no_worker(self):
+        reward = MathAnswerReward(MathReward(), check=None)
+        assert [s.value for s in ask(reward, [("1e-05", "#### 0.00001"), ("3", "it is - 3"), ("x", "x")])] == [1, 0, 1]
+        reward.close()
 
     def test_empty(self, boxed):
         assert boxed.score([], [], []) == []
@@ -458,7 +500,7 @@ class TestUser:
                 return [len(c) for c in completions]
             """,
         )
-        rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted_answers=["2", "two"])]
+        rows = [prompt("1", "a", level=3, question="q"), prompt("2", "b", tag="x", accepted=["2", "two"])]
         assert reward.score(rows, ["x", "yy"], [(1,), (2, 3)]) == [Score(1.0), Score(2.0)]
         assert json.loads((tmp_path / "seen.json").read_text()) == {
             "prompts": ["text of a", "text of b"],

@@ -157,7 +157,7 @@ def test_a_model_without_weights_is_refused_before_the_first_step(policy: Policy
     # as if the family could not switch: sdpa gives no weights
     monkeypatch.setattr(policy.causal, "set_attn_implementation", lambda name: None)
     with pytest.raises(ModelError, match=r'of this model \(llama\) cannot be read: .* choose an explore.type'):
-        build_signals(policy, Wants())  # type: ignore[arg-type]
+        build_signals(policy, Wants(), 4096)  # type: ignore[arg-type]
 
 
 def test_each_token_has_the_value_of_its_step(policy: Policy, worked_tree: Any) -> None:
@@ -167,7 +167,7 @@ def test_each_token_has_the_value_of_its_step(policy: Policy, worked_tree: Any) 
         signals = frozenset({Signal(ATTENTION, lambda tokens: [*range(2, len(tokens), 2), len(tokens)], 1)})
 
     (signal,) = Wants.signals
-    measure = build_signals(policy, Wants())  # type: ignore[arg-type]
+    measure = build_signals(policy, Wants(), 4096)  # type: ignore[arg-type]
     assert measure is not None
     values, cost = measure(signal, [(worked_tree, 0), (worked_tree, 3)])
     paths = [
@@ -184,4 +184,4 @@ def test_who_wants_nothing_gets_nobody_to_ask(policy: Policy) -> None:
     class Wants:
         signals: frozenset[Signal] = frozenset()
 
-    assert build_signals(policy, Wants()) is None  # type: ignore[arg-type]
+    assert build_signals(policy, Wants(), 4096) is None  # type: ignore[arg-type]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from chains import first_error, solution, verify
 from deepgrpo.config import SyntheticData
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.synthetic import SyntheticTask, first_error, solution, verify
+from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.records import Prompt
 
 QUESTION = "3+4*2-5:"
@@ -142,7 +143,7 @@ def test_other_questions_are_refused(question: str):
 
 
 def test_task_reads_prompts():
-    task = SyntheticTask(SyntheticData())
+    task = ChainTask(SyntheticData())
     prompt = Prompt("p", QUESTION, (2,), QUESTION)
     assert task.solution(prompt) == SOLUTION
     assert task.verify(prompt, SOLUTION).value == 1.0

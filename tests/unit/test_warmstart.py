@@ -13,9 +13,8 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
-from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train import warmstart
 from deepgrpo.train.stop import Stop
@@ -125,11 +124,11 @@ def test_its_questions_are_not_those_of_the_first_steps(
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
     trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}
     assert len(seen) == 5 and not trained & {prompt for prompt, _ in seen}
-    task = SyntheticTask(config.data)
+    task = ChainTask(config.data)
     for prompt, solution in seen:
         text = policy.tokenizer.decode(prompt)
         assert solution[-1] == policy.tokenizer.eos_token_id
-        assert policy.tokenizer.decode(solution[:-1]) == synthetic.solution(text, task.config.modulus)
+        assert policy.tokenizer.decode(solution[:-1]) == task.written_solution(text)
     assert (tmp_path / "start" / "model.safetensors").is_file()
 
 
@@ -140,6 +139,12 @@ def test_weights_of_another_run_are_loaded_or_refused(policy: Policy, tmp_path: 
         load_from(policy, tmp_path)
     (tmp_path / "start").mkdir()
     policy.save(tmp_path / "start")
+    with pytest.raises(ConfigError, match=r"it has no config\.json: did you mean '.*start'\?"):  # a checkpoint, or a run
+        load_from(policy, tmp_path)
+    (tmp_path / "start" / "config.json").rename(tmp_path / "aside.json")
+    with pytest.raises(ConfigError, match=r"it has no config\.json: name a directory .*, or copy the config\.json"):
+        load_from(policy, tmp_path / "start")
+    (tmp_path / "aside.json").rename(tmp_path / "start" / "config.json")
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     with torch.no_grad():
         for p in policy.trainable().values():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from deepgrpo.cluster.network import join_group, listen
+from deepgrpo.cluster.ready import Ready
 from deepgrpo.cluster.sharding import DistributedRanks, decoder_layers, gather_weights, load_weights, shard
 from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig
-from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
+from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.model.materialize import FrozenState, Materializer, Values, judge_meta_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Completion, Credit, SampleRequest, Tree
@@ -25,28 +25,6 @@ from deepgrpo.train.optim import build_optimizer
 
 Weights = dict[str, np.ndarray]
 """Trained parameters by name: whole, float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The first answer of an actor, once it can take weights."""
-
-    pid: int
-    node: str
-    """Ray's node id."""
-    exact: bool = True
-    """`exact` of a rollout worker's engine."""
-    remark: str | None = None
-    """`remark` of a rollout worker's engine."""
-    without_weights: bool = False
-    """True if a learner's model has no weights yet, so that it needs all of them."""
-
-    @classmethod
-    def of_this_process(cls, engine: Engine | None = None) -> Ready:
-        import ray
-
-        node = str(ray.get_runtime_context().get_node_id())
-        return cls(os.getpid(), node) if engine is None else cls(os.getpid(), node, engine.exact, engine.remark)
 
 
 def _configure_torch(run: RunConfig) -> None:
@@ -69,7 +47,7 @@ class RolloutWorker:
         self.serial = -1
 
     def ready(self) -> Ready:
-        return Ready.of_this_process(self.engine)
+        return Ready.of_this_process(torch.get_num_threads(), self.engine)
 
     def sample(
         self, weights: Weights, serial: int, requests: Sequence[SampleRequest], params: SamplingParams, keep: bool
@@ -100,7 +78,7 @@ class LearnerRank:
         self.listener: socket.socket | None = None
 
     def ready(self) -> Ready:
-        return replace(Ready.of_this_process(), without_weights=self.without_weights)
+        return replace(Ready.of_this_process(torch.get_num_threads()), without_weights=self.without_weights)
 
     def address(self) -> tuple[str, int]:
         """Listen at a free port of this node for the process group; return the address."""
@@ -161,12 +139,14 @@ class LearnerRank:
     def _filling(self, policy: Policy, values: Values | None) -> Materializer | None:
         return None if values is None else Materializer(policy, values, self.device)
 
-    def resume(self, weights: Weights, moments: Moments | None, directory: str, optimizer_steps: int) -> None:
+    def resume(
+        self, weights: Weights, moments: Moments | None, directory: str, updates: int, optimizer_steps: int
+    ) -> None:
         """Load weights and moments; `moments` None: each rank reads its shards from the directory."""
         load_weights(self.policy, weights)
         found = read_moments(self.policy, Path(directory)) if moments is None else moments
         load_moments(self.policy, self.learner.optimizer, found)
-        self.policy.version = self.learner.optimizer_steps = optimizer_steps
+        self.learner.count(updates, optimizer_steps)
 
     def adopt(self, weights: Weights) -> None:
         """Load weights that the driver has changed."""

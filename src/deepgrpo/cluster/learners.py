@@ -12,9 +12,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deepgrpo.cluster.actors import LearnerRank, Ready
+from deepgrpo.cluster.actors import LearnerRank
 from deepgrpo.cluster.events import Events, LearnerLostError
 from deepgrpo.cluster.failures import raise_actor_error
+from deepgrpo.cluster.ready import Ready
 from deepgrpo.cluster.session import Resources, ray_options
 from deepgrpo.cluster.sharding import load_weights
 from deepgrpo.cluster.weight_store import WeightStore
@@ -104,11 +105,12 @@ class LearnerGroup:
             (moments,) = self._wait([self.ranks[0].moments.remote()], self.cluster.update_deadline_s)
             save_moments(moments, directory)
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
         """See `UpdatesPolicy.load`."""
         by_shards = self.cluster.sharding == "fsdp" and (directory / SHARDED).is_dir()
         moments = None if by_shards else ray.put(read_moments(self.policy, directory))
-        self._call_all("resume", self.store.put(self.policy), moments, str(directory.absolute()), optimizer_steps)
+        here = str(directory.absolute())
+        self._call_all("resume", self.store.put(self.policy), moments, here, updates, optimizer_steps)
         self.policy.version = self.optimizer_steps = optimizer_steps
 
     def close(self) -> None:

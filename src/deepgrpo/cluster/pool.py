@@ -15,10 +15,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from deepgrpo.cluster.actors import Ready, RolloutWorker
+from deepgrpo.cluster.actors import RolloutWorker
 from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
 from deepgrpo.cluster.failures import raise_actor_error, raise_task_error
+from deepgrpo.cluster.ready import Ready
 from deepgrpo.cluster.routing import RequestShare, RolloutIndex, assign_requests
 from deepgrpo.cluster.session import Resources, nodes, ray_options
 from deepgrpo.cluster.weight_store import WeightStore
@@ -67,6 +68,7 @@ class WorkerPool:
         ready = [worker.ready for worker in self.workers.values()]
         self.exact = all(each.exact for each in ready)
         self.remark = ready[0].remark
+        self.threads = ready[0].threads
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`."""

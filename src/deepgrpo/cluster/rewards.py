@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from deepgrpo.cluster.actors import Ready
 from deepgrpo.cluster.calls import Calls
 from deepgrpo.cluster.events import Events
 from deepgrpo.cluster.failures import raise_actor_error, raise_task_error
+from deepgrpo.cluster.ready import Ready
 from deepgrpo.config import Config
 from deepgrpo.errors import EngineError
 from deepgrpo.prompts.tasks import Task, build_task

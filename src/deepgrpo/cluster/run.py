@@ -90,8 +90,9 @@ class RayBackend:
         self.group = LearnerGroup(config, policy, self.resources, self.store, self.events, exact_sampler=exact)
         pool.learner_nodes = [each.node for each in self.group.ready]
         return Parts(
-            pool, self.group, reward, overlaps=self.cluster.overlap, loses_learners=True, description=self._describe(),
-            begin_step=self.begin_step, metrics=self._metrics, listen=self._listen,
+            pool, self.group, reward, overlaps=self.cluster.overlap, loses_learners=True,
+            description=self._describe(pool.threads, self.group.ready[0].threads), begin_step=self.begin_step,
+            metrics=self._metrics, listen=self._listen,
         )  # fmt: skip
 
     def open_pool(self, policy: Policy) -> WorkerPool:
@@ -125,11 +126,12 @@ class RayBackend:
         rewards = RewardPool(config, task, self.events)
         return rewards, rewards.nodes
 
-    def _describe(self) -> str:
+    def _describe(self, of_worker: int, of_learner: int) -> str:
         cluster, count = self.cluster, len(nodes())
         return (
             f"cluster of {count} node{'s' if count > 1 else ''}: {cluster.rollout_workers} rollout workers, "
             f"{cluster.learners} learners ({cluster.sharding}, {'NCCL' if self.resources.cuda else 'gloo'})"
+            + f", threads: {of_worker} per rollout worker, {of_learner} per learner"
             + (f", {cluster.reward_workers} reward workers" if cluster.reward_workers else "")
             + (", each batch sampled during the update on the previous one" if cluster.overlap else "")
         )

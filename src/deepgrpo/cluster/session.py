@@ -14,6 +14,7 @@ from typing import Any
 from deepgrpo.cluster.network import MODE, check_token, stay_local
 from deepgrpo.config import ClusterConfig
 from deepgrpo.errors import ConfigError, EngineError, MissingExtraError, first_line
+from deepgrpo.threads import available_cpus
 
 OLDEST, TOO_NEW = (2, 52), (3, 0)
 """Supported versions of Ray: from the first, which brought the token, below the second."""
@@ -65,7 +66,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             config.rollout_workers * config.cpus_per_worker + config.learners * config.cpus_per_learner
             + config.reward_workers * config.cpus_per_reward_worker
         )  # fmt: skip
-        cpus = max(os.cpu_count() or 1, math.ceil(requested))
+        cpus = max(available_cpus(), math.ceil(requested))
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         except Exception as error:  # Ray raises the bare class if one of its processes does not start

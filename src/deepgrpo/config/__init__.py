@@ -11,15 +11,21 @@ from deepgrpo.config.base import Section, tables_of
 from deepgrpo.config.data import (
     ColumnMap,
     DataConfig,
+    GeneratedData,
     HubData,
     JsonlData,
     ParquetData,
     ReasoningGymData,
+    Recovery,
+    SearchData,
     SyntheticData,
     TemplateConfig,
 )
 from deepgrpo.config.explore import (
+    AdaptiveExplore,
+    AllocateExplore,
     AttnRLExplore,
+    BeliefExplore,
     DeepExplore,
     ExploreConfig,
     FR3EExplore,
@@ -41,12 +47,13 @@ from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, Samplin
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
-    "AttnRLExplore", "CheckpointConfig", "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore",
-    "EmbeddedEngineConfig", "EngineConfig", "EvalConfig", "ExactReward", "ExploreConfig", "FR3EExplore", "HubData",
-    "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig",
-    "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore",
-    "ReasoningGymData", "RecoverabilityConfig", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore",
-    "SamplingConfig", "ScratchModel", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
+    "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
+    "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
+    "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
+    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
+    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
+    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
     "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
     "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
 ]  # fmt: skip

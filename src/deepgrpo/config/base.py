@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, a hub name, or "path/to/file.py:name"; a leading ~ is the home directory."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +30,17 @@ class Section(BaseModel):
 
         Raises ValueError with key, value and remedy.
         """
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """A byte that is not UTF-8 reaches the command line as half a surrogate pair, which no file and no tokenizer takes."""
+        if isinstance(value, str | list | tuple | dict):
+            try:
+                json.dumps(value, ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                raise PydanticCustomError("not_unicode", "text in UTF-8; the bytes given are not") from None
+        return value
 
     @model_validator(mode="before")
     @classmethod

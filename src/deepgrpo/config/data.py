@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.placeholders import placeholders
 
 
 class ColumnMap(Section):
     """Names of the columns of a data file."""
 
     id: str | None = "id"
-    """Column with a unique id; none, or missing in the file: the row number."""
+    """Column with a unique id, a text or a number; none, or missing in the row: the row number."""
     question: str = "question"
     """Column with the question."""
     answer: str | None = "answer"
-    """Column with the reference answer (a string, or a list of accepted strings); none, if the reward needs no answer."""
+    """Column with the reference answer (a text, a number, or a list of accepted ones); none, if the reward needs no answer."""
+    alternatives: str | None = "alt_answers"
+    """Column with further accepted answers; none, or missing in the row: the answer alone."""
     answer_after: str | None = None
     """Keep only the text after the last occurrence of this in the answer column, e.g. '####'."""
 
@@ -30,11 +32,12 @@ class TemplateConfig(Section):
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
     """For preset = "custom": the user turn, with {question} in place of the question. Other columns of the row can be named
-    too, nested ones with dots ({metadata.expression})."""
+    too, nested ones with dots ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
     system: str | None = None
-    """System turn of the chat template."""
-    chat: bool = True
-    """Apply the tokenizer's chat template; false: the user turn is the whole prompt."""
+    """System turn of the chat template; may name columns like `user`."""
+    chat: bool | None = None
+    """Apply the tokenizer's chat template; false: the user turn is the whole prompt. Default: true, except for the synthetic
+    task with a tokenizer that has no chat template."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TemplateConfig:
@@ -47,12 +50,12 @@ class TemplateConfig(Section):
                 f'template.user is {self.user!r}, but template.preset is "{self.preset}", which brings its own user '
                 'turn; set template.preset = "custom" or remove template.user'
             )
-        if self.user is not None and not re.search(r"\{\w+(\.\w+)*\}", self.user):
+        if self.user is not None and not placeholders(self.user):
             raise ValueError(
                 f"template.user is {self.user!r} and has no {{question}}; write {{question}} where the question goes "
                 "(or {column} for another column of the row)"
             )
-        if self.system is not None and not self.chat:
+        if self.system is not None and self.chat is False:
             raise ValueError(
                 f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
                 "move the text into template.user or set template.chat = true"
@@ -73,7 +76,7 @@ class JsonlData(_DataBase):
     """A file with one JSON object per line."""
 
     type: Literal["jsonl"] = "jsonl"
-    path: str
+    path: PathText
     """The file."""
     columns: ColumnMap = ColumnMap()
 
@@ -82,7 +85,7 @@ class ParquetData(_DataBase):
     """A parquet file (needs the extra `data`)."""
 
     type: Literal["parquet"] = "parquet"
-    path: str
+    path: PathText
     """The file."""
     columns: ColumnMap = ColumnMap()
 
@@ -91,7 +94,7 @@ class HubData(_DataBase):
     """A Hugging Face dataset, from the hub or a local directory (needs the extra `data`)."""
 
     type: Literal["hf"] = "hf"
-    path: str
+    path: PathText
     """Hub name or directory."""
     name: str | None = None
     """Configuration of the dataset."""
@@ -100,7 +103,20 @@ class HubData(_DataBase):
     columns: ColumnMap = ColumnMap()
 
 
-class SyntheticData(_DataBase):
+Recovery = Literal["none", "at_once", "after_answer"]
+"""Place where a written solution corrects an error."""
+
+
+class _SyntheticBase(_DataBase):
+    split: Literal["train", "test"] = "train"
+    """Split; the two share no question."""
+    size: PositiveInt | None = None
+    """Number of distinct questions; none: unlimited (`eval` then needs `limit`)."""
+    seed: int = 0
+    """Random seed for questions."""
+
+
+class SyntheticData(_SyntheticBase):
     """Chains of modular arithmetic with a written chain of thought, generated on the fly without end."""
 
     type: Literal["synthetic"] = "synthetic"
@@ -108,12 +124,33 @@ class SyntheticData(_DataBase):
     """Operations per chain."""
     modulus: Annotated[int, Field(ge=2, le=10)] = 10
     """All values are taken modulo this."""
-    split: Literal["train", "test"] = "train"
-    """Split; the two share no question."""
-    size: PositiveInt | None = None
-    """Number of distinct questions; none: unlimited (`eval` then needs `limit`)."""
-    seed: int = 0
-    """Random seed for questions."""
+    luck: bool = True
+    """Reward the answer alone, also behind wrong steps; false: every step that stands must be right."""
+    recovery: Recovery = "none"
+    """'!' retracts: at_once: the step before it. after_answer: a whole chain, behind its answer. Solutions of the warm start
+    contain such corrections. none: there is no '!'."""
+    corrections: Probability = 0.4
+    """Share of the warm start's solutions with a wrong step and its correction (needs `recovery`)."""
+    wrong_facts: Probability = 0.0
+    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way."""
+
+
+class SearchData(_SyntheticBase):
+    """A search by trial: signs between given digits are tried until the chain ends at a target."""
+
+    type: Literal["search"] = "search"
+    chain_length: Annotated[int, Field(ge=1, le=5)] = 3
+    """Signs to find."""
+    modulus: Annotated[int, Field(ge=2, le=10)] = 10
+    """All values are taken modulo this."""
+    most_fitting: PositiveInt = 1
+    """Leave out questions with more choices of signs that fit; a guess is right in at most this many of 3 ** chain_length."""
+    most_tries: PositiveInt = 8
+    """Most tries in a solution of the warm start; of a longer search, the last ones."""
+
+
+GeneratedData = SyntheticData | SearchData
+"""Sections with written solutions, a verifier, and a first error of each response."""
 
 
 class ReasoningGymData(_DataBase):
@@ -131,5 +168,5 @@ class ReasoningGymData(_DataBase):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | SyntheticData | ReasoningGymData, Field(discriminator="type")
+    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData, Field(discriminator="type")
 ]

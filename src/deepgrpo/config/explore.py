@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from deepgrpo.config.base import PathText
+from deepgrpo.config.data import GeneratedData
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 
@@ -29,6 +31,45 @@ class RootExplore(Explore):
         return 0.0
 
 
+class AdaptiveExplore(Explore):
+    """Reinforce-Ada: more rollouts from the prompt, in rounds, until its outcomes differ or its allowance is spent."""
+
+    implementation = "deepgrpo.explore.adaptive:AdaptiveStrategy"
+    type: Literal["adaptive"] = "adaptive"
+    round_rollouts: Annotated[int, Field(ge=2)] = 8
+    """Rollouts per prompt and round."""
+    max_rollouts: Annotated[int, Field(ge=2)] = 32
+    """Most rollouts per prompt."""
+    min_successes: PositiveInt = 1
+    """A prompt with at least this many successes and `min_failures` failures gets no further round."""
+    min_failures: PositiveInt = 1
+    """See `min_successes`."""
+    keep_rollouts: Annotated[int, Field(ge=2)] | None = None
+    """Train at most this many rollouts per prompt, half of them of either outcome where there are enough; the mean is that of
+    all. None: train all."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
+    @property
+    def num_rollouts(self) -> int:
+        """Most rollouts per prompt."""
+        return self.max_rollouts
+
+    @property
+    def most_branches(self) -> int:
+        """Most branches per rollout."""
+        return 0
+
+    @model_validator(mode="after")
+    def _a_round_fits(self) -> AdaptiveExplore:
+        if self.max_rollouts < self.round_rollouts:
+            raise ValueError(
+                f"explore.max_rollouts is {self.max_rollouts}, but a round has explore.round_rollouts = {self.round_rollouts}; "
+                "raise the former or lower the latter"
+            )
+        return self
+
+
 class DeepExplore(PivotExplore):
     """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
 
@@ -44,6 +85,72 @@ class RandomExplore(PivotExplore):
 
     implementation = "deepgrpo.explore.random:RandomStrategy"
     type: Literal["random"] = "random"
+
+
+class BeliefExplore(PivotExplore):
+    """Pivots before the largest drop of the policy's probability of the reference answer."""
+
+    implementation = "deepgrpo.explore.belief:BeliefStrategy"
+    type: Literal["belief"] = "belief"
+    cue: str = "\n#### "
+    """Text written between a state and the reference answer; "#" for the synthetic tasks."""
+    closing: str = ""
+    """Text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}" or "\\n"."""
+    temperature: PositiveFloat = 0.05
+    """Q ∝ exp(drop / temperature); the smaller, the surer is the largest drop chosen."""
+
+    def check(self, recipe: Any) -> None:
+        columns = getattr(recipe.data, "columns", None)
+        if columns is not None and columns.answer is None:
+            raise ValueError(
+                'explore.type is "belief", but data.columns.answer is none: it measures the probability of the '
+                'reference answer; name the column, or choose explore.type = "deep"'
+            )
+        if recipe.cluster and recipe.cluster.overlap:
+            raise ValueError(
+                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
+                "grow, and the policy changes meanwhile; set cluster.overlap = false"
+            )
+
+
+class AllocateExplore(Explore):
+    """One allowance of tokens: each prompt's next tokens go to the prompt or to a depth, as mixed groups per token suggest."""
+
+    implementation = "deepgrpo.explore.allocate:AllocateStrategy"
+    type: Literal["allocate"] = "allocate"
+    num_rollouts: Annotated[int, Field(ge=2)] = 4
+    """Rollouts of the first round, and of each further round at the prompt."""
+    branches_per_pivot: Annotated[int, Field(ge=2)] = 4
+    """Continuations sampled at a pivot, K."""
+    max_rounds: Annotated[int, Field(ge=0)] = 3
+    """Most rounds after the first."""
+    root: bool = True
+    """Allow further rollouts from the prompt."""
+    depth_bins: Annotated[int, Field(ge=0)] = 4
+    """Equal bins of the depth ratio, one option each; 0: only the prompt."""
+    tokens_per_prompt: PositiveFloat | None = None
+    """Sampled tokens per prompt that a step may cost on average; none: every prompt gets `max_rounds` rounds."""
+    memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Weight of the counts of earlier steps, per step."""
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+    root_pivot: bool = False
+    """Count the prompt itself among the states of the first depth bin."""
+    segments: SegmentConfig = SegmentConfig()
+
+    @property
+    def most_branches(self) -> int:
+        """Most branches per rollout."""
+        return self.max_rounds * self.branches_per_pivot
+
+    @model_validator(mode="after")
+    def _has_options(self) -> AllocateExplore:
+        if not self.root and not self.depth_bins:
+            raise ValueError(
+                "explore.root is false and explore.depth_bins is 0, so there is nowhere to sample after the first round; set "
+                'one of them, or choose explore.type = "root"'
+            )
+        return self
 
 
 class TreeRLExplore(Explore):
@@ -207,7 +314,7 @@ class AttnRLExplore(Explore):
 
 
 class OracleExplore(Explore):
-    """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic data only)."""
+    """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic tasks only)."""
 
     implementation = "deepgrpo.explore.oracle:OracleStrategy"
     type: Literal["oracle"] = "oracle"
@@ -224,9 +331,9 @@ class OracleExplore(Explore):
         return self.branches_per_pivot
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "synthetic":
+        if not isinstance(recipe.data, GeneratedData):
             raise ValueError(
-                f'explore.type is "oracle", but data.type is "{recipe.data.type}": only the synthetic task can tell where the '
+                f'explore.type is "oracle", but data.type is "{recipe.data.type}": only the synthetic tasks can tell where the '
                 'first error of a rollout is; set data.type = "synthetic" or choose explore.type = "deep"'
             )
 
@@ -236,7 +343,7 @@ class UserExplore(Explore):
 
     implementation = "deepgrpo.explore.user:UserStrategy"
     type: Literal["user"] = "user"
-    strategy: str
+    strategy: PathText
     """The class: "path/to/file.py:Name" or "package.module:Name". `deepgrpo doctor --strategy` tests it."""
     num_rollouts: PositiveInt = 8
     """Rollouts per prompt."""
@@ -250,8 +357,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | DeepExplore | RandomExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore
-    | UserExplore,
+    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore
+    | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

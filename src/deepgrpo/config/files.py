@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from deepgrpo.config.base import Section
 from deepgrpo.config.problems import fields_at, parse_section
 from deepgrpo.config.recipe import Config
 from deepgrpo.config.shipped import find_recipe
+from deepgrpo.config.values import key_kinds, read_value
 from deepgrpo.errors import ConfigError
 
 
@@ -52,20 +54,38 @@ def read_recipe(path: Path) -> dict[str, Any]:
             return raw
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base is {base!r}; it should be the name or the path of a recipe")
-        beside = path.parent / base
+        beside = path.parent / Path(base).expanduser()
         path = beside if beside.suffix == ".toml" else find_recipe(base)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"recipe {str(path)!r} does not exist; `deepgrpo recipes` lists the shipped ones") from None
     except IsADirectoryError:
         raise ConfigError(f"recipe {str(path)!r} is a directory; name a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"recipe {str(path)!r} cannot be read: {error}; name a .toml file that you may read") from None
+    except ValueError as error:
         raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {error}") from None
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Parse a TOML file as any editor may have saved it: with a byte order mark, or with lines that end in CR LF.
+
+    Raises ValueError, with the cause as a clause, if it is not UTF-8 or not TOML.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError("it looks like UTF-16 or a binary file; save it as UTF-8")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        byte = content[error.start]
+        raise ValueError(f"line {line} has the byte 0x{byte:02x}, which is not UTF-8; save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError("its lists are nested too deeply") from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +162,4 @@ def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
-    if value.lower() in ("none", "null"):
-        # TOML has no null; fields whose default is not None accept an explicit one
-        table[key] = None
-        return
-    try:
-        table[key] = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        table[key] = value  # a bare word is a string
+    table[key] = read_value(value, key_kinds(dotted.split("."), raw, Config))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from deepgrpo.config.base import DecayRate, NonNegative, Section
+from deepgrpo.config.base import DecayRate, NonNegative, PathText, Section
 
 POLICY_LOSSES = ("ppo", "cispo")
 """Values of `loss.policy`, the names in `loss/policy.py`."""
@@ -40,7 +40,7 @@ class LossConfig(Section):
     """Weight of the branch stream."""
     beta: NonNegative = 1e-4
     """Weight of the KL divergence (k3) to the frozen start model; with 0, no reference model is loaded."""
-    policy: str = "ppo"
+    policy: PathText = "ppo"
     """Loss of a token. ppo: clipped surrogate. cispo: clipped weight times log-prob. Or your own function, as
     "path/to/file.py:name" or "package.module:name"."""
     ratio: Literal["token", "sequence"] = "token"
@@ -170,10 +170,10 @@ class OptimConfig(Section):
     max_grad_norm: PositiveFloat | None = 1.0
     """Maximum global norm of the gradient; none: no clipping."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of linear warm-up from 0."""
+    """Optimizer steps of linear warm-up from 0; those that a run step without signal leaves out count."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or decay to 0 at step `run.steps` (not reached if `run.max_sampled_tokens`
-    ends the run earlier)."""
+    """Learning rate after the warm-up: constant, or decay to 0 at step `run.steps`, steps without signal included (not reached
+    if `run.max_sampled_tokens` ends the run earlier)."""
     minibatches: PositiveInt = 1
     """Optimizer steps into which the prompts of a step are split."""
     epochs: PositiveInt = 1

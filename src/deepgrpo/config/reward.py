@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from deepgrpo.config.base import Probability, Section
+from deepgrpo.config.base import PathText, Probability, Section
 
 
 class OverlongConfig(Section):
@@ -36,27 +36,36 @@ class _RewardBase(Section):
             )
 
 
-class MathReward(_RewardBase):
-    """Compare the response's answer with the reference by math-verify, in a worker process with a time limit."""
+class _AnswerReward(_RewardBase):
+    reasoning_tags: tuple[str, str] | Literal["auto"] | None = "auto"
+    """Tags around the model's reasoning, which holds no answer, e.g. ["<reason>", "</reason>"]. auto: <think> and </think>
+    where the chat template or the response has them; none: read the whole response."""
+
+
+class MathReward(_AnswerReward):
+    """Compare the response's answer with the reference as mathematics, in a worker process with a time limit."""
 
     type: Literal["math"] = "math"
     answer_format: Literal["boxed", "gsm8k", "any"] = "any"
-    """Position of the answer: in the last \\boxed{}, after the last '####', or anywhere math-verify finds it."""
+    """Position of the answer: in the last \\boxed{}, after the last '####', or (any) behind the last of these marks and "the
+    answer is", else the last formula or number."""
     timeout_s: PositiveFloat = 5.0
     """Seconds per check; after that the worker is killed and the sample scores 0."""
     workers: PositiveInt = 1
     """Worker processes."""
 
 
-class ExactReward(_RewardBase):
-    """Score 1 if the text after the last marker equals the reference, ignoring white space."""
+class ExactReward(_AnswerReward):
+    """Score 1 if the text after the last marker equals the reference, ignoring white space and, in a whole number, the commas
+    between thousands.
+    """
 
     type: Literal["exact"] = "exact"
     marker: str = "####"
     """The answer is the text after its last occurrence, up to the end of the line; "": the whole response."""
 
 
-class TaskReward(_RewardBase):
+class TaskReward(_AnswerReward):
     """The task's own verifier (synthetic, reasoning_gym)."""
 
     type: Literal["task"] = "task"
@@ -69,7 +78,7 @@ class TaskReward(_RewardBase):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if recipe.data.type not in ("synthetic", "reasoning_gym"):
+        if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'
@@ -80,7 +89,7 @@ class UserReward(_RewardBase):
     """Your own function, with TRL's signature: `def reward(prompts, completions, **columns) -> list[float]`."""
 
     type: Literal["user"] = "user"
-    function: str
+    function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
     format: Literal["text", "messages"] = "text"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards

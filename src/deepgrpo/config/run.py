@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Section
 from deepgrpo.config.data import DataConfig
 from deepgrpo.config.reward import RewardConfig
 
@@ -78,7 +78,7 @@ class RunConfig(Section):
 
     name: str = "run"
     """Directory of the run inside `dir`; "sweep/a" is nested."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Directory that holds the runs."""
     seed: int = 0
     """Random seed for prompts, rollouts and pivots."""
@@ -91,13 +91,14 @@ class RunConfig(Section):
     device: str = "auto"
     """auto (cuda if available), cpu, cuda, cuda:1, ..."""
     threads: PositiveInt | None = None
-    """CPU threads of torch; default: torch's own choice."""
+    """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
+    model, at most one per available CPU. The number is saved with the run and kept on resume."""
 
     @field_validator("name")
     @classmethod
     def _inside_dir(cls, name: str) -> str:
         path = PurePath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or name.startswith("~"):
             raise ValueError(
                 f"run.name is {name!r}; it names a directory inside run.dir, so it cannot be empty, absolute or lead "
                 "upwards; choose a plain name, and the place with run.dir"
@@ -120,9 +121,9 @@ class ClusterConfig(Section):
     """Processes that score responses, each with its own reward (including its `reward.workers`); 0: the driver scores. The
     file of a user's function must exist on every machine."""
     cpus_per_worker: PositiveFloat = 1.0
-    """CPUs reserved per rollout worker."""
+    """CPUs reserved per rollout worker, and its threads unless run.threads is set."""
     cpus_per_learner: PositiveFloat = 1.0
-    """CPUs reserved per learner."""
+    """CPUs reserved per learner, and its threads unless run.threads is set."""
     cpus_per_reward_worker: PositiveFloat = 1.0
     """CPUs reserved per reward worker."""
     gpus_per_worker: PositiveFloat | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Section
 
 
 class SamplingConfig(Section):
@@ -66,7 +66,7 @@ class VLLMEngineConfig(Section):
     """Release the GPU's memory between sampling rounds. auto: where vLLM supports it; on: an error where it does not."""
     eager: bool = False
     """Skip compilation: starts sooner, samples more slowly."""
-    python: str | None = None
+    python: PathText | None = None
     """Python interpreter of an environment with vLLM; none: DEEPGRPO_VLLM_PYTHON, else the current one."""
     start_timeout_s: PositiveFloat = 900.0
     """Time limit for loading the model and compiling, in seconds."""

@@ -29,7 +29,7 @@ def find_recipe(recipe: str) -> Path:
     (it ends in .toml or has a directory) is returned unchecked: `load_recipe` explains a bad one.
     Raises ConfigError, with the nearest name, if it is neither.
     """
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if path.is_file() or path.suffix == ".toml" or len(path.parts) != 1:
         return path
     return shipped_recipe(recipe)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import PathText, Section
 
 
 class Explore(Section):
@@ -35,7 +35,7 @@ class SegmentConfig(Section):
     """For tokens: tokens per segment. For count: number of segments."""
     extra_ends: tuple[str, ...] = ()
     """For sentence: additional characters that end a segment, e.g. [";"]."""
-    function: str | None = None
+    function: PathText | None = None
     """For user: "path/to/file.py:name" or "package.module:name" of `def ends(texts: Sequence[str]) -> list[int]`, from the
     texts of a rollout's tokens to the ascending ends of its segments (docs/algorithms/your_own.md)."""
 
@@ -63,12 +63,14 @@ class PivotExplore(Explore):
     """Pivots per expanded rollout (p), drawn without replacement; 0 is GRPO."""
     branches_per_pivot: PositiveInt = 8
     """Continuations sampled at a pivot (b = K)."""
-    expand: Literal["failed", "all"] = "failed"
-    """Rollouts that get pivots."""
+    expand: Literal["failed", "all", "unsolved"] = "failed"
+    """Rollouts that get pivots: failed ones, all, or those of prompts without any success."""
     success_threshold: float = 0.0
     """A reward above this is a success."""
     root_pivot: bool = True
     """Allow the prompt itself as a pivot."""
+    max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Deepest pivot, as a depth ratio r; below 1 it leaves out the states behind the last steps."""
     segments: SegmentConfig = SegmentConfig()
 
     @property
@@ -87,13 +89,16 @@ class PivotExplore(Explore):
 
 
 class RecoverabilityConfig(Section):
-    """P(success | depth): a logistic regression, fitted between steps."""
+    """P(success | depth), estimated between steps."""
 
-    model: Literal["logistic", "uniform"] = "logistic"
-    """uniform: P = 1 at every depth."""
+    model: Literal["logistic", "bins", "uniform"] = "logistic"
+    """logistic: a logistic regression. bins: the share of rescued pivots in each of `bins` equal bins of r, (s + 1) / (n + 2).
+    uniform: P = 1 at every depth."""
+    bins: PositiveInt = 10
+    """For bins: number of bins."""
     window: PositiveInt = 10_000
     """Latest pivots kept for the fit (first in, first out)."""
     min_items: PositiveInt = 10
-    """The fit needs more items than this, and both outcomes; until then P = 1."""
+    """The estimate needs more items than this, and both outcomes; until then P = 1."""
     l2: PositiveFloat = 1.0
     """C of scikit-learn's LogisticRegression: the inverse of the L2 penalty on w."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from deepgrpo.errors import EngineError
 from deepgrpo.records import Completion, SampleRequest
 
-NOT_FINITE = (
-    "the logits of the policy are not finite, so nothing can be sampled: the weights have overflowed. Lower "
-    "optim.lr and continue from an earlier checkpoint with --resume, or check the weights of model.path"
-)
-"""Error message for log-probs that are infinite or NaN."""
+
+def not_finite(tokenizer: Any, request: SampleRequest, drawn: int) -> EngineError:
+    """Error for logits from which no token can be drawn.
+
+    Args:
+        drawn: tokens of the response that were drawn before, behind `request.prefix`.
+    """
+    prompt = tokenizer.decode(request.prefix[: len(request.prefix) - len(request.response)]).strip()
+    return EngineError(
+        f"the logits of the policy are not finite (NaN, or -inf for every token) after {len(request.response) + drawn} tokens "
+        f"of a response to the prompt that ends in {prompt[-60:]!r}, so nothing can be sampled: the weights have overflowed, "
+        "or the model masks its whole vocabulary. Lower optim.lr and continue from an earlier checkpoint with --resume, or "
+        "check the weights of model.path"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +95,18 @@ class Engine(Protocol):
         """Release everything that the engine has started. Safe to call twice."""
 
 
-def check_requests(requests: Sequence[SampleRequest], context: int) -> None:
-    """Raise EngineError if a request does not fit into a context of `context` tokens, or asks for nothing."""
+def check_requests(requests: Sequence[SampleRequest], context: int, token_rows: int | None = None) -> None:
+    """Raise EngineError if a request does not fit into a context of `context` tokens, or asks for nothing.
+
+    Args:
+        token_rows: rows of the model's embeddings; a token without a row is refused. None: not checked.
+    """
     for request in requests:
+        if token_rows is not None and max(request.prefix, default=0) >= token_rows:
+            raise EngineError(
+                f"a prefix has the token id {max(request.prefix)}, but the model has embeddings for the ids below "
+                f"{token_rows:,} only; use the model's own tokenizer (model.tokenizer)"
+            )
         longest = len(request.prefix) + request.max_new_tokens
         if not request.prefix:
             raise EngineError("a prompt has no tokens; give it at least one (a BOS token or a template)")
@@ -98,3 +117,13 @@ def check_requests(requests: Sequence[SampleRequest], context: int) -> None:
                 f"a prefix of {len(request.prefix)} tokens plus {request.max_new_tokens} new ones is {longest}, but the "
                 f"model's context is {context}; lower sampling.max_new_tokens or data.max_prompt_tokens"
             )
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Begin the message of an engine's error inside the block with the place in the run, such as "step 3"."""
+    try:
+        yield
+    except EngineError as error:
+        error.args = (f"{what}: {error}",)
+        raise

@@ -1,25 +1,36 @@
 """`deepgrpo eval`: load a model, evaluate it on each data set, print a table, write the figures.
 
-    options ─► data sets resolved (files exist, names known) ─► model ─► evaluate each set ─► table, JSON, rows
+    options ─► data sets resolved (files exist, names known) ─► model ─► all data read ─► evaluate each set ─► table, JSON, rows
 
-Every error in the options is reported before the model is loaded.
+Every error in the options is reported before the model is loaded, every error in the data before any sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from deepgrpo.config import Config, ReasoningGymData, SamplingConfig, SyntheticData, TaskReward, TemplateConfig
+from deepgrpo.config import (
+    Config,
+    DataConfig,
+    GeneratedData,
+    ReasoningGymData,
+    RewardConfig,
+    SamplingConfig,
+    TaskReward,
+    TemplateConfig,
+)
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.eval.output import print_table, progress_bar, write_json, write_rows
 from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.records import Prompt
 from deepgrpo.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -43,23 +54,22 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     source = find_model(options.model)
     sets = _resolve_sets(options, source)
 
-    import torch
-
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
-    from deepgrpo.model.device import resolve_device
+    from deepgrpo.model.device import resolve_device, use_threads
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_threads(None, options.threads)
     device = resolve_device(options.device, "--device")
     policy = load_model(source, device, options.dtype)
+    threads = use_threads(policy.model, options.threads, "--threads")
     engine = EmbeddedEngine(policy, max_rows=options.max_rows)
-    console.print(f"{source.path} on {device}", markup=False, soft_wrap=True)
+    console.print(f"{source.path} on {device} · {threads}", markup=False, soft_wrap=True)
 
+    # all data first: an error in the last set must not cost the figures of the others
+    prepared = [_prepare(options, one, policy, console, source.run) for one in sets]
     results: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    for one in sets:
-        sampling = sampling_for(options, source.run, one, policy.context)
-        results[one.name], new_rows = _evaluate_set(options, one, sampling, engine, policy, console, source.run)
+    for one in prepared:
+        results[one.name], new_rows = _evaluate_set(options, one, engine, policy, source.run)
         rows += [{"set": one.name, **row} for row in new_rows]
     print_table(results, console)
     if options.json is not None:
@@ -98,9 +108,10 @@ def _check(options: EvalOptions) -> None:
                 f"--k {k} needs at least {max(k, 1)} samples, but --samples is {options.samples}; raise --samples "
                 "or drop that k (k starts at 1)"
             )
-    if options.temperature is not None and options.temperature <= 0:
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise ConfigError(
-            f"--temperature is {options.temperature}; it should be above 0 (the greedy response is always measured too)"
+            f"--temperature is {options.temperature}; it should be a number above 0 (the greedy response is always measured "
+            "too)"
         )
 
 
@@ -108,12 +119,12 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
     """The data sets of `--data`; without it, the evaluation data of the run."""
     run = source.run
     # the wording of a generated task does not carry over to a suite
-    own_words = run is not None and not isinstance(run.data, SyntheticData | ReasoningGymData)
+    own_words = run is not None and not isinstance(run.data, GeneratedData | ReasoningGymData)
     if not options.data:
         if run is None:
             raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_test.jsonl")
         data = run.eval.data or run.data
-        if options.limit or (isinstance(data, SyntheticData) and data.limit is None and data.size is None):
+        if options.limit or (isinstance(data, GeneratedData) and data.limit is None and data.size is None):
             limit = options.limit or run.eval.limit
             # reasoning-gym generates `size` questions
             data = data.model_copy(update={"size" if isinstance(data, ReasoningGymData) else "limit": limit})
@@ -152,20 +163,24 @@ def sampling_for(options: EvalOptions, run: Config | None, one: EvalSet, context
 # ---------------------------------------------------------------- work
 
 
-def _evaluate_set(
-    options: EvalOptions,
-    one: EvalSet,
-    sampling: SamplingConfig,
-    engine: Any,
-    policy: Policy,
-    console: Console,
-    run: Config | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from deepgrpo.eval.evaluate import evaluate
-    from deepgrpo.prompts.source import build_source
-    from deepgrpo.prompts.tasks import build_task
-    from deepgrpo.rewards import build_reward
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A data set with its prompts, ready to be sampled."""
 
+    name: str
+    data: DataConfig
+    reward: RewardConfig
+    sampling: SamplingConfig
+    prompts: Sequence[Prompt]
+    skipped: Mapping[str, int]
+
+
+def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Console, run: Config | None) -> _Prepared:
+    """Read a data set and say which rows are left out."""
+    from deepgrpo.model.soundness import require_rows
+    from deepgrpo.prompts.source import build_source
+
+    sampling = sampling_for(options, run, one, policy.context)
     data = one.data
     if options.chat == "off" or (options.chat == "auto" and not getattr(policy.tokenizer, "chat_template", None)):
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": False})})
@@ -173,19 +188,30 @@ def _evaluate_set(
         data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
-    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False)
+    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
+    require_rows(policy, lambda: prompts, f"the data set {one.name!r}")
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
-    reward = build_reward(one.reward, build_task(data) if isinstance(one.reward, TaskReward) else None)
+    return _Prepared(one.name, data, one.reward, sampling, prompts, source.skipped)
+
+
+def _evaluate_set(
+    options: EvalOptions, one: _Prepared, engine: Any, policy: Policy, run: Config | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from deepgrpo.eval.evaluate import evaluate
+    from deepgrpo.prompts.tasks import build_task
+    from deepgrpo.rewards import build_reward
+
+    reward = build_reward(one.reward, build_task(one.data) if isinstance(one.reward, TaskReward) else None)
     try:
-        with progress_bar(one.name, len(prompts) * (1 + options.samples)) as advance:
+        with progress_bar(one.name, len(one.prompts) * (1 + options.samples)) as advance:
             result = evaluate(
                 engine,
                 reward,
-                prompts,
+                one.prompts,
                 policy.tokenizer,
-                sampling=sampling,
+                sampling=one.sampling,
                 samples=options.samples,
                 k=options.k,
                 truncated_value=one.reward.truncated_value,
@@ -200,11 +226,11 @@ def _evaluate_set(
     stats = result.stats
     summary = {
         "metrics": dict(result.metrics),
-        "skipped": dict(source.skipped),
+        "skipped": dict(one.skipped),
         "tokens_per_s": stats.sampled_tokens / stats.seconds if stats.seconds else None,
         "stats": asdict(stats),
-        "data": data.model_dump(mode="json"),
+        "data": one.data.model_dump(mode="json"),
         "reward": one.reward.model_dump(mode="json"),
-        "sampling": sampling.model_dump(mode="json"),
+        "sampling": one.sampling.model_dump(mode="json"),
     }
     return summary, [row.as_dict() for row in result.rows]

@@ -46,7 +46,7 @@ class EvalOptions:
     max_rows: int = 64
     """Sequences decoded in parallel."""
     threads: int | None = None
-    """CPU threads of torch. Default: torch's choice."""
+    """CPU threads of torch. Default: $OMP_NUM_THREADS, else by the size of the model."""
     json: str | None = None
     """File for all figures, as JSON."""
     rows: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deepgrpo.errors import DataError
+from deepgrpo.runs.text import json_text
 from deepgrpo.terminal import Terminal
 
 
@@ -58,12 +58,12 @@ def print_whole(console: Console, table: Table) -> None:
 
 def write_json(path: str, figures: Mapping[str, Any]) -> None:
     """Write the figures of all data sets. Raises DataError if the file cannot be written."""
-    _write(path, "json", json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, "json", json_text(figures, indent=2, allow_nan=False) + "\n")
 
 
 def write_rows(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one line of JSON per question. Raises DataError if the file cannot be written."""
-    _write(path, "rows", "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    _write(path, "rows", "".join(json_text(row, allow_nan=False) + "\n" for row in rows))
 
 
 def _write(path: str, option: str, text: str) -> None:

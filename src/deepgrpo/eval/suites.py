@@ -12,7 +12,7 @@ The package contains no questions: a suite only states its location, its columns
 from __future__ import annotations
 
 import difflib
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from deepgrpo.config import (
     TemplateConfig,
 )
 from deepgrpo.errors import ConfigError, DataError, MissingExtraError
+from deepgrpo.prompts.jsonl import first_row
 
 AnswerFormat = Literal["boxed", "gsm8k", "any"]
 Preset = Literal["plain", "gsm8k", "math", "custom"]
@@ -39,6 +40,7 @@ REFERENCE_MARKER = "####"
 ANSWER_FORMATS: dict[Preset, AnswerFormat] = {"gsm8k": "gsm8k", "math": "boxed", "plain": "any", "custom": "any"}
 """Answer format of each wording: the place that it asks for."""
 
+_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 _QUESTION_COLUMNS = ("question", "problem")
 _ANSWER_COLUMNS = ("answer", "final_answer")
 
@@ -146,9 +148,10 @@ def resolve(
     if spec in SUITES:
         local = _in_directory(spec, Path(data_dir)) if data_dir is not None else None
         return resolve_suite(spec, local, template=template, answer_format=answer_format, limit=limit)
-    if Path(spec).suffix in (".jsonl", ".parquet") or Path(spec).is_file():
-        return _plain(Path(spec).stem, Path(spec), template, answer_format, limit)
-    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).exists():
+    # os.path: a name that no file can have is no file, where pathlib would raise
+    if spec.endswith(_ENDINGS) or os.path.isfile(spec):
+        return _plain(Path(spec).stem.removesuffix(".jsonl"), Path(spec), template, answer_format, limit)
+    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not os.path.exists(spec):
         return _hub(spec, template or TemplateConfig(preset="math"), answer_format, limit)
     raise ConfigError(f"--data {spec!r} is neither a suite nor a .jsonl or .parquet file; {_hint(spec)}")
 
@@ -190,22 +193,22 @@ def _in_directory(name: str, directory: Path) -> Path:
 
 def _file(path: Path, template: TemplateConfig, limit: int | None, usual: ColumnMap) -> DataConfig:
     """Data section of a local file. Its columns are the suite's if present, else common names."""
-    path = path.expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(path))
+    if not os.path.isfile(path):
         raise DataError(f"data file {str(path)!r} does not exist; check the path (relative to the working directory)")
-    if path.suffix not in (".jsonl", ".parquet"):
+    if not path.name.endswith(_ENDINGS):
         raise DataError(f"data file {str(path)!r} is neither .jsonl nor .parquet; convert it to one of them")
     have = _column_names(path)
     question = _first((usual.question, *_QUESTION_COLUMNS), have) or usual.question
     answer = _first((str(usual.answer), *_ANSWER_COLUMNS), have) or usual.answer
     columns = _columns(question, answer)
-    kind: Any = JsonlData if path.suffix == ".jsonl" else ParquetData
+    kind: Any = ParquetData if path.suffix == ".parquet" else JsonlData
     data: DataConfig = kind(path=str(path), columns=columns, template=template, limit=limit)
     return data
 
 
 def _column_names(path: Path) -> tuple[str, ...]:
-    """Columns of the first row; empty if it is unreadable, which reading the data will report."""
+    """Columns of the first readable row; empty if there is none, which reading the data will report."""
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet
@@ -215,12 +218,7 @@ def _column_names(path: Path) -> tuple[str, ...]:
             return tuple(pyarrow.parquet.read_schema(path).names)
         except (OSError, pyarrow.ArrowException):
             return ()
-    try:
-        with path.open(encoding="utf-8") as file:
-            row = json.loads(next((line for line in file if line.strip()), "{}"))
-    except (OSError, ValueError):
-        return ()
-    return tuple(row) if isinstance(row, dict) else ()
+    return tuple(first_row(str(path)))
 
 
 def _first(wanted: Sequence[str], have: Sequence[str]) -> str | None:

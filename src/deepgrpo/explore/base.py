@@ -7,6 +7,7 @@ these methods and a section in config/explore.py; a user's own needs neither (ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ State = Mapping[str, Any]
 
 ATTENTION = "attention"
 """Signal: the attention that later steps pay to a token's step (model/signals.py)."""
+
+BELIEF = "belief"
+"""Signal: the probability of the reference answer at the start of a token's step (train/belief.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,13 @@ class Signal:
     segment: Segmenter
     """Cuts the tokens of a response into the steps that are measured."""
     lag: int = 0
-    """Steps nearer than this are ignored."""
+    """For attention: steps nearer than this are ignored."""
+    cue: str = ""
+    """For belief: text written between a state and the reference answer, e.g. "\n#### "."""
+    closing: str = ""
+    """For belief: text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}"."""
+    most_reward: float = math.inf
+    """Only nodes with at most this reward are measured."""
 
 
 Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray], int]]

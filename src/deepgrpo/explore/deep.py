@@ -17,7 +17,7 @@ from deepgrpo.config import DeepExplore
 from deepgrpo.explore.base import State
 from deepgrpo.explore.pivots import PivotStrategy
 from deepgrpo.explore.recoverability import Recoverability
-from deepgrpo.records import Tree
+from deepgrpo.records import Node, Tree
 from deepgrpo.runs.facts import succeeds
 
 
@@ -26,7 +26,7 @@ class DeepStrategy(PivotStrategy[DeepExplore]):
     def initial_state(self) -> State:
         return Recoverability().to_dict()
 
-    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
+    def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:
         return log_q(ratios, Recoverability.from_dict(state), self.config.gamma)
 
     def observe(self, state: State, trees: Sequence[Tree]) -> State:

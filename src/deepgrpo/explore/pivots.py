@@ -21,7 +21,7 @@ from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter
-from deepgrpo.records import Credit, Pivot, Tree
+from deepgrpo.records import Credit, Node, Pivot, Tree
 
 Keys = TypeVar("Keys", bound=PivotExplore)
 
@@ -42,8 +42,8 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
         return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
 
     @abstractmethod
-    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
-        """Depth ratios `[n]` → log Q `[n]`, normalised."""
+    def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:
+        """Candidates of a rollout, by offset and depth ratio `[n]` → log Q `[n]`, normalised."""
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -55,17 +55,23 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
     def _second_round(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         """`num_pivots` candidates of every expanded rollout, drawn from Q.
 
-        A rollout without candidates gets none: its prompt leaves no room, or the root was its only state and is not allowed.
+        A rollout without candidates gets none: its prompt leaves no room, or no state is
+        allowed by `root_pivot` and `max_ratio`.
         """
         config = self.config
         pivots: list[Pivot] = []
-        for index, node in tree.stream("main"):
+        rollouts = list(tree.stream("main"))
+        if config.expand == "unsolved" and any(node.reward > config.success_threshold for _, node in rollouts):
+            return []
+        for index, node in rollouts:
             if config.expand == "failed" and node.reward > config.success_threshold:
                 continue
-            offsets, ratios = candidates(self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot)
+            offsets, ratios = candidates(
+                self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot, deepest=config.max_ratio
+            )
             if not offsets:
                 continue
-            log_q = self.log_q(ratios, state)
+            log_q = self.log_q(node, offsets, ratios, state)
             q = np.exp(log_q)
             for i in draw_without_replacement(log_q, config.num_pivots, random):
                 pivots.append(
@@ -83,18 +89,19 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
         return sibling_credit(tree, self.scale)
 
 
-def candidates(ends: Sequence[int], *, room: int, root: bool = True) -> tuple[list[int], list[float]]:
+def candidates(ends: Sequence[int], *, room: int, root: bool = True, deepest: float = 1.0) -> tuple[list[int], list[float]]:
     """Offsets and depth ratios of the states that may become pivots.
 
     Args:
         ends: ascending ends of the segments; the last one is the end of the rollout.
         room: longest response; a state must leave space for at least one more token.
         root: include the prompt itself (index 0 of the chain, ratio 1 / len(chain)).
+        deepest: largest depth ratio.
 
     Example: ends [10, 20, 30, 40] make a chain of 5; candidates at 0, 10, 20, 30 with r = .2, .4, .6, .8.
     """
     chain = [0, *ends]
-    keep = [i for i in range(0 if root else 1, len(chain) - 1) if chain[i] < room]
+    keep = [i for i in range(0 if root else 1, len(chain) - 1) if chain[i] < room and (i + 1) / len(chain) <= deepest]
     return [chain[i] for i in keep], [(i + 1) / len(chain) for i in keep]
 
 

@@ -17,11 +17,12 @@ import numpy as np
 from deepgrpo.config import RandomExplore
 from deepgrpo.explore.base import State
 from deepgrpo.explore.pivots import PivotStrategy
+from deepgrpo.records import Node
 
 
 @dataclass(frozen=True)
 class RandomStrategy(PivotStrategy[RandomExplore]):
-    def log_q(self, ratios: Sequence[float], state: State) -> np.ndarray:
+    def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:
         return log_uniform(ratios)
 
 

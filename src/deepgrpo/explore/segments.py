@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from deepgrpo.config import SegmentConfig
@@ -14,35 +16,57 @@ Segmenter = Callable[[Sequence[int]], list[int]]
 """tokens → ascending ends of segments; the last one is the number of tokens."""
 
 _SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+_BROKEN = "\ufffd"
+_MOST_PARTS = 8
+"""Most tokens of one character."""
 _CLOSERS = "\"')]}*”’ "
 
 
 def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
-    """The segmenter of a recipe. Token texts are decoded once each.
+    """The segmenter of a recipe.
 
     Raises ConfigError if a user's function cannot be loaded; the segmenter of one raises StrategyError.
     """
-    texts: dict[int, str] = {}
+    decode = cache(lambda *tokens: str(tokenizer.decode(list(tokens))))
 
-    def text_of(token: int) -> str:
-        if token not in texts:
-            texts[token] = tokenizer.decode([token])
-        return texts[token]
+    def texts(tokens: Sequence[int]) -> list[str]:
+        return token_texts(tokens, decode)
 
     if config.type == "sentence":
         ends = _SENTENCE_ENDS + config.extra_ends
-        return lambda tokens: sentence_ends([text_of(t) for t in tokens], ends)
+        return lambda tokens: sentence_ends(texts(tokens), ends)
     if config.type == "period":
-        return lambda tokens: _close([i + 1 for i, t in enumerate(tokens) if text_of(t) == "."], len(tokens))
+        return lambda tokens: _close([i + 1 for i, text in enumerate(texts(tokens)) if text == "."], len(tokens))
     if config.type == "step":
-        return lambda tokens: step_ends([text_of(t) for t in tokens])
+        return lambda tokens: step_ends(texts(tokens))
     if config.type == "user":
         assert config.function is not None  # the section is checked for it
         function, name = load_object(config.function, "explore.segments.function"), config.function
-        return lambda tokens: user_ends(function, name, [text_of(t) for t in tokens])
+        return lambda tokens: user_ends(function, name, texts(tokens))
     if config.type == "tokens":
         return lambda tokens: _close(list(range(config.size, len(tokens), config.size)), len(tokens))
     return lambda tokens: count_ends(len(tokens), config.size)
+
+
+def token_texts(tokens: Sequence[int], decode: Callable[..., str]) -> list[str]:
+    """Decode tokens one by one; where several form one character, the last of them has it and the others are empty.
+
+    Args:
+        decode: tokens, as arguments → their text. U+FFFD stands for bytes that form no character yet.
+    """
+    found: list[str] = []
+    start = 0
+    while start < len(tokens):
+        for end in range(start + 1, min(start + _MOST_PARTS, len(tokens)) + 1):
+            text = decode(*tokens[start:end])
+            if not text.endswith(_BROKEN):
+                break
+        else:  # never completed: the decoder's own output
+            end, text = start + 1, decode(tokens[start])
+        found += [*[""] * (end - start - 1), text]
+        start = end
+    return found
 
 
 def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) -> list[int]:
@@ -66,15 +90,21 @@ def sentence_ends(texts: Sequence[str], ends: Sequence[str] = _SENTENCE_ENDS) ->
 
 
 def step_ends(texts: Sequence[str]) -> list[int]:
-    """Segments end at the token that completes a blank line, which may span several tokens."""
+    """Segments end at the token that completes a blank line, which may span several tokens and contain spaces.
+
+    All line breaks of a gap belong to the step before it, so no step is blank.
+    """
     found: list[int] = []
     pending = ""
     for i, text in enumerate(texts):
-        pending += text
-        if "\n\n" in pending:
+        if found and found[-1] == i and not text.strip():
+            found[-1] = i + 1
+            continue
+        pending = (pending + text).lstrip()
+        *_, rest = _BLANK_LINE.split(pending)
+        if rest != pending:
             found.append(i + 1)
-            # further line breaks of the same gap start no new step
-            pending = pending.rpartition("\n\n")[2]
+            pending = rest
     return _close(found, len(texts))
 
 

@@ -14,7 +14,7 @@ from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import ConfigError, DeepGRPOError, first_line
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.lab.strategy_check import check_strategy
-from deepgrpo.model.device import resolve_device
+from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import SampleRequest
@@ -43,6 +43,7 @@ def _check_model(name: str, options: DoctorOptions, out: Console) -> int:
         PretrainedModel(path=name, trust_remote_code=options.trust_remote_code),
         device=resolve_device(options.device, "--device"), dtype=options.dtype,
     )  # fmt: skip
+    use_threads(policy.model, None)
     packing = policy.try_tree_packing()
     sampling, problem = _sampling(policy)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from deepgrpo.threads import available_cpus
+
 
 def machine_and_versions() -> dict[str, Any]:
     """Processor, cores, load and versions, as plain JSON."""
@@ -14,7 +16,7 @@ def machine_and_versions() -> dict[str, Any]:
     import transformers
 
     return {
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {"processor": _processor(), "cores": available_cpus(), "load": os.getloadavg()[0]},
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__
         },

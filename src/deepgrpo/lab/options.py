@@ -90,7 +90,7 @@ class ProbeOptions:
     max_rows: int | None = None
     """Sequences decoded at once. Default: the recipe's engine.max_rows, else 64."""
     threads: int | None = None
-    """CPU threads of torch. Default: torch's own choice."""
+    """CPU threads of torch. Default: the recipe's run.threads, else by the size of the model."""
     json: str | None = None
     """Write all figures and every measured state to this file."""
     plot: str | None = None
@@ -106,7 +106,7 @@ class CompareOptions:
     experiment: Annotated[str, tyro.conf.Positional]
     """A TOML file (docs/compare.md), or the name of a shipped one, such as methods."""
     jobs: int = 1
-    """Parallel runs, each in its own process with one thread."""
+    """Parallel runs, each in its own process with its share of the CPUs."""
     dry_run: bool = False
     """Print the number of runs, tokens and minutes; train nothing."""
     dir: str | None = None

@@ -77,6 +77,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
             mask = mask.expand(-1, -1, query.shape[2], -1)
         out, lse = _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
         return out, lse
+    return _attend_by_products(query, key, value, mask, scale)
+
+
+def _attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`_attend` without a kernel that returns its log-sum-exp: on GPUs, and for values of another width than the keys."""
     scores = (query @ key.transpose(-1, -2)).float() * scale
     if mask is not None:
         scores = scores + mask

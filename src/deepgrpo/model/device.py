@@ -1,12 +1,14 @@
-"""Check the name of a device before anything is loaded."""
+"""The device of a model, by name, and the number of CPU threads for its size."""
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
 
 from deepgrpo.errors import ConfigError
+from deepgrpo.threads import NUMBER_OF_USERS, Threads, available_cpus, threads_for
 
 
 def resolve_device(wanted: str, key: str = "run.device") -> str:
@@ -29,3 +31,27 @@ def resolve_device(wanted: str, key: str = "run.device") -> str:
             f"the last one is cuda:{count - 1}"
         )
     return wanted
+
+
+def use_threads(model: torch.nn.Module | None, wanted: int | None, key: str = "run.threads") -> Threads:
+    """Set the number of CPU threads of torch.
+
+    The recipe decides first, then the variables of OpenMP and MKL, then the size of the model.
+
+    Args:
+        model: None before its size is known: all CPUs.
+        wanted: the recipe's number.
+        key: its config key, for the first line of a run.
+    """
+    cpus = available_cpus()
+    users = [name for name in NUMBER_OF_USERS if name in os.environ]
+    if wanted:
+        chosen = Threads(wanted, cpus, key)
+    elif users:
+        chosen = Threads(torch.get_num_threads(), cpus, users[0])
+    else:
+        size = None if model is None else sum(p.numel() for p in model.parameters())
+        number = cpus if size is None else threads_for(size, cpus)
+        chosen = Threads(number, cpus, "" if size is None else f"model of {size / 1e6:.2f}M parameters")
+    torch.set_num_threads(chosen.number)
+    return chosen

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError, first_line
 from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.directory import require_config, require_weights
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.shape import shape_of
+from deepgrpo.model.soundness import freeze_other_parts, require_all_weights, require_causal, require_own_tokens
 
 PYPI_PREFIX = "pypi:"
+
+LONGEST_NAME = 255
+"""Bytes of a file name on most systems; the system calls refuse longer ones."""
 
 
 def load_policy(
@@ -34,14 +40,22 @@ def load_policy(
         transformers_logging.disable_progress_bar()  # a progress bar would clutter a log file
     tokenizer = load_tokenizer(config)
     path, gguf = locate(config)
+    said = f"model.path = {config.path!r}"
+    if Path(path).is_dir() and not gguf:
+        require_weights(Path(path), said)
     try:
         if gguf:
             from transformers import GgufConfig
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **code_options(config), **gguf)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged config or a model's own code may raise anything
         raise loading_error(config, path, error) from error
+    require_all_weights(model, said, info)
     if gguf:
         # the weights are plain tensors now; a saved checkpoint must not ask for GGUF again
         model.config.quantization_config = None
@@ -49,9 +63,13 @@ def load_policy(
         model.hf_quantizer = None
         model.is_quantized = False
     disable_dropout(model)
+    freeze_other_parts(model)
     if config.lora:
         model = add_adapters(model, config)
-    return Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+    policy = Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+    require_causal(policy.causal, said)
+    require_own_tokens(policy, said)
+    return policy
 
 
 def scratch_policy(
@@ -90,8 +108,9 @@ def load_tokenizer(config: PretrainedModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_path, trust_remote_code=config.trust_remote_code, **({} if config.tokenizer else gguf)
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file may raise anything
         _refuse_remote_code(config, error)
+        _try_config(config, path, gguf)
         if not Path(tokenizer_path).is_dir():
             key = "model.tokenizer" if config.tokenizer else "model.path"
             raise ModelError(
@@ -113,7 +132,7 @@ def load_tokenizer(config: PretrainedModel) -> Any:
 def context_length(model_config: Any, tokenizer: Any) -> int:
     """Longest prompt plus response of a model, in tokens."""
     # tokenizers without a limit report 1e30
-    return int(getattr(model_config, "max_position_embeddings", 0) or min(tokenizer.model_max_length, 2**20))
+    return shape_of(model_config).context or int(min(tokenizer.model_max_length, 2**20))
 
 
 def code_options(config: PretrainedModel) -> dict[str, Any]:
@@ -125,10 +144,37 @@ def code_options(config: PretrainedModel) -> dict[str, Any]:
 def loading_error(config: PretrainedModel, path: str, error: Exception) -> ModelError:
     """Turn transformers' loading error into a ModelError with the remedy."""
     _refuse_remote_code(config, error)
+    if "Unrecognized configuration class" in str(error) and (found := _kind_of(path)):
+        return ModelError(
+            f"model.path = {config.path!r} is a {found}, which transformers does not load as a causal language model of text "
+            "alone; name one, such as the text-only model of the same family"
+        )
+    said = " ".join(str(error).split("\n")[:2])  # where transformers checks a config, the second line has the cause
     return ModelError(
-        f"no causal language model could be loaded from {path!r} ({first_line(error)}); "
+        f"no causal language model could be loaded from {path!r} ({' '.join(said.split())[:300] or type(error).__name__}); "
         "model.path must be a directory with config.json and safetensors, or a hub name"
     )
+
+
+def _try_config(config: PretrainedModel, path: str, gguf: dict[str, Any]) -> None:
+    """Raise ModelError if a directory's config.json cannot be read, which a tokenizer's error would not say."""
+    from transformers import AutoConfig
+
+    if config.tokenizer or gguf or not Path(path).is_dir():
+        return
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise loading_error(config, path, error) from error
+
+
+def _kind_of(path: str) -> str:
+    """Architecture and model type in a directory's config.json; empty if it has none."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        return f"{(config.get('architectures') or ['model'])[0]} (model_type {config['model_type']!r})"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
+        return ""
 
 
 def locate(config: PretrainedModel) -> tuple[str, dict[str, Any]]:
@@ -145,12 +191,17 @@ def locate(config: PretrainedModel) -> tuple[str, dict[str, Any]]:
 def _locate(config: PretrainedModel) -> tuple[str, str | None]:
     """The directory (or hub name) and the name of the GGUF file in it, if any."""
     if not config.path.startswith(PYPI_PREFIX):
-        path = Path(config.path)
-        if path.is_dir() and not config.gguf_file and not (path / "config.json").exists():
-            raise ModelError(
-                f"model.path = {config.path!r} has no config.json; name a directory in the Hugging Face layout, or set "
-                "model.gguf_file if it holds GGUF weights"
-            )
+        path, said = Path(config.path), f"model.path = {config.path!r}"
+        if len(path.name) > LONGEST_NAME:
+            raise ModelError(f"model.path has a name of {len(path.name)} characters; name a directory or a hub name")
+        if path.is_dir():
+            if not config.gguf_file:
+                require_config(path, said)
+            elif not (path / config.gguf_file).is_file():
+                files = sorted(file.name for file in path.glob("*.gguf"))
+                raise ModelError(f"{said} has no file {config.gguf_file!r}; model.gguf_file can be one of {files}")
+        elif path.is_file():
+            raise ModelError(f"{said} is a file; name its directory, and set model.gguf_file if it holds GGUF weights")
         return config.path, config.gguf_file
     package = config.path.removeprefix(PYPI_PREFIX)
     spec = importlib.util.find_spec(package.replace("-", "_"))

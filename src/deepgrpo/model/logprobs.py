@@ -48,6 +48,8 @@ class _ChunkedLogSoftmax(torch.autograd.Function):
             logprob_N[part] = log_p.gather(1, target_N[part, None]).squeeze(1)
             if with_entropy:
                 probability = torch.exp(log_p)
+                if bias_V is not None:  # a bias of -inf masks a token: 0 log 0 is 0, and not NaN
+                    log_p.clamp_(min=torch.finfo(dtype).min)
                 entropy_N[part] = -torch.linalg.vecdot(probability, log_p)
                 if keep:
                     saved.append(probability)
@@ -123,6 +125,19 @@ def _logits(
     if softcap is not None:
         return logits.div_(softcap / scale).tanh_().mul_(softcap / temperature)
     return logits.div_(temperature / scale) if temperature != scale else logits
+
+
+def entropy(log_p_NV: Tensor) -> Tensor:
+    """Entropy `[N]` of distributions given by their log-probs, in nats. A masked token, with a log-prob of -inf, adds 0."""
+    return -(log_p_NV.exp() * log_p_NV.clamp(min=torch.finfo(log_p_NV.dtype).min)).sum(-1)
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Largest absolute difference of two tensors of log-probs or logits; NaN if either has one.
+
+    Equal infinities are equal: both say that a token is masked.
+    """
+    return torch.where(a == b, 0.0, a - b).abs().max()
 
 
 def chunked_logprobs(

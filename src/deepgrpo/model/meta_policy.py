@@ -14,6 +14,7 @@ from deepgrpo.config import ModelConfig, ScratchModel
 from deepgrpo.model.adapters import add_adapters
 from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.soundness import freeze_other_parts, require_decoder, require_own_tokens
 
 
 def build_meta_policy(
@@ -41,7 +42,7 @@ def build_meta_policy(
     path, gguf = locate(config)
     try:
         shape = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a damaged config may raise anything
         raise loading_error(config, path, error) from error
     if getattr(shape, "quantization_config", None) is not None:
         return None
@@ -51,7 +52,11 @@ def build_meta_policy(
     except Exception:  # a model's own code may raise anything; loading the real model will report the cause
         return None
     disable_dropout(model)
+    freeze_other_parts(model)
+    require_decoder(model, f"model.path = {config.path!r}")
     if config.lora:
         with torch.device("meta"):
             model = add_adapters(model, config)
-    return Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+    policy = Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+    require_own_tokens(policy, f"model.path = {config.path!r}")
+    return policy

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from deepgrpo.errors import ModelError, first_line
 from deepgrpo.model import tree_attention
 from deepgrpo.model.adapters import has_adapters, load_adapters
+from deepgrpo.model.directory import require_config
 from deepgrpo.model.head import Head, find_head
-from deepgrpo.model.logprobs import chunked_logprobs
+from deepgrpo.model.logprobs import chunked_logprobs, entropy
+from deepgrpo.model.shape import shape_of, text_part
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 
@@ -64,11 +66,20 @@ class Policy:
         return self.model.get_base_model() if has_adapters(self.model) else self.model  # type: ignore[operator]
 
     @property
+    def token_rows(self) -> int:
+        """Rows of the embeddings: every id below is a token that the model can read."""
+        try:
+            return int(self.causal.get_input_embeddings().weight.shape[0])
+        except (NotImplementedError, AttributeError):  # a model's own code may have embeddings of its own kind
+            return shape_of(self.causal.config).vocabulary
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token that ends a text: the tokenizer's EOS and those of the generation config."""
+        """Every token that ends a text: the tokenizer's EOS and those of the generation config, if the model has them."""
         configured = getattr(getattr(self.causal, "generation_config", None), "eos_token_id", None)
-        ids = [configured] if isinstance(configured, int) else list(configured or ())
-        return tuple(sorted({*ids, self.tokenizer.eos_token_id}))
+        ids = configured if isinstance(configured, list | tuple) else [configured]
+        rows = self.token_rows
+        return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if isinstance(i, int) and 0 <= i < rows}))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if next(self.model.parameters()).dtype == self.dtype:
@@ -113,7 +124,7 @@ class Policy:
                 log_p_NV = torch.log_softmax(logits_NV, -1)
                 logprob_N = log_p_NV.gather(1, target_N[:, None]).squeeze(1)
                 with torch.no_grad():
-                    entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if with_entropy else torch.zeros_like(logprob_N)
+                    entropy_N = entropy(log_p_NV) if with_entropy else torch.zeros_like(logprob_N)
                 return logprob_N, entropy_N
             hidden_NH = self.run(rows_N, **inputs)
         layer = self.causal.get_output_embeddings()
@@ -140,9 +151,9 @@ class Policy:
 
     @property
     def layers(self) -> nn.ModuleList | None:
-        """Decoder layers: the first ModuleList whose length is `num_hidden_layers`; None if there is none."""
-        wanted = self.causal.config.get_text_config().num_hidden_layers
-        lists = (module for module in self.causal.modules() if isinstance(module, nn.ModuleList))
+        """Decoder layers: the language model's first ModuleList of the length in the config; None if there is none."""
+        wanted = shape_of(self.causal.config).layers
+        lists = (module for module in text_part(self.causal).modules() if isinstance(module, nn.ModuleList))
         return next((module for module in lists if len(module) == wanted), None)
 
     def checkpoint_activations(self) -> None:
@@ -163,15 +174,16 @@ class Policy:
             if has_adapters(self.model):
                 load_adapters(self.model, directory)
                 return
+            require_config(directory, str(directory))
             # transformers' own reader: some families store weights in another layout than they hold in memory
             causal = self.causal
             fresh, info = type(causal).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+            wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+            if wrong:
+                raise _does_not_fit(directory, f"missing or left over: {sorted(map(str, wrong))[:3]}")
             causal.load_state_dict(fresh.state_dict())
         except RuntimeError as error:  # names or shapes differ
             raise _does_not_fit(directory, first_line(error)) from error
-        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-        if wrong:
-            raise _does_not_fit(directory, f"missing or left over: {sorted(map(str, wrong))[:3]}")
 
 
 def _does_not_fit(directory: Path, why: str) -> ModelError:

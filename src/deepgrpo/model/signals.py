@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from deepgrpo.errors import ModelError
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.shape import shape_of
 
 MOST_WEIGHTS = 2**24
 """Attention weights of a layer in memory at a time (64 MiB in float32), unless a single path has more."""
@@ -60,7 +61,7 @@ def attention_influence(policy: Policy, paths: Sequence[Steps], lag: int) -> lis
     wanted = sorted((i for i, path in enumerate(paths) if len(path.bounds) - 1 > lag), key=lambda i: len(paths[i].tokens))
     if not wanted:
         return found
-    heads = int(getattr(policy.causal.config.get_text_config(), "num_attention_heads", 1))
+    heads = max(1, shape_of(policy.causal.config).heads)
     with _reduced_attention(policy) as set_reduction:
         for batch in batch_by_length(wanted, [len(path.tokens) for path in paths], heads):
             longest = max(len(paths[i].tokens) for i in batch)

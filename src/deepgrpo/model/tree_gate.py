@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from deepgrpo.errors import first_line
 from deepgrpo.model import tree_attention
+from deepgrpo.model.logprobs import distance
 from deepgrpo.model.tree_attention import Kernel, TreePlan
 
 TOLERANCE = 2e-3
@@ -273,7 +274,7 @@ def _differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def _logprob_error(got: _Outcome, truth: _Outcome) -> float:
     """Largest difference of a log-prob; NaN if any is NaN (Python's max() would drop it)."""
-    return float(torch.stack([(a - b).abs().max() for a, b in zip(got.logprobs, truth.logprobs, strict=True)]).max())
+    return float(torch.stack([distance(a, b) for a, b in zip(got.logprobs, truth.logprobs, strict=True)]).max())
 
 
 def _gradient_error(got: _Outcome, truth: _Outcome, coarse: bool) -> float:

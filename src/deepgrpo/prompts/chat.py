@@ -7,26 +7,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deepgrpo.config import TemplateConfig
-from deepgrpo.errors import ModelError
+from deepgrpo.config.placeholders import QUESTION, Placeholder, placeholders
+from deepgrpo.errors import ModelError, first_line
+from deepgrpo.prompts.filling import fill, value_of
 
 _GSM8K = ' Let\'s think step by step and output the final answer after "####".'
 _MATH = " Let's think step by step and output the final answer within \\boxed{}."
 
 
-_PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)*)\}")
-
-
 def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any] | None = None) -> str:
     r"""User turn: the question in the wording of the template.
 
-    A custom turn may also contain columns of the row, nested ones with dots: `What is {metadata.expression}?`. Braces
-    around anything else are left unchanged.
+    A custom turn may also contain columns of the row, nested ones with dots: `What is {metadata.expression}?`; see
+    `config.placeholders`. A placeholder without a value stays as it is.
 
     >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
     '1 + 1? Let\'s think step by step and output the final answer after "####".'
@@ -37,19 +35,13 @@ def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any
         return question + _MATH
     if template.preset == "custom":
         assert template.user is not None  # TemplateConfig refuses it
-        known = {**(columns or {}), "question": question}
-        # not str.format: templates such as \boxed{} contain braces. One pass: filled-in text is not expanded again
-        return _PLACEHOLDER.sub(lambda match: _look_up(known, match), template.user)
+        return fill(template.user, known_columns(question, columns))
     return question
 
 
-def _look_up(columns: Mapping[str, Any], match: re.Match[str]) -> str:
-    value: Any = columns
-    for name in match.group(1).split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return match.group(0)
-        value = value[name]
-    return str(value)
+def known_columns(question: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a template may name: the columns of the row, and the question as `question`."""
+    return {**(columns or {}), QUESTION: question}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +53,24 @@ class Renderer:
     chat: bool
     """True if the chat template is used: requested by the recipe and present in the tokenizer."""
 
+    @property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """The placeholders of both turns."""
+        return tuple(dict.fromkeys([*placeholders(self.template.user), *placeholders(self.template.system)]))
+
+    def lacks(self, question: str, columns: Mapping[str, Any]) -> list[Placeholder]:
+        """The placeholders for which a row has no value: no such column, or null."""
+        known = known_columns(question, columns)
+        return [each for each in self.placeholders if value_of(known, each.name) is None]
+
     def text(self, question: str, columns: Mapping[str, Any] | None = None) -> str:
         """Render the model's input. Raises ModelError if the chat template rejects the turns."""
         turn = user_turn(question, self.template, columns)
         if not self.chat:
             return turn
         system = self.template.system
+        if system is not None:
+            system = fill(system, known_columns(question, columns))
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": turn})
         try:
@@ -84,7 +88,7 @@ class Renderer:
         A chat template contains its own BOS, so chat text gets no special tokens. Plain text gets the tokenizer's own
         special tokens, except a final EOS, which would end the text before the response.
 
-        Raises ModelError if the tokenizer has no token for a character.
+        Raises ModelError if the tokenizer fails, mostly because it has no token for a character.
         """
         if not texts:
             return []
@@ -92,7 +96,10 @@ class Renderer:
             rows = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
         except Exception as error:
             if "UNK" not in str(error):
-                raise
+                raise ModelError(
+                    f"{_name(self.tokenizer)} fails on {texts[0][:60]!r} (or a prompt read with it): "
+                    f"{type(error).__name__}: {first_line(error)}; repair the tokenizer or the data"
+                ) from error
             raise ModelError(
                 f"{_name(self.tokenizer)} has no token for some character of {texts[0][:60]!r} (or a prompt read with "
                 'it); a tokenizer over the characters of the synthetic task needs template.preset = "plain"'
@@ -110,18 +117,20 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
     Args:
         template: the section `data.template`.
         tokenizer: a transformers tokenizer.
-        plain_if_no_template: fall back to plain text if `template.chat` is on and the tokenizer has no chat template.
-            Only the synthetic task sets it, whose own tokenizer has no chat template.
+        plain_if_no_template: where `template.chat` is not set, a tokenizer without a chat template gets plain text. Only the
+            synthetic task sets it, whose own tokenizer has none.
 
     Raises ModelError if a requested chat template is missing.
     """
-    if not template.chat or getattr(tokenizer, "chat_template", None):
-        return Renderer(template, tokenizer, template.chat)
-    if plain_if_no_template and template.system is None:
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    if template.chat is False or has_one:
+        return Renderer(template, tokenizer, template.chat is not False)
+    if plain_if_no_template and template.chat is None and template.system is None:
         return Renderer(template, tokenizer, False)
-    wanted = f"template.chat is true{' and template.system is set' if template.system is not None else ''}"
+    reasons = ["template.chat is true"] if template.chat or not plain_if_no_template else []
+    reasons += ["template.system is set"] if template.system is not None else []
     raise ModelError(
-        f"{wanted}, but {_name(tokenizer)} has no chat template; set template.chat = false"
+        f"{' and '.join(reasons)}, but {_name(tokenizer)} has no chat template; set template.chat = false"
         f"{' and remove template.system' if template.system is not None else ''}, or use an instruction-tuned model"
     )
 

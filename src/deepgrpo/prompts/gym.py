@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from deepgrpo.boxed import last_boxed
+from deepgrpo.answers.boxed import last_boxed
+from deepgrpo.answers.characters import plain
+from deepgrpo.answers.numbers import read_number
+from deepgrpo.answers.places import MARKER, answer_of_line
+from deepgrpo.answers.running_text import last_number
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
-# a minus after a digit, a letter or a bracket subtracts; elsewhere it is a sign
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+# a number without a unit; fractions are texts to reasoning-gym
+_PLAIN = re.compile(r"[-+\s\d.,]*\d(?:[eE][-+]?\d+)?")
 
 
 def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
@@ -34,25 +38,30 @@ def extract_answer(completion: str, reference: str | None) -> tuple[str, bool]:
     3. the content of \boxed{} (see `last_boxed`);
     4. the whole response.
 
-    White space around it is stripped. If the reference is a number and this text is not, the last number in the text is
-    the answer, without thousands separators ("4 - 1 = 3." gives "3"). A text without any number is returned unchanged
-    as not found. An empty text is not found.
+    White space around it is stripped. If the reference is a number, the answer is the number in the text, without
+    thousands separators and exponents: the first one behind a mark, as `find_answer` reads it, else the last one in the
+    response ("4 - 1 = 3." gives "3"). A text without any number is returned unchanged as not found. An empty text is not
+    found.
     """
     # plain searches: a regular expression takes quadratic time on a response that repeats <answer>
     end = completion.rfind("</answer>")
     start = completion.rfind("<answer>", 0, max(end, 0))
+    marked = True
     if start >= 0:
         text = completion[start + len("<answer>") : end]
-    elif "####" in completion:
-        text = completion.rpartition("####")[2]
+    elif MARKER in completion:
+        text = completion.rpartition(MARKER)[2]
     else:
         boxed = last_boxed(completion)
-        text = completion if boxed is None else boxed
+        marked, text = boxed is not None, completion if boxed is None else boxed
     text = text.strip()
-    if reference is None or not _NUMBER.fullmatch(reference.strip()) or _NUMBER.fullmatch(text):
-        return (text.replace(",", "") if _NUMBER.fullmatch(text) else text), bool(text)
-    numbers = _NUMBER.findall(text)
-    return (numbers[-1].replace(",", ""), True) if numbers else (text, False)
+    if reference is None or not _PLAIN.fullmatch(plain(reference).strip()):
+        return text, bool(text)
+    span = last_number(text)
+    number = read_number(answer_of_line(text.split("\n", 1)[0], numeric=True) if marked else text)
+    if number is None and span is not None:
+        number = read_number(text[span[0] : span[1]])
+    return (text, False) if number is None else (number.text, True)
 
 
 @dataclass(frozen=True, slots=True)

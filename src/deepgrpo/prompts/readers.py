@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepgrpo.config import HubData, JsonlData, ParquetData
-from deepgrpo.errors import DataError, MissingExtraError
+from deepgrpo.errors import DataError, MissingExtraError, first_line
+from deepgrpo.prompts.jsonl import existing, read_jsonl
 from deepgrpo.prompts.rows import QuestionRow, RawRow, pick
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -19,7 +20,7 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 def jsonl_rows(data: JsonlData, skipped: Counter[str]) -> list[QuestionRow]:
     """Usable rows of a JSONL file, see `rows.pick`."""
-    return pick(_read_jsonl(data), data.columns, data.path, "line", skipped)
+    return pick(read_jsonl(data.path, data.limit), data.columns, data.path, "line", skipped)
 
 
 def parquet_rows(data: ParquetData, skipped: Counter[str]) -> list[QuestionRow]:
@@ -32,29 +33,9 @@ def hub_rows(data: HubData, skipped: Counter[str]) -> list[QuestionRow]:
     return pick(_read_hub(data), data.columns, f"{data.path} ({data.split})", "row", skipped)
 
 
-def _read_jsonl(data: JsonlData) -> Iterator[RawRow]:
-    """One row per non-blank line. A line that is not UTF-8 yields a row without values.
-
-    Raises DataError: the file is unreadable, or a line is not a JSON object.
-    """
-    path = _existing(data.path)
-    count = 0
-    with path.open("rb") as file:
-        # bytes, split at \n only: text mode would stop at the first invalid byte
-        for number, line in enumerate(file, start=1):
-            if data.limit is not None and count == data.limit:
-                return
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            count += 1
-            yield RawRow(number, _parse(line, data.path, number))
-
-
 def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
     """Rows of a parquet file. Raises DataError if it is unreadable, MissingExtraError without pyarrow."""
-    path = _existing(data.path)
+    path = existing(data.path)
     try:
         import pyarrow
         import pyarrow.parquet
@@ -62,10 +43,39 @@ def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
         raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            short = [field.name for field in file.schema_arrow if str(field.type) in ("float", "halffloat")]
+            rows = (_with_own_digits(row, short) for batch in file.iter_batches() for row in _python_rows(batch))
             yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{data.path} is not a readable parquet file: {error}; write it again") from error
+    # besides ArrowException: nanoseconds, time zones, repeated names of columns
+    except Exception as error:
+        raise DataError(f"{data.path} is not a readable parquet file: {first_line(error)}; write it again") from error
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """Rows of a batch; None for a row with a text that is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
+
+
+def _because(error: BaseException) -> str:
+    """The first cause of an error, which a builder hides behind one of its own."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return "" if cause is error else f" ({type(cause).__name__}: {first_line(cause)})"
+
+
+def _with_own_digits(row: dict[str, Any] | None, short: Sequence[str]) -> dict[str, Any] | None:
+    """A row whose float32 columns hold 0.1 where Python would widen it to 0.10000000149011612."""
+    if row is None or not short:
+        return row
+    return {**row, **{name: float(str(np.float32(row[name]))) for name in short if row[name] is not None}}
 
 
 def _read_hub(data: HubData) -> Iterator[RawRow]:
@@ -92,40 +102,18 @@ def _read_hub(data: HubData) -> Iterator[RawRow]:
     except Exception as error:  # the hub client, the builders and pyarrow have no common base error
         what = f"data.path = {data.path!r}, data.name = {data.name!r}, data.split = {data.split!r}"
         raise DataError(
-            f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}; "
+            f"the data set ({what}) cannot be loaded: {type(error).__name__}: {error}{_because(error)}; "
             "check the three, and the network if it is a hub name"
         ) from error
-    yield from (RawRow(number, row) for number, row in enumerate(islice(loaded, data.limit), start=1))
-
-
-def _parse(line: bytes, source: str, number: int) -> dict[str, Any] | None:
     try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        return None
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        # a saved data set may ask for tensors instead of plain values
+        plain = loaded.with_format(None)
+        types = {name: getattr(feature, "dtype", None) for name, feature in (plain.features or {}).items()}
+        short = [name for name, dtype in types.items() if dtype in ("float32", "float16")]
+        rows = (_with_own_digits(row, short) for row in plain)
+        yield from (RawRow(number, row) for number, row in enumerate(islice(rows, data.limit), start=1))
+    except Exception as error:  # pictures and sounds are decoded here
         raise DataError(
-            f"{source}, line {number} is not valid JSON: {error} ({text.strip()[:60]!r}); "
-            "repair or delete the line (a JSONL file has one object per line)"
-        ) from None
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{source}, line {number} is a JSON {type(row).__name__} ({text.strip()[:60]!r}), not an object; "
-            'write {"question": ..., "answer": ...} on every line'
-        )
-    return row
-
-
-def _existing(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise DataError(f"data.path {name!r} is a directory; name a file in it")
-    if not path.exists():
-        raise DataError(
-            f"data.path {name!r} does not exist (looked for {path.resolve()}); a relative path starts where you run"
-        )
-    if not os.access(path, os.R_OK):
-        raise DataError(f"data.path {name!r} may not be read; change its permissions")
-    return path
+            f"a row of the data set {data.path!r} cannot be read: {type(error).__name__}: {first_line(error)}; repair it, or "
+            "remove the column"
+        ) from error

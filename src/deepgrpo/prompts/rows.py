@@ -5,19 +5,23 @@ A skipped row is counted under its reason. A missing column or a repeated id is 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from deepgrpo.answers.numbers import drop_separators
 from deepgrpo.config import ColumnMap
 from deepgrpo.errors import DataError
+from deepgrpo.prompts.values import UnusableValueError, as_text, as_texts, encodable
 
 EMPTY_QUESTION = "empty question"
 BAD_ENCODING = "bad encoding"
 TOO_LONG = "too long"
 NO_ANSWER = "no answer"
+NO_VALUE = "no value for the template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class QuestionRow:
     id: str
     question: str
     answer: str | list[str] | None = None
-    """Reference answer; a list for several accepted strings."""
+    """Reference answer; a list for several accepted texts."""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -46,7 +50,8 @@ class RawRow:
 def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> list[QuestionRow]:
     """Select id, question and answer of raw rows.
 
-    Rows without an answer (null, [], or blank) are skipped, unless `columns.answer` is None.
+    Rows without an answer (null, NaN, [], or blank) are skipped, unless `columns.answer` is None. The answers are those of
+    `columns.answer`, then those of `columns.alternatives`.
 
     Args:
         raw_rows: the rows of one file, in order.
@@ -62,25 +67,19 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
     count = 0
     for raw in raw_rows:
         count += 1
-        if raw.values is None:
+        where = f"{source}, {unit} {raw.number}"
+        if raw.values is None or not encodable(raw.values, where):
             skipped[BAD_ENCODING] += 1
             continue
-        where = f"{source}, {unit} {raw.number}"
         question = _question(_column(raw.values, columns.question, "question", where), where)
-        answer = columns.answer and _after(
-            _answer(_column(raw.values, columns.answer, "answer", where), columns.answer, where), columns.answer_after
-        )
+        answer = None if columns.answer is None else _answers(raw.values, columns, where)
         if not question.strip():
             skipped[EMPTY_QUESTION] += 1
             continue
-        if not encodable(question):
-            skipped[BAD_ENCODING] += 1
-            continue
-        if columns.answer is not None and not _says_something(answer):
+        if columns.answer is not None and not answer:
             skipped[NO_ANSWER] += 1
             continue
-        given = raw.values.get(columns.id) if columns.id else None
-        name = str(raw.number) if given is None else str(given)
+        name = _id(raw, columns.id, where)
         if name in seen:
             raise DataError(
                 f"{source}: id {name!r} is in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or "
@@ -93,31 +92,9 @@ def pick(raw_rows: Iterable[RawRow], columns: ColumnMap, source: str, unit: str,
     return rows
 
 
-def _says_something(answer: str | list[str] | None) -> bool:
-    return any(text.strip() for text in ([answer] if isinstance(answer, str) else answer or []))
-
-
-def _after(answer: str | list[str] | None, marker: str | None) -> str | list[str] | None:
-    """Text after the last marker, without commas between digits; an answer without the marker is unchanged."""
-    if answer is None or marker is None:
-        return answer
-    if isinstance(answer, list):
-        return [_after_last(each, marker) for each in answer]
-    return _after_last(answer, marker)
-
-
 def _after_last(text: str, marker: str) -> str:
     _, found, rest = text.rpartition(marker)
-    return re.sub(r"(?<=\d),(?=\d{3})", "", rest.strip()) if found else text
-
-
-def encodable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON escapes may contain and no tokenizer accepts."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return drop_separators(rest.strip()) if found else text
 
 
 def _column(values: Mapping[str, Any], name: str, role: str, where: str) -> Any:
@@ -132,31 +109,51 @@ def _column(values: Mapping[str, Any], name: str, role: str, where: str) -> Any:
 
 
 def _question(value: Any, where: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
-    raise DataError(
-        f"{where}: the question is a {type(value).__name__} ({str(value)[:60]!r}), not a text; "
-        "set data.columns.question to a column of texts"
-    )
+    try:
+        return as_text(value) or ""
+    except UnusableValueError:
+        raise DataError(
+            f"{where}: the question is a {_kind(value)}, not a text; set data.columns.question to a column of texts"
+        ) from None
 
 
-def _answer(value: Any, column: str, where: str) -> str | list[str] | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
-    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
-        return [item if isinstance(item, str) else _number(item) for item in value] or None
-    raise DataError(
-        f"{where}: the answer in column {column!r} is a {type(value).__name__} ({str(value)[:60]!r}); "
-        "it should be a text, a number or a list of accepted texts"
-    )
+def _answers(values: Mapping[str, Any], columns: ColumnMap, where: str) -> str | list[str] | None:
+    """Answers of a row: a text if the answer column holds one and there are no alternatives; None without an answer."""
+    assert columns.answer is not None
+    given = _column(values, columns.answer, "answer", where)
+    found = _texts(given, columns.answer, where)
+    if columns.answer_after is not None:
+        found = [text for text in (_after_last(each, columns.answer_after) for each in found) if text.strip()]
+    if not found:
+        return None
+    several = isinstance(given, list | tuple | np.ndarray)
+    if columns.alternatives is not None and (others := _texts(values.get(columns.alternatives), columns.alternatives, where)):
+        found, several = list(dict.fromkeys([*found, *others])), True
+    return found if several else found[0]
 
 
-def _number(value: int | float) -> str:
-    # many files write the integer 142 as 142.0, which an exact comparison would reject
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _texts(value: Any, column: str, where: str) -> list[str]:
+    try:
+        return as_texts(value)
+    except UnusableValueError:
+        raise DataError(
+            f"{where}: the answer in column {column!r} is a {_kind(value)}; it should be a text, a number or a list of "
+            "accepted texts"
+        ) from None
+
+
+def _id(raw: RawRow, column: str | None, where: str) -> str:
+    """The id of a row; without one, its number."""
+    assert raw.values is not None
+    try:
+        given = as_text(raw.values.get(column)) if column else None
+    except UnusableValueError:
+        raise DataError(
+            f"{where}: the id in column {column!r} is a {_kind(raw.values[str(column)])}, not a text or a number; set "
+            'data.columns.id to another column, or to "none" to number the rows'
+        ) from None
+    return given if given is not None and given.strip() else str(raw.number)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} ({str(value)[:60]!r})"

@@ -2,7 +2,8 @@
 
     rows of a file or a task ─► rendered ─► too long? ─► shuffled every epoch ─► take(cursor, n)
 
-Rows are rendered and tokenized when taken; they are also tokenized once at the start to measure their length.
+Rows are rendered and tokenized when taken; they are also tokenized once at the start, to measure their length and to know
+the data again when a run is resumed (fingerprint.py).
 """
 
 from __future__ import annotations
@@ -14,19 +15,16 @@ from functools import partial
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import DataConfig, SyntheticData
-from deepgrpo.errors import DataError
+from deepgrpo.config import DataConfig, GeneratedData
+from deepgrpo.config.placeholders import Placeholder
+from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.chat import Renderer, build_renderer
-from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, TOO_LONG, QuestionRow
+from deepgrpo.prompts.filling import refuse_unfilled
+from deepgrpo.prompts.fingerprint import Digest
+from deepgrpo.prompts.rows import BAD_ENCODING, EMPTY_QUESTION, NO_ANSWER, NO_VALUE, TOO_LONG, QuestionRow
 from deepgrpo.prompts.tasks import read_rows
 from deepgrpo.records import Prompt
-
-ACCEPTED = "accepted_answers"
-"""Column with all accepted answers of a row with several; `Prompt.answer` is the first of them."""
-
-ALTERNATIVES = "alt_answers"
-"""Column with a list of further accepted answers, present in some published data sets."""
 
 _CHUNK = 1024
 
@@ -57,14 +55,17 @@ class PromptSource:
         seed: int,
         shuffle: bool,
         skipped: Mapping[str, int],
+        digest: str = "",
     ) -> None:
-        """`rows` is a function of the index for an endless source."""
+        """`rows` is a function of the index for an endless source; `digest` is that of `fingerprint.Digest`."""
         self._rows = rows
         self._renderer = renderer
         self._seed = seed
         self._shuffle = shuffle
         self.skipped: Mapping[str, int] = dict(skipped)
         """Number of skipped rows by reason."""
+        self.digest = digest
+        self.order_seed = seed if shuffle and not callable(rows) else None
 
     @property
     def size(self) -> int | None:
@@ -115,70 +116,99 @@ class PromptSource:
         return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
 
 
-def build_source(data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True) -> PromptSource:
+def build_source(
+    data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True, name: str | None = None
+) -> PromptSource:
     """Read and check the data.
 
     Args:
         data: the section `data`. `limit` keeps the first rows of the data, skipped ones included.
         tokenizer: a transformers tokenizer. For the synthetic task it needs no chat template: its questions are then
-            plain text even with `template.chat`.
+            plain text, unless `template.chat` is set.
         seed: seed of the shuffle (generated data has a seed of its own).
         context: longest prompt plus response, in tokens. A prompt may take half of it, or `max_prompt_tokens`, and
             always leaves room for one token.
         shuffle: reshuffle every epoch. An endless source is random by construction.
+        name: begins the messages, where there are several data sets.
 
-    Raises DataError (see `prompts.rows` and `prompts.readers`, or no row is left), ConfigError, ModelError,
+    Raises DataError (see `prompts.rows` and `prompts.jsonl`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
-    is_synthetic = isinstance(data, SyntheticData)
+    try:
+        return _build(data, tokenizer, seed, context, shuffle)
+    except (ConfigError, DataError, ModelError) as error:
+        if name is None:
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _build(data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool) -> PromptSource:
+    is_synthetic = isinstance(data, GeneratedData)
     renderer = build_renderer(data.template, tokenizer, plain_if_no_template=is_synthetic)
     longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)
     skipped: Counter[str] = Counter()
-    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+    if isinstance(data, GeneratedData) and data.size is None and data.limit is None:
         # all questions have the same number of characters, so a few suffice
-        _drop_long([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
-        return PromptSource(partial(synthetic.make, config=data), renderer, seed=seed, shuffle=shuffle, skipped={})
-    rows = _drop_long(read_rows(data, skipped), renderer, longest, skipped, data)
-    return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped)
+        _, digest = _usable([synthetic.make(i, data) for i in range(8)], renderer, longest, skipped, data)
+        make = partial(synthetic.make, config=data)
+        return PromptSource(make, renderer, seed=seed, shuffle=shuffle, skipped={}, digest=digest)
+    rows, digest = _usable(read_rows(data, skipped), renderer, longest, skipped, data)
+    return PromptSource(rows, renderer, seed=seed, shuffle=shuffle, skipped=skipped, digest=digest)
 
 
-def _drop_long(
+def _usable(
     rows: Sequence[QuestionRow], renderer: Renderer, longest: int, skipped: Counter[str], data: DataConfig
-) -> list[QuestionRow]:
-    """Rows whose prompt has at most `longest` tokens. Raises DataError if none is left."""
+) -> tuple[list[QuestionRow], str]:
+    """Rows that fill the template and whose prompt has at most `longest` tokens, and their digest.
+
+    Raises DataError if none is left, ConfigError if no row fills a placeholder.
+    """
     kept: list[QuestionRow] = []
     shortest: int | None = None
+    digest = Digest()
+    lacking: Counter[Placeholder] = Counter()
     for start in range(0, len(rows), _CHUNK):  # in chunks, to bound the memory for tokens
-        chunk = rows[start : start + _CHUNK]
+        lacks = [(row, renderer.lacks(row.question, row.columns)) for row in rows[start : start + _CHUNK]]
+        lacking.update(each for _, some in lacks for each in some)
+        chunk = [row for row, some in lacks if not any(each.required for each in some)]
+        skipped[NO_VALUE] += len(lacks) - len(chunk)
         texts = [renderer.text(row.question, row.columns) for row in chunk]
-        lengths = [len(tokens) for tokens in renderer.tokenize(texts)]
-        kept += [row for row, length in zip(chunk, lengths, strict=True) if 0 < length <= longest]
-        skipped[TOO_LONG] += sum(length > longest for length in lengths)
-        skipped[EMPTY_QUESTION] += sum(length == 0 for length in lengths)
-        shortest = min([shortest, *filter(None, lengths)]) if shortest else min(filter(None, lengths), default=None)
+        for row, tokens in zip(chunk, renderer.tokenize(texts), strict=True):
+            length = len(tokens)
+            if 0 < length <= longest:
+                kept.append(row)
+                digest.add(row, tokens)
+            skipped[TOO_LONG] += length > longest
+            skipped[EMPTY_QUESTION] += length == 0
+            if length:
+                shortest = length if shortest is None else min(shortest, length)
+    if rows:
+        refuse_unfilled(data.template, lacking, [row.columns for row in rows])
     for reason in [reason for reason, count in skipped.items() if not count]:
         del skipped[reason]
     if not kept:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
-        if shortest is not None:
-            hint = (
-                f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
-                "context, at most all of it but one token); raise data.max_prompt_tokens or sampling.max_total_tokens, "
-                "or use a model with more context"
-            )
-        elif skipped[NO_ANSWER]:
-            hint = 'set data.columns.answer to the column with the answers, or to "none" if the reward needs none'
-        else:
-            hint = f"repair the data, or check data.columns.question (skipped as {BAD_ENCODING!r}: not UTF-8)"
-        raise DataError(f"no usable row is left in the data of type {data.type!r} ({reasons}); {hint}")
-    return kept
+        raise DataError(_none_left(data, skipped, shortest, longest))
+    return kept, digest.hex()
+
+
+def _none_left(data: DataConfig, skipped: Counter[str], shortest: int | None, longest: int) -> str:
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
+    if shortest is not None:
+        hint = (
+            f"the shortest prompt has {shortest} tokens and max_prompt_tokens is {longest} (default: half of the "
+            "context, at most all of it but one token); raise data.max_prompt_tokens or sampling.max_total_tokens, "
+            "or use a model with more context"
+        )
+    elif skipped[NO_VALUE]:
+        hint = "every row lacks a value of some column that template.user or template.system names"
+    elif skipped[NO_ANSWER]:
+        hint = 'set data.columns.answer to the column with the answers, or to "none" if the reward needs none'
+    else:
+        hint = f"repair the data, or check data.columns.question (skipped as {BAD_ENCODING!r}: not UTF-8)"
+    return f"no usable row is left in the data of type {data.type!r} ({reasons}); {hint}"
 
 
 def _prompt(row: QuestionRow, text: str, tokens: tuple[int, ...]) -> Prompt:
-    accepted = row.answer if isinstance(row.answer, list) else [row.answer] if row.answer is not None else []
-    others = row.columns.get(ALTERNATIVES)
-    if accepted and isinstance(others, list | tuple):
-        accepted = list(dict.fromkeys([*accepted, *map(str, others)]))
-    if len(accepted) < 2 and not isinstance(row.answer, list):
-        return Prompt(row.id, text, tokens, row.question, row.answer, row.columns)
-    return Prompt(row.id, text, tokens, row.question, accepted[0], {**row.columns, ACCEPTED: accepted})
+    if isinstance(row.answer, list):
+        return Prompt(row.id, text, tokens, row.question, row.answer[0], row.columns, tuple(row.answer))
+    return Prompt(row.id, text, tokens, row.question, row.answer, row.columns)

@@ -1,13 +1,11 @@
-"""Chained modular arithmetic: a task with checkable steps, for models of a few hundred kilobytes.
+"""Synthetic tasks with checkable steps, for models of a few hundred kilobytes: questions, tokenizer, verifiers.
 
-    question   3+4*2-5:             start digit, then `chain_length` operations, strictly left to right, modulo 10
-    solution   3+4=7;7*2=4;4-5=9;#9   one step per operation, then the answer after '#'
+    type = "synthetic"   chained modular arithmetic (`chain.py`)
+    type = "search"      signs are tried until a chain ends at a target (`search.py`)
 
 The question is the whole prompt, so prompt + response reads `3+4*2-5:3+4=7;7*2=4;4-5=9;#9`. A solution ends with the
 tokenizer's EOS, which is a token and not part of the text. Operands are 1..modulus-1, because a zero would add nothing
 or erase the steps before it.
-
-Language models can train on the task too: `verify` reads only the text after the last '#'.
 """
 
 from __future__ import annotations
@@ -19,63 +17,17 @@ from typing import Any
 import numpy as np
 
 from deepgrpo import rng
-from deepgrpo.config import SyntheticData
-from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.config import GeneratedData, SearchData, SyntheticData
+from deepgrpo.errors import ConfigError
+from deepgrpo.prompts import chain, search
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
 ALPHABET = "0123456789+-*=;#:"
-"""All characters of questions and solutions."""
+"""All characters of chains whose errors are not corrected."""
 
-_OPERATIONS = "+-*"
 _TEST_SHARE = 8  # one question in 8 belongs to the test split
 _MAX_TRIES = 2000
-
-
-def solution(question: str, modulus: int) -> str:
-    """Written chain of thought of a question.
-
-    >>> solution("3+4*2-5:", 10)
-    '3+4=7;7*2=4;4-5=9;#9'
-    """
-    return "".join(_segments(question, modulus))
-
-
-def verify(question: str, completion: str, modulus: int) -> Score:
-    """1 if the text after the last '#' is the result, ignoring white space around it; `parsed` is False without '#'.
-
-    Steps are not checked; see `first_error`.
-    """
-    _, found, answer = completion.rpartition("#")
-    if not found:
-        return Score(0.0, parsed=False)
-    return Score(float(answer.strip() == _segments(question, modulus)[-1][1:]))
-
-
-def first_error(question: str, completion: str, modulus: int) -> int | None:
-    """Character offset of the first wrong segment of a completion, or None without an error.
-
-    A segment is a step with its ';', or the final '#...' with everything after it. A segment that differs from the
-    solution's is wrong as a whole: the offset is that of its first character.
-
-    None: the completion is the solution (ignoring white space around the answer and at the end), or it was truncated
-    before any error; so "", "3+4=7;7*" and a lone "#" give None. Errors that cancel out are errors: a completion may
-    verify and still have a first error.
-
-    >>> first_error("3+4*2-5:", "3+4=7;7*2=5;5-5=0;#0", 10)
-    6
-    """
-    *steps, answer = _segments(question, modulus)
-    position = 0
-    for step in steps:
-        rest = completion[position:].rstrip()
-        if rest.startswith(step):
-            position += len(step)
-        else:
-            return None if step.startswith(rest) else position
-    rest = completion[position:].rstrip()
-    right = rest == "" or (rest[0] == "#" and rest[1:].strip() in ("", answer[1:]))
-    return None if right else position
 
 
 def is_test(question: str) -> bool:
@@ -83,36 +35,34 @@ def is_test(question: str) -> bool:
     return rng.key("synthetic split", question) % _TEST_SHARE == 0
 
 
-def make(index: int, config: SyntheticData) -> QuestionRow:
-    """Generate question `index` of a split: a pure function of (seed, split, index, chain_length, modulus).
+def make(index: int, config: GeneratedData) -> QuestionRow:
+    """Generate question `index` of a split: a pure function of the section's seed, split and shape, and of the index.
 
     Draws until the text is in the split. Two indices may give the same question; `make_distinct` drops the second.
     Raises ConfigError if no draw is in the split.
     """
     draws = 2 * config.chain_length + 1
-    address = np.full(draws, rng.key("synthetic", config.seed, config.split, index), dtype=np.uint64)
+    address = np.full(draws, rng.key(config.type, config.seed, config.split, index), dtype=np.uint64)
+    task = build_synthetic(config)
     for attempt in range(_MAX_TRIES):
         numbers = rng.uniforms(address, np.arange(draws) + attempt * draws)
-        question = str(int(numbers[0] * config.modulus))
-        for sign, operand in numbers[1:].reshape(-1, 2):
-            question += _OPERATIONS[int(sign * len(_OPERATIONS))] + str(1 + int(operand * (config.modulus - 1)))
-        question += ":"
-        if is_test(question) == (config.split == "test"):
-            answer = _segments(question, config.modulus)[-1][1:]
-            columns = {"question": question, "answer": answer, "solution": solution(question, config.modulus)}
-            return QuestionRow(f"synthetic-{config.split}-{index}", question, answer, columns)
+        question = task.question(numbers)
+        if question is not None and is_test(question) == (config.split == "test"):
+            answer = task.answer(question)
+            columns = {"question": question, "answer": answer, "solution": task.written_solution(question)}
+            return QuestionRow(f"{config.type}-{config.split}-{index}", question, answer, columns)
     raise ConfigError(
         f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} "
         f"questions, and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
     )
 
 
-def rows(config: SyntheticData, skipped: Counter[str]) -> list[QuestionRow]:
+def rows(config: GeneratedData, skipped: Counter[str]) -> list[QuestionRow]:
     """Distinct questions of a section with a size or a limit; no row is skipped."""
     return make_distinct(min(size for size in (config.size, config.limit) if size is not None), config)
 
 
-def make_distinct(size: int, config: SyntheticData) -> list[QuestionRow]:
+def make_distinct(size: int, config: GeneratedData) -> list[QuestionRow]:
     """The first `size` distinct questions of a split, in order of their index.
 
     Raises ConfigError if the split has too few.
@@ -130,8 +80,8 @@ def make_distinct(size: int, config: SyntheticData) -> list[QuestionRow]:
     )
 
 
-def tokenizer() -> Any:
-    """Character-level fast tokenizer over ALPHABET with `<pad>` and `<eos>`; other characters are an error.
+def tokenizer(characters: str = ALPHABET) -> Any:
+    """Character-level fast tokenizer over a task's `alphabet` with `<pad>` and `<eos>`; other characters are an error.
 
     Decoding inverts encoding exactly. Saves and loads like any other tokenizer.
     """
@@ -139,7 +89,7 @@ def tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *ALPHABET])}
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *characters])}
     core = Tokenizer(models.WordLevel(vocabulary))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -148,40 +98,119 @@ def tokenizer() -> Any:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SyntheticTask:
-    """Solution, verifier and first error for prompts of one data section."""
+def alphabet(data: GeneratedData) -> str:
+    """All characters of a task's questions and solutions."""
+    if isinstance(data, SearchData):
+        return ALPHABET + chain.RETRACT + "?"
+    return ALPHABET if data.recovery == "none" else ALPHABET + chain.RETRACT
+
+
+@dataclass(frozen=True)
+class ChainTask:
+    """Questions, solutions, verifier and first error of chained arithmetic."""
 
     config: SyntheticData
 
+    def question(self, numbers: np.ndarray) -> str:
+        """Write the question of `2 * chain_length + 1` uniforms."""
+        text = str(int(numbers[0] * self.config.modulus))
+        for sign, operand in numbers[1:].reshape(-1, 2):
+            text += chain.OPERATIONS[int(sign * len(chain.OPERATIONS))]
+            text += str(1 + int(operand * (self.config.modulus - 1)))
+        return text + ":"
+
+    def answer(self, question: str) -> str:
+        return chain.right_segments(question, self.config.modulus)[-1][1:]
+
+    def written_solution(self, question: str) -> str:
+        """What a warm start imitates: with errors and corrections, or with wrong facts, where the section asks for them."""
+        config = self.config
+        facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed)
+        return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)
+
     def solution(self, prompt: Prompt) -> str:
-        return solution(prompt.question, self.config.modulus)
+        return self.written_solution(prompt.question)
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
-        return verify(prompt.question, completion, self.config.modulus)
+        """1 if the answer is right, and without `luck` every step that stands too; `parsed` is False without '#'.
+
+        The answer is the text after the last '#', ignoring white space around it.
+        """
+        right = chain.right_segments(prompt.question, self.config.modulus)
+        _, found, answer = completion.rpartition("#")
+        if not found:
+            return Score(0.0, parsed=False)
+        solved = answer.strip() == right[-1][1:]
+        return Score(float(solved and (self.config.luck or chain.is_complete(self._standing(completion, right), right))))
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The text that `verify` compares: everything after the last '#'."""
         return completion.rpartition("#")[2].strip() or None if "#" in completion else None
 
     def first_error(self, prompt: Prompt, completion: str) -> int | None:
-        return first_error(prompt.question, completion, self.config.modulus)
+        """Character offset of the first wrong segment that stands, or None without an error.
+
+        A segment that differs from the solution's is wrong as a whole: the offset is that of its first character. An error
+        that was retracted is none; errors that cancel out are errors, so a completion may verify and still have one.
+
+        None: the completion is the solution (ignoring white space around the answer and at the end), or it was truncated
+        before any error; so "", "3+4=7;7*" and a lone "#" behind all steps give None.
+        """
+        right = chain.right_segments(prompt.question, self.config.modulus)
+        return chain.first_wrong(self._standing(completion, right), right)
+
+    def _standing(self, completion: str, right: list[str]) -> list[chain.Segment]:
+        return chain.standing(completion, len(right) - 1, self.config.recovery != "none")
 
 
-def _segments(question: str, modulus: int) -> list[str]:
-    """Steps and answer of the solution: ["3+4=7;", "7*2=4;", "4-5=9;", "#9"]."""
-    chain = question.strip().rstrip(":")
-    signs, digits = chain[1::2], chain[::2]
-    if not digits.isdecimal() or len(digits) != len(signs) + 1 or set(signs) - set(_OPERATIONS):
-        raise DataError(f"{question!r} is not a question of the synthetic task; it should read like '3+4*2-5:'")
-    value, segments = int(digits[0]), []
-    for sign, operand in zip(signs, map(int, digits[1:]), strict=True):
-        result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % modulus
-        segments.append(f"{value}{sign}{operand}={result};")
-        value = result
-    return [*segments, f"#{value}"]
+@dataclass(frozen=True)
+class SearchTask:
+    """Questions, solutions, verifier and first error of the search for signs."""
+
+    config: SearchData
+
+    def question(self, numbers: np.ndarray) -> str | None:
+        """Write the question of `2 * chain_length + 1` uniforms; None if more choices of signs fit than allowed."""
+        modulus = self.config.modulus
+        digits = (int(numbers[0] * modulus), *(1 + int(each * (modulus - 1)) for each in numbers[2::2]))
+        signs = tuple(chain.OPERATIONS[int(each * len(chain.OPERATIONS))] for each in numbers[1::2])
+        text = "?".join(map(str, digits)) + f"={search.ending(digits, signs, modulus)}:"
+        return text if len(search.fitting(text, modulus)) <= self.config.most_fitting else None
+
+    def answer(self, question: str) -> str:
+        """The choice of signs that fits, the first of them in the order of '+-*'."""
+        return "".join(search.fitting(question, self.config.modulus)[0])
+
+    def written_solution(self, question: str) -> str:
+        return search.written_solution(question, self.config.modulus, self.config.most_tries)
+
+    def solution(self, prompt: Prompt) -> str:
+        return self.written_solution(prompt.question)
+
+    def verify(self, prompt: Prompt, completion: str) -> Score:
+        """1 if the last try succeeds and claims it; `parsed` is False if it claims nothing."""
+        _, success = search.first_wrong(prompt.question, completion, self.config.modulus)
+        return Score(float(success), parsed="#" in completion.rpartition(chain.RETRACT)[2])
+
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The signs of the last try if it claims success."""
+        last = completion.rpartition(chain.RETRACT)[2]
+        return "".join(step[1] for step in last.split(";")[:-1] if len(step) > 1) or None if "#" in last else None
+
+    def first_error(self, prompt: Prompt, completion: str) -> int | None:
+        """Character offset of the last try's first wrong step or untrue claim; see `search.first_wrong`."""
+        return search.first_wrong(prompt.question, completion, self.config.modulus)[0]
 
 
-def _count(config: SyntheticData) -> int:
-    count: int = config.modulus * (len(_OPERATIONS) * (config.modulus - 1)) ** config.chain_length
+SyntheticTask = ChainTask | SearchTask
+
+
+def build_synthetic(config: GeneratedData) -> SyntheticTask:
+    """Build the task of a data section."""
+    return SearchTask(config) if isinstance(config, SearchData) else ChainTask(config)
+
+
+def _count(config: GeneratedData) -> int:
+    """Upper bound of the number of questions in both splits together."""
+    count: int = config.modulus * (len(chain.OPERATIONS) * (config.modulus - 1)) ** config.chain_length
     return count

@@ -14,7 +14,7 @@ from deepgrpo.records import Prompt, Score
 
 
 class Task(Protocol):
-    """Verifier of a task. `SyntheticTask` also has the solution and the first error."""
+    """Verifier of a task. A synthetic task also has the solution and the first error."""
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """Score one response: `completion` is its text without the prompt and without special tokens such as EOS."""
@@ -32,7 +32,8 @@ _KINDS = {
     "jsonl": _Kind(readers.jsonl_rows),
     "parquet": _Kind(readers.parquet_rows),
     "hf": _Kind(readers.hub_rows),
-    "synthetic": _Kind(synthetic.rows, synthetic.SyntheticTask),
+    "synthetic": _Kind(synthetic.rows, synthetic.build_synthetic),
+    "search": _Kind(synthetic.rows, synthetic.build_synthetic),
     "reasoning_gym": _Kind(gym.rows, gym.build_gym),
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+from deepgrpo.answers.reasoning import USUAL_TAGS, outside_reasoning
 from deepgrpo.errors import RewardError
 from deepgrpo.records import FinishReason, Prompt, Score
 
@@ -98,7 +99,7 @@ def judge(
 
 
 def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
-    """Accepted answers: the list in the column `accepted_answers` if present, else `Prompt.answer`.
+    """Accepted answers: `Prompt.accepted` of a row with several, else `Prompt.answer`.
 
     Args:
         prompt: the prompt.
@@ -106,12 +107,18 @@ def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:
 
     Raises RewardError if the prompt has no reference answer.
     """
-    accepted = prompt.columns.get("accepted_answers")
-    if isinstance(accepted, list | tuple) and accepted:
-        return tuple(map(str, accepted))
+    if prompt.accepted:
+        return prompt.accepted
     if prompt.answer is None:
         raise RewardError(
             f"prompt {prompt.id!r} has no reference answer, but {wanted_by} compares with one; set data.columns.answer "
             'to the column with the answers, or choose reward.type = "user"'
         )
     return (prompt.answer,)
+
+
+def answer_part(prompt: Prompt, completion: str, tags: tuple[str, str] | Literal["auto"] | None) -> str:
+    """The response without its reasoning, by `reward.reasoning_tags`."""
+    if tags is None:
+        return completion
+    return outside_reasoning(prompt.text, completion, USUAL_TAGS if tags == "auto" else tags)

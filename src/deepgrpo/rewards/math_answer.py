@@ -1,6 +1,6 @@
-"""Mathematical answers, compared by math-verify in worker processes (`rewards.workers`).
+"""Mathematical answers, compared as mathematics in worker processes (`rewards.workers`).
 
-    response ─► its answer ─► duplicate checks merged ─► worker (time limit) ─► Score
+    response ─► its answer ─► numbers? compared at once ─► duplicates merged ─► worker (time limit) ─► Score
 
 A check that hangs, crashes or raises scores 0 for its own samples and affects no other.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
-from deepgrpo.boxed import last_boxed
+from deepgrpo.answers.places import AnswerFormat, find_answer
 from deepgrpo.config import MathReward
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import Verifier, references
+from deepgrpo.rewards.base import Verifier, answer_part, references
 from deepgrpo.rewards.math_check import check_answer, warm_up
-from deepgrpo.rewards.vote import loose_answer, normalise
+from deepgrpo.rewards.same import is_numeric, quick_verdict, read
+from deepgrpo.rewards.vote import normalise
 from deepgrpo.rewards.workers import Workers
 
-AnswerFormat = Literal["boxed", "gsm8k", "any"]
 _Job = tuple[str, tuple[str, ...]]
 
 
@@ -31,6 +30,7 @@ class MathAnswerReward:
     ) -> None:
         """`check` runs in the workers, which import it by name; tests substitute faulty ones."""
         self._format: AnswerFormat = config.answer_format
+        self._tags = config.reasoning_tags
         self._check = check
         self._workers = Workers(
             'reward.type = "math"', warm_up, "math_verify", count=config.workers, timeout_s=config.timeout_s
@@ -47,38 +47,26 @@ class MathAnswerReward:
         jobs: list[_Job | None] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             accepted = references(prompt, 'reward.type = "math"')
-            text = find_answer(completion, self._format)
+            text = self._answer(prompt, completion, accepted)
             jobs.append(None if text is None else (text, accepted))
         once = list(dict.fromkeys(job for job in jobs if job is not None))
-        scores = dict(zip(once, self._workers.run([partial(self._check, *job) for job in once]), strict=True))
+        scores = {job: Score(float(verdict)) for job in once if (verdict := quick_verdict(*job)) is not None}
+        rest = [job for job in once if job not in scores]
+        scores |= zip(rest, self._workers.run([partial(self._check, *job) for job in rest]), strict=True)
         return [Score(0.0, parsed=False) if job is None else scores[job] for job in jobs]
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:
-        """The normalised answer in its required place; with the format "any", `loose_answer`."""
-        if self._format == "any":
-            return loose_answer(completion)
-        found = last_boxed(completion) if self._format == "boxed" else find_answer(completion, self._format)
-        return (normalise(found) or None) if found is not None else None
+        """The answer that is scored, normalised; prose is no vote beside numbers."""
+        accepted = (prompt.answer,) if prompt.answer is not None else ()
+        found = self._answer(prompt, completion, accepted)
+        if found is None or (found == completion.strip() and is_numeric(accepted) and read(found).kind == "words"):
+            return None
+        return normalise(found) or None
 
     def close(self) -> None:
         """Stop the workers."""
         self._workers.close()
 
-
-def find_answer(completion: str, answer_format: AnswerFormat) -> str | None:
-    r"""The part of a response that math-verify parses, or None without an answer.
-
-    boxed: the last \boxed{...} whose braces close. gsm8k: the rest of the line after the last '####'. any: the whole
-    response.
-    """
-    if answer_format == "any":
-        return completion if completion.strip() else None
-    if answer_format == "gsm8k":
-        _, found, answer = completion.rpartition("####")
-        # only the line, as models often go on to explain
-        answer = answer.strip().split("\n", 1)[0] if found else ""
-        # math-verify reads the dollars of "$1,000" as currency, but not those of "\$1,000"
-        return answer.replace("\\$", "$") or None
-    content = last_boxed(completion)
-    content = None if content is None else content.strip().rstrip(".").rstrip()
-    return f"\\boxed{{{content}}}" if content else None
+    def _answer(self, prompt: Prompt, completion: str, accepted: tuple[str, ...]) -> str | None:
+        shown = answer_part(prompt, completion, self._tags)
+        return find_answer(shown, self._format, numeric=is_numeric(accepted)) or None

@@ -1,19 +1,15 @@
-"""One comparison by math-verify, run in a worker process.
+"""One comparison of answers, run in a worker process.
 
-math-verify's own time limits are off: they use SIGALRM, which sympy's C code ignores. The parent process enforces the
-limit and kills the worker.
+The parent process enforces the time limit and kills the worker: sympy's C code ignores signals.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from functools import lru_cache
-from typing import Any
 
-from deepgrpo.rewards.workers import limit_memory
-
-_DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed")
+from deepgrpo.rewards.algebra import same_formula
+from deepgrpo.rewards.same import read, same_form
+from deepgrpo.rewards.workers import NotComparableError, limit_memory
 
 
 def warm_up() -> None:
@@ -21,44 +17,33 @@ def warm_up() -> None:
     # silence the libraries' warning that their own limits are off
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     limit_memory()
-    check_answer("\\boxed{\\frac{1}{2}}", ("0.5",))
+    check_answer("\\sqrt{\\frac{1}{4}}", ("0.5",))
 
 
 def check_answer(text: str, references: tuple[str, ...]) -> tuple[bool, bool]:
-    r"""Compare the answer in a text with the accepted ones.
+    r"""Compare an answer with the accepted ones.
 
     Args:
-        text: input of math-verify's `parse`: a \boxed{...}, a line with a number, or a whole response.
-        references: accepted answers. One without LaTeX delimiters is parsed as LaTeX, or as plain text if LaTeX gives
-            no expression.
+        text: the bare answer, see `answers.places.find_answer`.
+        references: accepted answers.
 
     Returns:
-        (correct, found): some reference matches; the text has an answer.
+        (correct, found): some reference matches; the text is an answer and not mere prose beside numbers and formulas.
 
-    >>> check_answer("\\boxed{25}", ("025",))
+    Raises NotComparableError: no reference matches, and one could not be compared.
+
+    >>> check_answer("25", ("025",))
     (True, True)
     """
-    from math_verify import verify
-
-    answer = _parse(text)
-    if not answer:
-        return False, False
-    return any(bool(verify(_gold(reference), answer, timeout_seconds=None)) for reference in references), True
-
-
-@lru_cache(maxsize=4096)  # the rollouts of one prompt share its reference
-def _gold(reference: str) -> list[Any]:
-    reference = reference.strip()
-    if _DELIMITER.search(reference):
-        return _parse(reference)
-    bare = reference.rstrip(".")
-    # fall back only if LaTeX gives no expression: as plain text, (3, \frac{\pi}{2}) would be the number 2
-    parsed = _parse(f"${bare}$")
-    return parsed if any(not isinstance(item, str) for item in parsed) else parsed + _parse(bare)
-
-
-def _parse(text: str) -> list[Any]:
-    from math_verify import parse
-
-    found: list[Any] = parse(text, parsing_timeout=None)
-    return found
+    answer = read(text)
+    forms = [read(reference) for reference in references]
+    refused = False
+    for form in forms:
+        try:
+            if same_form(form, answer, same_formula):
+                return True, True
+        except NotComparableError:
+            refused = True
+    if refused:
+        raise NotComparableError
+    return False, answer.kind != "words" or any(form.kind in ("words", "choice") for form in forms)

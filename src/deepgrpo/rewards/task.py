@@ -10,7 +10,7 @@ from dataclasses import replace
 from deepgrpo.config import TaskReward
 from deepgrpo.errors import ConfigError
 from deepgrpo.records import Prompt, Score
-from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting
+from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting, answer_part
 from deepgrpo.rewards.vote import loose_answer
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class TaskVerifierReward:
 
     def __init__(self, config: TaskReward, task: Verifier) -> None:
         self._threshold = config.threshold
+        self._tags = config.reasoning_tags
         self._task = task
         self._remote: RemoteVerifier | None = None
         if isinstance(task, RemoteVerifier):
@@ -54,7 +55,7 @@ class TaskVerifierReward:
 
         Raises RewardError if the workers of a remote verifier cannot be started.
         """
-        pairs = list(zip(prompts, completions, strict=True))
+        pairs = [(prompt, answer_part(prompt, text, self._tags)) for prompt, text in zip(prompts, completions, strict=True)]
         if self._remote is None:
             scores = [self._one(prompt, text) for prompt, text in pairs]
         else:
@@ -65,6 +66,7 @@ class TaskVerifierReward:
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The task's vote if it has one, else `loose_answer`."""
+        completion = answer_part(prompt, completion, self._tags)
         return self._task.vote(prompt, completion) if isinstance(self._task, Voting) else loose_answer(completion)
 
     def close(self) -> None:

@@ -88,12 +88,11 @@ class UserFunctionReward:
         columns: dict[str, list[Any]] = {
             name: copy.deepcopy([prompt.columns.get(name) for prompt in prompts]) for name in names if name not in _RESERVED
         }
-        accepted = columns.pop("accepted_answers", [None] * len(prompts))
         given = {
             "prompts": [_message("user", p.question) if self._messages else p.text for p in prompts],
             "completions": [_message("assistant", text) if self._messages else text for text in completions],
             "completion_ids": [list(ids) for ids in completion_ids],
-            "answer": [several or prompt.answer for several, prompt in zip(accepted, prompts, strict=True)],
+            "answer": [list(prompt.accepted) or prompt.answer for prompt in prompts],
             **columns,
         }
         missing = [p.name for p in self._parameters if p.kind in _NAMED and p.name not in given and p.default is p.empty]

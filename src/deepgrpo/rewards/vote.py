@@ -1,25 +1,27 @@
-"""Votes of maj@k: the answer of a response as a short normalised string.
+r"""Votes of maj@k: the answer of a response as a short normalised string.
 
 Scoring never uses votes. A reward that knows which part of a response it reads votes with that part
-(`rewards.base.Voting`); `loose_answer` is the fallback. Responses agree if their normalised strings are equal: "1/2"
-and "0.5" are two answers here, although a maths reward accepts either. maj@k is therefore a lower bound where answers
-are not plain numbers.
+(`rewards.base.Voting`); `loose_answer` is the fallback. Responses agree if their normalised strings are equal: numbers
+are equal by value ("1/2", "0.5" and `\frac12`), units and "x =" do not matter. Formulas are compared as text, so maj@k is
+a lower bound where answers are formulas.
 """
 
 from __future__ import annotations
 
 import re
 
-from deepgrpo.boxed import last_boxed
+from deepgrpo.answers.numbers import read_number
+from deepgrpo.answers.places import MARKER, find_answer
+from deepgrpo.rewards.form import canonical_form, read_form
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_LONGEST = 200  # characters of a vote in free form
 
 
 def loose_answer(text: str) -> str | None:
     r"""Normalised answer of a response in free form, or None.
 
-    The first that exists of: the content of the last `\boxed{...}` that closes; the rest of the line after the last
-    `####`; the number after the last `#` (a heading such as `# Solution` is no answer); the last number.
+    The answer behind the last mark (`####`, a box, "the answer is"); without one the number behind the last `#` (a
+    heading such as `# Solution` is no answer); else the last number.
 
     >>> loose_answer("so 3*4 = \\boxed{12}.")
     '12'
@@ -28,29 +30,21 @@ def loose_answer(text: str) -> str | None:
     >>> loose_answer("I do not know") is None
     True
     """
-    hash_number = _after(text, "#")
-    if hash_number is not None and not _NUMBER.fullmatch(normalise(hash_number)):
-        hash_number = None
-    candidates = (last_boxed(text), _after(text, "####"), hash_number, _last_number(text))
-    return next((tidy for raw in candidates if raw is not None and (tidy := normalise(raw))), None)
+    if MARKER not in text:
+        _, found, tail = text.rpartition("#")
+        line = tail.lstrip(" ").split("\n", 1)[0]
+        if found and read_number(line) is not None:
+            return normalise(line)
+    answer = find_answer(text, "any")
+    if answer is None or (answer == text.strip() and not re.search(r"\d", answer)):
+        return None
+    return (normalise(answer) or None) if len(answer) <= _LONGEST else None
 
 
 def normalise(answer: str) -> str:
-    """Strip white space, `$` signs and a final period; remove thousands separators and inner white space.
+    r"""Short text of an answer, equal for equal numbers, lists and words.
 
-    >>> normalise(" $1,234$. ")
-    '1234'
+    >>> normalise(" $1,234$. "), normalise("x = \\frac12"), normalise("(1, 2)")
+    ('1234', '0.5', '(1,2)')
     """
-    answer = answer.strip().removesuffix(".").strip().strip("$").strip().removesuffix(".")
-    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
-    return re.sub(r"\s+", "", answer)
-
-
-def _after(text: str, marker: str) -> str | None:
-    _, found, tail = text.rpartition(marker)
-    return tail.lstrip(" ").split("\n", 1)[0] if found else None
-
-
-def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].rstrip(",") if numbers else None
+    return canonical_form(read_form(answer))

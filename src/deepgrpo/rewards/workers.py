@@ -2,7 +2,8 @@
 
     checks (picklable functions) ─► worker (time limit) ─► one Score each
 
-A failed check scores 0 with the problem "timeout", "crash", "raised" or "not finite" (NaN or infinite). The time limit
+A failed check scores 0 with the problem "timeout", "crash", "raised", "not finite" (NaN or infinite), or "not comparable"
+if it raises `NotComparableError`. The time limit
 of a check starts when a worker takes it: time in the queue and the imports of a new worker do not count.
 
 Workers are forked from a small server process without torch, so a killed worker is replaced within milliseconds.
@@ -33,6 +34,10 @@ Check = Callable[[], tuple[float, bool]]
 _MEMORY_LIMIT = 4 << 30  # bytes; 9**9**9 would otherwise exhaust memory before its timeout
 _CPU_GRACE_S = 30.0  # processor time beyond the time limit of a check
 _cpu_limit_s: float | None = None  # in a worker: of a check
+
+
+class NotComparableError(Exception):
+    """Raised by a check that cannot decide, rather than guess."""
 
 
 class Workers:
@@ -143,17 +148,19 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _guarded(check: Check) -> tuple[float, bool] | str:
+def _guarded(check: Check) -> tuple[float, bool] | Score | str:
     """Run a check. An exception is returned as text, because not every exception can be pickled."""
     _limit_processor()
     try:
         value, found = check()
         return float(value), bool(found)
+    except NotComparableError:
+        return Score(0.0, problem="not comparable")
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
+def _outcome(future: Future[tuple[float, bool] | Score | str]) -> Score | None:
     """Score of a check, or None if it was lost with its pool."""
     try:
         result = future.result()
@@ -165,6 +172,8 @@ def _outcome(future: Future[tuple[float, bool] | str]) -> Score | None:
         return None
     except Exception:  # the check cannot be pickled
         return Score(0.0, problem="raised")
+    if isinstance(result, Score):
+        return result
     if isinstance(result, str):
         return Score(0.0, problem="raised")
     value, found = result

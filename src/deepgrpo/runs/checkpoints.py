@@ -43,7 +43,7 @@ class SavesMoments(Protocol):
 
     def save(self, directory: Path) -> None: ...
 
-    def load(self, directory: Path, optimizer_steps: int) -> None: ...
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class TrainState:
     best_step: int | None = None
     start_weights: str = ""
     """Fingerprint of the weights before the first step, from which the KL reference is made (train/start.py)."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
 
     def to_json(self, files: Checksums | None = None) -> str:
         """The text of a state file, with the checksums of the checkpoint's other files."""
@@ -77,7 +79,7 @@ class TrainState:
         check_keys(raw, [each.name for each in fields(cls)])
         for name in ("step", "optimizer_steps"):
             check_count(raw[name], name)
-        for name in ("cursor", "strategy", "health"):
+        for name in ("cursor", "strategy", "health", "data"):
             check_table(raw[name], name)
         check_table(raw["ledger"], "ledger")
         check_keys(raw["ledger"], [each.name for each in fields(Ledger)], "ledger.")
@@ -227,7 +229,7 @@ class Checkpoints:
         state = checkpoint.verify()
         try:
             policy.load_weights(checkpoint.model)
-            learner.load(checkpoint.path, state.optimizer_steps)
+            learner.load(checkpoint.path, state.step, state.optimizer_steps)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise unreadable(checkpoint, error) from error
         return state

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from deepgrpo.errors import DataError
 from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.files import replacing
+from deepgrpo.runs.text import json_text, plain_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,11 @@ _LINE = TypeAdapter(_Line)
 
 
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
-    """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text."""
-    line = _Line(tree.prompt, tree.nodes, tree.pivots, tuple(spans))
-    return json.dumps(asdict(line), ensure_ascii=False, default=str)
+    """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text or null."""
+    # columns apart: asdict copies them deeply, which not every value allows
+    line = asdict(_Line(replace(tree.prompt, columns={}), tree.nodes, tree.pivots, tuple(spans)))
+    line["prompt"]["columns"] = plain_json(tree.prompt.columns)
+    return json_text(line)
 
 
 def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:

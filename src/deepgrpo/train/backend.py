@@ -49,8 +49,13 @@ class UpdatesPolicy(Protocol):
     def save(self, directory: Path) -> None:
         """Write the optimizer's moments into a checkpoint."""
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
-        """Adopt the policy's weights and read back the moments that `save` wrote."""
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
+        """Adopt the policy's weights and read back the moments that `save` wrote.
+
+        Args:
+            updates: calls of `update` so far, one per run step; the learning rate follows them.
+            optimizer_steps: optimizer steps so far.
+        """
 
 
 @dataclass(frozen=True, slots=True)

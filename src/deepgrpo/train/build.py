@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from deepgrpo import engines
-from deepgrpo.config import Config, LearnerConfig, PretrainedModel, SamplingConfig, ScratchModel
+from deepgrpo.config import Config, GeneratedData, LearnerConfig, PretrainedModel, SamplingConfig, ScratchModel
 from deepgrpo.engines.base import Engine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Limits
@@ -27,7 +27,7 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
     learner = config.learner
     if isinstance(config.model, ScratchModel):
         policy = scratch_policy(
-            config.model, synthetic.tokenizer(), seed=config.run.seed, device=device, dtype=learner.dtype,
+            config.model, scratch_tokenizer(config), seed=config.run.seed, device=device, dtype=learner.dtype,
             logprob_chunk=learner.logprob_chunk,
         )  # fmt: skip
     else:
@@ -42,11 +42,17 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
 def build_shapes(config: Config) -> Policy | None:
     """Build the recipe's policy without weights; None if its config alone does not determine it (`model/meta_policy.py`)."""
     model, learner = config.model, config.learner
-    tokenizer = synthetic.tokenizer() if isinstance(model, ScratchModel) else load_tokenizer(model)
+    tokenizer = scratch_tokenizer(config) if isinstance(model, ScratchModel) else load_tokenizer(model)
     policy = build_meta_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     if policy is not None:
         _configure(policy, learner)
     return policy
+
+
+def scratch_tokenizer(config: Config) -> Any:
+    """Build the tokenizer of a model from scratch: the characters of the recipe's synthetic task."""
+    assert isinstance(config.data, GeneratedData)
+    return synthetic.tokenizer(synthetic.alphabet(config.data))
 
 
 def _configure(policy: Policy, learner: LearnerConfig) -> None:

@@ -15,6 +15,7 @@ from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -68,14 +69,17 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
     build_reward(config.reward, task).close()
-    eval_prompts, eval_reward = held_out(
+    eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
     if eval_reward is not None:
         eval_reward.close()
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
-    build_signals(policy, strategy)  # refuses a model that cannot compute the strategy's signals
+    # refuses a model that cannot compute the strategy's signals
+    build_signals(policy, strategy, config.learner.tokens_per_pack)
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
@@ -91,6 +95,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")
+    for reason, count in (eval_source.skipped if eval_source else {}).items():
+        table.add_row(f"rows of eval.data skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")

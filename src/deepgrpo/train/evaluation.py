@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 
+from deepgrpo.engines.base import named
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.files import replacing
+from deepgrpo.runs.text import json_text
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.setup import Run
 
@@ -19,18 +20,19 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     began = time.perf_counter()
     run.parts.begin_step()
     config = run.config
-    result = evaluate(
-        run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer,
-        # with the model's context filled in
-        sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
-        samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
-        truncated_value=(config.eval.reward or config.reward).truncated_value,
-        success_threshold=config.explore.success_threshold,
-    )  # fmt: skip
+    with named(f"evaluation after step {state.step}"):
+        result = evaluate(
+            run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer,
+            # with the model's context filled in
+            sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
+            samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
+            truncated_value=(config.eval.reward or config.reward).truncated_value,
+            success_threshold=config.explore.success_threshold,
+        )  # fmt: skip
     path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in result.rows)
+        file.writelines(json_text(row.as_dict()) + "\n" for row in result.rows)
     seconds = time.perf_counter() - began
     greedy = result.metrics["eval/greedy"]
     # step 0 is never the best: it need not have a checkpoint

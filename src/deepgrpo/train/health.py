@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward
+from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
 
@@ -59,7 +60,14 @@ class HealthMonitor:
     """Setting that says where the reward looks for the answer, e.g. `reward.answer_format = "boxed"`."""
     template: str = ""
     """Setting that says how the prompt asks for it, e.g. `data.template.preset = "gsm8k"`."""
-    timeout_key: str = "reward.timeout_s"
+    user_reward: bool = False
+    """True if the reward is the user's own function, whose scale is not known."""
+    loose: str = "raise loss.clip_high"
+    """Remedy of a collapse by the bound of the chosen loss; empty if it has none."""
+    tight: str = "lower loss.clip_high"
+    """Remedy of an explosion likewise."""
+    mismatch_cause: str = "test the model with `deepgrpo doctor`"
+    """Why the recipe's sampler and learner may differ, and the remedy."""
     truncated_share: float = 0.9
     unparsed_share: float = 0.9
     problem_share: float = 0.05
@@ -85,7 +93,10 @@ class HealthMonitor:
             branching=explore.most_branches > 0,
             answer_place=place,
             template=f'data.template.preset = "{config.data.template.preset}"',
-            timeout_key="reward.timeout_s" if isinstance(reward, MathReward | UserReward) else "the reward",
+            user_reward=isinstance(reward, UserReward),
+            loose=bound("raise", config.loss),
+            tight=bound("lower", config.loss),
+            mismatch_cause=mismatch_cause(config),
             # the embedded engine samples with the learner's own weights, so only rounding can differ
             mismatch_kl=0.01 if isinstance(config.engine, EmbeddedEngineConfig) else 0.05,
         )
@@ -94,7 +105,7 @@ class HealthMonitor:
         """Check one step's metrics.
 
         Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
-        nats), reward/problems (count of the step), branch/rollouts, branch/sequences, branch/groups,
+        nats), reward/problems and reward/problem_* (counts of the step), branch/rollouts, branch/sequences, branch/groups,
         loss/dropped_few_branches, pivots/count, mismatch/kl.
 
         Returns the next state and the warnings to show now, in a fixed order.
@@ -119,21 +130,30 @@ class HealthMonitor:
             found["truncated"] = self._truncated(share) if share >= self.truncated_share else None
         if (share := see("main/unparsed")) is not None:
             found["unparsed"] = self._unparsed(share) if share >= self.unparsed_share else None
-        if mixed is not None:
-            found["dead"] = self._dead(state.dead, see("main/reward")) if state.dead >= self.dead_steps else None
         if (problems := see("reward/problems")) is not None and self.rollouts_per_step:
-            share = problems / (self.rollouts_per_step + (see("branch/rollouts") or 0))
-            found["problems"] = self._problems(problems, share) if share > self.problem_share else None
+            failed = problems / (self.rollouts_per_step + (see("branch/rollouts") or 0))
+            found["problems"] = self._problems(see, problems, failed) if failed > self.problem_share else None
+        else:
+            failed = 0.0
+        # rollouts that all fail for one of these reasons need no easier questions
+        reason = "most checks of the reward fail: repair the reward first" if failed >= MOST else None
+        if reason is None and found.get("truncated"):
+            reason = "nearly all rollouts are cut off: see to their length first"
+        if reason is None and found.get("unparsed"):
+            reason = "in nearly all of them no answer is found: see to its place first"
+        if mixed is not None:
+            dead = state.dead >= self.dead_steps
+            found["dead"] = self._dead(state.dead, see("main/reward"), reason) if dead else None
         if entropy is not None:
             first = state.first_entropy or 0.0
-            found["collapse"] = self._collapse(entropy) if entropy < self.low_entropy else None
+            found["collapse"] = self._collapse(entropy, first) if entropy < self.low_entropy else None
             exploded = entropy >= self.entropy_growth * first and entropy >= first + 1
             found["explosion"] = self._explosion(entropy, first) if exploded else None
         if (kl := see("mismatch/kl")) is not None:
             found["mismatch"] = self._mismatch(kl) if kl > self.mismatch_kl else None
         if sequences is not None and self.branching:
             long = state.empty >= self.dead_steps
-            found["empty"] = self._empty(state.empty, see("pivots/count"), see("main/reward")) if long else None
+            found["empty"] = self._empty(state.empty, see, reason) if long else None
 
         new = tuple(text for cause, text in found.items() if text is not None and cause not in state.active)
         active = {cause for cause in state.active if cause not in found}
@@ -150,14 +170,27 @@ class HealthMonitor:
         )
 
     def _unparsed(self, share: float) -> str:
+        if self.user_reward:
+            return (
+                f"your reward returned None for {share:.0%} of the rollouts, which means that it found no answer in them: read "
+                "a few rollouts in trees/, and make the prompt ask for what it looks for"
+            )
         return (
             f"no answer was found in {share:.0%} of the rollouts: the reward ({self.answer_place or 'reward'}) looks "
             f"for it where the prompt ({self.template or 'data.template'}) does not ask for it, or the model ignores "
             "the request; make the two agree and read a few rollouts in trees/"
         )
 
-    def _dead(self, steps: int, reward: float | None) -> str:
+    def _dead(self, steps: int, reward: float | None, reason: str | None) -> str:
         head = f"no group of rollouts was mixed in the last {steps} steps, so there is no advantage to learn from"
+        if reason is not None:
+            return f"{head}: {reason}"
+        if self.user_reward and reward is not None:
+            return (
+                f"{head}: your reward gives all rollouts of a prompt the same (mean reward {reward:g}); check it on a good and "
+                "a bad answer; if it tells them apart, raise sampling.temperature or explore.num_rollouts, or choose questions "
+                "of middling difficulty"
+            )
         if reward is not None and reward >= 0.98:
             return (
                 f"{head}: all succeed (mean reward {reward:.2f}); the questions are too easy, choose harder data "
@@ -175,40 +208,59 @@ class HealthMonitor:
             "or choose questions of middling difficulty"
         )
 
-    def _problems(self, count: float, share: float) -> str:
+    def _problems(self, see: _Reader, count: float, share: float) -> str:
+        kinds = {name.removeprefix(PROBLEM): see(name) or 0.0 for name in see.metrics if name.startswith(PROBLEM)}
+        worst = max(kinds, key=lambda kind: kinds[kind], default="")
+        remedy = REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
+        named = ", ".join(f"{kind.replace('_', ' ')}: {number:.0f}" for kind, number in sorted(kinds.items()))
         return (
-            f"{count:.0f} checks of the reward failed in this step ({share:.0%}; time-outs, crashes) and scored 0; "
-            f"raise {self.timeout_key}, or look at reward/problem_* and at the responses in trees/"
+            f"{count:.0f} checks of the reward failed in this step ({share:.0%}{'; ' + named if named else ''}) and scored 0; "
+            f"{remedy}"
         )
 
-    def _collapse(self, entropy: float) -> str:
+    def _collapse(self, entropy: float, first: float) -> str:
+        if first < self.low_entropy:
+            return (
+                f"the entropy is {entropy:.4f} nats per token (below {self.low_entropy}), as low as at the start: the start "
+                "model is nearly deterministic, so rollouts hardly differ; raise sampling.temperature, or start from a model "
+                "that was trained less on these questions"
+            )
+        bound = f"{self.loose}, " if self.loose else ""
         return (
             f"the entropy fell to {entropy:.4f} nats per token (below {self.low_entropy}): the policy has become "
-            "nearly deterministic and explores no more; lower optim.lr, raise loss.clip_high or loss.beta, or go back "
+            f"nearly deterministic and explores no more; lower optim.lr, {bound}raise loss.beta, or go back "
             "to an earlier checkpoint"
         )
 
     def _explosion(self, entropy: float, first: float) -> str:
         return (
             f"the entropy rose to {entropy:.2f} nats per token from {first:.2f} at the start: the policy is coming "
-            "apart; lower optim.lr, lower loss.clip_high or raise loss.beta, and go back to an earlier checkpoint"
+            f"apart; lower optim.lr, {self.tight + ', ' if self.tight else ''}or raise loss.beta, and go back to an earlier "
+            "checkpoint"
         )
 
     def _mismatch(self, kl: float) -> str:
         return (
             f"the sampler's distribution is {kl:.3f} nats per token away from the learner's (above "
-            f"{self.mismatch_kl}): rollouts are not from the policy that is trained; set learner.dtype to the "
-            'sampler\'s, keep loss.importance = "auto", and lower optim.minibatches or optim.epochs'
+            f"{self.mismatch_kl}): {self.mismatch_cause}"
         )
 
-    def _empty(self, steps: int, pivots: float | None, reward: float | None) -> str:
+    def _empty(self, steps: int, see: _Reader, reason: str | None) -> str:
         head = f"the branch stream was empty in the last {steps} steps"
+        pivots, reward = see("pivots/count"), see("main/reward")
+        if reason is not None:
+            return f"{head}: {reason}"
         if pivots is not None and pivots > 0:
+            if see("loss/dropped_few_branches"):
+                return (
+                    f"{head} although the last one had {pivots:.0f} pivots: there were fewer branches with an advantage than "
+                    "loss.min_branch_sequences; lower that minimum, or raise explore.branches_per_pivot"
+                )
             return (
-                f"{head} although the last one had {pivots:.0f} pivots: the branches of each pivot agree, or there "
-                "were fewer than loss.min_branch_sequences; raise explore.branches_per_pivot or lower that minimum"
+                f"{head} although the last one had {pivots:.0f} pivots: the branches of each pivot agree; raise "
+                "explore.branches_per_pivot or sampling.temperature"
             )
-        if reward is not None and reward >= 0.98:
+        if not self.user_reward and reward is not None and reward >= 0.98:
             return f"{head}: no rollout failed (mean reward {reward:.2f}), so none is expanded; choose harder data"
         return (
             f"{head}: no pivot could be chosen; the rollouts may have no segment to branch at (explore.segments.type), "

@@ -60,8 +60,7 @@ class Learner:
         exact_sampler: bool = True, ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.optimizer, self.config = policy, reference, optimizer, config
-        self.optimizer_steps, self.ranks = 0, ranks or SingleRank()
-        self.total_steps = config.run.steps * config.optim.minibatches * config.optim.epochs
+        self.updates, self.optimizer_steps, self.ranks = 0, 0, ranks or SingleRank()
         wanted = config.loss.importance
         self.objective = Objective(
             config.loss, build_loss(config.loss), config.sampling.temperature, config.sampling.max_new_tokens,
@@ -80,9 +79,14 @@ class Learner:
         """See `train.backend.UpdatesPolicy`."""
         save_moments(moments_of(self.policy, self.optimizer), directory)
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
         """See `train.backend.UpdatesPolicy`."""
         load_moments(self.policy, self.optimizer, read_moments(self.policy, directory))
+        self.count(updates, optimizer_steps)
+
+    def count(self, updates: int, optimizer_steps: int) -> None:
+        """Continue after this many updates and optimizer steps."""
+        self.updates = updates
         self.policy.version = self.optimizer_steps = optimizer_steps
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
@@ -96,28 +100,30 @@ class Learner:
         )
         # after the selection: whitening would give a unanimous group an advantage again
         chosen = whiten(selection.credits) if self.config.credit.whiten else selection.credits
-        batches: list[tuple[Layout, list[Pack]]] = []
+        batches: list[tuple[list[Tree], Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
             own = [trees[i] for i in part]
             layout = lay_out(own, [chosen[i] for i in part])
-            batches.append((layout, self._pack(own, layout)))
+            self._require_finite(own, layout)
+            batches.append((own, layout, self._pack(own, layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
-        olds = [self.old_logprobs(layout.terms, packs) if several else None for layout, packs in batches]
+        olds = [self.old_logprobs(layout.terms, packs) if several else None for _, layout, packs in batches]
         seen: list[Observed] = []
         norms: list[float] = []
         before = self.optimizer_steps
-        lr = 0.0
-        for _ in range(optim.epochs):
-            for (layout, packs), old in zip(batches, olds, strict=True):
+        lr, per_update = 0.0, optim.minibatches * optim.epochs
+        for epoch in range(optim.epochs):
+            for number, ((own, layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
                 if not packs:
                     continue  # no row of these prompts carries a signal
-                lr = learning_rate(optim, self.optimizer_steps, self.total_steps)
-                observed, norm = self._optimizer_step(layout.terms, packs, old, lr)
+                place = self.updates * per_update + epoch * optim.minibatches + number
+                lr = learning_rate(optim, place, self.config.run.steps * per_update)
+                observed, norm = self._optimizer_step(own, layout, packs, old, lr)
                 seen.append(observed)
                 norms.append(norm)
         passes = optim.epochs + several + (optim.epochs if self.reference else 0)
-        tokens = sum(pack.num_tokens for _, packs in batches for pack in packs)
+        tokens = sum(pack.num_tokens for *_, packs in batches for pack in packs)
         metrics = self.objective.metrics(seen, reference=self.reference is not None) | {
             "grad_norm": float(np.mean(norms)) if norms else math.nan,
             "lr": lr,
@@ -126,11 +132,12 @@ class Learner:
             "main/sequences": float(count_sequences(selection.credits, "main")),
             "branch/sequences": float(count_sequences(selection.credits, "branch")),
         }
+        self.updates += 1
         steps = self.optimizer_steps - before
         ledger = Ledger(
             learner_tokens=tokens * passes,
-            learner_tokens_unique=sum(layout.unique_tokens for layout, _ in batches) * passes,
-            trained_tokens=sum(len(layout.terms) for layout, _ in batches),
+            learner_tokens_unique=sum(layout.unique_tokens for _, layout, _ in batches) * passes,
+            trained_tokens=sum(len(layout.terms) for _, layout, _ in batches),
             optimizer_steps=steps,
         )
         return Update(metrics, ledger, steps)
@@ -141,10 +148,23 @@ class Learner:
             trees, layout, self.config.learner.tokens_per_pack, tree_packs=verdict.packs, window=verdict.window
         )
 
+    def _require_finite(self, trees: Sequence[Tree], layout: Layout) -> None:
+        """Raise TrainingError if an advantage is beyond float32."""
+        finite_N = np.isfinite(layout.terms.advantage_N)
+        if not finite_N.all():
+            row = next(row for row in layout.rows if not finite_N[row.terms].all())
+            tree = trees[row.tree]
+            raise TrainingError(
+                f"an advantage of step {self.updates + 1} (prompt {tree.prompt.id!r}) is not a finite number: its rewards "
+                f"reach {max(abs(node.reward) for node in tree.nodes):.3g}, and the loss is computed in float32, which ends at "
+                "3.4e38; divide the rewards by a constant"
+            )
+
     def _optimizer_step(
-        self, terms: Terms, packs: Sequence[Pack], old_N: Tensor | None, lr: float
+        self, trees: Sequence[Tree], layout: Layout, packs: Sequence[Pack], old_N: Tensor | None, lr: float
     ) -> tuple[Observed, float]:
         """Accumulate the gradient over the packs, clip it, and move the weights."""
+        terms = layout.terms
         self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         observed, weights = self.objective.observed(terms), self.objective.weights(terms)
@@ -162,7 +182,8 @@ class Learner:
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
             raise TrainingError(
-                f"the loss of optimizer step {self.optimizer_steps} is {total.item()}, so the step was not taken. "
+                f"the loss of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {total.item()}, "
+                f"so the step was not taken{_culprit(trees, layout, observed)}. "
                 f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
                 "continue from the newest with --resume and a lower --optim.lr"
             )
@@ -171,7 +192,8 @@ class Learner:
         norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient norm of optimizer step {self.optimizer_steps} is {norm}, so the step was not taken. "
+                f"the gradient norm of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {norm}, "
+                "so the step was not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"
             )
         set_learning_rate(self.optimizer, lr)
@@ -191,3 +213,10 @@ class Learner:
             if counts:  # each process needs the old log-probs of its own packs only
                 old_N[torch.from_numpy(pack.terms_n)] = logprob_n
         return old_N
+
+
+def _culprit(trees: Sequence[Tree], layout: Layout, observed: Observed) -> str:
+    """The first prompt with a loss or a KL that is not finite, as a clause; empty if this process has none."""
+    finite_N = torch.isfinite(observed.columns["loss"]) & torch.isfinite(observed.columns["kl"])
+    row = next((row for row in layout.rows if not finite_N[torch.from_numpy(row.terms)].all()), None)
+    return "" if row is None else f"; the first such loss is of a response to prompt {trees[row.tree].prompt.id!r}"

@@ -100,7 +100,7 @@ class RunLog:
 
     def __enter__(self) -> Self:
         self._metrics = self.paths.metrics.open("a", encoding="utf-8")
-        self._text = self.paths.log.open("a", encoding="utf-8")
+        self._text = self.paths.log.open("a", encoding="utf-8", errors="backslashreplace")
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepgrpo.config import Config
+from deepgrpo.engines.base import named
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.foreign import unchanged_process
@@ -182,7 +183,7 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
             version=state.optimizer_steps, signals=run.signals,
         )  # fmt: skip
 
-    with unchanged_process():
+    with named(f"step {state.step + 1}"), unchanged_process():
         return gather(
             run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round, run.strategy.credit,
             dynamic=config.sampling.dynamic, max_rounds=config.sampling.max_rounds,

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig, VLLMEngineConfig, WarmstartConfig
 from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
 from deepgrpo.explore.base import Strategy
+from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.materialize import first_of_each_kind
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.shape import shape_of
 
 GIB = 1024**3
 
@@ -173,19 +175,18 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
 
 def learner_memory(config: Config, policy: Policy, counts: Counts, shards: int) -> MemoryEstimate:
     """Estimate the memory of one of `shards` learners that shard the model between them."""
-    shape: Any = policy.causal.config.get_text_config()
-    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    shape = shape_of(policy.causal.config)
+    layers, hidden = shape.layers, shape.hidden
     value = 2 if config.learner.dtype == "bfloat16" else 4
-    intermediate = getattr(shape, "intermediate_size", None) or 4 * hidden
     tokens = config.learner.tokens_per_pack
-    one_layer = 12 + 4 * intermediate // hidden
+    one_layer = 12 + 4 * shape.intermediate // hidden
     kept = 2 * layers + one_layer if config.learner.gradient_checkpointing else layers * one_layer
     # logits, their softmax and its gradient; of all rows at once if the head is unknown
     rows = config.learner.logprob_chunk if policy.plain_head else tokens
-    activations = tokens * hidden * kept * value + 3 * rows * shape.vocab_size * 4
+    activations = tokens * hidden * kept * value + 3 * rows * shape.vocabulary * 4
     if policy.plain_head:
-        activations += min(config.learner.logprob_keep_mb * 2**20, tokens * shape.vocab_size * 4)
-    adapters = counts.trained < counts.every
+        activations += min(config.learner.logprob_keep_mb * 2**20, tokens * shape.vocabulary * 4)
+    adapters = has_adapters(policy.model)
     copied = config.loss.beta > 0 and not adapters
     gathered = start = 0
     if shards > 1:
@@ -221,11 +222,9 @@ def _engine(
         capacity: bytes of the GPU; None: no GPU, or one on another machine.
         workers: engines that share the prompts of a step.
     """
-    shape: Any = policy.causal.config.get_text_config()
+    shape = shape_of(policy.causal.config)
     engine, stored = config.engine, _value_bytes(config.engine_dtype)
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    per_token = shape.num_hidden_layers * 2 * heads * width * stored
+    per_token = shape.layers * 2 * shape.kv_heads * shape.head_dim * stored
     cache = engine.max_rows * slot_length * per_token
     if isinstance(engine, EmbeddedEngineConfig):
         rollouts = math.ceil(config.run.prompts_per_step * config.explore.num_rollouts / workers)
@@ -234,7 +233,7 @@ def _engine(
             engine=stored * counts.every if stored == 2 else 0,
             cache=cache,
             # keys, values and last hidden states, up to engine.keep_mb
-            prefixes=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden_size * stored))
+            prefixes=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden * stored))
             if keeps
             else 0,
         )

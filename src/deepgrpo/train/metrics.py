@@ -10,6 +10,7 @@ import numpy as np
 from deepgrpo.explore.grow import Growth
 from deepgrpo.records import Credit, Ledger, Stream, Tree
 from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, is_rescued
+from deepgrpo.stats import finite_mean
 
 Metrics = dict[str, Any]
 
@@ -93,7 +94,7 @@ def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Me
     lengths = [len(tree.response(i)) if stream == "main" else len(tree.nodes[i].tokens) for tree, i in responses]
     whole = [node for node in nodes if node.finish == "stop"]
     return {
-        f"{stream}/reward": float(np.mean([node.reward for node in nodes])),
+        f"{stream}/reward": finite_mean([node.reward for node in nodes]),
         f"{stream}/truncated": float(np.mean([node.finish == "length" for node in nodes])),
         f"{stream}/length": float(np.mean(lengths)),
         # a truncated response could not reach its answer, which says nothing about its format

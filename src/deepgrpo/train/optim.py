@@ -28,8 +28,9 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     linearly or along a cosine.
 
     Args:
-        step: number of optimizer steps taken before this one.
-        total: number of optimizer steps of the whole run.
+        step: number of optimizer steps before this one, those of run steps without signal included: the schedule ends with
+            the run, however many optimizer steps it takes.
+        total: number of optimizer steps of the whole run, if every run step takes its own.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
+from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -26,6 +29,7 @@ from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState, unreadable
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.directory import open_log
@@ -66,6 +70,7 @@ class Run:
     checkpoints: Checkpoints
     monitor: HealthMonitor
     limits: Limits
+    threads: Threads
     signals: Signals | None = None
     """Computes the per-token signals that the strategy requests; None if it requests none."""
     prefetch: Prefetch = field(default_factory=Prefetch)
@@ -74,6 +79,10 @@ class Run:
     """The newest state, which is saved if the run fails."""
     updating: bool = False
     """True during an update."""
+    eval_source: PromptSource | None = None
+    """Source of the held-out prompts; None without an evaluation."""
+    remarks: list[str] = field(default_factory=list)
+    """Lines for `describe`, found on the way."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
 
@@ -115,8 +124,24 @@ class Run:
         self.learner.freeze_reference()
         return TrainState(
             cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict(),
-            start_weights=fingerprint(self.policy),
+            start_weights=fingerprint(self.policy), data=self.fingerprints(),
         )  # fmt: skip
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Fingerprints of the training and of the held-out prompts, by their section."""
+        held_out = self.config.eval.data
+        found = {"data": fingerprint_of(self.config.data, self.source)}
+        if held_out is not None and self.eval_source is not None:
+            found["eval.data"] = fingerprint_of(held_out, self.eval_source)
+        return found
+
+    def on_same_data(self, state: TrainState) -> TrainState:
+        """Check the data of a resumed run against its checkpoint. Raises CheckpointError, see `check_unchanged`."""
+        now = self.fingerprints()
+        for key, data in (("data", self.config.data), ("eval.data", self.config.eval.data)):
+            changed = check_unchanged(key, data, state.data.get(key), now[key]) if data and key in now else None
+            self.remarks += [changed] if changed else []
+        return replace(state, data=now)
 
     def restore(self) -> TrainState:
         """Load weights, moments and state of the origin. The KL reference is the start model.
@@ -143,7 +168,7 @@ class Run:
                 checkpoint, ValueError(f"its state does not fit the recipe ({type(error).__name__}: {first_line(error)}); "
                 "was explore.type changed?"),
             ) from error
-        return state
+        return self.on_same_data(state)
 
     def open_log(self) -> RunLog:
         """See `directory.open_log`."""
@@ -157,6 +182,7 @@ class Run:
         size = self.source.size
         facts = [
             f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            str(self.threads),
             "endless prompts" if size is None else f"{size} prompts",
             f"explore {self.config.explore.type}",
             f"{self.directory}",
@@ -171,9 +197,7 @@ class Run:
             lines.append(self.parts.description)
         if self.engine.remark:
             lines.append(self.engine.remark)
-        skipped = ", ".join(f"{n} {reason}" for reason, n in self.source.skipped.items() if n)
-        if skipped:
-            lines.append(f"rows skipped: {skipped}")
+        lines += skipped_lines(self.source, self.eval_source) + self.remarks
         batch = self.config.run.prompts_per_step
         if size is not None and size < batch:
             lines.append(
@@ -206,26 +230,32 @@ def open_run(
     paths = RunDir(directory.absolute())
     checkpoints = open_checkpoints(config.checkpoint, paths.path)
     origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    shapes = build_shapes(config)
+    threads = use_threads(shapes.model if shapes else None, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
     torch.manual_seed(config.run.seed)
-    policy = build_policy(config, backend.prepare(config, build_shapes(config)))
+    policy = build_policy(config, backend.prepare(config, shapes))
+    if shapes is None:
+        threads = use_threads(policy.model, config.run.threads)
+    if config.cluster is None:  # a resumed run keeps its number; those of a cluster's processes follow from its section
+        config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads.number})})
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
     task = build_task(config.data)
-    eval_prompts, eval_reward = held_out(
+    eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
+    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    signals = build_signals(policy, strategy)
+    signals = build_signals(policy, strategy, config.learner.tokens_per_pack)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
-        HealthMonitor.from_config(config), limits, signals,
+        HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
     )  # fmt: skip
 
 
@@ -235,16 +265,26 @@ def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
 
 def held_out(
     config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int
-) -> tuple[Sequence[Prompt], Reward | None]:
-    """Return the held-out prompts and their reward; None: that of the training is used.
+) -> tuple[Sequence[Prompt], Reward | None, PromptSource | None]:
+    """Return the held-out prompts, their reward (None: that of the training is used), and their source.
 
     Args:
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
     if config.data is None or config.every is None:
-        return (), None
-    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False)
+        return (), None, None
+    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training
     shared = config.reward is None and not isinstance(chosen, TaskReward)
-    return source.head(config.limit), None if shared else build_reward(chosen, build_task(config.data))
+    reward = None if shared else build_reward(chosen, build_task(config.data))
+    return source.head(config.limit), reward, source
+
+
+def skipped_lines(source: PromptSource, held_out: PromptSource | None) -> list[str]:
+    """Skipped rows of the training and the held-out data, one line each."""
+    lines = []
+    for of, each in (("", source), (" of eval.data", held_out)):
+        if each is not None and each.skipped:
+            lines.append(f"rows{of} skipped: " + ", ".join(f"{count} {reason}" for reason, count in each.skipped.items()))
+    return lines

@@ -6,24 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepgrpo.explore.base import ATTENTION, Signal, Signals, Strategy
+from deepgrpo.explore.base import ATTENTION, BELIEF, Signal, Signals, Strategy
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.signals import Steps, attention_influence, check_attention, forwarded_tokens
 from deepgrpo.records import Tree
+from deepgrpo.train.belief import check_texts, measure_belief
 
 
-def build_signals(policy: Policy, strategy: Strategy) -> Signals | None:
+def build_signals(policy: Policy, strategy: Strategy, tokens_per_pack: int) -> Signals | None:
     """Build the function that computes a strategy's signals; None if it requests none.
 
-    Raises ModelError if the model cannot compute one of them.
+    Args:
+        tokens_per_pack: most tokens of a forward pass for beliefs.
+
+    Raises ModelError if the model cannot compute one of them, ConfigError if the tokenizer cannot encode their texts.
     """
-    wanted = strategy.signals
+    wanted = {signal.name for signal in strategy.signals}
     if not wanted:
         return None
-    assert all(signal.name == ATTENTION for signal in wanted), sorted(signal.name for signal in wanted)
-    check_attention(policy)
+    assert wanted <= {ATTENTION, BELIEF}, sorted(wanted)
+    if ATTENTION in wanted:
+        check_attention(policy)
+    for signal in strategy.signals:
+        if signal.name == BELIEF:
+            check_texts(policy, signal)
 
     def measure(signal: Signal, nodes: Sequence[tuple[Tree, int]]) -> tuple[list[np.ndarray], int]:
+        if signal.name == BELIEF:
+            return measure_belief(policy, signal, nodes, tokens_per_pack)
         paths: list[Steps] = []
         for tree, node in nodes:
             start = len(tree.prompt.tokens)

@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError
 
 from deepgrpo import rng
-from deepgrpo.config import SyntheticData, WarmstartConfig
-from deepgrpo.errors import ConfigError, first_line
+from deepgrpo.config import GeneratedData, WarmstartConfig
+from deepgrpo.errors import ConfigError, ModelError, first_line
+from deepgrpo.model.adapters import has_adapters
+from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import SyntheticTask
+from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import SampleRequest
 from deepgrpo.rewards.base import judge
 from deepgrpo.runs.weights import check_weights
@@ -68,6 +70,12 @@ def load_from(policy: Policy, directory: Path) -> None:
         raise ConfigError(f"warmstart.from is {str(directory)!r}, which is no directory here; {remedy}")
     check_weights(directory)
     try:
+        if not has_adapters(policy.model):
+            require_config(directory, "it")
+    except ModelError as error:
+        said = f"warmstart.from is {str(directory)!r}, but no weights can be read there ({error}); {remedy}"
+        raise ConfigError(said) from None
+    try:
         policy.load_weights(directory)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
@@ -78,8 +86,8 @@ def load_from(policy: Policy, directory: Path) -> None:
 def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
     """(start, count) → that many questions of the training split with their written solutions."""
     data, tokenizer = run.config.data, run.policy.tokenizer
-    assert isinstance(data, SyntheticData)
-    task = SyntheticTask(data)
+    assert isinstance(data, GeneratedData)
+    task = build_synthetic(data)
     source = build_source(
         data.model_copy(update={"seed": data.seed + SEED_OFFSET}), tokenizer, seed=run.config.run.seed,
         context=run.policy.context,

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepgrpo.engines.base import NOT_FINITE, SamplingParams
+from deepgrpo.engines.base import SamplingParams, not_finite
 from deepgrpo.engines.embedded.prefill import encode_prefixes
 from deepgrpo.engines.embedded.prefix_store import PrefixStore
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import decoding_mask, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.engines.stops import completes_stop
-from deepgrpo.errors import EngineError
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
+from deepgrpo.model.shape import shape_of
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.rng import uniforms
 
@@ -96,7 +96,7 @@ class SampleCall:
         self.windows = windows_of(policy)
         self.attached = worth_attaching(requests) if attach else [False] * len(requests)
         self.cache = SlotCache(
-            policy.causal.config.num_hidden_layers, self.max_rows, slot_length(requests, self.attached), device,
+            shape_of(policy.causal.config).layers, self.max_rows, slot_length(requests, self.attached), device,
             policy.dtype,
         )  # fmt: skip
         self.plan: DecodePlan | None = None
@@ -210,8 +210,10 @@ class SampleCall:
         self.last[part] = tokens_B
         self.counts[part] += 1
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
-        if not np.isfinite(logprobs).all():
-            raise EngineError(NOT_FINITE)
+        finite = np.isfinite(logprobs)
+        if not finite.all():
+            row = self.rows[first + int(finite.argmin())]
+            raise not_finite(self.policy.tokenizer, self.requests[row.request], len(row.tokens))
         is_eos = np.isin(tokens, self.eos)
         ended: list[int] = []
         for i, row in enumerate(self.rows[part]):

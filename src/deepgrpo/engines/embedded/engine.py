@@ -63,7 +63,7 @@ class EmbeddedEngine:
     ) -> tuple[list[list[Completion]], SampleStats]:
         """See `engines.base.Engine.sample`."""
         began = time.perf_counter()
-        check_requests(requests, self.policy.context)
+        check_requests(requests, self.policy.context, self.policy.token_rows)
         training = self.policy.model.training
         self.policy.model.eval()
         try:

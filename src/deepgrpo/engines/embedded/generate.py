@@ -26,7 +26,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from deepgrpo.engines.base import NOT_FINITE, SamplingParams
+from deepgrpo.engines.base import SamplingParams, not_finite
 from deepgrpo.engines.embedded.sampler import draw
 from deepgrpo.engines.embedded.slot_gate import in_short, trial_lengths, trial_tokens, uncached_logits
 from deepgrpo.engines.stops import completes_stop
@@ -206,7 +206,8 @@ class _Choose(LogitsProcessor):
 
     def _append(self, row: _Row, token: int, logprob: float) -> None:
         if not np.isfinite(logprob):
-            raise EngineError(NOT_FINITE)
+            request = SampleRequest(row.prefix, (), row.limit, len(row.prefix) - len(row.before))
+            raise not_finite(self.tokenizer, request, len(row.tokens))
         row.tokens.append(token)
         row.logprobs.append(logprob)
         if token in self.eos or completes_stop(self.tokenizer, self.params.stop, row.before, row.tokens):

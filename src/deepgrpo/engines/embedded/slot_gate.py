@@ -20,6 +20,7 @@ from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.errors import first_line
 from deepgrpo.model import tree_attention
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
+from deepgrpo.model.logprobs import distance
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import TOLERANCE
 
@@ -162,8 +163,8 @@ def _trial(policy: Policy, lengths: Sequence[int], attach: bool) -> str | None:
         )
         got.append(policy.logits(output))
         cache.end_step()
-    difference = torch.log_softmax(torch.stack(got, 1).float(), -1) - torch.log_softmax(expected.float(), -1)
-    worst = float(difference.abs().max())
+    said = torch.log_softmax(torch.stack(got, 1).float(), -1)
+    worst = float(distance(said, torch.log_softmax(expected.float(), -1)))
     if worst < TOLERANCE:  # false for NaN
         return None
     return f"says something else when it decodes from slots: log-probs differ by {worst:.1e}"

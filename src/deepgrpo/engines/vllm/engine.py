@@ -27,13 +27,14 @@ from typing import Any
 import torch
 
 from deepgrpo.config import VLLMEngineConfig
-from deepgrpo.engines.base import NOT_FINITE, SampleStats, SamplingParams, check_requests
+from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests, not_finite
 from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.process import VLLMProcess
 from deepgrpo.engines.vllm.weights import fingerprint, transfer_directory, write_tokenizer, write_weights
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
+from deepgrpo.threads import spin_settings
 
 PYTHON = "DEEPGRPO_VLLM_PYTHON"
 """Environment variable with the interpreter, if the recipe names none."""
@@ -91,10 +92,10 @@ class VLLMEngine:
             self._sent = fingerprint(policy)
             write_weights(policy, self.directory, self.dtype)
             tokenizer = write_tokenizer(policy, self.directory)
-            python = config.python or os.environ.get(PYTHON) or sys.executable
+            python = config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
             self.process = VLLMProcess(
                 python, self._settings(tokenizer, trust_remote_code),
-                {**ENVIRONMENT, "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
+                {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
             )  # fmt: skip
         except BaseException:
             self._remove()
@@ -130,7 +131,7 @@ class VLLMEngine:
     ) -> tuple[list[list[Completion]], SampleStats]:
         """See `engines.base.Engine.sample`. vLLM's cache holds prefixes while it has room, regardless of `keep`."""
         began = time.perf_counter()
-        check_requests(requests, self.context)
+        check_requests(requests, self.context, self.policy.token_rows)
         if not params.greedy and params.temperature > 2:
             raise EngineError(f"the temperature is {params.temperature}, but vLLM takes at most 2")
         self._update_weights()
@@ -142,8 +143,9 @@ class VLLMEngine:
             group: list[Completion] = []
             for _ in request.keys:
                 tokens, logprobs = answer["tokens"][row], answer["logprobs"][row]
-                if not all(map(math.isfinite, logprobs)):
-                    raise EngineError(NOT_FINITE)
+                bad = next((i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob)), None)
+                if bad is not None:
+                    raise not_finite(self.policy.tokenizer, request, bad)
                 group.append(self._completion(request, params, tokens, logprobs, answer["finish"][row]))
                 # including tokens after a stop string that only we detect: they were sampled, so they are billed
                 sampled += len(tokens)

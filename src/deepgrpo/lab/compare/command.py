@@ -196,9 +196,9 @@ def _flat(config: Config) -> dict[str, Any]:
             else:
                 yield prefix + key, value
 
-    # the location of a run is not part of its recipe
-    paths = ("run.dir", "run.name", "warmstart.from")
-    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in paths}
+    # neither the location of a run nor the threads that it has found is part of its recipe
+    own = ("run.dir", "run.name", "run.threads", "warmstart.from")
+    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in own}
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from deepgrpo.config import DataConfig, SamplingConfig, Section, parse_section
-from deepgrpo.config.base import Probability
+from deepgrpo.config.base import PathText, Probability
+from deepgrpo.config.files import parse_toml
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
 
@@ -81,7 +81,7 @@ class Experiment(Section):
 
     name: str
     """Directory of the experiment inside `dir`."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Directory that holds it."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3, 4, 5)
     """Seeds; every arm is run on each. At least two."""
@@ -89,7 +89,7 @@ class Experiment(Section):
     """Arm that all others are compared with."""
     budget: PositiveInt
     """Sampled tokens per run."""
-    base: str
+    base: PathText
     """Recipe shared by all arms: a name (see `deepgrpo recipes`), or a path relative to here or to the experiment file."""
     common: dict[str, Any] = Field(default_factory=dict)
     """Changes to that recipe for all arms."""
@@ -168,8 +168,8 @@ def find_experiment(name: str) -> Path:
 def load_experiment(path: Path) -> Experiment:
     """Read and check an experiment file. Raises ConfigError that names the key, the value and the remedy."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = parse_toml(path.read_bytes())
+    except (OSError, ValueError) as error:
         said = str(error)
         # TOML's message for a repeated [arms.NAME]
         twice = "; are there two arms of the same name?" if "twice" in said or "overwrite" in said else ""

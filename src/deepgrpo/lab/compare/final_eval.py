@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deepgrpo.config import Config, DataConfig, SyntheticData, TaskReward, parse_section
+from deepgrpo.config import Config, DataConfig, GeneratedData, TaskReward, parse_section
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
 from deepgrpo.processes import follow_parent
@@ -20,6 +20,9 @@ from deepgrpo.prompts import synthetic
 from deepgrpo.records import Prompt
 from deepgrpo.runs.layout import RunDir, step_of
 from deepgrpo.visible import visible
+
+if TYPE_CHECKING:
+    from deepgrpo.prompts.source import PromptSource
 
 
 def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] | None:
@@ -40,12 +43,11 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
 
     Raises DataError if no untouched question remains, ModelError if the run has no checkpoint.
     """
-    import torch
-
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.eval.model import find_model, load_model
-    from deepgrpo.model.device import resolve_device
+    from deepgrpo.model.device import resolve_device, use_threads
+    from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
     from deepgrpo.runs.files import replace_file
@@ -53,12 +55,12 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     source = find_model(str(directory))
     config = source.run
     assert config is not None and spec.data is not None and spec.sampling is not None
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
     policy = load_model(source, resolve_device(config.run.device), "auto")
+    use_threads(policy.model, config.run.threads)
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
-    prompts, left_out = final_prompts(config, spec, policy.tokenizer, context)
+    prompts, left_out, skipped = final_prompts(config, spec, policy.tokenizer, context)
+    require_rows(policy, lambda: prompts, "final.data")
     wanted = config.eval.reward or config.reward
     reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
     engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
@@ -81,6 +83,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
         "questions": len(prompts),
         "sampled_questions": min(spec.sampled_limit, len(prompts)),
         "left_out": left_out,
+        "skipped": skipped,
         # greedy figures cover all questions, sampled ones the sampled questions
         "metrics": {**sampled, **greedy},
     }
@@ -88,26 +91,29 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     return found
 
 
-def final_prompts(config: Config, spec: FinalConfig, tokenizer: Any, context: int) -> tuple[tuple[Prompt, ...], int]:
-    """The questions of `spec` without those of eval.data, and the number left out for that reason."""
+def final_prompts(
+    config: Config, spec: FinalConfig, tokenizer: Any, context: int
+) -> tuple[tuple[Prompt, ...], int, dict[str, int]]:
+    """The questions of `spec` without those of eval.data, the number left out for that reason, and skipped rows by reason."""
     from deepgrpo.prompts.source import build_source
 
     assert spec.data is not None and config.eval.data is not None
 
-    def source(data: DataConfig) -> Any:
+    def source(data: DataConfig) -> PromptSource:
         return build_source(data, tokenizer, seed=0, context=context, shuffle=False)
 
     watched = {prompt.text for prompt in source(config.eval.data).head(config.eval.limit)}
-    candidates = source(enough(spec.data, spec.limit + len(watched))).head(spec.limit + len(watched))
+    final = source(enough(spec.data, spec.limit + len(watched)))
+    candidates = final.head(spec.limit + len(watched))
     kept = [prompt for prompt in candidates if prompt.text not in watched]
     if not kept:
         raise DataError("final.data has no question outside eval.data; name others")
-    return tuple(kept[: spec.limit]), len(candidates) - len(kept)
+    return tuple(kept[: spec.limit]), len(candidates) - len(kept), dict(final.skipped)
 
 
 def enough(data: DataConfig, count: int) -> DataConfig:
     """Bound an endless data set, which would otherwise repeat questions."""
-    if isinstance(data, SyntheticData) and data.size is None and data.limit is None:
+    if isinstance(data, GeneratedData) and data.size is None and data.limit is None:
         return data.model_copy(update={"limit": count})
     return data
 
@@ -115,7 +121,7 @@ def enough(data: DataConfig, count: int) -> DataConfig:
 def refuse_too_few(config: Config, spec: FinalConfig) -> None:
     """Raise ConfigError, before any run, if the synthetic task has too few distinct questions."""
     data = spec.data
-    if not isinstance(data, SyntheticData) or data.size is not None or data.limit is not None:
+    if not isinstance(data, GeneratedData) or data.size is not None or data.limit is not None:
         return
     watched = config.eval.limit
     try:
@@ -138,6 +144,8 @@ def _main(directory: str, spec: str) -> int:
         print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     shown = {key: round(value, 4) for key, value in found["metrics"].items() if key in ("eval/greedy", "eval/sampled")}
+    for reason, count in found["skipped"].items():
+        print(f"final.data: {count} rows left out ({reason})")
     print(f"untouched questions: {found['questions']}, {shown}")
     return 0
 

@@ -61,7 +61,7 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
     missing = [arm for arm in plan.experiment.arms if arm not in paces]
     if missing:
         out.print(f"no finished run of {', '.join(missing)}: measuring two small steps of each", markup=False, soft_wrap=True)
-        paces |= _calibrate(plan, missing)
+        paces |= _calibrate(plan, missing, jobs)
     final = plan.final
     answers = final.limit + final.sampled_limit * (1 + final.samples)
     table = Table(title=plan.experiment.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -108,7 +108,7 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
     return Pace(seconds / tokens, scale * tokens / len(steps), sum(evaluations) / max(1, len(evaluations)), source)
 
 
-def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
+def _calibrate(plan: Plan, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
     with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder:
@@ -117,7 +117,7 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            start = {"from": str(_train(settings, Path(folder), "warm").start)}
+            start = {"from": str(_train(settings, Path(folder), "warm", jobs).start)}
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -126,13 +126,13 @@ def _calibrate(plan: Plan, arms: list[str]) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            run = _train(settings, Path(folder), f"arm-{i}")
+            run = _train(settings, Path(folder), f"arm-{i}", jobs)
             scale = config.run.prompts_per_step / prompts
             paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces
 
 
-def _train(settings: Mapping[str, Any], folder: Path, name: str) -> RunDir:
+def _train(settings: Mapping[str, Any], folder: Path, name: str, jobs: int) -> RunDir:
     """Run a recipe in a separate process. Raises ConfigError with its last output if it fails."""
     raw = {**settings, "run": {**settings["run"], "dir": str(folder), "name": name}}
     recipe, log = folder / f"{name}.toml", folder / f"{name}.log"
@@ -140,7 +140,7 @@ def _train(settings: Mapping[str, Any], folder: Path, name: str) -> RunDir:
     with log.open("wb") as file:
         done = subprocess.run(
             [sys.executable, "-m", "deepgrpo.cli", "train", str(recipe)], stdin=subprocess.DEVNULL, stdout=file,
-            stderr=subprocess.STDOUT, env=environment(), check=False,
+            stderr=subprocess.STDOUT, env=environment(jobs), check=False,
         )  # fmt: skip
     if done.returncode:
         raise ConfigError(f"a trial of two steps failed: {last_line(log)}; the recipe was:\n{recipe.read_text()}")

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Literal
 
 from deepgrpo.processes import PARENT
+from deepgrpo.threads import CPUS, available_cpus
 
 State = Literal["waiting", "running", "done", "failed", "skipped"]
 
@@ -110,7 +111,7 @@ class Jobs:
         with job.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment(), pass_fds=self.keep_open,
+                env=environment(self.workers), pass_fds=self.keep_open,
             )  # fmt: skip
 
     def _reap(self, changed: Callable[[Job, State], None]) -> None:
@@ -158,9 +159,10 @@ class Jobs:
                 signal.signal(number, handler)
 
 
-def environment() -> dict[str, str]:
-    """Environment of a job: one thread each, since parallel runs compete for the cores; and it stops if this process ends."""
-    return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ, PARENT: str(os.getpid())}
+def environment(workers: int) -> dict[str, str]:
+    """Environment of a job: its share of the CPUs, and this process, with which it ends."""
+    share = max(1, available_cpus() // workers)
+    return {"TOKENIZERS_PARALLELISM": "false", **os.environ, CPUS: str(share), PARENT: str(os.getpid())}
 
 
 def last_line(path: Path) -> str:

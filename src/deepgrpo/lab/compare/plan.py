@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepgrpo.config import Config, ReasoningGymData, SyntheticData, load_recipe, merge, parse_config, read_recipe
+from deepgrpo.config import Config, GeneratedData, ReasoningGymData, load_recipe, merge, parse_config, read_recipe
 from deepgrpo.config.shipped import find_recipe
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare.experiment import Experiment, FinalConfig
@@ -127,7 +127,7 @@ def _for_seed(recipe: Mapping[str, Any], seed: int, directory: str, name: str) -
     """A recipe for one seed. Generated questions differ by seed: a seed repeats the whole procedure."""
     raw = merge(recipe, {"run": {"seed": seed, "dir": directory, "name": name}})
     data = raw.get("data")
-    if isinstance(data, dict) and data.get("type") == "synthetic":
+    if isinstance(data, dict) and data.get("type") in ("synthetic", "search"):
         # its splits are disjoint for any seed; other generated data may separate evaluation by the seed alone
         raw["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return raw
@@ -184,7 +184,7 @@ def _final(experiment: Experiment, template: Config, source: Path) -> FinalConfi
     watched, wanted = template.eval.data, experiment.final.data
     assert watched is not None  # eval.every is set, and that needs eval.data
     if wanted is None:
-        if not isinstance(watched, SyntheticData | ReasoningGymData):
+        if not isinstance(watched, GeneratedData | ReasoningGymData):
             raise ConfigError(
                 f"{source}: final.data is missing: with eval.data of type {watched.type!r} there is no way to generate "
                 "other questions; add a table [final.data] with questions that are neither trained on nor watched"
@@ -195,7 +195,7 @@ def _final(experiment: Experiment, template: Config, source: Path) -> FinalConfi
             f"{source}: final.data is the same as eval.data, which is watched while training; name other questions (for "
             "generated data another seed), or leave it out"
         )
-    if isinstance(wanted, SyntheticData) and isinstance(template.data, SyntheticData) and wanted.split == template.data.split:
+    if isinstance(wanted, GeneratedData) and isinstance(template.data, GeneratedData) and wanted.split == template.data.split:
         raise ConfigError(
             f"{source}: final.data.split is {wanted.split!r}, and so is data.split: the arms are trained on those questions; "
             'set final.data.split = "test" and data.split = "train"'

@@ -10,7 +10,6 @@ Nothing is trained, and only the files of --json and --plot are written. See doc
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,11 +32,13 @@ from deepgrpo.lab.probe.sampling import ProbeStrategy, Sampled, sample_probe
 from deepgrpo.lab.probe.setting import ProbeSetting, open_policy, resolve_setting, with_chat
 from deepgrpo.lab.probe.tables import duration, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, early_verdict, remarks, verdict
+from deepgrpo.model.soundness import SOME, require_rows
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.overlong import OverlongPenalty
+from deepgrpo.runs.text import json_text
 from deepgrpo.terminal import Terminal
 
 
@@ -55,8 +56,8 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
     K = setting.explore.branches_per_pivot
     most = estimate_tokens(options.rollouts, K, options.depths, setting.sampling.max_new_tokens)
     cap = options.max_sampled_tokens or 2 * most
-    policy = open_policy(setting, options)
-    say(out, f"{setting.model} on {policy.device}, {setting.name}")
+    policy, threads = open_policy(setting, options)
+    say(out, f"{setting.model} on {policy.device}, {setting.name} · {threads}")
     say(
         out,
         f"cost: {options.rollouts} failed responses, each continued {K} times from the prompt and from up to {options.depths} "
@@ -95,6 +96,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
     limits = Limits(setting.sampling.max_new_tokens, total)
     data = with_chat(options, setting.data, policy.tokenizer)
     source = build_source(data, policy.tokenizer, seed=options.seed, context=total)
+    require_rows(policy, lambda: source.head(source.size or SOME), f"the data set {setting.name!r}")
     for reason, count in source.skipped.items():
         say(out, f"{setting.name}: {count} rows left out ({reason})")
     explore, engine = setting.explore, setting.engine
@@ -175,7 +177,7 @@ def _write(
     try:
         if options.json is not None:
             result = as_dict(options, setting, sampled, findings, said, notes, most)
-            text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+            text = json_text(result, indent=1, allow_nan=False)
             Path(options.json).expanduser().write_text(text + "\n", encoding="utf-8")
             say(out, f"figures: {options.json}")
         if options.plot is not None:

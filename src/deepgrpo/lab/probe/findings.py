@@ -22,7 +22,7 @@ Shapes: N failed rollouts, S bands, M candidates of a rollout at most, B replica
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from deepgrpo import rng
 from deepgrpo.config import RecoverabilityConfig
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.lab.probe.arrays import ProbeArrays
+from deepgrpo.lab.probe.replicates import Fits, fit_replicates, rates_under_q
 from deepgrpo.lab.probe.sampling import MIN_FAILED, FailedRollout
 from deepgrpo.stats import Proportion, cluster_weights, clustered_proportion, simultaneous_intervals
 
@@ -139,8 +140,7 @@ def analyse(
     random = rng.generator(seed, "probe", "bootstrap")
     weights = cluster_weights(table.prompts, replicates, random)
     pseudo = random.gamma(0.5, size=replicates)
-    fit = _fitter(table, recoverability, root_pivot)
-    estimate, estimates = fit(np.ones(len(failed), dtype=np.int64)), [fit(weight) for weight in weights]
+    estimate, estimates = _fits(table, recoverability, root_pivot, weights)
     mixed = int(table.mixed.sum())
     chosen: tuple[Gamma, ...] = ()
     if mixed >= MIN_MIXED and table.has_pivot.any():
@@ -203,42 +203,37 @@ def _with_intervals(points: np.ndarray, drawn: np.ndarray) -> list[tuple[float, 
 # ---------------------------------------------------------------- fit and gammas
 
 
-def _fitter(table: ProbeArrays, config: RecoverabilityConfig, root_pivot: bool) -> Callable[[np.ndarray], Recoverability]:
-    """A function from the multiplicity of each rollout `[N]` to the estimate that training would make."""
+def _fits(
+    table: ProbeArrays, config: RecoverabilityConfig, root_pivot: bool, weights: np.ndarray
+) -> tuple[Recoverability, Fits]:
+    """The estimate that training would make, and that of each replicate."""
     labelled = table.there.copy()
     if not root_pivot:
         labelled[:, 0] = 0
     rows, columns = np.nonzero(labelled)
     ratios, outcomes = table.ratio[rows, columns], table.rescued[rows, columns].astype(int)
-
-    def fit(weight: np.ndarray) -> Recoverability:
-        times = weight[rows]
-        wide = config.model_copy(update={"window": max(config.window, int(times.sum()))})
-        return Recoverability().observe(np.repeat(ratios, times).tolist(), np.repeat(outcomes, times).tolist(), wide)
-
-    return fit
+    wide = config.model_copy(update={"window": max(config.window, len(outcomes))})
+    estimate = Recoverability().observe(ratios.tolist(), outcomes.tolist(), wide)
+    return estimate, fit_replicates(ratios, outcomes, weights[:, rows], config)
 
 
-def _fit(estimate: Recoverability, estimates: Sequence[Recoverability]) -> Fit:
-    found = [(each.w, each.b) for each in estimates if each.fitted] or [(estimate.w, estimate.b)]
-    (w_low, b_low), (w_high, b_high) = np.quantile(np.array(found), [0.025, 0.975], axis=0).tolist()
+def _fit(estimate: Recoverability, estimates: Fits) -> Fit:
+    found = np.stack([estimates.w, estimates.b], axis=1)[estimates.fitted]
+    if not len(found):
+        found = np.array([[estimate.w, estimate.b]])
+    (w_low, b_low), (w_high, b_high) = np.quantile(found, [0.025, 0.975], axis=0).tolist()
     return Fit(estimate.w, estimate.b, estimate.fitted, len(estimate.outcomes), w_low, w_high, b_low, b_high)
 
 
 def _gammas(
-    table: ProbeArrays, gammas: Sequence[float], estimate: Recoverability, estimates: Sequence[Recoverability],
+    table: ProbeArrays, gammas: Sequence[float], estimate: Recoverability, estimates: Fits,
     weights: np.ndarray, pseudo: np.ndarray,
 ) -> tuple[Gamma, ...]:  # fmt: skip
     root = table.has_pivot[:, None] * table.pair(0)
     totals = [table.expected(estimate, gamma).sum(axis=0) for gamma in gammas]
     points = np.array([_log_gain(total[None], root.sum(axis=0)[None], HALF)[0] for total in totals])
-    drawn = [
-        _log_gain(
-            np.stack([weight @ table.expected(e, gamma) for e, weight in zip(estimates, weights, strict=True)]),
-            weights @ root, pseudo,
-        )
-        for gamma in gammas
-    ]  # fmt: skip
+    rates = rates_under_q(table, estimates, weights)
+    drawn = [_log_gain(rates(gamma), weights @ root, pseudo) for gamma in gammas]
     gains = _with_intervals(points, np.stack(drawn, axis=1))
     lines: list[Gamma] = []
     for gamma, (mixed, tokens), gain in zip(gammas, totals, gains, strict=True):

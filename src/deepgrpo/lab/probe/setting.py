@@ -40,6 +40,7 @@ from deepgrpo.runs.weights import check_weights
 
 if TYPE_CHECKING:
     from deepgrpo.model.policy import Policy
+    from deepgrpo.threads import Threads
 
 DEFAULT_SEGMENTS = 10
 """Default of --segment-size with `--segments count`."""
@@ -98,23 +99,23 @@ def resolve_setting(options: ProbeOptions, overrides: Sequence[tuple[str, str]])
     return ProbeSetting(one.name, one.data, one.reward, sampling, engine, explore, tuple(sorted(gammas)), source, config)
 
 
-def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
-    """The model on its device.
+def open_policy(setting: ProbeSetting, options: ProbeOptions) -> tuple[Policy, Threads]:
+    """The model on its device, and the number of threads.
 
     Raises ConfigError (an unknown device), ModelError, MissingExtraError.
     """
     import torch
 
-    from deepgrpo.model.device import resolve_device
+    from deepgrpo.model.device import resolve_device, use_threads
     from deepgrpo.train.build import build_policy
     from deepgrpo.train.warmstart import load_from
 
     config = setting.config
-    threads = options.threads or (config.run.threads if config else None)
-    if threads:
-        torch.set_num_threads(threads)
+    wanted, key = options.threads or (config.run.threads if config else None), "--threads" if options.threads else "run.threads"
+    use_threads(None, wanted)
     if setting.source is not None:
-        return load_model(setting.source, resolve_device(options.device, "--device"), options.dtype)
+        policy = load_model(setting.source, resolve_device(options.device, "--device"), options.dtype)
+        return policy, use_threads(policy.model, wanted, key)
     assert config is not None
     # nothing is trained, so the packing check is skipped
     learner: dict[str, Any] = {"tree_packing": "off"}
@@ -129,7 +130,7 @@ def open_policy(setting: ProbeSetting, options: ProbeOptions) -> Policy:
     )
     if config.warmstart is not None and config.warmstart.from_ is not None:
         load_from(policy, Path(config.warmstart.from_))
-    return policy
+    return policy, use_threads(policy.model, wanted, key)
 
 
 # ---------------------------------------------------------------- checks
@@ -227,7 +228,7 @@ def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataCo
     if options.data is None:
         return data
     has_one = bool(getattr(tokenizer, "chat_template", None))
-    on = options.chat == "on" or (options.chat == "auto" and data.template.chat and has_one)
+    on = options.chat == "on" or (options.chat == "auto" and data.template.chat is not False and has_one)
     return data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
 
 

@@ -1,8 +1,8 @@
 """Damage of a run directory: each file missing, cut, overwritten, replaced; each directory likewise; wrong values inside.
 
 `damages()` returns (name, function of the run directory) pairs; `build(place)` makes the run that they are made for, and
-`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback or a hang is
-a fault.
+`outcome(command, run)` runs one command of `COMMANDS` on it. A command may succeed or end in a sentence; a traceback or a
+hang is a fault.
 """
 
 from __future__ import annotations
@@ -257,7 +257,8 @@ def _garbage(path: Path) -> None:
 OF_FILES: dict[str, Damage] = {
     "missing": _gone, "empty": lambda path: path.write_bytes(b""), "cut in half": _half, "a flipped bit": _flip,
     "garbage": _garbage, "zeros": lambda path: path.write_bytes(b"\0" * 300), "a directory": _folder,
-    "a dangling link": _dangling, "a link to itself": _loop, "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
+    "a dangling link": _dangling, "a link to itself": _loop,
+    "UTF-16": lambda path: path.write_text("[run]\n", encoding="utf-16"),
     "a JSON list": lambda path: path.write_text("[1, 2]\n"), "a JSON number": lambda path: path.write_text("3\n"),
     "deeply nested": lambda path: path.write_text("[" * 20_000),
 }  # fmt: skip

@@ -57,7 +57,8 @@ _RENAMED = (
 )  # fmt: skip
 # of formulas inside a text, and currency
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
-_LEADING = ("=", ":", "≈", "~", "#")
+_LEADING = "=:≈~# \t\n"
+_TRAILING = ",;: \t\n"
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ('"', '"'))
 
 
@@ -89,8 +90,7 @@ def tidy(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    text = text.strip().rstrip(",;:").rstrip()
-    text = text[1:].lstrip() if text[:1] in _LEADING else text
+    text = text.lstrip(_LEADING).rstrip(_TRAILING)
     if text.endswith(".") and not text.endswith(("..", "\\.")):
         text = text[:-1].rstrip()
     for left, right in _WRAPPINGS:

@@ -74,7 +74,7 @@ BENCH_step-D := --repeats 2 --warmup 0 --no-memory
 # one thread: its workers and its learner share the cores
 BENCH_distribution-D := --repeats 5 --threads 1
 # the machine must be quiet but for what it starts itself
-BENCH_busy := --repeats 3 --page docs/results/busy.md
+BENCH_busy := --repeats 2 --page docs/results/busy.md
 BENCHMARKS := busy learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
 
 bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png $(BENCH)/engines.png

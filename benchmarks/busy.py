@@ -52,8 +52,8 @@ NEIGHBOURS = {
 """A loop of pure Python, and one that copies 256 MiB over and over."""
 
 QUIET = "quiet"
-LIMIT_S = 300.0
-"""Time limit of one step."""
+LIMIT_S = 900.0
+"""Time limit of one step, and of loading a model."""
 
 
 def run_busy(options: BenchOptions) -> int:
@@ -129,7 +129,8 @@ def environment(arm: str) -> dict[str, str]:
     """The environment without a user's settings, with those of an arm."""
     dropped = (*SPIN_OF_USERS, *NUMBER_OF_USERS)
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, **ARMS[arm][0], "PYTHONPATH": path, "TQDM_DISABLE": "1"}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**kept, **ARMS[arm][0], "PYTHONPATH": path, "TQDM_DISABLE": "1"}
 
 
 def warm_started(model: str, options: BenchOptions, closing: contextlib.ExitStack) -> Path | None:

@@ -215,14 +215,13 @@ class _Arms:
     @cached_property
     def _session(self) -> str:
         """Start Ray with room for the workers of all models and a learner. Returns its version."""
-        try:
-            ray = require_ray()
-        except MissingExtraError as error:
-            raise LeftOutError(str(error)) from None
         config = self._recipe(next(iter(MODELS)), len(MODELS) * max(WORKERS))
         assert config.cluster is not None
-        self.setting.closing.enter_context(session(config.cluster))
-        return str(ray.__version__)
+        try:
+            self.setting.closing.enter_context(session(config.cluster))
+        except MissingExtraError as error:
+            raise LeftOutError(str(error)) from None
+        return str(require_ray().__version__)
 
     def _backend(self, size: str) -> RayBackend:
         """The backend whose workers have a model of this size; the first call starts them."""

@@ -83,7 +83,11 @@ def _directory() -> _Restore:
 def _umask() -> _Restore:
     before = os.umask(0o077)  # it can only be read by setting it
     os.umask(before)
-    return lambda: [os.umask(before), None][1]
+
+    def restore() -> None:
+        os.umask(before)
+
+    return restore
 
 
 def _streams() -> _Restore:

@@ -80,10 +80,12 @@ def file_of(function: Any) -> str | None:
     """The file that defines a user's function, None if it has none."""
     while hasattr(function, "func"):  # functools.partial
         function = function.func
-    code = getattr(getattr(function, "__func__", function), "__code__", None) or getattr(
-        getattr(type(function), "__call__", None), "__code__", None
-    )
-    return getattr(code, "co_filename", None)
+    own = getattr(function, "__func__", function)
+    for each in (own, type(own).__call__):  # a function or method; an object that can be called
+        code = getattr(each, "__code__", None)
+        if code is not None:
+            return str(code.co_filename)
+    return None
 
 
 def _load_file(origin: str, said: str) -> Any:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 PARENT = "DEEPGRPO_PARENT"
 """Environment variable with the process whose end is a request to stop."""
@@ -56,7 +57,7 @@ def end_worker_with_parent() -> None:
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
-        server = forkserver._forkserver  # type: ignore[attr-defined]
+        server: Any = forkserver._forkserver
         held, server._forkserver_alive_fd = server._forkserver_alive_fd, None
         if held is not None:
             with contextlib.suppress(OSError):
@@ -95,8 +96,8 @@ def follow_parent() -> None:
 def end_within(seconds: float, code: int) -> None:
     """End this process with the exit code if it still runs after so many seconds.
 
-    Call it when all work is done. Python waits for threads that are no daemons, for child processes and for exit handlers; those
-    of a user's code may never end.
+    Call it when all work is done. Python waits for threads that are no daemons, for child processes and for exit handlers;
+    those of a user's code may never end.
     """
 
     def watch() -> None:

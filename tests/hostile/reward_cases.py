@@ -135,7 +135,7 @@ SHAPES = [
     body("a generator that exits", "def lazy():\n    yield 0.0\n    sys.exit(3)\nreturn lazy()", "raised SystemExit: 3"),
     body("a generator that sleeps", "def lazy():\n    yield 0.0\n    time.sleep(5)\nreturn lazy()", "did not return within", timeout_s=0.3),
     file("async generator", "async def reward(completions, **columns):\n    for each in completions:\n        yield 1.0\n", "from an `async def`"),
-    file("coroutine of coroutine", "async def inner():\n    return [0.0]\nasync def reward(completions, **columns):\n    return inner()\n", "await it yourself"),
+    file("coroutine of coroutine", "async def inner():\n    return [0.0]\nasync def reward(completions, **columns):\n    return inner()\n", "or await it"),
     file("async", f"import asyncio\nasync def reward(completions, **columns):\n    await asyncio.sleep(0)\n    {TAKES}\n", scores=(1.0, 1.0)),
     file("async that hangs", "import asyncio\nasync def reward(completions, **columns):\n    await asyncio.sleep(5)\n", "did not return within", timeout_s=0.3),
 ]  # fmt: skip
@@ -202,7 +202,7 @@ CALLS = [
     body("sleeps", "time.sleep(5)", "did not return within reward.timeout_s = 0.3 s", timeout_s=0.3),
     body("an endless loop", "while True: pass", "did not return within reward.timeout_s = 0.3 s", timeout_s=0.3),
     body("an endless loop that catches errors", "while True:\n    try:\n        time.sleep(0.01)\n    except Exception:\n        pass", "did not return within", timeout_s=0.3),
-    body("an alarm", "import signal\nsignal.signal(signal.SIGALRM, lambda *a: 0)", "raised ValueError.*where Python allows no signal"),
+    body("an alarm", "import signal\nsignal.signal(signal.SIGALRM, lambda *a: 0)", "raised ValueError.*in place of signals and alarms"),
     body("reads standard input", "input()", "raised (EOFError|OSError)"),
     body("changes its arguments", "completions.clear(); columns.clear()\nreturn []", "returned 0 rewards"),
     body("changes a column", f"[each.clear() for each in columns.get('tags', [])]\n{TAKES}", scores=(1.0, 1.0)),
@@ -212,7 +212,7 @@ CALLS = [
 ]  # fmt: skip
 
 SIGNATURES = [
-    file("a column that is not there", "def reward(completions, solution):\n    return [0.0]", "asks for 'solution', which the data does not have"),
+    file("a column that is not there", "def reward(completions, ground_truth):\n    return [0.0]", "asks for 'ground_truth', which the data does not have"),
     file("positional only", "def reward(completions, answer, /, **columns):\n    return [0.5 for c in completions]", scores=(0.5, 0.5)),
     file("positional only with a default", "def reward(completions, scale=2.0, /):\n    return [scale for c in completions]", scores=(2.0, 2.0)),
     file("keyword only", "def reward(*, completions, answer):\n    return [0.5 for c in completions]", scores=(0.5, 0.5)),

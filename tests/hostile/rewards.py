@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import Starter
+
 from hostile.reward_cases import CASES, Case
 
 RECIPE = """

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import damage
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.layout import RunDir
 from storm.runs import contents, run
 from storm.starter import Starter
 
 RUN = Path("runs/run")
-COMPARE = ("compare", "pair.toml")
-EXPERIMENT = '\nname = "pair"\ndir = "runs"\nbudget = 1\nseeds = [1]\nbaseline = "a"\nbase = "recipe.toml"\n[arms.a]\n'
 OTHERS = 2
 """Commands besides --resume for each damage, in turn; all of them with `everything`."""
 
@@ -33,11 +33,9 @@ def run_damages(
     whole = folder / "damage-whole"
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir(parents=True)
-    (whole / "recipe.toml").write_text(damage.RECIPE)
-    (whole / "pair.toml").write_text(EXPERIMENT)
-    assert run(starter, "train", "recipe.toml", cwd=whole).code == 0
+    damage.build(whole)
     asked = dict(damage.COMMANDS)
-    others = [*(name for name in asked if name != "resume"), "compare"]
+    others = [name for name in asked if name != "resume"]
     reference = _result(starter, whole, folder / "damage-reference", asked["resume"])
     draw = random.Random(seed)
     for number, (name, hurt) in enumerate(damage.damages()):
@@ -54,16 +52,14 @@ def _try(
     starter: Starter, whole: Path, place: Path, hurt: damage.Damage, command: str, asked: Any, reference: dict[str, str]
 ) -> dict[str, Any]:
     _copy(whole, place)
-    target = RUN
-    if command == "compare":  # the experiment finds the run as its arm's, finished
-        target = Path("runs/pair/a/seed-1")
-        (place / target.parent).mkdir(parents=True)
-        (place / RUN).rename(place / target)
-    hurt(place / target)
-    arguments = (
-        COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])
-    )
-    ended = run(starter, *arguments, cwd=place)
+    hurt(place / RUN)
+    if command == "compare":  # in this process, where its jobs are not started
+        found = damage.outcome(command, place / RUN)
+        return {
+            "command": command, "code": found.code, "sentence": found.sentence, "fault": found.fault,
+            "other_result": False, **({"output": found.said[-2000:]} if found.fault else {}),
+        }  # fmt: skip
+    ended = run(starter, *(str(RUN) if each == "RUN" else each for each in asked[command]), cwd=place)
     other = command == "resume" and ended.code == 0 and _of(place / RUN) != reference
     return {
         "command": command, "code": ended.code, "sentence": ended.sentence, "fault": ended.fault, "other_result": other,
@@ -79,8 +75,8 @@ def _result(starter: Starter, whole: Path, place: Path, arguments: tuple[str, ..
 
 def _of(directory: Path) -> dict[str, str]:
     """Weights, moments and state at the end."""
-    newest = max((directory / "checkpoints").glob("step-*"), default=None)
-    return {} if newest is None else contents(newest)
+    newest = newest_checkpoint(RunDir(directory))
+    return {} if newest is None else contents(newest.path)
 
 
 def _copy(whole: Path, place: Path) -> None:

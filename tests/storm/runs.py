@@ -86,9 +86,10 @@ class Ended:
         """A hang, a traceback or a crash; None for a success and for a sentence."""
         if self.hung:
             return "hang"
-        # Ctrl-C before the first line of the program is Python's to report
-        if re.search(r"Traceback \(most recent call last\).*deepgrpo/", self.out + self.err, re.DOTALL):
-            return "traceback"
+        if "Traceback (most recent call last)" in self.out + self.err:
+            # Ctrl-C before the first line of the program is Python's to report
+            early = "KeyboardInterrupt" in self.err and "deepgrpo/" not in self.err
+            return None if early else "traceback"
         if self.code not in (0, 1, 2, 130):
             return f"exit code {self.code}"
         if self.code in (1, 2) and not self.sentence:

@@ -92,7 +92,8 @@ def test_nothing_is_saved_twice_and_nothing_before_the_first_step(small: Any) ->
 
 def test_the_warm_start_is_kept(small: Any) -> None:
     warm = {"warmstart": {"steps": 2, "batch_size": 2, "target_accuracy": None}}
-    run = fail(small("warm", fails=1, **warm), RewardError, r"the weights of the warm start are kept in .*warm/start; continue with")
+    kept = r"the weights of the warm start are kept in .*warm/start; continue with"
+    run = fail(small("warm", fails=1, **warm), RewardError, kept)
     before = (run / "start" / "model.safetensors").read_bytes()
     train(load_recipe(run / "config.toml"), resume=run)
     assert (run / "start" / "model.safetensors").read_bytes() == before
@@ -142,7 +143,8 @@ def test_a_loss_that_fails(small: Any, tmp_path: Path) -> None:
     """
     file = tmp_path / "loss.py"
     file.write_text(LOSS.format(fails=5))
-    run = fail(small("loss", loss={"policy": f"{file}:loss"}), TrainingError, r"raised ValueError: no loss .*the state after step 2 is saved")
+    config = small("loss", loss={"policy": f"{file}:loss"})
+    run = fail(config, TrainingError, r"raised ValueError: no loss .*the state after step 2 is saved")
     assert saved(run) == [2]
 
 

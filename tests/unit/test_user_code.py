@@ -1,8 +1,7 @@
-"""What a user's code may do to the process, and how processes end: our children with us, and we in spite of the user's threads."""
+"""A user's code leaves the process as it was; and processes end: our children with us, we in spite of a user's threads."""
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -21,9 +20,11 @@ from safetensors.torch import load_file
 
 from deepgrpo import processes
 from deepgrpo.config import UserReward
+from deepgrpo.engines.vllm.process import CHILD
 from deepgrpo.errors import RewardError
 from deepgrpo.foreign import unchanged_process
 from deepgrpo.lab.compare.jobs import environment
+from deepgrpo.records import Prompt
 from deepgrpo.rewards import call
 from deepgrpo.rewards.user import UserFunctionReward
 from deepgrpo.runs.layout import RunDir
@@ -115,8 +116,8 @@ def test_a_reward_that_disturbs_its_process_changes_nothing_in_the_run(
         found[name] = run
         assert Path.cwd() == tmp_path
         assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and torch.get_num_threads() == 1
-    kept = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in found.values()]
-    assert kept[0] == kept[1] and "trees/step-000003.jsonl.gz" in kept[0]
+    kept = [sorted((str(path.relative_to(run)), path.stat().st_mode) for path in run.rglob("*")) for run in found.values()]
+    assert kept[0] == kept[1] and "trees/step-000003.jsonl.gz" in dict(kept[0])
     for file in ("model/model.safetensors", "optimizer.safetensors"):  # the latter has torch's random state
         one, other = (load_file(RunDir(run).checkpoint(3) / file) for run in found.values())
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -124,9 +125,9 @@ def test_a_reward_that_disturbs_its_process_changes_nothing_in_the_run(
 
 def test_standard_streams_come_back(tmp_path: Path) -> None:
     def work() -> None:
-        for each in ("sys.stdout.close(); sys.stderr.close()", "os.close(1); os.close(2)", "os.dup2(os.open(os.devnull, 1), 2)"):
+        for each in (lambda: sys.stderr.close(), lambda: os.close(2), lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2)):
             with unchanged_process():
-                exec(each, {"sys": sys, "os": os})
+                each()
             os.write(2, b"x")
             print("y", end="", file=sys.stderr, flush=True)
             print(end="", flush=True)
@@ -150,8 +151,6 @@ def test_torch_draws_the_same_in_a_call_whatever_was_drawn_before(tmp_path: Path
         "import torch\ndef reward(completions, **columns):\n    return torch.rand(len(completions))"
     )
     reward = UserFunctionReward(UserReward(function=f"{tmp_path}/mine.py:reward"))
-    from deepgrpo.records import Prompt
-
     prompt = Prompt("p", "text", (1,), "q", "1", {})
     before = torch.get_rng_state()
     one, other, again = (reward.score([prompt], ["x"], [ids]) for ids in ((1, 2), (3,), (1, 2)))
@@ -171,18 +170,22 @@ def test_forked_children_leave_our_signals_alone(tmp_path: Path) -> None:
         handler = signal.getsignal(signal.SIGTERM)
         pid = os.fork()
         if not pid:
-            own = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-            if handler in own or own[1] is not signal.SIG_IGN:
-                os._exit(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
-            os._exit(2)
+            try:
+                own = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+                if handler in own or own[1] is not signal.SIG_IGN:
+                    os._exit(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+            finally:
+                os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
         assert (stop.requested, notes) == (False, [])
         assert signal.getsignal(signal.SIGTERM) is handler
 
 
-@pytest.mark.parametrize("name", ["multiprocessing.Pool", "a fork that returns", "os._exit(3)", "os.chdir from a thread that stays"])
+@pytest.mark.parametrize(
+    "name", ["multiprocessing.Pool", "a fork that returns", "os._exit(3)", "os.chdir from a thread that stays"]
+)
 def test_whole_runs(name: str, tmp_path: Path, commands: Starter) -> None:
     (case,) = [each for each in CASES if each.name == name]
     found = train_with(case, tmp_path, commands)
@@ -199,8 +202,6 @@ def test_code_that_lets_no_thread_run_ends_the_process_in_a_sentence(tmp_path: P
     monkeypatch.setattr(call, "GRACE_S", 0.2)
     file = tmp_path / "mine.py"
     file.write_text("import itertools\ndef reward(completions):\n    return sum(itertools.repeat(1))")
-    from deepgrpo.records import Prompt
-
     reward = UserFunctionReward(UserReward(function=f"{file}:reward", timeout_s=0.1))
     code, said = in_child(lambda: reward.score([Prompt("p", "t", (1,), "q", "1", {})], ["x"], [(1,)]))
     assert code == 1
@@ -211,9 +212,10 @@ def test_code_that_lets_no_thread_run_ends_the_process_in_a_sentence(tmp_path: P
 
 
 def test_a_thread_that_runs_python_code_is_ended(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import threading\nseen = []\ndef reward(completions):\n    seen.append(threading.current_thread())\n    while True: pass")
-    from deepgrpo.records import Prompt
-
+    (tmp_path / "mine.py").write_text(
+        "import threading\nseen = []\ndef reward(completions):\n    seen.append(threading.current_thread())\n"
+        "    while True: pass"
+    )
     reward = UserFunctionReward(UserReward(function=f"{tmp_path}/mine.py:reward", timeout_s=0.1))
     with pytest.raises(RewardError, match="did not return within"):
         reward.score([Prompt("p", "t", (1,), "q", "1", {})], ["x"], [(1,)])
@@ -280,18 +282,15 @@ def test_math_workers_end_with_their_parent(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-VLLM = """
-import time
-__version__ = "0.32.0"
-"""
-
 
 def test_the_vllm_process_ends_with_its_parent_in_the_middle_of_a_job(tmp_path: Path) -> None:
-    child = Path(__import__("deepgrpo.engines.vllm.child", fromlist=["x"]).__file__)
     weights = tmp_path / "weights"
     weights.mkdir()
     # a parent that starts the child in the middle of a long job, tells its number, and waits
-    job = f"import sys; sys.path.insert(0, {str(child.parent)!r}); import child, time; child._end_with_parent({str(weights)!r}); time.sleep(1000)"
+    job = (
+        f"import sys; sys.path.insert(0, {str(CHILD.parent)!r}); import child, time; "
+        f"child._end_with_parent({str(weights)!r}); time.sleep(1000)"
+    )
     parent = subprocess.Popen(
         [
             sys.executable, "-S", "-c",
@@ -318,19 +317,19 @@ def test_a_job_of_compare_stops_when_compare_has_been_killed() -> None:
     out, end = os.pipe()
 
     def parent() -> None:
-        os.environ.update(environment())
+        os.environ.update(environment(1))
         if not os.fork():
             signal.signal(signal.SIGTERM, lambda *_: [os.write(end, b"stopped"), os._exit(0)])
             processes.follow_parent()
             os.write(end, b"ready ")
-            time.sleep(60)
-            os._exit(1)
         time.sleep(60)
 
     pid = os.fork()
     if not pid:
-        parent()
-        os._exit(1)
+        try:
+            parent()
+        finally:
+            os._exit(1)
     os.close(end)
     with os.fdopen(out, "rb") as pipe:
         assert pipe.read(6) == b"ready "
@@ -345,4 +344,4 @@ def test_a_process_follows_only_the_parent_that_says_so(monkeypatch: pytest.Monk
     processes.follow_parent()
     monkeypatch.setenv(processes.PARENT, str(os.getpid()))  # set by this process for its children; it is not its own parent
     processes.follow_parent()
-    assert json.loads(json.dumps(environment()))[processes.PARENT] == str(os.getpid())
+    assert environment(1)[processes.PARENT] == str(os.getpid())

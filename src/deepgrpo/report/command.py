@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from deepgrpo import __version__
@@ -99,6 +100,6 @@ def _read_pages(runs: Sequence[SavedRun], names: Sequence[str], max_trees: int) 
     pages = []
     with Progress(console=Terminal(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for run, name in zip(runs, names, strict=True):
-            task = bar.add_task(f"reading {name}", total=None)
+            task = bar.add_task(escape(f"reading {name}"), total=None)
             pages.append(build_page(run, max_trees, partial(_advance, bar, task)))
     return pages

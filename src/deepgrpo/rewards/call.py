@@ -85,7 +85,7 @@ def _raised(name: str, file: str | None, error: BaseException) -> RewardError:
     tail = "".join(traceback.format_exception(error, limit=-2, chain=False)[1:]).rstrip()
     hint = "let it return None for what it cannot score"
     if isinstance(error, ValueError) and "main thread" in str(error):
-        hint = "a reward runs in a thread of its own, where Python allows no signal and no alarm: use reward.timeout_s for a limit"
+        hint = "use reward.timeout_s in place of signals and alarms, which Python allows in the main thread only"
     found = RewardError(
         f"the reward function {name!r} raised {type(error).__name__}: {first_line(error)} ({place_in(error, file)}); correct "
         f"the function, or {hint}. The end of the traceback:\n{tail[-2000:]}"

@@ -1,4 +1,6 @@
-"""Rewards that a user's function returned, read into scores. The user's code may run meanwhile: generators, `__float__`, `repr`.
+"""Rewards that a user's function returned, read into scores.
+
+The user's code may run meanwhile: generators, `__float__`, `repr`.
 
     a list, tuple, array, tensor, generator of numbers ─► one Score each
     None                                               ─► 0, `parsed` False
@@ -37,7 +39,7 @@ def read_scores(returned: Any, count: int, name: str) -> list[Score]:
     head = f"the reward function {name!r} returned"
     if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
         _forget(returned)
-        raise RewardError(f"{head} {show(returned)}; return a list of {count} numbers from an `async def`, or await it yourself")
+        raise RewardError(f"{head} {show(returned)}; return a list of {count} numbers from an `async def`, or await it")
     if isinstance(returned, Mapping | Set):
         raise RewardError(f"{head} {show(returned)}, which has no order of its own; return a list of {count} numbers")
     if isinstance(returned, str | bytes | bytearray | memoryview):

@@ -114,8 +114,8 @@ def _parameters(function: Any, reference: str) -> list[inspect.Parameter]:
     said = f"reward.function is {reference!r}, which"
     if isinstance(function, type):
         raise ConfigError(
-            f"{said} is a class; name a function, or an instance with __call__: `judge = {function.__name__}()` in the file, and "
-            f"`{reference.rpartition(':')[0]}:judge` here"
+            f"{said} is a class; name a function, or an instance with __call__: `judge = {function.__name__}()` in the file, "
+            f"and `{reference.rpartition(':')[0]}:judge` here"
         )
     try:
         parameters = list(inspect.signature(function).parameters.values())

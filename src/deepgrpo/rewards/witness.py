@@ -110,8 +110,8 @@ def witness(name: str, file: str) -> str | None:
             f"(no memory?); {_GO_ON}"
         )
     return (
-        f"the reward function {name!r} exceeded reward.timeout_s in code that lets no other thread run ({_place(stack, file)}), "
-        f"so the process was ended; {_GO_ON}"
+        f"the reward function {name!r} exceeded reward.timeout_s in code that lets no other thread run "
+        f"({_place(stack, file)}), so the process was ended; {_GO_ON}"
     )
 
 

@@ -47,7 +47,9 @@ def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
                 note("finishing this step; Ctrl-C again stops at once")
 
     # None: a handler that is not Python's
-    before = {number: signal.signal(number, request) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {
+        number: signal.signal(number, request) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
+    }
     _before.update(before)
     try:
         yield stop

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
 from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables
 from deepgrpo.lab.compare.watch import Watch
 from deepgrpo.lab.options import CompareOptions
+from deepgrpo.runs.files import delete_tree
 from deepgrpo.terminal import Terminal
 
 
@@ -240,7 +240,7 @@ def _write(plan: Plan) -> None:
     for run in (*plan.warmstarts, *plan.runs):
         (folder / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
         if run.directory.is_dir() and not _is_kept(run):
-            shutil.rmtree(run.directory)
+            delete_tree(run.directory)
 
 
 def _run(plan: Plan, jobs: Jobs, out: Console) -> None:

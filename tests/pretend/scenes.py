@@ -107,7 +107,7 @@ def resumed(place: str) -> Any:
     as_on_cuda()
     sections: dict[str, Any] = {
         "warmstart": {"steps": 6, "batch_size": 8, "lr": 1e-2, "target_accuracy": 0.9, "check_every": 3},
-        "eval": {"every": 2, "limit": 3, "samples": 1, "data": HELD_OUT}, "checkpoint": {"every": 1},
+        "eval": {"every": 1, "limit": 3, "samples": 1, "data": HELD_OUT}, "checkpoint": {"every": 1},
         "sampling": {"max_new_tokens": 6},
         "explore": {**BASE["explore"], "recoverability": {"window": 20, "min_items": 4}}, "log": {"trees_every": 1},
     }  # fmt: skip

@@ -40,38 +40,19 @@ SMALL = 0.05
 
 
 def run_damages(
-    starter: Starter,
-    folder: Path,
-    *,
-    everything: bool = False,
-    share: float = 1.0,
-    seed: int = 0,
+    starter: Starter, folder: Path, *, everything: bool = False, share: float = 1.0, seed: int = 0,
     done: Collection[str] = (),
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (damage: command, facts).
+) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+    """Yield (damage · command, facts).
 
     Args:
         everything: every command for every damage.
         share: of the damages, drawn by the seed.
         done: names that are left out.
     """
-    whole = folder / "damage-whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir(parents=True)
-    (whole / "recipe.toml").write_text(damage.RECIPE)
-    assert run(starter, "train", "recipe.toml", cwd=whole).code == 0
-    pair = folder / "damage-pair"
-    shutil.rmtree(pair, ignore_errors=True)
-    pair.mkdir()
-    (pair / "recipe.toml").write_text(damage.RECIPE)
-    (pair / "pair.toml").write_text(EXPERIMENT)
     compares = everything or share > SMALL
-    if compares:
-        ended = run(starter, *COMPARE, cwd=pair)
-        assert ended.code == 0, ended.err
-    asked = dict(damage.COMMANDS)
-    others = [name for name in asked if name != "resume"]
-    reference = _result(starter, whole, folder / "damage-reference", asked["resume"])
+    trial = _Trial(starter, folder, compares=compares)
+    others = [name for name in damage.COMMANDS if name != "resume"]
     draw = random.Random(seed)
     for number, (name, hurt) in enumerate(damage.damages()):
         if draw.random() >= share:
@@ -82,47 +63,58 @@ def run_damages(
         for command in ["resume", *chosen]:
             title = f"{name} · {command}"
             if title not in done:
-                yield (
-                    title,
-                    _try(
-                        starter,
-                        pair if command == "compare" else whole,
-                        folder / "damaged",
-                        hurt,
-                        command,
-                        asked,
-                        reference,
-                    ),
-                )
+                yield title, trial.run(name, hurt, command)
 
 
-def _try(
-    starter: Starter, whole: Path, place: Path, hurt: damage.Damage, command: str, asked: Any, reference: dict[str, str]
-) -> dict[str, Any]:
-    _copy(whole, place)
-    target = ARM if command == "compare" else RUN
-    try:
-        hurt(place / target)
-    except FileNotFoundError:  # a run of a comparison lacks what it would damage
-        return {"command": command, "code": 0, "sentence": "", "fault": None, "other_result": False}
-    arguments = (
-        COMPARE if command == "compare" else tuple(str(target) if each == "RUN" else each for each in asked[command])
-    )
-    ended = run(starter, *arguments, cwd=place)
-    other = command == "resume" and ended.code == 0 and _of(place / RUN) != reference
-    return {
-        "command": command, "code": ended.code, "sentence": ended.sentence, "fault": ended.fault, "other_result": other,
-        **({"output": (ended.out + ended.err)[-2000:]} if ended.fault else {}),
-    }  # fmt: skip
+class _Trial:
+    """A whole run, a whole comparison, and copies of them that are damaged and read."""
+
+    def __init__(self, starter: Starter, folder: Path, *, compares: bool) -> None:
+        self.starter = starter
+        self.whole, self.pair = _new(folder / "damage-whole"), _new(folder / "damage-pair")
+        self.place = folder / "damaged"
+        assert run(starter, "train", "recipe.toml", cwd=self.whole).code == 0
+        if compares:
+            ended = run(starter, *COMPARE, cwd=self.pair)
+            assert ended.code == 0, ended.err
+        _copy(self.whole, self.place)
+        assert run(starter, *_arguments("resume"), cwd=self.place).code == 0
+        self.expected = _result(self.place / RUN)
+
+    def run(self, name: str, hurt: damage.Damage, command: str) -> dict[str, Any]:
+        """Damage a copy and run a command on it."""
+        compare = command == "compare"
+        _copy(self.pair if compare else self.whole, self.place)
+        try:
+            hurt(self.place / (ARM if compare else RUN))
+        except FileNotFoundError:
+            assert compare  # a run of a comparison may lack what would be damaged
+            return {"command": command, "code": 0, "sentence": "", "fault": None, "other_result": False}
+        ended = run(self.starter, *_arguments(command), cwd=self.place)
+        # a changed recipe is a wish, as if it had been changed on the command line
+        asked_same = command == "resume" and not name.startswith("config: ")
+        return {
+            "command": command, "code": ended.code, "sentence": ended.sentence, "fault": ended.fault,
+            "other_result": asked_same and ended.code == 0 and _result(self.place / RUN) != self.expected,
+            **({"output": (ended.out + ended.err)[-2000:]} if ended.fault else {}),
+        }  # fmt: skip
 
 
-def _result(starter: Starter, whole: Path, place: Path, arguments: tuple[str, ...]) -> dict[str, str]:
-    _copy(whole, place)
-    assert run(starter, *(str(RUN) if each == "RUN" else each for each in arguments), cwd=place).code == 0
-    return _of(place / RUN)
+def _new(place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    (place / "recipe.toml").write_text(damage.RECIPE)
+    (place / "pair.toml").write_text(EXPERIMENT)
+    return place
 
 
-def _of(directory: Path) -> dict[str, str]:
+def _arguments(command: str) -> tuple[str, ...]:
+    if command == "compare":
+        return COMPARE
+    return tuple(str(RUN) if each == "RUN" else each for each in damage.COMMANDS[command])
+
+
+def _result(directory: Path) -> dict[str, str]:
     """Weights, moments and state at the end."""
     newest = max((directory / "checkpoints").glob("step-*"), default=None)
     return {} if newest is None else contents(newest)

@@ -46,10 +46,11 @@ check: setup
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
 # so that what they share, such as a Ray cluster, is built once; those on Ray take longest and come first. Three processes for two
-# cores, because many tests wait for processes of their own.
+# cores, because many tests wait for processes of their own. Files or directories in ARGS replace the list.
+TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,tests/cluster tests)
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/cluster tests $(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh
@@ -73,7 +74,7 @@ BENCH_step-D := --repeats 2 --warmup 0 --no-memory
 # one thread: its workers and its learner share the cores
 BENCH_distribution-D := --repeats 5 --threads 1
 # the machine must be quiet but for what it starts itself
-BENCH_busy := --repeats 3 --page docs/results/busy.md
+BENCH_busy := --repeats 2 --page docs/results/busy.md
 BENCHMARKS := busy learner-S learner-L logprobs-V sampling-S sampling-D step-D distribution-D
 
 bench: $(BENCHMARKS:%=$(BENCH)/%.json) $(BENCH)/distribution-D.png $(BENCH)/engines.png

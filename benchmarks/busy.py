@@ -40,7 +40,7 @@ ARMS = {
 """Arm → (its variables, what it is)."""
 
 MODELS: dict[str, tuple[str, dict[str, str]]] = {
-    "demo": ("demo", {"run.prompts_per_step": "64"}),
+    "demo": ("demo", {"run.prompts_per_step": "32"}),
     "smollm2": ("smollm2-arithmetic-cpu", {"run.prompts_per_step": "2"}),
 }
 """Model → (shipped recipe, what is changed in it)."""
@@ -106,9 +106,10 @@ def measure(options: BenchOptions, model: str, found: dict[str, Any]) -> Iterato
         return
     with contextlib.ExitStack() as closing:
         start = warm_started(model, options, closing)
-        children = {arm: closing.enter_context(child(arm, model, options, start)) for arm in missing}
-        for arm, process in children.items():
-            found[arm] |= answer_of(process)
+        children = {}
+        for arm in missing:  # one after the other: each warms up
+            children[arm] = closing.enter_context(child(arm, model, options, start))
+            found[arm] |= answer_of(children[arm])
         for number in range(1, options.repeats + 1):
             # every round begins with another arm, so that none always follows the same one
             shift = number % len(missing)

@@ -62,6 +62,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> int:
         setting = BenchSetting(
             WORKLOADS[options.workload], options.budget, options.threads, closing, options.vllm_python, options.warmup
         )
+        assert options.part != "busy"  # benchmarks/busy.py runs it
         suite = SUITES[options.part](setting)
         arms = _make(_chosen(suite, options.arms), out)
         torch.set_num_threads(options.threads)  # other libraries may have changed it

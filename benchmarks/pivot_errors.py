@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.config import load_recipe
+from deepgrpo.config import GeneratedData, load_recipe
 from deepgrpo.explore.deep import log_q
 from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.recoverability import Recoverability
@@ -40,6 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {}
     recipe = load_recipe(RunDir(next((options.experiment / "arms" / "deep").glob("seed-*"))).config)
+    assert isinstance(recipe.data, GeneratedData), "only the synthetic tasks know first errors"
     task = build_synthetic(recipe.data)
     # Q is asked about the rollouts of `deep`, whether or not its pivots are
     saved = {arm: trees_of(options.experiment, arm) for arm in dict.fromkeys([*options.arms, "deep"])}

@@ -186,6 +186,12 @@ class Outcome:
     fault: str | None = None
     """A traceback, or what is wrong with the answer; None if the command succeeded or ended in a sentence."""
 
+    @property
+    def sentence(self) -> str:
+        """The error message; empty if there is none."""
+        lines = [line for line in self.said.splitlines() if line.startswith("error: ")]
+        return lines[0].removeprefix("error: ") if lines else ""
+
 
 def outcome(command: str, run: Path) -> Outcome:
     """Run a command in this process on a run directory."""
@@ -201,8 +207,7 @@ def outcome(command: str, run: Path) -> Outcome:
     except BaseException:
         return Outcome(70, out.getvalue(), traceback.format_exc())
     said = out.getvalue()
-    sentence = any(line.startswith("error: ") and len(line) > 30 for line in said.splitlines())
-    if code and not sentence and command != "compare":  # it ends with 1 while an arm is missing
+    if code and len(Outcome(code, said).sentence) < 30 and command != "compare":  # it ends with 1 while an arm is missing
         return Outcome(code, said, f"exit code {code} without a sentence: {said[-300:]!r}")
     return Outcome(code, said, "a traceback in the output" if "Traceback (most recent call last)" in said else None)
 
@@ -378,7 +383,6 @@ CONFIGS: dict[str, Damage] = {
     "a text for the threshold": _config(lambda text: text.replace("success_threshold = 0.0", 'success_threshold = "high"')),
     "a text for the trees": _config(lambda text: text.replace("trees_every = 1", 'trees_every = "often"')),
     "a wider model": _config(lambda text: text.replace("hidden_size = 32", "hidden_size = 64")),
-    "another seed": _config(lambda text: text.replace("seed = 0", "seed = 1")),
     "another strategy": _config(lambda text: text.replace('type = "deep"', 'type = "root"')),
 }
 

@@ -46,6 +46,14 @@ def test_a_float_keeps_its_decimal_form(tmp_path: Path, ending: str) -> None:
     assert [row.answer for row in read_rows(data, Counter())] == [answer for _, answer in VALUES]
 
 
+def test_a_decimal_column_of_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist([{"question": "?", "answer": Decimal("0.00000150")}])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    data = ParquetData(path=str(tmp_path / "rows.parquet"), template=TemplateConfig(chat=False))
+    assert [row.answer for row in read_rows(data, Counter())] == ["0.0000015"]
+
+
 @pytest.mark.parametrize(
     ("solution", "answer"),
     [

@@ -55,6 +55,16 @@ def test_one_process_refuses_a_recipe_for_many(recipe: Any) -> None:
         train(recipe(cluster={"learners": 2}))
 
 
+def test_no_two_learners_share_a_gpu(recipe: Any) -> None:
+    """NCCL refuses two ranks on one GPU; Ray fills a GPU with all that fits."""
+    shared = {"learners": 2, "gpus_per_learner": 0.5, "gpus_per_worker": 0.5}
+    with pytest.raises(ConfigError, match=r"cluster.gpus_per_learner is 0.5, so two of cluster.learners = 2 may get the"):
+        recipe(run={"device": "cuda"}, cluster=shared)
+    recipe(run={"device": "cuda"}, cluster={**shared, "gpus_per_learner": 0.6, "gpus_per_worker": 0.4})
+    recipe(run={"device": "cuda"}, cluster={**shared, "learners": 1})
+    recipe(run={"device": "cpu"}, cluster=shared)
+
+
 def test_overlap_needs_importance_weights(recipe: Any) -> None:
     with pytest.raises(ConfigError, match=r'cluster.overlap is on and loss.importance is "off"'):
         recipe(cluster={"overlap": True}, loss={"importance": "off"})

@@ -163,3 +163,14 @@ def test_shards_are_resumed_by_any_number_of_learners(recipe: Any, tmp_path: Pat
     close(gather_weights(policy, keep=True), expected)
     for found in run_group(2, goes_on, config, "fsdp", whole, weights):
         close(found, expected)
+
+
+def beside_a_gpu(rank: int) -> list[str]:
+    """A build of torch with CUDA calls CUDA its accelerator, on machines without a GPU too."""
+    torch._C._get_accelerator = lambda *_: torch.device("cuda")  # type: ignore[attr-defined]
+    policy = shard(fresh())
+    return sorted({str(parameter.device_mesh.device_type) for parameter in policy.trainable().values()})  # type: ignore[attr-defined]
+
+
+def test_learners_on_cpus_are_sharded_there_by_a_torch_that_has_cuda() -> None:
+    assert run_group(1, beside_a_gpu) == [["cpu"]]

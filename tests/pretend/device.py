@@ -42,7 +42,7 @@ def install() -> None:
 def _take_factories() -> None:
     """Every operation without a tensor among its arguments: what it makes on CUDA is a pretended tensor."""
     library = torch.library.Library("aten", "IMPL")
-    for packet in map(lambda name: getattr(torch.ops.aten, name), torch.ops.aten):
+    for packet in (getattr(torch.ops.aten, name) for name in torch.ops.aten):
         for overload in packet.overloads():
             operation = getattr(packet, overload)
             arguments = operation._schema.arguments

@@ -21,9 +21,13 @@ from deepgrpo.records import SampleRequest
 
 TIMED = ("time/", "ledger/seconds_", "tokens_per_s")
 BASE: dict[str, Any] = {
-    "model": {"type": "scratch", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_position": 48},
+    "model": {
+        "type": "scratch", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_position": 48,
+    },
     "data": {"type": "synthetic", "chain_length": 1},
-    "reward": {"type": "user", "function": f"{Path(__file__).parents[1] / 'golden/reward.py'}:reward", "truncated_value": "none"},
+    "reward": {
+        "type": "user", "function": f"{Path(__file__).parents[1] / 'golden/reward.py'}:reward", "truncated_value": "none",
+    },
     "sampling": {"max_new_tokens": 10},
     "explore": {"type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "tokens", "size": 3}},
     "loss": {"beta": 0.02},
@@ -31,7 +35,7 @@ BASE: dict[str, Any] = {
     "learner": {"tokens_per_pack": 384, "logprob_chunk": 16},
     "checkpoint": {"every": "none"},
     "log": {"trees_every": "none"},
-}
+}  # fmt: skip
 HELD_OUT = {"type": "synthetic", "chain_length": 1, "split": "test"}
 
 
@@ -91,6 +95,8 @@ def run(place: str, steps: int, **sections: Any) -> Any:
 
     as_on_cuda()
     directory = train(recipe(place, device(), steps, **sections))
+    if device() == "cuda":  # checkpoints hold the CPU's random state only
+        assert torch.equal(torch.cuda.get_rng_state(), torch.Generator().manual_seed(5).get_state())
     return figures(directory), weights(directory), (directory / "log.txt").read_text().count("warning")
 
 
@@ -100,13 +106,14 @@ def resumed(place: str) -> Any:
 
     as_on_cuda()
     sections: dict[str, Any] = {
-        "warmstart": {"steps": 12, "batch_size": 16, "lr": 1e-2, "target_accuracy": 0.9, "check_every": 6},
-        "eval": {"every": 2, "limit": 6, "samples": 2, "k": [2], "data": HELD_OUT}, "checkpoint": {"every": 1},
+        "warmstart": {"steps": 6, "batch_size": 8, "lr": 1e-2, "target_accuracy": 0.9, "check_every": 3},
+        "eval": {"every": 2, "limit": 3, "samples": 1, "data": HELD_OUT}, "checkpoint": {"every": 1},
+        "sampling": {"max_new_tokens": 6},
         "explore": {**BASE["explore"], "recoverability": {"window": 20, "min_items": 4}}, "log": {"trees_every": 1},
     }  # fmt: skip
-    whole = train(recipe(place, f"{device()}-whole", 4, **sections))
-    half = train(recipe(place, f"{device()}-half", 2, **sections))
-    more = load_recipe(half / "config.toml", [("run.steps", "4")])
+    whole = train(recipe(place, f"{device()}-whole", 2, **sections))
+    half = train(recipe(place, f"{device()}-half", 1, **sections))
+    more = load_recipe(half / "config.toml", [("run.steps", "2")])
     train(more, resume=half)
     assert figures(half) == figures(whole) and weights(half) == weights(whole)
     return figures(whole), weights(whole)
@@ -119,18 +126,17 @@ def adapters(place: str, model: str) -> Any:
     from deepgrpo.train.loop import train
 
     as_on_cuda()
-    directory = train(
-        recipe(
-            place, device(), 2, model={"type": "pretrained", "path": model, "lora": {"rank": 4, "alpha": 8}},
-            data={"type": "synthetic", "chain_length": 1}, learner={"gradient_checkpointing": True, "logprob_chunk": 16},
-            optim={"lr": 1e-2, "eps": 1e-4, "minibatches": 2},
-        )  # fmt: skip
-    )
+    config = recipe(
+        place, device(), 1, model={"type": "pretrained", "path": model, "lora": {"rank": 4, "alpha": 8}},
+        data={"type": "synthetic", "chain_length": 1}, learner={"gradient_checkpointing": True, "logprob_chunk": 16},
+        optim={"lr": 1e-2, "eps": 1e-4, "minibatches": 2},
+    )  # fmt: skip
+    directory = train(config)
     rows = Path(place) / f"{device()}.jsonl"
     rows.write_text('{"question": "1 + 1 = ?", "answer": "2"}\n{"question": "2 + 3 = ?", "answer": "5"}\n')
     report = Path(place) / f"{device()}.json"
     options = EvalOptions(
-        model=str(directory), data=(str(rows),), samples=2, k=(2,), max_new_tokens=6, device=device(), json=str(report), threads=1
+        model=str(directory), data=(str(rows),), samples=1, max_new_tokens=3, device=device(), json=str(report), threads=1
     )
     assert evaluate_model(options, Console(file=io.StringIO())) == 0
     (found,) = json.loads(report.read_text())["sets"].values()
@@ -163,7 +169,7 @@ def sharpened(length: int = 128) -> Any:
 
 
 def sampled(kind: str) -> Any:
-    """Requests of three lengths with siblings, then branches of a finished rollout: tokens, log-probs and how they were decoded."""
+    """Requests of three lengths with siblings, then branches of a finished rollout: tokens, log-probs, and the engine's remark."""
     from deepgrpo.engines.base import SamplingParams
     from deepgrpo.engines.embedded import decode
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
@@ -178,11 +184,11 @@ def sampled(kind: str) -> Any:
     engine = EmbeddedEngine(policy, max_rows=6, keep_bytes=2**20, dtype=dtype)
     random = np.random.default_rng(1)
     prefixes = [tuple(int(t) for t in random.integers(2, len(policy.tokenizer), n)) for n in (4, 17, 30)]
-    requests = [SampleRequest(p, tuple(rng.key(i, s) for s in range(4)), 12) for i, p in enumerate(prefixes)]
-    params = SamplingParams(temperature=0.9, top_p=0.9, stop=("7",)) if kind == "nucleus" else SamplingParams()
+    requests = [SampleRequest(p, tuple(rng.key(i, s) for s in range(4)), 8) for i, p in enumerate(prefixes)]
+    params = SamplingParams(temperature=0.9, top_p=0.9, stop=("7",)) if kind == "shared" else SamplingParams()
     first, _ = engine.sample(requests, params, keep=True)
     branches = [
-        SampleRequest(p + done[0].tokens[:5], tuple(rng.key(9, i, s) for s in range(3)), 8)
+        SampleRequest(p + done[0].tokens[:5], tuple(rng.key(9, i, s) for s in range(3)), 6)
         for i, (p, done) in enumerate(zip(prefixes, first, strict=True))
     ]
     second, _ = engine.sample(branches, params)
@@ -217,7 +223,6 @@ def generated() -> Any:
 def updated(layout: str, dtype: str, keep_mb: int) -> Any:
     """An update of a learner on given trees: its figures, and the weights afterwards."""
     from benchmarks.workloads import Workload, build_trees
-
     from deepgrpo.credit.siblings import sibling_credit
     from deepgrpo.train.learner import Learner
     from deepgrpo.train.optim import build_optimizer
@@ -244,8 +249,10 @@ def updated(layout: str, dtype: str, keep_mb: int) -> Any:
 def probe(place: str) -> Any:
     from deepgrpo.config.files import to_toml
     from deepgrpo.lab.options import ProbeOptions
+    from deepgrpo.lab.probe import findings
     from deepgrpo.lab.probe.command import run_probe
     as_on_cuda()
+    findings.analyse.__kwdefaults__["replicates"] = 20  # of 2,000, which take seconds
     path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-probe.json"
     path.write_text(to_toml(recipe(place, "probe", 1)))
     options = ProbeOptions(str(path), rollouts=8, branches=2, depths=2, device=device(), threads=1, json=str(report))
@@ -261,7 +268,7 @@ def doctor(model: str) -> Any:
     as_on_cuda()
     out = io.StringIO()
     code = run_doctor(DoctorOptions(model, device=device()), Console(file=out, width=200))
-    lines = [" ".join(line.split()).split("; flex is not used")[0] for line in out.getvalue().splitlines()]
+    lines = [" ".join(line.split()).split(": packed")[0] for line in out.getvalue().splitlines()]
     return code, [line for line in lines if "bfloat16" not in line]  # the speed of a product
 
 
@@ -281,13 +288,15 @@ def bench(place: str) -> Any:
 
 def profile(place: str) -> Any:
     from deepgrpo.config.files import to_toml
+    from deepgrpo.lab import profile as profile_module
     from deepgrpo.lab.options import ProfileOptions
-    from deepgrpo.lab.profile import run_profile
 
     as_on_cuda()
+    measure = profile_module.measure_peak
+    profile_module.measure_peak = lambda dtype, device: measure(dtype, device, size=64, copied_mb=1)  # type: ignore[misc]
     path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-profile.json"
     path.write_text(to_toml(recipe(place, "profile", 1)))
-    assert run_profile(ProfileOptions(str(path), steps=1, json=report), [], Console(file=io.StringIO())) == 0
+    assert profile_module.run_profile(ProfileOptions(str(path), steps=1, json=report), [], Console(file=io.StringIO())) == 0
     return sorted(json.loads(report.read_text()))
 
 
@@ -314,7 +323,7 @@ def exported(model: str) -> Any:
         for parameter in policy.trainable().values():
             parameter.add_(0.01)
     state = merged_state(policy, torch.bfloat16)
-    assert {value.device.type for value in state.values()} == {device()}
+    assert {value.device.type for value in state.values()} == {"cpu"}  # a second copy might not fit on the device
     return {key: float(value.double().sum()) for key, value in state.items()}
 
 

@@ -1,23 +1,25 @@
 """Tensors on the pretended device: a CPU tensor inside, `cuda:0` outside, and the rules by which CUDA refuses an operation.
 
-torch's C++ takes them for CUDA tensors: device, dispatch keys (autocast and autograd of CUDA), the moves that indexing makes, the
-refusal of `numpy()`. Kernels are the CPU's, called on what is inside.
+torch's C++ takes them for CUDA tensors: device, dispatch keys (autocast and autograd of CUDA), the moves that indexing makes.
+Kernels are the CPU's, called on what is inside.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 DEVICE = torch.device("cuda", 0)
 
-MOVES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
-"""Operations that take tensors of both devices; `index` and `index_put` take the indices only (`_refuse_mixed`)."""
+COPIES = {"copy_", "_to_copy"}
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+"""Operations that take a tensor of CUDA with indices of the CPU."""
 NO_CPU_SCALARS = {
     "embedding", "embedding_dense_backward", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_",
     "index_add", "index_add_", "index_copy", "index_copy_", "mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "dot",
@@ -141,55 +143,90 @@ class OwnStream:
         torch.set_rng_state(self.before)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """What an operation's schema says, read once."""
+
+    name: str
+    draws: bool
+    """It takes random numbers."""
+    mutable: bool
+    many: bool
+    """It returns several values."""
+    written: tuple[tuple[int, str] | None, ...]
+    """For each returned value the argument that it is, by place and by name; None: a new one."""
+
+    @classmethod
+    @functools.cache
+    def of(cls, func: Any) -> Operation:
+        schema = func._schema
+        changed = [
+            (declared.alias_info.before_set, (place, declared.name))
+            for place, declared in enumerate(schema.arguments)
+            if declared.alias_info is not None and declared.alias_info.is_write
+        ]
+        written = [
+            next(argument for names, argument in changed if names == returned.alias_info.before_set)
+            if returned.alias_info is not None and returned.alias_info.is_write else None
+            for returned in schema.returns
+        ]  # fmt: skip
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        return cls(func.overloadpacket.__name__, draws, schema.is_mutable, len(written) > 1, tuple(written))
+
+
 def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """One operation: refused, or done by the CPU inside, its results on the device that CUDA would leave them on."""
-    name = func.overloadpacket.__name__
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    _refuse_mixed(func, name, flat, args)
-    _refuse_kind(name, flat)
-    if name in RESHAPES:
-        raise NotImplementedError(f"pretended device: {name} changes the shape of a tensor in place")
+    operation = Operation.of(func)
+    flat = list(_flat(args, kwargs))
+    tensors = [x for x in flat if isinstance(x, Tensor)]
+    plain = [x for x in tensors if not isinstance(x, Pretended)]
+    if plain and len(plain) < len(tensors):
+        _refuse_mixed(operation, plain, args)
+    _refuse_kind(operation.name, tensors)
     target = next((_checked(x) for x in flat if isinstance(x, torch.device)), None)
+    here = len(plain) < len(tensors) if target is None else target.type == "cuda"
     generator = next((x for x in flat if isinstance(x, torch.Generator)), None)
-    here = any(isinstance(x, Pretended) for x in flat) if target is None else target.type == "cuda"
     if generator is not None and here and generator._cdata not in generators:  # type: ignore[attr-defined]
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
 
-    inner_args, inner_kwargs = pytree.tree_unflatten([_inside(x) for x in flat], spec)
-    if inner_kwargs.get("pin_memory"):
-        inner_kwargs["pin_memory"] = False
-    if here and generator is None and torch.Tag.nondeterministic_seeded in func.tags:
+    inner_args = [_inside(x) for x in args]
+    inner_kwargs = {key: _inside(x) for key, x in kwargs.items() if key != "pin_memory"}
+    if operation.draws and here and generator is None:
         with OwnStream():
             out = func(*inner_args, **inner_kwargs)
     else:
         out = func(*inner_args, **inner_kwargs)
-    return _results(func, args, kwargs, out, here)
+
+    def outside(x: Any, argument: tuple[int, str] | None) -> Any:
+        if argument is not None:  # a written argument is returned as it is
+            return kwargs[argument[1]] if argument[1] in kwargs else args[argument[0]]
+        return _outside(x) if here else x
+
+    if operation.many:
+        return tuple(outside(x, argument) for x, argument in zip(out, operation.written, strict=True))
+    return outside(out, operation.written[0]) if operation.written else out
 
 
-def _results(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, here: bool) -> Any:
-    """Written arguments are returned as they are; everything else is new."""
-    returns = func._schema.returns
-    many = isinstance(out, tuple | list) and len(returns) > 1
-    outs = list(out) if many else [out]
-    for i, declared in enumerate(returns):
-        if declared.alias_info is not None and declared.alias_info.is_write:
-            outs[i] = _written(func, declared.alias_info.before_set, args, kwargs)
-        elif here:
-            outs[i] = pytree.tree_map(lambda x: Pretended(x) if isinstance(x, Tensor) else x, outs[i])
-    return tuple(outs) if many else outs[0]
-
-
-def _written(func: Any, names: set[str], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    for place, declared in enumerate(func._schema.arguments):
-        if declared.alias_info is not None and declared.alias_info.before_set == names:
-            return kwargs[declared.name] if declared.name in kwargs else args[place]
-    raise AssertionError(f"{func} writes to no argument")
+def _flat(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, list | tuple):
+            yield from x
+        else:
+            yield x
 
 
 def _inside(x: Any) -> Any:
     if isinstance(x, Pretended):
         return x.inner
+    if isinstance(x, list | tuple):
+        return [_inside(y) for y in x]
     return torch.device("cpu") if isinstance(x, torch.device) and x.type == "cuda" else x
+
+
+def _outside(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return Pretended(x)
+    return [_outside(y) for y in x] if isinstance(x, list | tuple) else x
 
 
 def _checked(device: torch.device) -> torch.device:
@@ -198,26 +235,29 @@ def _checked(device: torch.device) -> torch.device:
     return device
 
 
-def _refuse_mixed(func: Any, name: str, flat: Sequence[Any], args: Sequence[Any]) -> None:
+def _refuse_mixed(operation: Operation, plain: Sequence[Tensor], args: Sequence[Any]) -> None:
     """CUDA takes a CPU tensor beside its own where it has no dimensions, in a copy, and as an index."""
-    tensors = [x for x in flat if isinstance(x, Tensor)]
-    plain = [x for x in tensors if not isinstance(x, Pretended)]
-    if not plain or len(plain) == len(tensors) or name in ("copy_", "_to_copy"):
+    name = operation.name
+    if name in COPIES:
         return
-    if name in MOVES and isinstance(args[0], Pretended):  # indices are moved, and a value without dimensions
-        plain = [args[2]] if len(args) > 2 and not isinstance(args[2], Pretended) and args[2].dim() else []
-    elif name not in NO_CPU_SCALARS and name not in MOVES and not (func._schema.is_mutable and any(args[0] is x for x in plain)):
-        plain = [x for x in plain if x.dim()]
-    if plain:
+    refused = plain
+    if name in INDEXED and isinstance(args[0], Pretended):  # indices are moved, and a value without dimensions
+        value = args[2] if len(args) > 2 else None
+        refused = [value] if isinstance(value, Tensor) and not isinstance(value, Pretended) and value.dim() else []
+    elif name not in NO_CPU_SCALARS and name not in INDEXED and not (operation.mutable and any(args[0] is x for x in plain)):
+        refused = [x for x in plain if x.dim()]
+    if refused:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"(a CPU tensor of shape {tuple(plain[0].shape)} in {name})"
+            f"(a CPU tensor of shape {tuple(refused[0].shape)} in {name})"
         )
 
 
-def _refuse_kind(name: str, flat: Sequence[Any]) -> None:
+def _refuse_kind(name: str, tensors: Sequence[Tensor]) -> None:
+    if name in RESHAPES:
+        raise NotImplementedError(f"pretended device: {name} changes the shape of a tensor in place")
     if name in INTEGER_PRODUCTS:
-        for x in flat:
-            if isinstance(x, Pretended) and not (x.dtype.is_floating_point or x.dtype.is_complex):
+        for x in tensors:
+            if not (x.dtype.is_floating_point or x.dtype.is_complex):
                 kind = {torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool"}.get(x.dtype, str(x.dtype))
                 raise RuntimeError(f"\"{INTEGER_PRODUCTS[name]}\" not implemented for '{kind}'")

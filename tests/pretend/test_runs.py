@@ -1,4 +1,4 @@
-"""Everything that runs on one GPU, on the pretended one: no tensor is on the wrong device, and results equal the CPU's bit by bit.
+"""Everything that runs on one GPU, on the pretended one: tensors are where they belong, results equal the CPU's bit by bit.
 
 What the pretended device cannot see (kernels, memory, NCCL, errors that come late, flex attention): docs/scaling.md.
 """
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import save_model
 
 from pretend import scenes
 from pretend.server import Server
+from tiny import save_model
 
 ROOT_ROWS = {
     "explore": {"type": "root", "num_rollouts": 6}, "optim": {"lr": 3e-3, "eps": 1e-4, "minibatches": 2},
@@ -58,7 +58,7 @@ def test_training(server: Server, tmp_path: Path, sections: dict[str, Any]) -> N
 
 def test_warm_start_evaluation_checkpoints_and_resume(server: Server, tmp_path: Path) -> None:
     metrics, _ = equal(server, "resumed", place=str(tmp_path))
-    assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4] and "eval/greedy" in metrics[0]
+    assert [line["step"] for line in metrics] == [0, 1, 2] and "eval/greedy" in metrics[0]
 
 
 def test_adapters_gradient_checkpointing_and_the_eval_command(server: Server, tmp_path: Path, llama: str) -> None:
@@ -66,7 +66,7 @@ def test_adapters_gradient_checkpointing_and_the_eval_command(server: Server, tm
     assert any("lora_" in name for name in weights) and "main/kl" in metrics[-1] and evaluated["eval/prompts"] == 2
 
 
-@pytest.mark.parametrize("kind", ["plain", "shared", "nucleus", "bfloat16"])
+@pytest.mark.parametrize("kind", ["plain", "shared", "bfloat16"])
 def test_the_embedded_engine(server: Server, kind: str) -> None:
     """Slots, prefixes taken from finished rollouts, prefixes read where they are, a copy of the weights in bfloat16."""
     completions, _ = equal(server, "sampled", kind=kind)
@@ -79,7 +79,7 @@ def test_generate_where_slots_do_not_work(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("layout", "dtype", "keep_mb"), [
-    ("on", "float32", 0), ("off", "float32", 64), ("on", "bfloat16", 64), ("off", "bfloat16", 0),
+    ("on", "float32", 0), ("off", "float32", 64), ("on", "bfloat16", 64),
 ])  # fmt: skip
 def test_an_update(server: Server, layout: str, dtype: str, keep_mb: int) -> None:
     """Packs and rows with KL and several optimizer steps; log-probs in chunks, logits kept or computed again."""
@@ -93,8 +93,9 @@ def test_commands(server: Server, tmp_path: Path, command: str) -> None:
 
 
 def test_doctor(server: Server, llama: str) -> None:
+    """Its verdicts; the differences that it measured are of rounding, and a gradient is summed in an order of its own."""
     code, lines = equal(server, "doctor", model=llama)
-    assert code == 0 and any(line.startswith("tree packing yes (gather)") for line in lines)
+    assert code == 0 and "tree packing yes (gather)" in lines
 
 
 @pytest.mark.parametrize("scene", ["exported", "materialized"])

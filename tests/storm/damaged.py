@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import damage
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.layout import RunDir
 from storm.runs import contents, run
 from storm.starter import Starter
 
@@ -18,7 +20,7 @@ ARM = Path("runs/pair/arms/a/seed-1")
 EXPERIMENT = """
 name = "pair"
 dir = "runs"
-budget = 700
+budget = 1400
 seeds = [1, 2]
 baseline = "a"
 base = "recipe.toml"
@@ -52,7 +54,7 @@ def run_damages(
     """
     compares = everything or share > SMALL
     trial = _Trial(starter, folder, compares=compares)
-    others = [name for name in damage.COMMANDS if name != "resume"]
+    others = [name for name in damage.COMMANDS if name not in ("resume", "compare")]
     draw = random.Random(seed)
     for number, (name, hurt) in enumerate(damage.damages()):
         if draw.random() >= share:
@@ -73,8 +75,10 @@ class _Trial:
         self.starter = starter
         self.whole, self.pair = _new(folder / "damage-whole"), _new(folder / "damage-pair")
         self.place = folder / "damaged"
-        assert run(starter, "train", "recipe.toml", cwd=self.whole).code == 0
+        damage.build(self.whole)
         if compares:
+            (self.pair / "recipe.toml").write_text(damage.RECIPE)
+            (self.pair / "pair.toml").write_text(EXPERIMENT)
             ended = run(starter, *COMPARE, cwd=self.pair)
             assert ended.code == 0, ended.err
         _copy(self.whole, self.place)
@@ -103,8 +107,6 @@ class _Trial:
 def _new(place: Path) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    (place / "recipe.toml").write_text(damage.RECIPE)
-    (place / "pair.toml").write_text(EXPERIMENT)
     return place
 
 
@@ -116,8 +118,8 @@ def _arguments(command: str) -> tuple[str, ...]:
 
 def _result(directory: Path) -> dict[str, str]:
     """Weights, moments and state at the end."""
-    newest = max((directory / "checkpoints").glob("step-*"), default=None)
-    return {} if newest is None else contents(newest)
+    newest = newest_checkpoint(RunDir(directory))
+    return {} if newest is None else contents(newest.path)
 
 
 def _copy(whole: Path, place: Path) -> None:

@@ -34,7 +34,7 @@ class Files:
     def load_weights(self, directory: Path) -> None:
         self.text = (directory / "model.safetensors").read_text()
 
-    def load(self, directory: Path, optimizer_steps: int) -> None:
+    def load(self, directory: Path, updates: int, optimizer_steps: int) -> None:
         assert (directory / "optimizer.safetensors").read_text() == self.text
 
 

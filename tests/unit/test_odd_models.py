@@ -188,9 +188,17 @@ def one_level_deeper(directory: Path) -> None:
             path.rename(directory / "model" / path.name)
 
 
+def into_a_run(directory: Path) -> None:
+    one_level_deeper(directory)
+    for step in ("step-000010", "step-000020"):
+        shutil.copytree(directory / "model", directory / "checkpoints" / step / "model")
+    (directory / "model").rename(directory / "start")
+
+
 DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no config", lambda d: (d / "config.json").unlink(), "has no config.json: name a directory .*, or copy"),
     ("a checkpoint", one_level_deeper, r"has no config.json: did you mean '.*/model/model'\?"),
+    ("a run", into_a_run, r"has no config.json: did you mean '.*/checkpoints/step-000020/model'\?"),
     ("an empty config", lambda d: (d / "config.json").write_text("{}"), "no causal language model.*`model_type` key"),
     ("a damaged config", lambda d: (d / "config.json").write_text("{"), "no causal language model.*not a valid JSON"),
     ("a config that is no table", lambda d: (d / "config.json").write_text("[]"), "no causal language model"),

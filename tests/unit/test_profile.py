@@ -10,13 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch.autograd import DeviceType
 
 from deepgrpo.lab import profile
 from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.lab.profile import OTHER, PYTHON, Peak, PhaseProfile, kind_of, product_cost, run_profile
 from deepgrpo.train.loop import train
 
+CPU = torch.device("cpu")
 SMALL = [
     ("warmstart", "none"), ("run.prompts_per_step", "4"), ("run.steps", "1"), ("model.hidden_size", "16"),
     ("model.num_heads", "2"), ("model.num_layers", "1"), ("sampling.max_new_tokens", "6"), ("eval", "{}"),
@@ -47,8 +50,13 @@ def test_what_no_operator_accounts_for_is_python() -> None:
     assert shares == {"matrix products": 0.5, OTHER: 0.25, PYTHON: 0.25}
 
 
-def event(key: str, microseconds: float, count: int, *shapes: list[int]) -> Any:
-    return SimpleNamespace(key=key, self_cpu_time_total=microseconds, count=count, input_shapes=list(shapes))
+def event(
+    key: str, microseconds: float, count: int, *shapes: list[int], kernels: float = 0.0, kind: DeviceType = DeviceType.CPU
+) -> Any:  # fmt: skip
+    return SimpleNamespace(
+        key=key, self_cpu_time_total=microseconds, self_device_time_total=kernels, device_type=kind, count=count,
+        input_shapes=list(shapes),
+    )  # fmt: skip
 
 
 def test_events_of_the_profiler_are_added_up() -> None:
@@ -58,6 +66,15 @@ def test_events_of_the_profiler_are_added_up() -> None:
     phase.add([event("aten::mul", 2e6, 7, [2], [2])], 4)
     assert (phase.operations, phase.bytes) == (3 * 60 + 240, 4 * (3 * 31 + 79))
     assert phase.seconds == {"matrix products": 5.0, OTHER: 2.0}
+
+
+def test_on_a_gpu_an_operator_takes_the_time_of_its_kernels() -> None:
+    """Launched in 10 microseconds, computed in 3 seconds; the kernel is an event of its own, and not counted twice."""
+    phase = PhaseProfile(wall_s=4.0)
+    launched = event("aten::mm", 10, 3, [2, 3], [3, 5], kernels=3e6)
+    phase.add([launched, event("ampere_sgemm", 0, 3, kernels=3e6, kind=DeviceType.CUDA)], 4, gpu=True)
+    assert phase.seconds == {"matrix products": 3.0} and phase.operations == 3 * 60
+    assert phase.shares() == {"matrix products": 0.75, PYTHON: 0.25}
 
 
 def test_products_are_set_against_the_machine() -> None:
@@ -73,12 +90,12 @@ def test_the_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second each: a product of 2·8³ operations; a copy of 1 MiB, read and written."""
     clock = itertools.count(step=0.5)
     monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))
-    assert profile.measure_peak("float32", size=8, copied_mb=1) == Peak(2048.0, 4_194_304.0)
+    assert profile.measure_peak("float32", CPU, size=8, copied_mb=1) == Peak(2048.0, 4_194_304.0)
 
 
 def test_the_phases_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 10 seconds by the clock: the median of three is reported, and what no phase accounts for is the rest."""
-    monkeypatch.setattr(profile, "measure_peak", lambda dtype: Peak(1.0, 1.0))
+    monkeypatch.setattr(profile, "measure_peak", lambda dtype, device: Peak(1.0, 1.0))
     clock = itertools.count(step=10.0)
     monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))
     sampled = iter([9, 100, 400, 300, 9])  # the first step warms up, the last one is profiled
@@ -93,6 +110,7 @@ def test_the_phases_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(profile, "train_step", step)
     parts = {"engine": SimpleNamespace(sample=int), "learner": SimpleNamespace(update=int)}
+    parts["policy"] = SimpleNamespace(device=CPU)
     config = SimpleNamespace(engine_dtype="float32", learner=SimpleNamespace(dtype="float32"))
     run: Any = SimpleNamespace(config=config, **parts)
     state: Any = None
@@ -123,7 +141,7 @@ def test_a_recipe_and_a_run_are_profiled_and_left_alone(
 ) -> None:
     from deepgrpo.config import load_recipe, shipped
 
-    monkeypatch.setattr(profile, "measure_peak", lambda dtype: Peak(1e9, 1e9))  # takes seconds; tested above
+    monkeypatch.setattr(profile, "measure_peak", lambda dtype, device: Peak(1e9, 1e9))  # takes seconds; tested above
     # an untrained model is never right, and where all rewards are equal nothing is trained
     (tmp_path / "coin.py").write_text(
         "def reward(prompts, completions, **_):\n    return [float(len(c) % 2) for c in completions]\n"

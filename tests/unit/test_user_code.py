@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -171,12 +170,14 @@ def test_forked_children_leave_our_signals_alone(tmp_path: Path) -> None:
         handler = signal.getsignal(signal.SIGTERM)
         pid = os.fork()
         if not pid:
-            own = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-            if handler in own or own[1] is not signal.SIG_IGN:
-                os._exit(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
-            os._exit(2)
+            try:
+                own = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+                if handler in own or own[1] is not signal.SIG_IGN:
+                    os._exit(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+            finally:
+                os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
         assert (stop.requested, notes) == (False, [])
         assert signal.getsignal(signal.SIGTERM) is handler
@@ -316,19 +317,19 @@ def test_a_job_of_compare_stops_when_compare_has_been_killed() -> None:
     out, end = os.pipe()
 
     def parent() -> None:
-        os.environ.update(environment())
+        os.environ.update(environment(1))
         if not os.fork():
             signal.signal(signal.SIGTERM, lambda *_: [os.write(end, b"stopped"), os._exit(0)])
             processes.follow_parent()
             os.write(end, b"ready ")
-            time.sleep(60)
-            os._exit(1)
         time.sleep(60)
 
     pid = os.fork()
     if not pid:
-        parent()
-        os._exit(1)
+        try:
+            parent()
+        finally:
+            os._exit(1)
     os.close(end)
     with os.fdopen(out, "rb") as pipe:
         assert pipe.read(6) == b"ready "
@@ -343,4 +344,4 @@ def test_a_process_follows_only_the_parent_that_says_so(monkeypatch: pytest.Monk
     processes.follow_parent()
     monkeypatch.setenv(processes.PARENT, str(os.getpid()))  # set by this process for its children; it is not its own parent
     processes.follow_parent()
-    assert json.loads(json.dumps(environment()))[processes.PARENT] == str(os.getpid())
+    assert environment(1)[processes.PARENT] == str(os.getpid())

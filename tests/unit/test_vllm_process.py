@@ -18,7 +18,8 @@ from vllm_here import HERE, vllm_engine
 from deepgrpo.config import Config, VLLMEngineConfig, load_recipe, parse_config, to_toml
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.stops import first_stop
-from deepgrpo.engines.vllm.engine import PYTHON
+from deepgrpo.engines.vllm import child
+from deepgrpo.engines.vllm.engine import PYTHON, own_gpu_first
 from deepgrpo.engines.vllm.weights import fingerprint, merged_state
 from deepgrpo.errors import ConfigError, EngineError, ModelError
 from deepgrpo.records import SampleRequest
@@ -275,3 +276,22 @@ def test_a_dry_run_counts_its_copy_and_its_cache(recipe: Any, policy: Any) -> No
         recipe(engine={"type": "vllm", "options": {"tensor_parallel_size": 2}}), policy, strategy, 50
     )
     assert (shared.engine, shared.cache) == (2 * count, 4 * 2**30)
+
+
+@pytest.mark.parametrize(("device", "visible", "seen"), [
+    ("cuda:0", None, None), ("cuda:0", "3,5", "3,5"), ("cpu", "3,5", "3,5"), ("cuda:2", None, "2,0,1,3"),
+    ("cuda:1", "3,5", "5,3"), ("cuda:1", "GPU-a,GPU-b", "GPU-b,GPU-a"),
+])  # fmt: skip
+def test_vllm_takes_the_gpu_of_the_policy(
+    device: str, visible: str | None, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes the first GPU that it sees, or the first few; the policy's comes first."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert {**environment, **own_gpu_first(torch.device(device), environment)}.get("CUDA_VISIBLE_DEVICES") == seen
+
+
+@pytest.mark.parametrize(("cpu", "wanted", "passed"), [(True, None, 32), (True, 64, 64), (False, None, None), (False, 64, 64)])
+def test_on_a_gpu_vllm_chooses_its_block_size(cpu: bool, wanted: int | None, passed: int | None) -> None:
+    """A size that it is told keeps vLLM 0.32 from attention backends that want another one (vllm/platforms/cuda.py)."""
+    assert child.block_size(wanted, on_cpu=cpu) == ({} if passed is None else {"block_size": passed})

@@ -21,6 +21,7 @@ _BY_CODE: dict[int, str | None] = {
 _SIGNS = {
     "＼": "\\", "×": "\\times ", "⋅": "\\cdot ", "·": "\\cdot ", "∙": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ",
     "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ",
+    "℃": "^\\circ C", "μ": "\\mu ", "µ": "\\mu ", "Ω": "\\Omega ", "Å": "\\AA ",
     "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ", "…": "\\ldots ",
     "⋯": "\\ldots ",
     "½": " \\frac{1}{2}", "⅓": " \\frac{1}{3}", "⅔": " \\frac{2}{3}", "¼": " \\frac{1}{4}", "¾": " \\frac{3}{4}",
@@ -54,7 +55,10 @@ _RENAMED = (
     (re.compile(r"(?<![A-Za-z\\])(?:inf|infinity)(?![A-Za-z])"), r"\\infty"),
     (re.compile(r"(?<=\d)\s*\\text\s*\{\s*[eE]\s*\}\s*(?=[-+]?\d)"), "e"),
 )  # fmt: skip
-_LEADING = ("=", ":", "≈", "~", "#")
+# of formulas inside a text, and currency
+_DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
+_LEADING = "=:≈~# \t\n"
+_TRAILING = ",;: \t\n"
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ("**", "**"), ('"', '"'))
 
 
@@ -77,7 +81,7 @@ def tidy(text: str) -> str:
     text = plain(text).strip()
     while (bare := _unwrap(text)) != text:
         text = bare
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\\&", "&") if "&" not in text else text
+    text = _DELIMITERS.sub("", text).replace("\\%", "%")
     text = _SPACING.sub(" ", text)
     text = _DROPPED.sub("", text)
     for pattern, replacement in _RENAMED:
@@ -86,8 +90,7 @@ def tidy(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    text = text.strip().rstrip(",;:").rstrip()
-    text = text[1:].lstrip() if text[:1] in _LEADING else text
+    text = text.lstrip(_LEADING).rstrip(_TRAILING)
     if text.endswith(".") and not text.endswith(("..", "\\.")):
         text = text[:-1].rstrip()
     for left, right in _WRAPPINGS:

@@ -18,7 +18,6 @@ from deepgrpo.answers.units import is_unit, multiplier
 RELATIVE = Decimal("1e-6")
 """Largest relative difference of a rounded decimal from the number that it stands for."""
 
-_NOISE = Decimal("1e-9")  # relative, for the last digits of a computed float
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _EXACT_DIVISION = Context(prec=2000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _LOOSE = Context(prec=40, Emax=MAX_EMAX, Emin=MIN_EMIN)
@@ -110,8 +109,8 @@ def same_number(first: Number, second: Number) -> bool:
     """True if two numbers are equal, as a reader of rounded decimals would say.
 
     Whole numbers and fractions are compared exactly. A decimal equals a number that it rounds: they differ by at most
-    1e-6 of their size, and by less than one in the last digit written. Differences below 1e-9 are noise of
-    floating-point arithmetic. Only zero equals zero. A percentage equals the number before its sign, and its hundredth.
+    1e-6 of their size, and by at most 1e-6 or less than one in the last digit written. Only zero equals zero. A
+    percentage equals the number before its sign, and its hundredth.
     """
     if first.percent != second.percent:
         return _equal(first, second) or any(
@@ -127,10 +126,9 @@ def close(first: Decimal, second: Decimal, places: int | None) -> bool:
     if not first or not second or abs(first.adjusted() - second.adjusted()) > 1:
         return False
     gap = abs(_LOOSE.subtract(first, second))
-    size = max(abs(first), abs(second))
-    if places is not None and gap >= _LOOSE.scaleb(Decimal(1), places):
-        return gap <= _LOOSE.multiply(size, _NOISE) and gap <= RELATIVE
-    return gap <= _LOOSE.multiply(size, RELATIVE)
+    if places is not None and gap > RELATIVE and gap >= _LOOSE.scaleb(Decimal(1), places):
+        return False
+    return gap <= _LOOSE.multiply(max(abs(first), abs(second)), RELATIVE)
 
 
 def canonical(number: Number) -> str:

@@ -32,7 +32,7 @@ _REMARK = re.compile(
     r"|obtained)\b",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.;](?=\s|$|\*)|[!?](?=\s|$)|\n")
+_SENTENCE_END = re.compile(r"[.;](?=\s|$|\*)|(?<!\\)[!?](?=\s|$)|\n")
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|(?<![\\\w])\$(?P<b>[^$\n]+)(?<!\\)\$(?!\d)"
     r"|\\\((?P<c>(?:[^\\]|\\(?![()]))+)\\\)|\\\[(?P<d>(?:[^\\]|\\(?![\[\]]))+)\\\]"
@@ -40,6 +40,7 @@ _FORMULA = re.compile(
 _COMMAND = re.compile(r"\\(?:text\s*\{[^{}]*\}|[A-Za-z]+)")
 _PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:or|to|is|of|in|at|by|so|we|it|as|if|he)\b", re.IGNORECASE)
 _BECAUSE = re.compile(r",?\s+(?:because|since)\b")
+_BETWEEN = re.compile(r"\s*(?:,|;|,?\s*and|,?\s*or)\s*")
 _TUPLE = re.compile(r"[(\[][^()\[\]\n]*,[^()\[\]\n]*[)\]]")
 _TAG = re.compile(r"<[/|][^<>]*>")
 _OPERATION = re.compile(r"\d[^,;=()]{0,40}?(?:[+*/×]|\\times|\\cdot|\bx\b|\s[-–−]\s)")
@@ -149,16 +150,19 @@ def _only_formula(line: str) -> str:
 
 
 def _free(completion: str, numeric: bool) -> str | None:
-    """The whole response if it is an answer, else its last formula or number."""
+    """The whole response if it is an answer, else its last formulas or number."""
     text = completion.strip()
     if not text:
         return None
     if read_number(text) is not None or ("\n" not in text and _PROSE.search(_COMMAND.sub(" ", text)) is None):
         return text
-    formula = next(iter(reversed(list(_FORMULA.finditer(text)))), None)
+    formulas = list(_FORMULA.finditer(text))
     number = last_number(text)
-    if formula is not None and (number is None or formula.end() >= number[1]):
-        return _content(formula)
+    if formulas and (number is None or formulas[-1].end() >= number[1]):
+        first = len(formulas) - 1
+        while first and _BETWEEN.fullmatch(text, formulas[first - 1].end(), formulas[first].start()):
+            first -= 1
+        return _content(formulas[-1]) if first == len(formulas) - 1 else text[formulas[first].start() : formulas[-1].end()]
     if number is not None and numeric:
         return text[number[0] : number[1]]
     return text if numeric else next(iter(reversed(_TUPLE.findall(text))), text)

@@ -24,6 +24,7 @@ _SMALL = re.compile(r"a|an|the|of|in|per|each|for|is|on|at|as|by|it|so")
 # words that make an expression, not a unit
 _NOT_UNITS = re.compile(
     r"and|or|to|plus|minus|times|over|divided|multiplied|than|point|half|factorial|squared|cubed|pi|sqrt|sin|cos|tan|log|ln|exp"
+    r"|january|february|march|april|june|july|august|september|october|november|december"
     r"|not|hundred|thousand|million|billion|trillion|mod|modulo"
 )
 _DEGREES = re.compile(
@@ -32,6 +33,7 @@ _DEGREES = re.compile(
 )
 _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
 _QUOTIENT = re.compile(r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}\s*\{\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\d)?)\s*\}")
+_SYMBOL = re.compile(r"\\(?:Omega|AA|ohm)(?![A-Za-z])|\\mu(?=\s*(?:\\text|[a-zA-Z]))")
 _RAISED = re.compile(r"\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+)")
 _JOINS = re.compile(r"\\cdot|[/.·~]")
 _ASIDE = re.compile(r"\((?=[^()]*[A-Za-z]{3}|[^()]*\\pmod)[^()]*\)$|\\pmod\s*(?:\{[^{}]*\}|\d+)$|\\pmod.*$")
@@ -72,7 +74,7 @@ def is_unit(text: str, *, touching: bool = False) -> bool:
     prose = _GROUP.findall(text)
     if any(_NOT_UNITS.fullmatch(word.lower()) for part in prose for word in _WORD.findall(part)):
         return False
-    bare = _RAISED.sub(" ", _GROUP.sub(" ", text))
+    bare = _RAISED.sub(" ", _GROUP.sub(" ", _SYMBOL.sub(" ", text)))
     if re.search(r"[^A-Za-z'\s/.·~\\-]", bare.replace(",", " ") if prose else bare):
         return False
     bare = _JOINS.sub(" ", bare)

@@ -44,6 +44,11 @@ def assign_packs(packs: Sequence[Pack], size: int) -> list[list[Pack]]:
     return shares
 
 
+def _device() -> torch.device:
+    """Device on which the default process group communicates."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
 class DistributedRanks:
     """One rank of the default process group (`train.ranks.Ranks`).
 
@@ -53,7 +58,7 @@ class DistributedRanks:
 
     def __init__(self, *, sharded: bool) -> None:
         self.sharded, self.rank, self.size = sharded, dist.get_rank(), dist.get_world_size()
-        self.device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        self.device = _device()
 
     def share(self, packs: Sequence[Pack]) -> Sequence[tuple[Pack, bool]]:
         shares = assign_packs(packs, self.size)
@@ -116,6 +121,7 @@ def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
 
     Raises ModelError if the model's decoder layers cannot be found, ConfigError if torch is too old.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
@@ -123,12 +129,14 @@ def shard(policy: Policy, filling: Materializer | None = None) -> Policy:
             f'cluster.sharding is "fsdp", but torch {torch.__version__} cannot add up sharded gradients without dividing '
             'them; install torch 2.9 or later, or set cluster.sharding = "ddp"'
         )
+    # torch's own choice is CUDA wherever it was built for it, and moves the parameters there
+    mesh = init_device_mesh(_device().type, (dist.get_world_size(),))
     whole = _Whole(copy.copy(policy))
     parts: list[nn.Module] = [*decoder_layers(policy), whole]
     for part in parts:
         if filling is not None:
             filling.fill(part)
-        fully_shard(part)
+        fully_shard(part, mesh=mesh)
     for part in parts:
         assert isinstance(part, FSDPModule)
         # a sum, not a mean: the loss weights include their denominators; and gloo has no mean

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from deepgrpo.config.base import PathText, Probability, Section
 
+_Tag = Annotated[str, Field(min_length=1)]
+
 
 class OverlongConfig(Section):
     """Soft penalty for responses near the length limit (DAPO): zero up to `cache` tokens before it, then linear down to
@@ -37,7 +39,7 @@ class _RewardBase(Section):
 
 
 class _AnswerReward(_RewardBase):
-    reasoning_tags: tuple[str, str] | Literal["auto"] | None = "auto"
+    reasoning_tags: tuple[_Tag, _Tag] | Literal["auto"] | None = "auto"
     """Tags around the model's reasoning, which holds no answer, e.g. ["<reason>", "</reason>"]. auto: <think> and </think>
     where the chat template or the response has them; none: read the whole response."""
 

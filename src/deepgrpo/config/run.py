@@ -129,7 +129,8 @@ class ClusterConfig(Section):
     gpus_per_worker: PositiveFloat | None = None
     """GPUs per rollout worker, below 1 to share one; none: 1 with CUDA, else 0."""
     gpus_per_learner: PositiveFloat | None = None
-    """GPUs per learner, below 1 to share one with a rollout worker; none: 1 with CUDA, else 0."""
+    """GPUs per learner, below 1 to share one with a rollout worker, above 0.5 if there are several learners: no two of them can
+    share one; none: 1 with CUDA, else 0."""
     start_deadline_s: PositiveFloat = 600.0
     """Time limit for a process to load the model, in seconds; sharded learners, which wait for each other, get it twice."""
     sample_deadline_s: PositiveFloat = 1800.0
@@ -145,6 +146,11 @@ class ClusterConfig(Section):
     compensate."""
 
     def check(self, recipe: Any) -> None:
+        if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
+            raise ValueError(
+                f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get "
+                "the same GPU, over which NCCL cannot connect them; set it above 0.5, and cluster.gpus_per_worker to the rest"
+            )
         if self.overlap and recipe.loss.importance == "off":
             raise ValueError(
                 'cluster.overlap is on and loss.importance is "off": nothing would make up for rollouts that are one update '

@@ -57,7 +57,7 @@ class VLLMEngineConfig(Section):
     comparisons."""
     block_size: PositiveInt | None = None
     """Tokens per block of keys and values. Prefixes are reused in whole blocks only, so a branch encodes up to this many
-    extra tokens. none: the smallest that vLLM has, 32 on a CPU and 16 on a GPU."""
+    extra tokens. none: 32 on a CPU; on a GPU vLLM's choice, the one that its fastest attention backend has."""
     kv_cache_gb: PositiveFloat | None = None
     """Memory for keys and values, in GiB; none: 4 on a CPU; on a GPU, `gpu_memory` minus the weights."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45

@@ -2,7 +2,8 @@
 
 A few steps are timed undisturbed. One more runs under torch's profiler, which attributes sampling and learning to kinds of
 operators; time outside all operators is Python and dispatch. The speed of matrix products is compared with this machine's speed
-on a large square product and on a copy: the larger share names their bound.
+on a large square product and on a copy: the larger share names their bound. On a GPU the seconds of an operator are those of
+its kernels, and the rest is time in which the GPU waits.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from deepgrpo.config import Config, load_recipe, shipped
@@ -59,10 +61,17 @@ class PhaseProfile:
     bytes: float = 0.0
     """Memory traffic of the matrix products, if nothing stays in a cache between them."""
 
-    def add(self, averages: Iterable[Any], width: int) -> None:
-        """Add the profiler's events, grouped by shape; `width` is the bytes of a number."""
+    def add(self, averages: Iterable[Any], width: int, *, gpu: bool = False) -> None:
+        """Add the profiler's events, grouped by shape.
+
+        Args:
+            width: bytes of a number.
+            gpu: count the time of kernels, each with the operator that launched it.
+        """
         for each in averages:
-            self.seconds[kind_of(each.key)] += each.self_cpu_time_total / 1e6
+            if each.device_type != DeviceType.CPU:
+                continue  # a kernel by itself
+            self.seconds[kind_of(each.key)] += (each.self_device_time_total if gpu else each.self_cpu_time_total) / 1e6
             if each.key in PRODUCTS:
                 shapes = [s for s in each.input_shapes if s]
             elif each.key == PACKED:
@@ -151,15 +160,15 @@ def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:
         times["step"].append(whole)
         times["sampled_tokens"].append(figures["sampled_tokens"])
     phases = {"sample": PhaseProfile(), "learn": PhaseProfile()}
-    watched_sample, watched_update = run.engine.sample, run.learner.update
-    run.engine.sample = _watched(watched_sample, phases["sample"], run.config.engine_dtype)  # type: ignore[method-assign]
-    run.learner.update = _watched(watched_update, phases["learn"], run.config.learner.dtype)  # type: ignore[method-assign]
+    watched_sample, watched_update, device = run.engine.sample, run.learner.update, run.policy.device
+    run.engine.sample = _watched(watched_sample, phases["sample"], run.config.engine_dtype, device)  # type: ignore[method-assign]
+    run.learner.update = _watched(watched_update, phases["learn"], run.config.learner.dtype, device)  # type: ignore[method-assign]
     try:
         train_step(run, state)
     finally:
         run.engine.sample, run.learner.update = watched_sample, watched_update  # type: ignore[method-assign]
     dtypes = {"sample": run.config.engine_dtype, "learn": run.config.learner.dtype}
-    peaks = {dtype: measure_peak(dtype) for dtype in set(dtypes.values())}
+    peaks = {dtype: measure_peak(dtype, device) for dtype in set(dtypes.values())}
     return {
         "seconds": {phase: statistics.median(values) for phase, values in times.items() if phase != "sampled_tokens"},
         "sampled_tokens": statistics.median(times["sampled_tokens"]),
@@ -168,18 +177,25 @@ def profile_steps(run: Run, state: TrainState, steps: int) -> dict[str, Any]:
     }
 
 
-def _watched(function: Callable[..., Any], into: PhaseProfile, dtype: str) -> Callable[..., Any]:
-    width = 2 if dtype == "bfloat16" else 4
+def _watched(function: Callable[..., Any], into: PhaseProfile, dtype: str, device: torch.device) -> Callable[..., Any]:
+    width, gpu = 2 if dtype == "bfloat16" else 4, device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        with profile(activities=activities, record_shapes=True) as recorded:
             began = time.perf_counter()
             result = function(*args, **kwargs)
+            _wait_for(device)
             into.wall_s += time.perf_counter() - began
-        into.add(recorded.key_averages(group_by_input_shape=True), width)
+        into.add(recorded.key_averages(group_by_input_shape=True), width, gpu=gpu)
         return result
 
     return watched
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def kind_of(operator: str) -> str:
@@ -204,19 +220,26 @@ def product_cost(shapes: list[list[int]]) -> tuple[float, float]:
     return float(batch * 2 * m * k * n), float(batch * (m * k + k * n + m * n))
 
 
-def measure_peak(dtype: str, size: int = 1536, copied_mb: int = 256) -> Peak:
-    """Measure the fastest of five square products of `size`, and of five copies of a block of `copied_mb` MiB."""
+def measure_peak(dtype: str, device: torch.device, size: int | None = None, copied_mb: int = 256) -> Peak:
+    """Measure the fastest of five square products and of five copies of a block of `copied_mb` MiB.
+
+    Args:
+        size: of the products; None: 1536, and 8192 on a GPU, which is idle for the most part of a smaller one.
+    """
+    size = size or (8192 if device.type == "cuda" else 1536)
     kind = getattr(torch, dtype)
-    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
-    block = torch.zeros(copied_mb * 2**18)
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    block = torch.zeros(copied_mb * 2**18, device=device)
     target = torch.empty_like(block)
 
     def best(work: Callable[[], object]) -> float:
         work()
+        _wait_for(device)
         seconds = []
         for _ in range(5):
             began = time.perf_counter()
             work()
+            _wait_for(device)
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 from deepgrpo.errors import ModelError
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.layout import RunDir
 
 
 def require_config(directory: Path, said: str) -> None:
@@ -21,9 +23,9 @@ def require_config(directory: Path, said: str) -> None:
     inside = [path.parent.name for path in sorted(directory.glob("*/config.json"))]
     if inside:  # a checkpoint holds its model one level deeper
         advice = f"did you mean {str(directory / inside[0])!r}?"
-    elif (directory / "checkpoints").is_dir():
-        models = sorted(directory.glob("checkpoints/step-*/model"))
-        advice = f"it is a run; did you mean {str(models[-1])!r}?" if models else "it is a run without a checkpoint"
+    elif RunDir(directory).checkpoints.is_dir():
+        newest = newest_checkpoint(RunDir(directory))
+        advice = f"it is a run; did you mean {str(newest.model)!r}?" if newest else "it is a run without a checkpoint"
     elif (directory / "adapter_config.json").is_file():
         advice = "it holds adapters (LoRA) alone; name the model that they were trained on, or merge them into it"
     elif any(directory.glob("*.gguf")):

@@ -38,7 +38,10 @@ _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 def same_formula(reference: Form, answer: Form) -> bool:
     """True if two formulas are equal. Raises NotComparableError if their values are too large to compute."""
-    first, second = _parsed(_source(reference)), _parsed(_source(answer))
+    sources = _source(reference), _source(answer)
+    # models are careless of case; but R and r in one formula are two variables, E and I are no e and i
+    lower = not any(_case_matters(source) for source in sources)
+    first, second = (_parsed(source, lower) for source in sources)
     if first is None or second is None:
         return False
     from sympy import Expr
@@ -68,10 +71,15 @@ def _source(form: Form) -> str:
     return f"{number.numerator:f}" + ("\\%" if number.percent else "")
 
 
+def _case_matters(source: str) -> bool:
+    letters = set(re.sub(r"\\[A-Za-z]+", "", source))
+    return bool(letters & {"E", "I"}) or any(letter.lower() in letters for letter in letters if letter.isupper())
+
+
 @lru_cache(maxsize=4096)
-def _parsed(source: str) -> Any:
-    """A sympy object, or None if a text is not LaTeX of a formula."""
-    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+def _parsed(source: str, lower: bool) -> Any:
+    """A sympy object, or None if a text is not LaTeX of a formula; with `lower`, all variables in lower case."""
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
 
     if len(source) > 5000:
@@ -87,8 +95,9 @@ def _parsed(source: str) -> Any:
     try:
         text = normalize_latex(text, config=rules)
         return latex2sympy(
-            text, is_real=not should_treat_as_complex(text), convert_degrees=False, normalization_config=None
-        )
+            text, is_real=not should_treat_as_complex(text), normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=lower),
+        )  # fmt: skip
     except Exception:  # whatever a parser of free text may raise
         return None
 
@@ -116,7 +125,7 @@ def _same_expression(first: Any, second: Any, one: Number | None, two: Number | 
         if not _near(a, b, rounded, places if not names else None):
             return False
         if not names:
-            return rounded or not _differ_as_integers(first, second, a[0])
+            return rounded or not _differ_exactly(first, second, a[0])
     return True if compared >= 2 else None
 
 
@@ -141,12 +150,12 @@ def _same_equation(first: Any, second: Any) -> bool | None:
     return True if all(ratio and _near((ratio, zero), (ratios[0], zero), False, None) for ratio in ratios) else None
 
 
-def _differ_as_integers(first: Any, second: Any, size: Decimal) -> bool:
-    """True for whole numbers that differ beyond the digits computed; 10^100 and 10^100 + 1 do."""
-    if size == 0 or not _DIGITS - 12 < size.adjusted() < LARGEST:
+def _differ_exactly(first: Any, second: Any, size: Decimal) -> bool:
+    """True for rational numbers that differ beyond the digits computed; 10^100 and 10^100 + 1 do."""
+    if size == 0 or abs(size.adjusted()) > LARGEST:
         return False
     one, two = first.doit(), second.doit()
-    return bool(one.is_Integer and two.is_Integer and one != two)
+    return bool(one.is_Rational and two.is_Rational and one != two)
 
 
 def _points(names: list[Any]) -> Iterator[Mapping[Any, Any]]:

@@ -24,6 +24,7 @@ _JOINED = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _WRAPPING = re.compile(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|ensuremath)\s*)?\{")
+_ENUMERATION = re.compile(r"\\text\s*\{([^{}]*(?:,| and | or )[^{}]*)\}")
 _BASED = re.compile(r"(\d[\dA-F]*)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _INFINITY = "\\infty"
 
@@ -40,8 +41,6 @@ class Form:
     items: tuple[Form, ...] = ()
     name: str = ""
     """Left side of "x = 5"."""
-    from_relation: bool = False
-    """An interval that was written as an inequality."""
 
     @property
     def bracketed(self) -> bool:
@@ -82,7 +81,8 @@ def _read(text: str, depth: int) -> Form:
         return Form("formula", text)
     if (letter := choice_of(text)) is not None:
         return Form("choice", letter)
-    if (word := words_of(text)) is not None:
+    several = len(_split(text, ",;")) > 1
+    if not several and (word := words_of(text)) is not None:
         return Form("words", word)
     if (moment := moment_of(text)) is not None:
         return Form("words", moment)
@@ -128,6 +128,8 @@ def _compound(text: str, depth: int) -> Form:
         return replace(_read(found[2], depth + 1), name=name_of(found[1]))
     if _RELATION.search(text):
         return _relation(text, depth)
+    if (found := re.match(r"(.+?)\s*\\equiv(?![A-Za-z])\s*(.+)", text)) is not None and name_of(found[1]):
+        return replace(_read(found[2], depth + 1), name=name_of(found[1]))
     if "\\approx" in text:
         return _read(text.rpartition("\\approx")[2].strip(), depth + 1)
     if "\\pm" in text:
@@ -155,7 +157,8 @@ def _outer(text: str) -> str:
     r"""The text without a \boxed{...}, \text{...} or \mathbf around all of it, and without braces around all of it."""
     while (match := _WRAPPING.match(text)) and _closing(text, match.end() - 1) == len(text) - 1:
         text = text[match.end() : -1].strip()
-    return text
+    enumeration = _ENUMERATION.fullmatch(text)
+    return enumeration[1].strip() if enumeration is not None else text
 
 
 def _equation(text: str, sides: list[str], depth: int) -> Form:
@@ -192,13 +195,13 @@ def _relation(text: str, depth: int) -> Form:
             kind, items = "[)" if operators[0] == "\\ge" else "()", (bound, Form("formula", _INFINITY))
         else:
             kind, items = "(]" if operators[0] == "\\le" else "()", (Form("formula", f"-{_INFINITY}"), bound)
-        return Form(kind, text, items=items, name=name_of(sides[0]), from_relation=True)
+        return Form(kind, text, items=items, name=name_of(sides[0]))
     if len(sides) == 3 and name_of(sides[1]) and _is_upward(operators[0]) == _is_upward(operators[1]):
         if _is_upward(operators[0]):
             sides, operators = sides[::-1], [_flip(each) for each in operators[::-1]]
         kind = ("[" if "l" in operators[0] else "(") + ("]" if "l" in operators[1] else ")")
         items = (_read(sides[0], depth + 1), _read(sides[2], depth + 1))
-        return Form(kind, text, items=items, name=name_of(sides[1]), from_relation=True)
+        return Form(kind, text, items=items, name=name_of(sides[1]))
     return unread
 
 

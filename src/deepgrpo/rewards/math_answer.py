@@ -8,6 +8,7 @@ A check that hangs, crashes or raises scores 0 for its own samples and affects n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from deepgrpo.answers.places import AnswerFormat, find_answer
@@ -53,6 +54,8 @@ class MathAnswerReward:
         scores = {job: Score(float(verdict)) for job in once if (verdict := quick_verdict(*job)) is not None}
         rest = [job for job in once if job not in scores]
         scores |= zip(rest, self._workers.run([partial(self._check, *job) for job in rest]), strict=True)
+        if self._format == "boxed":  # a box is an answer, whatever is in it
+            scores = {job: replace(score, parsed=True) for job, score in scores.items()}
         return [Score(0.0, parsed=False) if job is None else scores[job] for job in jobs]
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from deepgrpo.answers.numbers import same_number
 from deepgrpo.rewards.form import Form, compact, read_form
-from deepgrpo.rewards.words import is_word
+from deepgrpo.rewards.words import is_word, same_moment
 from deepgrpo.rewards.workers import NotComparableError
 
 Algebra = Callable[[Form, Form], bool]
@@ -31,8 +31,8 @@ def quick_verdict(answer: str, references: tuple[str, ...]) -> bool | None:
 
 
 def is_numeric(references: tuple[str, ...]) -> bool:
-    """True if every reference is a number."""
-    return all(read(reference).number is not None for reference in references)
+    """True if a reference is a number, or if there is none."""
+    return not references or any(read(reference).number is not None for reference in references)
 
 
 def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
@@ -67,14 +67,14 @@ def same_form(reference: Form, answer: Form, algebra: Algebra) -> bool:
 def _names_clash(first: Form, second: Form) -> bool:
     """True for "x = 5" and "y = 5". A word is no variable: "Total = 5" may answer "x = 5"."""
     names = {form.name for form in (first, second) if form.name and not is_word(form.name.replace(" ", ""))}
-    return len(names) == 2 and not (first.from_relation or second.from_relation)
+    return len(names) == 2
 
 
 def _same_words(reference: Form, answer: Form) -> bool:
     first, second = _letters(reference), _letters(answer)
     if "choice" in (reference.kind, answer.kind):
         return first.upper() == second.upper()
-    return first == second
+    return first == second or same_moment(first, second)
 
 
 def _letters(form: Form) -> str:

@@ -103,7 +103,7 @@ def choice_of(text: str) -> str | None:
 
 
 def moment_of(text: str) -> str | None:
-    """A time or a date in digits as text; the hour counts from 0 to 23 where "a.m." or "p.m." follows."""
+    """A time or a date as text. The hour has two digits, from 00 to 23, where "a.m." or "p.m." follows."""
     bare = _TEXT.sub(r" \1 ", text).strip()
     if re.search(r"\d", bare) and any(_MONTH.fullmatch(word) for word in re.findall(r"[A-Za-z]{3,}", bare)):
         return prose_of(text)
@@ -112,10 +112,19 @@ def moment_of(text: str) -> str | None:
     match = _TIME.fullmatch(bare)
     if match is None:
         return None
-    hour, half = int(match[1]), (match[4] or "").lower()
+    hour, half = str(int(match[1])), (match[4] or "").lower()
     if half:
-        hour = hour % 12 + (12 if half == "p" else 0)
+        hour = f"{int(hour) % 12 + (12 if half == 'p' else 0):02}"
     return f"{hour}:{match[2]}" + (f":{match[3]}" if match[3] else "")
+
+
+def same_moment(first: str, second: str) -> bool:
+    """True for two times by `moment_of` of which one may leave out "a.m." or "p.m."."""
+    one, two = first.partition(":"), second.partition(":")
+    if not (one[0].isdecimal() and two[0].isdecimal()) or one[1:] != two[1:]:
+        return False
+    open_end = any(len(hour) == 1 or hour == "12" for hour in (one[0], two[0]))
+    return int(one[0]) == int(two[0]) or (open_end and int(one[0]) % 12 == int(two[0]) % 12)
 
 
 def name_of(text: str) -> str:

@@ -254,8 +254,8 @@ def open_run(
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
     return Run(
-        config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts, checkpoints,
-        HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
+        config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
+        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
     )  # fmt: skip
 
 

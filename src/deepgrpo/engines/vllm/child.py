@@ -127,7 +127,6 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             max_model_len=settings["context"],
             max_num_seqs=settings["rows"],
             enable_prefix_caching=settings["prefix_caching"],
-            block_size=settings["block_size"] or (32 if platform.is_cpu() else 16),
             enforce_eager=settings["eager"],
             # log-probs of the sampling distribution: after temperature and top-p
             logprobs_mode="processed_logprobs",
@@ -136,6 +135,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             enable_sleep_mode=settings["sleep"] and _can_sleep(platform),
             disable_log_stats=True,
             seed=0,
+            **block_size(settings["block_size"], on_cpu=platform.is_cpu()),
             **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
             # chunked prefill rewinds a request's generator, which raises on a CPU (vLLM 0.32): encode whole prompts, in
             # batches of 4,096 tokens or of the longest text
@@ -148,6 +148,12 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
     except Exception as error:  # vLLM raises many types for a model, an argument or a device
         raise _CannotStart("start", f"{type(error).__name__}: {error}") from error
     return vllm, llm
+
+
+def block_size(wanted: int | None, *, on_cpu: bool) -> dict[str, int]:
+    """The argument for vLLM. On a GPU it chooses one that its fastest attention backend has; a given one excludes others."""
+    size = wanted or (32 if on_cpu else None)
+    return {"block_size": size} if size else {}
 
 
 def _can_sleep(platform: Any) -> bool:

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,16 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 """Environment of the vLLM process; variables that the user has set take precedence."""
+
+
+def own_gpu_first(device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
+    """What makes vLLM, which takes the first GPU that it sees, take the policy's: `run.device = "cuda:1"` is for both."""
+    if device.type != "cuda" or not device.index:
+        return {}
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    seen = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    own = seen.pop(device.index)
+    return {"CUDA_VISIBLE_DEVICES": ",".join([own, *seen])}
 
 
 class VLLMEngine:
@@ -96,6 +106,7 @@ class VLLMEngine:
             self.process = VLLMProcess(
                 python, self._settings(tokenizer, trust_remote_code),
                 {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
+                own_gpu_first(policy.device, os.environ),
             )  # fmt: skip
         except BaseException:
             self._remove()

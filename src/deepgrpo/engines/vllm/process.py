@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from deepgrpo.engines.vllm.child import BEYOND, OLDEST
@@ -31,18 +32,20 @@ class VLLMProcess:
         python: interpreter of the environment that has vLLM.
         settings: settings for `child.py`.
         environment: additional variables; those that the user has set take precedence.
+        forced: variables that take precedence over the user's.
         start_timeout_s: time limit of the start, in seconds.
     """
 
     def __init__(
-        self, python: str, settings: Mapping[str, Any], environment: Mapping[str, str], start_timeout_s: float
-    ) -> None:
+        self, python: str, settings: Mapping[str, Any], environment: Mapping[str, str], start_timeout_s: float,
+        forced: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.log = tempfile.NamedTemporaryFile("w+", prefix="deepgrpo-vllm-", suffix=".log", encoding="utf-8")  # noqa: SIM115
         self.peak_mb: float | None = None
         self._buffer = b""
         try:
             self.child = subprocess.Popen(
-                [python, str(CHILD), json.dumps(settings)], env={**environment, **os.environ},
+                [python, str(CHILD), json.dumps(settings)], env={**environment, **os.environ, **forced},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
                 # its own process group, so that Ctrl-C does not reach it: we finish the step, which needs vLLM. Not its own
                 # session: Linux schedules sessions separately, which would void the `nice` value we were started with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,32 +35,37 @@ def fingerprint(policy: Policy) -> tuple[int, ...]:
 def merged_state(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
     """Weights of the model without adapters, in another dtype, by module name; adapters are merged in float32.
 
-    Tied weights stay one tensor, so that they are written once.
+    They lie in host memory: on a GPU the copy might not fit beside vLLM's own. Tied weights stay one tensor, so that they are
+    written once.
     """
     causal = policy.causal
-    deltas: dict[str, Tensor] = {}
-    for name, module in causal.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            deltas[f"{name}.base_layer.weight"] = sum(
-                (module.get_delta_weight(adapter) for adapter in module.active_adapters),
-                start=torch.zeros((), device=module.base_layer.weight.device),
-            )
+    adapted = {
+        f"{name}.base_layer.weight": module for name, module in causal.named_modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+    }  # fmt: skip
     state: dict[str, Tensor] = {}
     cast: dict[tuple[int, torch.Size], Tensor] = {}
     for name, value in causal.state_dict().items():
         if ".lora_" in name:
             continue
-        if name in deltas:
-            tensor = (value + deltas[name]).to(dtype)
+        if name in adapted:
+            tensor = (value + _delta(adapted[name])).to(dtype).cpu()
         elif not value.is_floating_point():
-            tensor = value
+            tensor = value.cpu()
         else:
             key = (value.data_ptr(), value.shape)
             if key not in cast:
-                cast[key] = value.to(dtype)
+                cast[key] = value.to(dtype).cpu()
             tensor = cast[key]
         state[name.replace(".base_layer.", ".")] = tensor
     return state
+
+
+def _delta(module: Any) -> Tensor:
+    """Sum of what the active adapters of a layer add to its weight."""
+    start = torch.zeros((), device=module.base_layer.weight.device)
+    total: Tensor = sum((module.get_delta_weight(adapter) for adapter in module.active_adapters), start=start)
+    return total
 
 
 def write_weights(policy: Policy, directory: Path, dtype: torch.dtype) -> None:

@@ -169,7 +169,7 @@ def sharpened(length: int = 128) -> Any:
 
 
 def sampled(kind: str) -> Any:
-    """Requests of three lengths with siblings, then branches of a finished rollout: tokens, log-probs, and the engine's remark."""
+    """Requests of three lengths with siblings, then branches of a finished rollout; and the engine's remark."""
     from deepgrpo.engines.base import SamplingParams
     from deepgrpo.engines.embedded import decode
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
@@ -287,17 +287,15 @@ def bench(place: str) -> Any:
 
 
 def profile(place: str) -> Any:
-    from deepgrpo.config.files import to_toml
+    """A watched product and the peak of the device. Nothing records kernels of a device that is not there: no seconds of them."""
     from deepgrpo.lab import profile as profile_module
-    from deepgrpo.lab.options import ProfileOptions
 
-    as_on_cuda()
-    measure = profile_module.measure_peak
-    profile_module.measure_peak = lambda dtype, device: measure(dtype, device, size=64, copied_mb=1)  # type: ignore[misc]
-    path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-profile.json"
-    path.write_text(to_toml(recipe(place, "profile", 1)))
-    assert profile_module.run_profile(ProfileOptions(str(path), steps=1, json=report), [], Console(file=io.StringIO())) == 0
-    return sorted(json.loads(report.read_text()))
+    profiler, where = profile_module.profile, torch.device(device())
+    profile_module.profile = lambda activities, **how: profiler(activities=activities[:1], **how)  # type: ignore[misc]
+    phase, x = profile_module.PhaseProfile(), torch.ones(8, 8, device=where)
+    profile_module._watched(lambda: x @ x, phase, "float32", where)()
+    peak = profile_module.measure_peak("float32", where, size=64, copied_mb=1)
+    return [phase.operations, phase.bytes, phase.wall_s > 0, peak.operations_per_s > 0, peak.bytes_per_s > 0]
 
 
 def dry(place: str) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from deepgrpo.config import Config, load_recipe, shipped

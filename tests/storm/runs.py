@@ -98,8 +98,8 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """The error message."""
-        found = re.search(r"^error: (.+)", self.err, re.MULTILINE)
+        """The error message; `compare` reports those of its runs."""
+        found = re.search(r"^error: (.+)", self.err, re.MULTILINE) or re.search(r"failed: error: (.+)", self.out)
         return found.group(1) if found else ""
 
 

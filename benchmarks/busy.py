@@ -129,7 +129,7 @@ def environment(arm: str) -> dict[str, str]:
     """The environment without a user's settings, with those of an arm."""
     dropped = (*SPIN_OF_USERS, *NUMBER_OF_USERS)
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, **ARMS[arm][0], "PYTHONPATH": path}
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, **ARMS[arm][0], "PYTHONPATH": path, "TQDM_DISABLE": "1"}
 
 
 def warm_started(model: str, options: BenchOptions, closing: contextlib.ExitStack) -> Path | None:

@@ -257,7 +257,7 @@ def test_ctrl_c_during_the_warm_start(tmp_path: Path, commands: Starter) -> None
     assert (again.returncode, again.stderr) == (0, "")
 
 
-def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.toml").write_text(RECIPE.format(reward="task"))
-    assert cli.main(["train", "--resume", str(tmp_path)]) == 1
-    assert f"error: {tmp_path} holds no checkpoint to resume from; start the run anew" in capsys.readouterr().err
+def test_a_directory_without_a_recipe_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert f"error: --resume '{tmp_path}' has no config.toml; name the directory of an earlier run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

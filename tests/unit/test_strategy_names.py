@@ -17,7 +17,10 @@ FILES = [path for name in PACKAGES for path in sorted((Path(deepgrpo.__file__).p
 
 
 def names_in(source: str) -> set[str]:
-    """Sections and files of strategies that a file mentions in code, and strategies' types with which it compares something."""
+    """Sections and files of strategies that a file mentions in code, and strategies' types with which it compares something.
+
+    "user" is a turn of a chat as well.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
@@ -26,7 +29,7 @@ def names_in(source: str) -> set[str]:
         elif isinstance(node, ast.Attribute | ast.Name):
             found |= {node.attr if isinstance(node, ast.Attribute) else node.id} & SECTIONS
         elif isinstance(node, ast.Compare | ast.Match):
-            found |= {str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)} & TYPES
+            found |= {str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)} & TYPES - {"user"}
     return found
 
 

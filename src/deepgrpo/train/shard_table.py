@@ -61,9 +61,10 @@ class TableReader(FileSystemReader):
             raise ValueError(f"the table {path.name} of the shards cannot be read: {error}") from error
         if not whole or not inside:
             raise ValueError(f"the table {path.name} of the shards holds more than tensors of this directory; it was not used")
-        table.storage_meta = table.storage_meta or StorageMeta()
-        table.storage_meta.load_id = self.load_id
-        return table
+        found: Metadata = table
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor by name."""

@@ -33,7 +33,7 @@ def install() -> None:
     backend.register()
     queries.install()
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a module's parameters stay the same objects, as on CUDA
+    _take_modules()
     _take_factories()
     _take_attention()
     _take_optimizers()
@@ -87,6 +87,20 @@ def attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return plain
+
+
+def _take_modules() -> None:
+    """The parameters of a module that moves stay the same objects, as on CUDA; loading copies, as everywhere."""
+    plain = torch.nn.Module._apply
+
+    def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+
+    torch.nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 def _take_optimizers() -> None:

@@ -49,8 +49,14 @@ class Server:
         return answer["result"]
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Both waiting processes end with their input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 @contextlib.contextmanager
@@ -104,6 +110,8 @@ def serve() -> None:
             else:
                 answer = _forked(line)
             print(answer, file=answers, flush=True)
+    ours.close()
+    os.wait()
 
 
 def _forked(line: str) -> str:

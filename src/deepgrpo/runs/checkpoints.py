@@ -26,7 +26,7 @@ from deepgrpo.errors import CheckpointError
 from deepgrpo.records import Ledger
 from deepgrpo.runs.checksums import Checksums, changed_files, checksums
 from deepgrpo.runs.files import WRITING, delete_leftovers, delete_tree, flush_to_disk, remedy
-from deepgrpo.runs.layout import RunDir, step_of
+from deepgrpo.runs.layout import RunDir, shown, step_of
 from deepgrpo.runs.state_file import check_count, check_keys, check_number, check_table, read_sealed, sealed
 
 
@@ -166,13 +166,14 @@ def model_in(checkpoint: Path) -> Path:
 def unreadable(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
     """The error about a damaged checkpoint, which offers an earlier one by name."""
     run = RunDir(checkpoint.path.parent.parent)
+    at = shown(run.path)
     earlier = [each.step for each in saved_checkpoints(run) if each.step < checkpoint.step]
-    then = f"continue from an earlier one with: deepgrpo train --resume {run.path} --step {earlier[-1] if earlier else 0}"
+    then = f"continue from an earlier one with: deepgrpo train --resume {at} --step {earlier[-1] if earlier else 0}"
     if not earlier:
-        then = f"there is no earlier one: begin again with: deepgrpo train --resume {run.path} --step 0"
+        then = f"there is no earlier one: begin again with: deepgrpo train --resume {at} --step 0"
     if isinstance(error, OSError):
         then = f"{remedy(error)}, or {then}"
-    return CheckpointError(f"the checkpoint {checkpoint.path} cannot be read: {error}; {then}")
+    return CheckpointError(f"the checkpoint {shown(checkpoint.path)} cannot be read: {error}; {then}")
 
 
 class Checkpoints:
@@ -216,7 +217,7 @@ class Checkpoints:
             if not earlier:
                 then = f"There is no earlier one: {remedy(error)} and begin again with --resume"
             raise CheckpointError(
-                f"the checkpoint of step {state.step} could not be written to {folder}: {error}. {then}"
+                f"the checkpoint of step {state.step} could not be written to {shown(folder)}: {error}. {then}"
             ) from error
         self._delete_old(state)
         return final.path

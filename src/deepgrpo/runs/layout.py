@@ -115,6 +115,15 @@ class RunDir:
         return self.metrics.is_file()
 
 
+def shown(path: Path) -> Path:
+    """A path for a message: from the working directory if it lies below it."""
+    try:
+        below = path.relative_to(Path.cwd())
+    except (ValueError, OSError):  # elsewhere, given relative, or no working directory any more
+        return path
+    return below if below.parts else path
+
+
 def step_name(step: int) -> str:
     """`step-000010` for step 10."""
     return f"step-{step:06d}"

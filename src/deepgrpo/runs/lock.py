@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deepgrpo.errors import ConfigError
 from deepgrpo.runs.files import remedy
-from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.layout import RunDir, shown
 
 NO_LOCKS = "the file system of {} has no locks: make sure that no other run writes there"
 _WITHOUT = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -60,7 +60,7 @@ def _locked(run: RunDir) -> Iterator[str | None]:
     try:
         import fcntl
     except ImportError:  # no such locks on this system
-        yield NO_LOCKS.format(run.path)
+        yield NO_LOCKS.format(shown(run.path))
         return
     while True:
         file = _open(run)
@@ -70,7 +70,7 @@ def _locked(run: RunDir) -> Iterator[str | None]:
             with file:
                 if error.errno not in _WITHOUT:
                     raise ConfigError(_holder(run.path, file.read(1000))) from None
-            yield NO_LOCKS.format(run.path)
+            yield NO_LOCKS.format(shown(run.path))
             return
         # the former holder may have removed the file between our opening and our locking it
         with suppress(OSError):
@@ -98,24 +98,26 @@ def _open(run: RunDir) -> io.FileIO:
 
 
 def _unwritable(directory: Path, error: OSError) -> ConfigError:
+    at = shown(directory)
     return ConfigError(
-        f"run.dir: {directory} cannot be written: {error.strerror or error}; {remedy(error)}, or choose another place with "
+        f"run.dir: {at} cannot be written: {error.strerror or error}; {remedy(error)}, or choose another place with "
         "--run.dir and --run.name"
     )
 
 
 def _holder(directory: Path, text: bytes) -> str:
     """The message about a lock that another process holds."""
+    at = shown(directory)
     try:
         found = json.loads(text)
         pid, host = int(found["pid"]), str(found["host"])
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(found["since"])))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return f"run.name: {directory} is in use by another process; wait for it to end, or choose another with --run.name NAME"
-    said = f"run.name: {directory} is in use by process {pid} on {host} since {since}"
+        return f"run.name: {at} is in use by another process; wait for it to end, or choose another with --run.name NAME"
+    said = f"run.name: {at} is in use by process {pid} on {host} since {since}"
     if host == socket.gethostname() and not _alive(pid):
         return (
-            f"{said}; that process has ended, but one that it started still holds the lock (`fuser {directory}/.lock` names "
+            f"{said}; that process has ended, but one that it started still holds the lock (`fuser {at}/.lock` names "
             "it): end that one"
         )
     return f"{said}; wait for it to end, end it with `kill {pid}`, or choose another with --run.name NAME"

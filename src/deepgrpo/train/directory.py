@@ -14,7 +14,7 @@ from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.runs.checkpoints import Checkpoints
 from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, replace_file, system_code
-from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.metrics import truncate_metrics
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
@@ -30,6 +30,7 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
 
     Raises ConfigError or CheckpointError if the directory cannot be written.
     """
+    at = shown(run.path)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         _make_folders(run, config)
@@ -40,16 +41,17 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
         replace_file(run.config, to_toml(config))
     except OSError as error:
         if origin.kind != "anew":
+            refused = Path(os.fsdecode(error.filename2 or error.filename or run.config))
             raise CheckpointError(
-                f"{error.filename2 or error.filename or run.config} could not be written: {error}; the run is as it was: "
-                f"{remedy(error)}, and continue with: deepgrpo train --resume {run.path}"
+                f"{shown(refused)} could not be written: {error}; the run is as it was: "
+                f"{remedy(error)}, and continue with: deepgrpo train --resume {at}"
             ) from error
         raise unwritable(run, error) from error
     try:
         cut_back(run, origin, checkpoints)
     except OSError as error:
         raise CheckpointError(
-            f"{run.path} could not be cut back to step {max(0, origin.step)}: {error}; {remedy(error)}, and repeat the command"
+            f"{at} could not be cut back to step {max(0, origin.step)}: {error}; {remedy(error)}, and repeat the command"
         ) from error
     return log
 
@@ -94,7 +96,8 @@ def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
 
 
 def unwritable(run: RunDir, error: OSError) -> ConfigError:
-    return ConfigError(f"run.dir: {run.path} cannot be written: {error}; {remedy(error)}, or choose another with --run.dir")
+    at = shown(run.path)
+    return ConfigError(f"run.dir: {at} cannot be written: {error}; {remedy(error)}, or choose another with --run.dir")
 
 
 def _make_folders(run: RunDir, config: Config) -> None:
@@ -119,14 +122,15 @@ def refusals_explained(run: RunDir, checkpoints: Checkpoints) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not _concerns(error, run.path):
             raise
+        at = shown(run.path)
         if not run.path.is_dir():
             raise CheckpointError(
-                f"{run.path} was removed or moved while the run was going ({error}); put it back, or begin anew"
+                f"{at} was removed or moved while the run was going ({error}); put it back, or begin anew"
             ) from error
         begins = "" if checkpoints.steps() else ", which begins again, as there is no checkpoint yet"
         raise CheckpointError(
-            f"{run.path} cannot be written: {error}; {remedy(error)} and continue with: deepgrpo train --resume "
-            f"{run.path}{begins}"
+            f"{at} cannot be written: {error}; {remedy(error)} and continue with: deepgrpo train --resume "
+            f"{at}{begins}"
         ) from error
 
 

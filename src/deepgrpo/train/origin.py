@@ -15,7 +15,7 @@ from deepgrpo.config import Config, load_recipe
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.runs.checkpoints import Checkpoint, saved_checkpoints
 from deepgrpo.runs.files import has_leftovers
-from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.metrics import newest_metrics
 from deepgrpo.runs.weights import damage_of_start
 
@@ -49,12 +49,12 @@ def resumed_origin(run: RunDir, step: int | None, config: Config) -> Origin:
 
     Raises CheckpointError if there is no such checkpoint, or the checkpoints of the run have gone.
     """
-    saved = saved_checkpoints(run)
+    saved, at, start = saved_checkpoints(run), shown(run.path), shown(run.start)
     if step is not None:
         found = next((each for each in saved if each.step == step), None)
         if found is None and step != 0:
             raise CheckpointError(
-                f"--step {step}: {run.path} has no checkpoint of that step; it has "
+                f"--step {step}: {at} has no checkpoint of that step; it has "
                 f"{', '.join(str(each.step) for each in saved) or 'none'}, and 0 begins again"
             )
         if found is not None:
@@ -67,23 +67,24 @@ def resumed_origin(run: RunDir, step: int | None, config: Config) -> Origin:
         return Origin("anew", remark="no checkpoint yet: the run begins anew")
     damage = damage_of_start(run)
     if damage is None:
-        return Origin("start", remark=f"no checkpoint yet: the run begins with the weights of its warm start, {run.start}")
-    why = "" if damage == "it is missing" else f" (the start model {run.start} cannot be used: {damage})"
+        return Origin("start", remark=f"no checkpoint yet: the run begins with the weights of its warm start, {start}")
+    why = "" if damage == "it is missing" else f" (the start model {start} cannot be used: {damage})"
     return Origin("anew", remark=f"no checkpoint yet: the run begins anew with its warm start{why}")
 
 
 def refuse_used(run: RunDir) -> None:
     """Raise ConfigError if a directory already holds a run. A run that failed before its first step does not count."""
+    at = shown(run.path)
     if saved_checkpoints(run) or (run.metrics.exists() and run.metrics.stat().st_size):
         raise ConfigError(
-            f"run.name: the directory {run.path} already holds a run; choose another with --run.name NAME, or continue it "
-            f"with: deepgrpo train --resume {run.path}"
+            f"run.name: the directory {at} already holds a run; choose another with --run.name NAME, or continue it "
+            f"with: deepgrpo train --resume {at}"
         )
 
 
 def _refuse_lost_checkpoints(run: RunDir) -> None:
     """Raise CheckpointError if a run without checkpoints has come further than its first one."""
-    config = load_recipe(run.config)
+    config, at = load_recipe(run.config), shown(run.path)
     due = [config.run.steps]
     if config.checkpoint.every is not None:
         due.append(config.checkpoint.every)
@@ -93,6 +94,6 @@ def _refuse_lost_checkpoints(run: RunDir) -> None:
     # a kill while the first one was being written leaves its metrics and the half of it
     if done > first or (done == first > 0 and not has_leftovers(run.checkpoints)):
         raise CheckpointError(
-            f"{run.path} holds no checkpoint, although its metrics reach step {done} and the first was due at step {first}; "
-            f"put the checkpoints back, or begin again, which deletes the metrics: deepgrpo train --resume {run.path} --step 0"
+            f"{at} holds no checkpoint, although its metrics reach step {done} and the first was due at step {first}; "
+            f"put the checkpoints back, or begin again, which deletes the metrics: deepgrpo train --resume {at} --step 0"
         )

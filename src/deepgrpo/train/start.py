@@ -16,7 +16,7 @@ from deepgrpo.errors import CheckpointError
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.policy import Policy
 from deepgrpo.runs.files import WRITING, delete_tree, flush_to_disk
-from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.weights import damage_of_start, write_checksums
 
 _SAMPLES = 4096
@@ -46,9 +46,11 @@ def load_start(policy: Policy, run: RunDir) -> None:
             return
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             problem = str(error)
+    at = shown(run.path)
     raise CheckpointError(
-        f"the start model {run.start} cannot be read: {problem}; the KL term (loss.beta > 0) has no other reference: put it "
-        f"back, begin again with: deepgrpo train --resume {run.path} --step 0, or go on without the term: add --loss.beta 0"
+        f"the start model {shown(run.start)} cannot be read: {problem}; the KL term (loss.beta > 0) has no other "
+        f"reference: put it back, begin again with: deepgrpo train --resume {at} --step 0, or go on without the term: add "
+        "--loss.beta 0"
     )
 
 
@@ -70,8 +72,8 @@ def rebuild_start(policy: Policy, saved: str, config: Config, run: RunDir) -> No
     needed = "the base model of the adapters" if adapters else "the reference of the KL term (loss.beta > 0)"
     without = "" if adapters else ", or add --loss.beta 0"
     raise CheckpointError(
-        f"{run.path} cannot be resumed: the model that the recipe builds is not the one from which the run started, which is "
-        f"{needed}; set [model], [warmstart] and run.seed as they were, put the model's files back{without}"
+        f"{shown(run.path)} cannot be resumed: the model that the recipe builds is not the one from which the run started, "
+        f"which is {needed}; set [model], [warmstart] and run.seed as they were, put the model's files back{without}"
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 import damage
 from deepgrpo import cli
 
-EVERY = 8
+EVERY = 24
 
 
 @pytest.fixture(scope="module")

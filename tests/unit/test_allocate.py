@@ -162,7 +162,7 @@ def test_a_step_costs_about_its_allowance() -> None:
             AllocateExplore(num_rollouts=3, branches_per_pivot=3, max_rounds=4, tokens_per_prompt=allowance), BY_TWOS
         )
 
-    prompts = [make_prompt(f"p{i}", 3) for i in range(24)]
+    prompts = [make_prompt(f"p{i}", 3) for i in range(12)]
     costs: dict[float | None, list[float]] = {}
     for allowance in (None, 70.0):
         strategy = build(allowance)
@@ -172,7 +172,7 @@ def test_a_step_costs_about_its_allowance() -> None:
             state = strategy.observe(state, trees)
             costs.setdefault(allowance, []).append(state["tokens"])
     assert np.mean(costs[None][30:]) > 100
-    assert np.mean(costs[70.0][30:]) == pytest.approx(70, rel=0.1)
+    assert np.mean(costs[70.0][30:]) == pytest.approx(70, rel=0.15)
 
 
 # ---------------------------------------------------------------- special cases

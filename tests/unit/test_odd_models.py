@@ -198,7 +198,7 @@ def into_a_run(directory: Path) -> None:
 DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no config", lambda d: (d / "config.json").unlink(), "has no config.json: name a directory .*, or copy"),
     ("a checkpoint", one_level_deeper, r"has no config.json: did you mean '.*/model/model'\?"),
-    ("a run", into_a_run, r"has no config.json: did you mean '.*/checkpoints/step-000020/model'\?"),
+    ("a run", into_a_run, r"has no config.json: it is a run; did you mean '.*/checkpoints/step-000020/model'\?"),
     ("an empty config", lambda d: (d / "config.json").write_text("{}"), "no causal language model.*`model_type` key"),
     ("a damaged config", lambda d: (d / "config.json").write_text("{"), "no causal language model.*not a valid JSON"),
     ("a config that is no table", lambda d: (d / "config.json").write_text("[]"), "no causal language model"),

@@ -21,11 +21,11 @@ def require_config(directory: Path, said: str) -> None:
     if (directory / "config.json").is_file():
         return
     inside = [path.parent.name for path in sorted(directory.glob("*/config.json"))]
-    if inside:  # a checkpoint holds its model one level deeper
-        advice = f"did you mean {str(directory / inside[0])!r}?"
-    elif RunDir(directory).checkpoints.is_dir():
+    if RunDir(directory).checkpoints.is_dir():
         newest = newest_checkpoint(RunDir(directory))
         advice = f"it is a run; did you mean {str(newest.model)!r}?" if newest else "it is a run without a checkpoint"
+    elif inside:  # a checkpoint holds its model one level deeper
+        advice = f"did you mean {str(directory / inside[0])!r}?"
     elif (directory / "adapter_config.json").is_file():
         advice = "it holds adapters (LoRA) alone; name the model that they were trained on, or merge them into it"
     elif any(directory.glob("*.gguf")):

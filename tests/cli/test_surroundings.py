@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from surroundings import KEPT, KEPT_PREFIXES, ROOT, STATED
 
-LIBRARIES = {"KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "RAY_CLIENT_MODE"}
-"""Set by libraries when they are imported, which another test may have done."""
+from deepgrpo.threads import SPIN
+
+LIBRARIES = {"KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "RAY_CLIENT_MODE", "TQDM_DISABLE", *SPIN}
+"""Set by libraries when they are imported, or by a command that a fixture of a module ran in this process."""
 OURS = {"HOME", "MPLCONFIGDIR", "HYPOTHESIS_STORAGE_DIRECTORY", "TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST", *STATED}
 TESTS = ROOT / "tests"
 # they stumbled over a user's things, or would: a directory `runs/`, a recipe of the same name, DEEPGRPO_DEBUG, a home, a locale

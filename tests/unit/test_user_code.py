@@ -146,8 +146,17 @@ def test_torch_draws_the_same_in_a_call_whatever_was_drawn_before(tmp_path: Path
 
 
 @needs_fork
-def test_forked_children_leave_our_signals_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", [False, True], ids=["default", "handled by a library, as Ray does"])
+def test_forked_children_leave_our_signals_alone(library: bool) -> None:
     """Before, SIGTERM in a child asked the run to stop, wrote into its log, and did not end the child."""
+    before = signal.signal(signal.SIGTERM, (lambda number, frame: sys.exit(3)) if library else signal.SIG_DFL)
+    try:
+        _fork_and_terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _fork_and_terminate() -> None:
     notes: list[str] = []
     with graceful_stop(notes.append) as stop:
         handler = signal.getsignal(signal.SIGTERM)

@@ -60,9 +60,10 @@ def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
 
 
 def _leave_signals_to_parent() -> None:
-    """In a forked child: take the handlers of the graceful stop away."""
+    """In a forked child: take the handlers of the graceful stop away, and that of a library (Ray's) with them."""
     if _before:
-        signal.signal(signal.SIGTERM, _before[signal.SIGTERM])
+        ignored = _before[signal.SIGTERM] == signal.SIG_IGN
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _before.clear()
 

@@ -31,7 +31,7 @@ def listening(*processes: psutil.Process) -> set[str]:
 
 
 def in_fork(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own."""
+    """Result of a function, called in a process of its own."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=lambda: theirs.send(work(*arguments)))

@@ -106,11 +106,7 @@ class BeliefExplore(PivotExplore):
                 'explore.type is "belief", but data.columns.answer is none: it measures the probability of the '
                 'reference answer; name the column, or choose explore.type = "deep"'
             )
-        if recipe.cluster and recipe.cluster.overlap:
-            raise ValueError(
-                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
-                "grow, and the policy changes meanwhile; set cluster.overlap = false"
-            )
+        self._refuse_overlap(recipe)
 
 
 class AllocateExplore(Explore):
@@ -306,11 +302,7 @@ class AttnRLExplore(Explore):
 
     def check(self, recipe: Any) -> None:
         self._refuse_scale(recipe)
-        if recipe.cluster and recipe.cluster.overlap:
-            raise ValueError(
-                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
-                "grow, and the policy changes meanwhile; set cluster.overlap = false"
-            )
+        self._refuse_overlap(recipe)
 
 
 class OracleExplore(Explore):

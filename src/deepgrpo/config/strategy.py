@@ -24,6 +24,13 @@ class Explore(Section):
                 'a tree and has no group to scale by; set credit.scale = "none"'
             )
 
+    def _refuse_overlap(self, recipe: Any) -> None:
+        if recipe.cluster and recipe.cluster.overlap:
+            raise ValueError(
+                f'cluster.overlap is on, but explore.type = "{self.type}" asks the policy about its rollouts while they '
+                "grow, and the policy changes meanwhile; set cluster.overlap = false"
+            )
+
 
 class SegmentConfig(Section):
     """Rule that cuts a rollout into segments; pivots lie at segment ends."""

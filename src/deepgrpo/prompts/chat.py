@@ -40,7 +40,7 @@ def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any
 
 
 def known_columns(question: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a template may name: the columns of the row, and the question as `question`."""
+    """Values for the placeholders of a template: the columns of the row, and the question as `question`."""
     return {**(columns or {}), QUESTION: question}
 
 

@@ -123,7 +123,7 @@ class ChainTask:
         return chain.right_segments(question, self.config.modulus)[-1][1:]
 
     def written_solution(self, question: str) -> str:
-        """What a warm start imitates: with errors and corrections, or with wrong facts, where the section asks for them."""
+        """Solution for the warm start, with the errors, corrections and wrong facts that the section asks for."""
         config = self.config
         facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed)
         return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)

@@ -3,7 +3,7 @@
     text, number                       used (a number in decimal form)
     null, NaN, infinite, NaT           missing, as if the cell were empty
     list of these                      several accepted answers; missing and blank ones are dropped
-    true, date, bytes, table, ...      refused: the row would be judged by a text that nobody wrote
+    true, date, bytes, table, ...      refused: their text form is not an answer
 
 numpy's scalars and arrays count as what they hold.
 """

@@ -88,6 +88,6 @@ def _length(plain: Iterable[Any], count: int) -> str:
 
 
 def _forget(value: Any) -> None:
-    """Close a coroutine that nobody will await; Python would warn of it."""
+    """Close a coroutine that is never awaited, to avoid Python's warning."""
     if inspect.iscoroutine(value):
         value.close()

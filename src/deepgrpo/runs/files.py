@@ -31,7 +31,7 @@ _REMEDIES = {
 
 
 def remedy(error: Exception) -> str:
-    """What a user can do about a file that the system refuses to read or write."""
+    """Remedy for a file that the system refuses to read or write."""
     return _REMEDIES.get(system_code(error) or 0, "look at its disk and its permissions")
 
 

@@ -20,7 +20,7 @@ def write_checksums(directory: Path) -> None:
 
 
 def damage_of_start(run: RunDir) -> str | None:
-    """What is wrong with the start model of a run, as a phrase; None if it is as it was written."""
+    """Damage of the start model of a run, as a phrase; None if it is as it was written."""
     if not run.start.is_dir():
         return "it is no directory" if run.start.exists() else "it is missing"
     return _damage(run.start)

@@ -22,6 +22,7 @@ from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, CreditSpan, Node, Score, Tree
 from deepgrpo.rewards.base import references
+from deepgrpo.train.objective import pack_logprobs
 
 _SCORE = Score(0.0, checked=False)
 
@@ -62,12 +63,7 @@ def measure_belief(
     )
     log_answer = np.zeros(len(layout.rows))
     for pack in packs:
-        logprob_n, _ = policy.logprobs(
-            torch.from_numpy(pack.input_ids_BT).to(policy.device), torch.from_numpy(pack.rows_n).to(policy.device),
-            torch.from_numpy(terms.target_N[pack.terms_n]).to(policy.device), temperature=1.0,
-            positions_BT=None if pack.positions_BT is None else torch.from_numpy(pack.positions_BT).to(policy.device),
-            segments=[(s.start, s.end, s.until, s.parent) for s in pack.segments],
-        )  # fmt: skip
+        logprob_n, _ = pack_logprobs(policy, terms, pack, policy.device, temperature=1.0)
         np.add.at(log_answer, terms.sequence_N[pack.terms_n], logprob_n.double().cpu().numpy())
     found: list[np.ndarray] = []
     begin = 0

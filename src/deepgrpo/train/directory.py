@@ -20,7 +20,7 @@ from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
 
 _ON_WRITING = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
-"""What the system says about an open file, without its name."""
+"""Error numbers that concern an open file, so that the error does not name it."""
 
 
 def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints) -> RunLog:

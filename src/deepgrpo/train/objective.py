@@ -91,20 +91,27 @@ class Objective:
         self, policy: Policy, terms: Terms, pack: Pack, device: torch.device, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor]:
         """`[n]` log-probs and entropies at a pack's terms, under the sampling temperature."""
-        return policy.logprobs(
-            torch.from_numpy(pack.input_ids_BT).to(device),
-            torch.from_numpy(pack.rows_n).to(device),
-            torch.from_numpy(terms.target_N[pack.terms_n]).to(device),
-            temperature=self.temperature,
-            with_entropy=with_entropy,
-            positions_BT=None if pack.positions_BT is None else torch.from_numpy(pack.positions_BT).to(device),
-            segments=[(s.start, s.end, s.until, s.parent) for s in pack.segments],
-        )
+        return pack_logprobs(policy, terms, pack, device, temperature=self.temperature, with_entropy=with_entropy)
 
     def metrics(self, seen: Sequence[Observed], *, reference: bool) -> dict[str, float]:
         """Metrics of an update from the figures of its optimizer steps."""
         masks = self.weigh and self.config.importance_mode == "mask"
         return summarise(seen, reference=reference, importance=self.weigh, masks=masks)
+
+
+def pack_logprobs(
+    policy: Policy, terms: Terms, pack: Pack, device: torch.device, *, temperature: float, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`[n]` log-probs and entropies at a pack's terms."""
+    return policy.logprobs(
+        torch.from_numpy(pack.input_ids_BT).to(device),
+        torch.from_numpy(pack.rows_n).to(device),
+        torch.from_numpy(terms.target_N[pack.terms_n]).to(device),
+        temperature=temperature,
+        with_entropy=with_entropy,
+        positions_BT=None if pack.positions_BT is None else torch.from_numpy(pack.positions_BT).to(device),
+        segments=[(s.start, s.end, s.until, s.parent) for s in pack.segments],
+    )
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:

@@ -60,7 +60,7 @@ ENVIRONMENT = {
 
 
 def own_gpu_first(device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
-    """What makes vLLM, which takes the first GPU that it sees, take the policy's: `run.device = "cuda:1"` is for both."""
+    """Environment in which vLLM, which takes the first visible GPU, takes the policy's, e.g. with `run.device = "cuda:1"`."""
     if device.type != "cuda" or not device.index:
         return {}
     named = environment.get("CUDA_VISIBLE_DEVICES")

@@ -17,7 +17,7 @@ from typing import Any
 
 from deepgrpo.answers.characters import tidy
 from deepgrpo.answers.numbers import Number, close, decimal_form
-from deepgrpo.rewards.form import Form
+from deepgrpo.rewards.form import Form, join_groups
 from deepgrpo.rewards.magnitude import LARGEST, refuse_huge
 from deepgrpo.rewards.workers import NotComparableError
 
@@ -33,7 +33,6 @@ _MIXED = re.compile(r"(?<![\d.}^_])(\d+)\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(
 _BIG_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{[^{}]*\d{5}")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
-_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
 def same_formula(reference: Form, answer: Form) -> bool:
@@ -86,7 +85,7 @@ def _parsed(source: str, lower: bool) -> Any:
         raise NotComparableError
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", source)
     text = _MIXED.sub(lambda m: f"({m[1]}+\\frac{{{m[2] or m[3]}}}{{{m[4] or m[5]}}})", text)
-    text = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
+    text = join_groups(text)
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\1 \\pi / 180)", text)
     if _BIG_BINOMIAL.search(text):

@@ -252,7 +252,7 @@ def _split(text: str, separators: str) -> list[str]:
     if separators == ",;":
         text = _JOINED.sub(lambda match: "," if match.group().strip() else " ", text)
         if re.search(r",\s|;", text):
-            text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+            text = join_groups(text)
     parts, depth, last = [], 0, 0
     index = 0
     while index < len(text):
@@ -270,3 +270,8 @@ def _split(text: str, separators: str) -> list[str]:
     parts.append(text[last:])
     filled = [part for part in parts if part.strip()]
     return filled if separators == ",;" else parts
+
+
+def join_groups(text: str) -> str:
+    """Remove the thousands separators of the numbers in a text: "1,200 + x" → "1200 + x"."""
+    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)

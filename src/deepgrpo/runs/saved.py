@@ -79,7 +79,7 @@ class SavedRun:
             return False
         last, run = self.metrics[-1], self.section("run")
         limits = ((last["step"], run.get("steps")), (last.get("ledger/sampled_tokens"), run.get("max_sampled_tokens")))
-        return any(isinstance(limit, int) and isinstance(reached, int | float) and reached >= limit for reached, limit in limits)
+        return any(isinstance(most, int) and isinstance(reached, int | float) and reached >= most for reached, most in limits)
 
     @cached_property
     def tree_files(self) -> dict[int, Path]:

@@ -253,7 +253,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(two_levels: Path, open_page: O
     page = open_page(two_levels, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     # every figure of the overview is in sight, with its name
-    cells = page.eval_on_selector_all("#runs td", "cells => cells.map((e) => [e.dataset.name, e.getBoundingClientRect().right])")
+    cells = page.eval_on_selector_all("#runs td", "all => all.map((e) => [e.dataset.name, e.getBoundingClientRect().right])")
     assert [name for name, _ in cells][:3] == ["run", "strategy", "seed"] and all(200 < right <= 390 for _, right in cells)
 
 

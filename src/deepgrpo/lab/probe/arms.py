@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepgrpo.config import Config, RootExplore, merge, parse_config
+from deepgrpo.config import Config, ExploreConfig, RootExplore, merge, parse_config
+from deepgrpo.config.base import tables_of
 from deepgrpo.config.explain import section_names
 from deepgrpo.config.files import override
 from deepgrpo.errors import ConfigError
@@ -84,18 +86,23 @@ def reference_arm(base: Config, rollouts: int | None) -> Arm:
 def _changed(raw: Mapping[str, Any], spec: str) -> Config:
     """The recipe with the strategy and keys of `TYPE:key=value,key=value`."""
     kind, _, rest = spec.partition(":")
+    known = [section.model_fields["type"].default for section in tables_of(ExploreConfig)]
+    if kind not in known:
+        close = difflib.get_close_matches(kind, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the strategies are: {', '.join(known)}"
+        raise ConfigError(f"--strategies names {kind!r}, which is no strategy; {hint}")
     changes = [("explore.type", kind)]
     for part in re.split(r",(?=[\w.]+=)", rest) if rest else []:
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"--strategies has {spec!r}, where {part!r} has no value; write TYPE:key=value,key=value")
-        known = key.split(".")[0] in section_names()
-        if known and key.split(".")[0] not in _OWN:
+        of_recipe = key.split(".")[0] in section_names()
+        if of_recipe and key.split(".")[0] not in _OWN:
             raise ConfigError(
                 f"--strategies has {spec!r}, but strategies are compared on the same model and data; leave {key} out, or set "
                 f"it for all with --{key} {value}"
             )
-        changes.append((key if known else f"explore.{key}", value))
+        changes.append((key if of_recipe else f"explore.{key}", value))
     own = merge({}, raw)
     override(own, changes)
     return parse_config(own, source=f"--strategies {spec}")

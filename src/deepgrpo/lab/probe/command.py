@@ -229,7 +229,7 @@ def as_dict(result: Result) -> dict[str, Any]:
             "prompts": len(measured.shared) + len(measured.further), "agreement": findings.agreement,
             "shown": findings.truth_shown, "explore": result.reference.config.explore.model_dump(mode="json"),
         },
-        "rescue_by_depth": {str(bin_): {"share": share, "pivots": n} for bin_, (share, n) in rescue_by_depth(measured).items()},
+        "rescue_by_depth": {depth: asdict(share) for depth, share in rescue_by_depth(measured).items()},
         "prompts": measured.prompts,
         "cost": {**result.cost.as_dict(), **asdict(measured.spent)},
         "setting": {

@@ -27,7 +27,8 @@ class Cost:
     def sentence(self, verb: str = "cost") -> str:
         ratio = ""
         if self.step_tokens and self.step_seconds:
-            ratio = f": as much as {self.tokens / self.step_tokens:.1f} steps in tokens, {self.seconds / self.step_seconds:.1f} in seconds"
+            tokens, seconds = self.tokens / self.step_tokens, self.seconds / self.step_seconds
+            ratio = f": as much as {tokens:.1f} steps in tokens, {seconds:.1f} in seconds"
         return (
             f"{verb}: {self.tokens:,} sampled tokens, {duration(self.seconds)}; one training step ({self.strategy}, "
             f"{self.step_prompts} prompts): about {self.step_tokens:,.0f} tokens, {duration(self.step_seconds)}{ratio}"
@@ -65,7 +66,7 @@ def _step(measured: Measured, result: ArmResult) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds below two minutes, else minutes. Example: duration(61) is "61 s"."""
+    """Seconds, or minutes from two of them on: "8.5 s", "61 s", "3 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

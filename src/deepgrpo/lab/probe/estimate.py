@@ -19,11 +19,13 @@ gradient, R replicates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from deepgrpo import rng
+from deepgrpo.stats import cluster_weights
 
 REPLICATES = 2000
 HIGHEST = 0.995
@@ -157,13 +159,17 @@ def _mean_of_pairs(kernel: np.ndarray, left: np.ndarray, right: np.ndarray) -> n
     return total
 
 
-def prompt_weights(count: int, of_reference: int, seed: int, replicates: int = REPLICATES) -> np.ndarray:
+def prompt_weights(
+    shared: Sequence[str], further: Sequence[str], seed: int, replicates: int = REPLICATES
+) -> np.ndarray:  # fmt: skip
     """`[R, M]` multiplicities: the strategies' prompts and the further ones of the reference are drawn apart.
 
-    All strategies share them, so differences are paired.
+    All strategies get the same, so differences are paired.
+
+    Args:
+        shared, further: ids of the prompts; those of one id are drawn together.
     """
     random = rng.generator(seed, "probe bootstrap")
-    parts = [size for size in (count, of_reference - count) if size]
-    drawn = [random.multinomial(size, np.full(size, 1 / size), size=replicates) for size in parts]
+    drawn = [cluster_weights(ids, replicates, random) for ids in (shared, further) if ids]
     weights: np.ndarray = np.concatenate(drawn, axis=1).astype(np.float64)
     return weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepgrpo.lab.probe.estimate import PromptGradients, Reference, Replicates, figures, prompt_weights
+from deepgrpo.lab.probe.estimate import Reference, Replicates, figures, prompt_weights
 from deepgrpo.lab.probe.measure import ArmResult, Measured
 from deepgrpo.stats import simultaneous_intervals
 
@@ -87,8 +87,7 @@ def analyse(measured: Measured) -> Findings:
     """Compute all figures."""
     gradient_MK = measured.reference()
     reference = Reference(gradient_MK)
-    count = measured.count
-    drawn = prompt_weights(count, len(gradient_MK), measured.plan.seed)
+    drawn = prompt_weights(measured.prompts, measured.further_prompts, measured.plan.seed)
     weight_RM = np.concatenate([np.ones((1, len(gradient_MK))), drawn])  # the first row is the point estimate
     found: list[tuple[ArmFigures, Replicates]] = [
         _of_arm(result, reference, weight_RM) for result in measured.arms

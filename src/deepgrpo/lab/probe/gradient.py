@@ -115,8 +115,8 @@ class GradientMeter:
                     (count * loss).backward()
             if not np.isfinite(total).all():
                 raise TrainingError(
-                    f"the gradient of a response to prompt {tree.prompt.id!r} is not finite; set learner.dtype = \"float32\", or "
-                    "probe an earlier checkpoint"
+                    f"the gradient of a response to prompt {tree.prompt.id!r} is not finite; set learner.dtype = \"float32\", "
+                    "or probe an earlier checkpoint"
                 )
             forwarded = sum(pack.num_tokens for pack in packs)
             self.tokens += forwarded

@@ -27,7 +27,6 @@ from deepgrpo.lab.probe.arms import Arm
 from deepgrpo.lab.probe.estimate import PromptGradients
 from deepgrpo.lab.probe.gradient import GradientMeter, PromptGradient
 from deepgrpo.lab.probe.session import ArmParts, Session
-from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Credit, Prompt, Tree
 from deepgrpo.runs.facts import depth_bin, is_mixed, succeeds
 from deepgrpo.train.dynamic import has_signal
@@ -99,14 +98,21 @@ class ArmResult:
     """Mean reward of the rollouts from the prompt."""
     signal_tokens: int = 0
     """Tokens forwarded for the strategy's signals."""
-    pivots: list[tuple[int, bool]] = field(default_factory=list)
-    """Depth bin of each pivot, and whether a branch succeeded."""
+    pivots: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Prompt and depth bin of each pivot, and whether a branch succeeded."""
     learned: bool = False
     """Its state was learned in the probe."""
     saved: bool = False
     """Its state is that of the run."""
 
-    def add(self, trees: Sequence[Tree], credits: Sequence[Credit], gradients: Sequence[PromptGradient], threshold: float) -> None:
+    def add(
+        self, trees: Sequence[Tree], credits: Sequence[Credit], gradients: Sequence[PromptGradient], threshold: float
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            threshold: rewards above it are successes.
+        """
         self.gradients += gradients
         for tree, credit in zip(trees, credits, strict=True):
             self.tokens.append(sum(len(node.tokens) for node in tree.nodes))
@@ -117,7 +123,7 @@ class ArmResult:
             main = [node.reward for _, node in tree.stream("main") if node.complete]
             self.rewards.append(float(np.mean(main)) if main else math.nan)
             self.pivots += [
-                (depth_bin(pivot.ratio, DEPTHS), succeeds(tree, number, threshold))
+                (len(self.tokens), depth_bin(pivot.ratio, DEPTHS), succeeds(tree, number, threshold))
                 for number, pivot in enumerate(tree.pivots) if pivot.stream == "branch" and pivot.ratio > 0
             ]  # fmt: skip
 
@@ -152,6 +158,7 @@ class Measured:
     """The part of it in which strategies learned their state."""
     prompts: list[str] = field(default_factory=list)
     """Ids of the strategies' prompts."""
+    further_prompts: list[str] = field(default_factory=list)
     rounds: int = 0
 
     @property
@@ -207,6 +214,7 @@ def measure(
         found.shared += shared
         found.further += others
         found.prompts += [prompt.id for prompt in own]
+        found.further_prompts += [prompt.id for prompt in further]
         found.rounds += 1
     return found
 

@@ -17,11 +17,11 @@ class RememberingEngine:
     """
 
     engine: Engine
+    exact: bool = field(init=False)
     _known: dict[tuple[object, ...], Completion] = field(default_factory=dict)
 
-    @property
-    def exact(self) -> bool:
-        return self.engine.exact
+    def __post_init__(self) -> None:
+        self.exact = self.engine.exact
 
     @property
     def remark(self) -> str | None:

@@ -93,8 +93,8 @@ def checkpoint_of(setting: Setting) -> Checkpoint | None:
     if setting.run.start.is_dir():
         return None
     raise ModelError(
-        f"the run {str(at)!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first one, or "
-        "probe its recipe"
+        f"the run {str(at)!r} has neither a checkpoint (checkpoints/step-*/model) nor a start model; wait for its first one, "
+        "or probe its recipe"
     )
 
 
@@ -148,8 +148,8 @@ def _find(options: ProbeOptions, overrides: Sequence[tuple[str, str]]) -> Settin
     section = model_section(find_model(options.model))
     if overrides:
         raise ConfigError(
-            f"--{overrides[0][0]} is a key of a recipe, but MODEL {options.model!r} is neither a recipe nor a run directory; use "
-            "the options of `deepgrpo probe --help`"
+            f"--{overrides[0][0]} is a key of a recipe, but MODEL {options.model!r} is neither a recipe nor a run directory; "
+            "use the options of `deepgrpo probe --help`"
         )
     if options.data is None:
         raise ConfigError("--data is missing; name a suite or a file, e.g. --data gsm8k=path/to/gsm8k_train.jsonl")

@@ -14,25 +14,25 @@ from deepgrpo.lab.probe.cost import Cost
 from deepgrpo.lab.probe.findings import Figure, Findings
 from deepgrpo.lab.probe.measure import DEPTHS, Measured
 from deepgrpo.lab.probe.verdict import ProbeVerdict
+from deepgrpo.stats import Proportion, clustered_proportion
 
 
-def show(out: Console, measured: Measured, findings: Findings, said: ProbeVerdict, notes: Sequence[str], cost: Cost) -> None:
+def show(
+    out: Console, measured: Measured, findings: Findings, said: ProbeVerdict, notes: Sequence[str], cost: Cost
+) -> None:  # fmt: skip
     """Print everything that was found."""
     print_whole(out, _strategies(findings))
-    streams = _streams(findings)
+    streams = _streams(findings) if findings.truth_shown else None
     if streams is not None:
         print_whole(out, streams)
-    rescued = rescue_by_depth(measured)
-    if rescued:
-        shares = " · ".join(
-            f"{bin_ / DEPTHS:g}-{(bin_ + 1) / DEPTHS:g} {share:.0%} of {count}" for bin_, (share, count) in rescued.items()
-        )
-        say(out, f"pivots with a branch that succeeds, by depth: {shares}")
+    if rescued := rescue_by_depth(measured):
+        shares = [f"{at} {share.rate:.0%} of {share.trials}" for at, share in rescued.items()]
+        say(out, f"pivots with a branch that succeeds, by depth: {' · '.join(shares)}")
     whole = len(measured.shared) + len(measured.further)
     say(
         out,
-        f"true gradient: {whole} prompts, two halves agree with cosine {findings.agreement:.2f}; strategies on {measured.count} "
-        "of them",
+        f"true gradient: {whole} prompts, two halves agree with cosine {findings.agreement:.2f}; strategies on "
+        f"{measured.count} of them",
     )
     say(out, cost.sentence())
     for note in notes:
@@ -40,11 +40,21 @@ def show(out: Console, measured: Measured, findings: Findings, said: ProbeVerdic
     say(out, said.sentence)
 
 
-def rescue_by_depth(measured: Measured) -> dict[int, tuple[float, int]]:
-    """Depth bin → share of the pivots of all strategies with a successful branch, and their number."""
-    every = [pivot for result in measured.arms for pivot in result.pivots]
-    total, saved = Counter(bin_ for bin_, _ in every), Counter(bin_ for bin_, success in every if success)
-    return {bin_: (saved[bin_] / total[bin_], total[bin_]) for bin_ in sorted(total)}
+def rescue_by_depth(measured: Measured) -> dict[str, Proportion]:
+    """Range of the depth ratio → share of the pivots of all strategies from which a branch succeeds; prompts are clusters."""
+    found: dict[str, Proportion] = {}
+    for depth in range(DEPTHS):
+        total, saved = Counter[int](), Counter[int]()
+        for result in measured.arms:
+            for prompt, at, success in result.pivots:
+                if at == depth:
+                    total[prompt] += 1
+                    saved[prompt] += success
+        if total:
+            prompts = sorted(total)
+            share = clustered_proportion([saved[p] for p in prompts], [total[p] for p in prompts])
+            found[f"{depth / DEPTHS:g}-{(depth + 1) / DEPTHS:g}"] = share
+    return found
 
 
 def _strategies(findings: Findings) -> Table:
@@ -53,9 +63,9 @@ def _strategies(findings: Findings) -> Table:
     for column in ("tokens/\nprompt", "cos of a step", "snr²/1k tokens", "mixed/1k"):
         table.add_column(column, justify="right", no_wrap=True)
     for arm in findings.arms:
-        table.add_row(
-            arm.name, f"{arm.tokens_per_prompt:,.0f}", _interval(arm.cos, ".2f"), _interval(arm.snr, ".2g"), f"{arm.mixed.value:.2f}"
-        )
+        # without a true gradient there is nothing to measure against
+        cos, snr = (_interval(arm.cos, ".2f"), _interval(arm.snr, ".2g")) if findings.truth_shown else ("?", "?")
+        table.add_row(arm.name, f"{arm.tokens_per_prompt:,.0f}", cos, snr, f"{arm.mixed.value:.2f}")
     return table
 
 

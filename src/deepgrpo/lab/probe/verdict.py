@@ -34,8 +34,8 @@ def verdict(findings: Findings, measured: Measured) -> ProbeVerdict:
         mean = sum(rewards) / max(1, len(rewards))
         return ProbeVerdict(
             "no_signal", (),
-            f"no strategy has any gradient: all groups of all {prompts} prompts have equal rewards (mean reward {mean:.3g}); take "
-            f"{'harder' if mean > 0.5 else 'easier'} questions, and check with deepgrpo eval that the reward finds the answers",
+            f"no strategy has any gradient: all groups of all {prompts} prompts have equal rewards (mean reward {mean:.3g}); "
+            f"take {'harder' if mean > 0.5 else 'easier'} questions, and check that the reward finds the answers (deepgrpo eval)",
         )  # fmt: skip
     if not findings.truth_shown:
         return ProbeVerdict(
@@ -80,7 +80,8 @@ def remarks(findings: Findings, measured: Measured) -> list[str]:
             )
     learned = [result.arm.name for result in measured.arms if result.learned]
     if learned:
-        found.append(f"{_list(learned, 'and')} learned {'its' if len(learned) == 1 else 'their'} state from one batch of prompts first")
+        whose = "its" if len(learned) == 1 else "their"
+        found.append(f"{_list(learned, 'and')} learned {whose} state from one batch of prompts first")
     saved = [result.arm.name for result in measured.arms if result.saved]
     if saved:
         found.append(f"{_list(saved, 'and')}: with the state of the run")
@@ -88,7 +89,7 @@ def remarks(findings: Findings, measured: Measured) -> list[str]:
     by_snr = max(findings.arms, key=lambda arm: arm.snr.value)
     if len(findings.arms) > 1 and by_mixed is not by_snr and findings.truth_shown:
         found.append(
-            f"{by_mixed.name} has the most mixed groups per token; that counts how often there is a gradient, not where it points"
+            f"{by_mixed.name} has the most mixed groups per token: they count how often there is a gradient, not where it points"
         )
     return found
 

@@ -255,7 +255,8 @@ def probe(place: str) -> Any:
     path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-probe.json"
     path.write_text(to_toml(recipe(place, "probe", 1)))
     options = ProbeOptions(
-        str(path), strategies=("root", "deep"), prompts=8, reference=12, projection=64, device=device(), threads=1, json=str(report)
+        str(path), strategies=("root", "deep"), prompts=8, reference=12, projection=64, device=device(), threads=1,
+        json=str(report),
     )  # fmt: skip
     assert run_probe(options, console=Console(file=io.StringIO())) == 0
     found = json.loads(report.read_text())

@@ -8,7 +8,7 @@
     mean²  = mean of <x_i, x_j> over i ≠ j         E = |E x|²
     power  = mean |x_i|² / B + (1 - 1/B) · mean²   E = E |g|², g the gradient of a step of B prompts
     cos    = along / sqrt(truth · power)
-    snr²   = sign(cos) · cos² / (1 - cos²)         per 1,000 sampled tokens: · 1000 / (B · tokens per prompt)
+    snr    = cos / sqrt(1 - cos²)                  snr² per 1,000 sampled tokens: · 1000 / (B · tokens per prompt)
 
 No prompt meets itself, so the noise that x_i and y_i share counts nowhere. Averaging <r₁, r₂> over all ways to cut the
 reference into two halves gives `truth` exactly, because every ordered pair i ≠ j is equally often in opposite halves.
@@ -28,6 +28,8 @@ from deepgrpo import rng
 from deepgrpo.stats import cluster_weights
 
 REPLICATES = 2000
+SHRINK = 0.5
+"""Weights of a replicate lie this far from 1 towards the multiplicities that were drawn; see `spread`."""
 HIGHEST = 0.995
 """Largest |cos| that is reported: a reference that is mostly noise would give more, and snr² without bound."""
 
@@ -99,8 +101,8 @@ class Replicates:
     """Figures of one strategy in each replicate, `[R]` each."""
 
     cos_R: np.ndarray
-    snr_R: np.ndarray
-    """snr² per 1,000 sampled tokens; negative for a gradient against the true one."""
+    root_R: np.ndarray
+    """Root of snr² per 1,000 sampled tokens; negative for a gradient against the true one."""
     power_R: np.ndarray
     tokens_R: np.ndarray
     """Sampled tokens per prompt."""
@@ -147,8 +149,8 @@ def _ratios(
         power_R = own_R / step_prompts + (1 - 1 / step_prompts) * square_R
         cos_R = np.where(power_R > 0, along_R / np.sqrt(truth_R) / np.sqrt(np.maximum(power_R, 1e-300)), 0.0)
     cos_R = np.clip(cos_R, -HIGHEST, HIGHEST)
-    snr_R = np.sign(cos_R) * cos_R**2 / (1 - cos_R**2)
-    return Replicates(cos_R, 1000 * snr_R / (step_prompts * np.maximum(tokens_R, 1e-9)), power_R, tokens_R)
+    root_R = cos_R / np.sqrt(1 - cos_R**2) * np.sqrt(1000 / (step_prompts * np.maximum(tokens_R, 1e-9)))
+    return Replicates(cos_R, root_R, power_R, tokens_R)
 
 
 def _mean_of_pairs(kernel: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -162,14 +164,26 @@ def _mean_of_pairs(kernel: np.ndarray, left: np.ndarray, right: np.ndarray) -> n
 def prompt_weights(
     shared: Sequence[str], further: Sequence[str], seed: int, replicates: int = REPLICATES
 ) -> np.ndarray:  # fmt: skip
-    """`[R, M]` multiplicities: the strategies' prompts and the further ones of the reference are drawn apart.
+    """`[1 + R, M]` weights of prompts: all 1 for the figures themselves, then those of the replicates.
 
-    All strategies get the same, so differences are paired.
+    The strategies' prompts and the further ones of the reference are drawn with replacement, apart from each other. All
+    strategies get the same weights, so differences are paired.
 
     Args:
         shared, further: ids of the prompts; those of one id are drawn together.
     """
     random = rng.generator(seed, "probe bootstrap")
     drawn = [cluster_weights(ids, replicates, random) for ids in (shared, further) if ids]
-    weights: np.ndarray = np.concatenate(drawn, axis=1).astype(np.float64)
-    return weights
+    weights = 1 + SHRINK * (np.concatenate(drawn, axis=1) - 1.0)
+    return np.concatenate([np.ones((1, weights.shape[1])), weights])
+
+
+def spread(value_R: np.ndarray) -> np.ndarray:
+    """The deviations of replicates from the figure itself, which is the first, taken back to full size.
+
+    A mean over pairs has a term in the product of two weights. Multiplicities have variance 1 around 1, so a plain bootstrap
+    counts the variance of pairs three times: once as a product, twice in the sums over one prompt's pairs. With weights nearer
+    to 1 the product is of higher order, and the count is 2 + SHRINK². A remainder errs on the wide side.
+    """
+    spread_R: np.ndarray = value_R[0] + (value_R - value_R[0]) / SHRINK
+    return spread_R

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepgrpo.lab.probe.estimate import Reference, Replicates, figures, prompt_weights
+from deepgrpo.lab.probe.estimate import Reference, Replicates, figures, prompt_weights, spread
 from deepgrpo.lab.probe.measure import ArmResult, Measured
 from deepgrpo.stats import simultaneous_intervals
 
@@ -47,7 +47,7 @@ class ArmFigures:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """snr² per 1,000 tokens of `first` minus that of `second`; the intervals of all pairs hold together."""
+    """Root of snr² per 1,000 tokens of `first` minus that of `second`; the intervals of all pairs hold together."""
 
     first: str
     second: str
@@ -87,15 +87,14 @@ def analyse(measured: Measured) -> Findings:
     """Compute all figures."""
     gradient_MK = measured.reference()
     reference = Reference(gradient_MK)
-    drawn = prompt_weights(measured.prompts, measured.further_prompts, measured.plan.seed)
-    weight_RM = np.concatenate([np.ones((1, len(gradient_MK))), drawn])  # the first row is the point estimate
+    weight_RM = prompt_weights(measured.prompts, measured.further_prompts, measured.plan.seed)
     found: list[tuple[ArmFigures, Replicates]] = [
         _of_arm(result, reference, weight_RM) for result in measured.arms
     ]
     pairs = list(itertools.combinations(range(len(found)), 2))
     differences: list[Difference] = []
     if pairs:
-        every_RF = np.stack([found[i][1].snr_R - found[j][1].snr_R for i, j in pairs], axis=1)
+        every_RF = np.stack([spread(found[i][1].root_R - found[j][1].root_R) for i, j in pairs], axis=1)
         low_F, high_F = simultaneous_intervals(every_RF[0], every_RF[1:])
         differences = [
             Difference(found[i][0].name, found[j][0].name, float(value), float(low), float(high))
@@ -103,7 +102,7 @@ def analyse(measured: Measured) -> Findings:
         ]
     return Findings(
         tuple(each for each, _ in found), tuple(differences), reference.agreement(),
-        truth_shown=bool(np.quantile(reference.truth(drawn), 0.025) > 0),
+        truth_shown=bool(np.quantile(spread(reference.truth(weight_RM))[1:], 0.025) > 0),
         any_signal=bool(np.any(gradient_MK)) or any(any(result.signal) for result in measured.arms),
     )  # fmt: skip
 
@@ -118,7 +117,8 @@ def _of_arm(result: ArmResult, reference: Reference, weight_RM: np.ndarray) -> t
     ratio = float(np.sqrt(branch.power_R[0] / main.power_R[0])) if branches and main.power_R[0] > 0 else None
     return (
         ArmFigures(
-            result.arm.name, step, float(whole.tokens_R[0]), _figure(whole.cos_R), _figure(whole.snr_R), _figure(mixed_R),
+            result.arm.name, step, float(whole.tokens_R[0]), _figure(whole.cos_R, -1.0, 1.0),
+            _squared(_figure(whole.root_R)), _figure(mixed_R, 0.0),
             float(main.cos_R[0]), float(branch.cos_R[0]) if branches else None, ratio,
             sum(result.branch_tokens) / max(1, sum(result.tokens)),
         ),
@@ -127,7 +127,12 @@ def _of_arm(result: ArmResult, reference: Reference, weight_RM: np.ndarray) -> t
 
 
 
-def _figure(value_R: np.ndarray) -> Figure:
-    """The first is the point, the others are its replicates; the interval holds the point."""
-    low, high = np.quantile(value_R[1:], [0.025, 0.975]) if len(value_R) > 1 else (value_R[0], value_R[0])
+def _figure(value_R: np.ndarray, lowest: float = -np.inf, highest: float = np.inf) -> Figure:
+    """The first is the figure itself, the others are its replicates."""
+    low, high = np.clip(np.quantile(spread(value_R)[1:], [0.025, 0.975]), lowest, highest)
     return Figure(float(value_R[0]), float(min(low, value_R[0])), float(max(high, value_R[0])))
+
+
+def _squared(root: Figure) -> Figure:
+    """Squares that keep their sign."""
+    return Figure(*(float(np.sign(each) * each**2) for each in (root.value, root.low, root.high)))

@@ -35,7 +35,7 @@ def verdict(findings: Findings, measured: Measured) -> ProbeVerdict:
         return ProbeVerdict(
             "no_signal", (),
             f"no strategy has any gradient: all groups of all {prompts} prompts have equal rewards (mean reward {mean:.3g}); "
-            f"take {'harder' if mean > 0.5 else 'easier'} questions, and check that the reward finds the answers (deepgrpo eval)",
+            f"take {'harder' if mean > 0.5 else 'easier'} questions, and check that the reward finds answers (deepgrpo eval)",
         )  # fmt: skip
     if not findings.truth_shown:
         return ProbeVerdict(
@@ -89,7 +89,7 @@ def remarks(findings: Findings, measured: Measured) -> list[str]:
     by_snr = max(findings.arms, key=lambda arm: arm.snr.value)
     if len(findings.arms) > 1 and by_mixed is not by_snr and findings.truth_shown:
         found.append(
-            f"{by_mixed.name} has the most mixed groups per token: they count how often there is a gradient, not where it points"
+            f"{by_mixed.name} has the most mixed groups per token: how often there is a gradient, not where it points"
         )
     return found
 

@@ -110,18 +110,14 @@ LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
 EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling
 
-lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/static_depth.json $(LAB)/gradients.json $(LAB)/pivot_errors.json
+lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json
 
 $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
 	$(BIN)/python -m benchmarks.publish_lab runs/$* $(LAB)
 
-$(LAB)/static_depth.json: | .venv/.stamp-dev
-	$(BIN)/python -m benchmarks.static_depth $(LAB)/static_depth
-
-$(LAB)/gradients.json: $(LAB)/methods.json
-	$(BIN)/python -m benchmarks.gradients runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
-	  runs/methods/warmstart/seed-3 --json $@
+$(LAB)/probe-methods.json: $(LAB)/methods.json
+	$(BIN)/deepgrpo probe runs/methods/warmstart/seed-1/start --arms methods --prompts 256 --json $@
 
 $(LAB)/pivot_errors.json: $(LAB)/methods.json
 	$(BIN)/python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json $@

@@ -260,7 +260,7 @@ def probe(place: str) -> Any:
     )  # fmt: skip
     assert run_probe(options, console=Console(file=io.StringIO())) == 0
     found = json.loads(report.read_text())
-    return {key: value for key, value in found.items() if key not in ("machine", "cost")}
+    return {key: value for key, value in found.items() if key not in ("machine", "cost", "model")}  # seconds, and a path
 
 
 def doctor(model: str) -> Any:

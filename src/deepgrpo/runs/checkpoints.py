@@ -62,6 +62,8 @@ class TrainState:
     first_value: float | None = None
     """Greedy accuracy of the first evaluation."""
     last_value: float | None = None
+    last_step: int | None = None
+    """Step of the last evaluation."""
     best_value: float | None = None
     best_step: int | None = None
     start_weights: str = ""
@@ -91,8 +93,9 @@ class TrainState:
         for name in ("first_value", "last_value", "best_value"):
             if raw[name] is not None:
                 check_number(raw[name], name, lowest=None)
-        if raw["best_step"] is not None:
-            check_count(raw["best_step"], "best_step")
+        for name in ("last_step", "best_step"):
+            if raw[name] is not None:
+                check_count(raw[name], name)
         if not isinstance(raw["start_weights"], str):
             raise ValueError(f"start_weights is {raw['start_weights']!r}; it should be a text")
         return cls(**{**raw, "ledger": Ledger(**raw["ledger"])})

@@ -25,6 +25,7 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.lock import hold
 from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Backend
+from deepgrpo.train.closing import closing_line
 from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
@@ -231,11 +232,6 @@ def _summarize(run: Run, state: TrainState) -> None:
         run.log.note(
             f"stopped after step {state.step} and saved; continue with: deepgrpo train --resume {run.directory}"
         )
-    if state.first_value is not None and state.last_value is not None:
-        gain = 100 * (state.last_value - state.first_value)
-        run.log.note(
-            f"greedy accuracy on {len(run.eval_prompts)} held-out questions: {state.first_value:.1%} before, "
-            f"{state.last_value:.1%} after {state.step} steps ({gain:+.1f} points, "
-            f"{state.ledger.sampled_tokens:,} sampled tokens)"
-        )
+    if line := closing_line(state, len(run.eval_prompts)):
+        run.log.note(line)
     run.log.note(f"run directory: {run.directory}")

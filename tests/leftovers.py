@@ -111,7 +111,7 @@ def _signals() -> Restore:
 
 
 def _logging() -> Restore:
-    """Levels of all loggers; handlers of the root's and ours only, as libraries add theirs when they are first used, and once."""
+    """Levels of all loggers; handlers of the root and ours only, as libraries add theirs once, when they are first used."""
 
     def loggers() -> list[logging.Logger]:
         return [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]

@@ -62,7 +62,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """
     out = console or Terminal()
     directory = RunDir.of(config.run).path
-    refuse_used(RunDir(directory))
+    if not config.run.overwrite:
+        refuse_used(RunDir(directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)

@@ -229,7 +229,8 @@ def open_run(
     directory = resume or RunDir.of(config.run).path
     paths = RunDir(directory.absolute())
     checkpoints = open_checkpoints(config.checkpoint, paths.path)
-    origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
+    place = RunDir(directory)
+    origin = resumed_origin(place, step, config) if resume else new_origin(place, overwrite=config.run.overwrite)
     shapes = build_shapes(config)
     threads = use_threads(shapes.model if shapes else None, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream

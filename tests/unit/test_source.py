@@ -94,9 +94,9 @@ class TestJsonl:
         path = write(
             tmp_path / "d.jsonl", {"question": "1" * 100_000, "answer": "1"}, {"question": "1:", "answer": "1"}
         )
-        started = time.perf_counter()
+        started = time.process_time()  # another process may have the cores
         assert source_of(jsonl(path)).skipped == {"too long": 1}
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
 
     def test_limit_keeps_the_first_rows_and_reads_no_further(self, tmp_path):
         path = write(tmp_path / "d.jsonl", {"question": "1:", "answer": 1}, {"question": "", "answer": 1}, "not JSON")
@@ -273,10 +273,10 @@ def words():
 class TestSharedData:
     def test_gsm8k_loads_in_seconds(self):
         tokenizer = words()
-        started = time.perf_counter()
+        started = time.process_time()  # another process may have the cores
         data = jsonl(str(SHARED_DATA / "gsm8k_train.jsonl"))
         source = build_source(data, tokenizer, seed=0, context=2048)
-        assert time.perf_counter() - started < 3
+        assert time.process_time() - started < 3
         assert (len(source), source.skipped) == (7473, {})
         first = source.head(1)[0]
         assert (first.id, first.answer) == ("gsm8k-train-00000", "72")

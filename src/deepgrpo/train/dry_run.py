@@ -91,7 +91,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
     table.add_row("prompts in the data", size)
-    if config.eval.every:
+    if config.eval.scheduled:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")

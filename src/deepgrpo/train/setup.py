@@ -272,7 +272,7 @@ def held_out(
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
-    if config.data is None or config.every is None:
+    if config.data is None or not config.scheduled:
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training

@@ -89,7 +89,7 @@ def test_a_policy_is_measured(recipe: Any, data: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", regimes.ORDER)
 def test_the_held_out_questions_of_a_regime_are_judged_like_those_of_training(name: str) -> None:
     config = load_recipe(regimes.recipe_path(name))
-    assert config.run.name == name and isinstance(config.data, GeneratedData)
+    assert config.run.name == f"regime-{name}" and isinstance(config.data, GeneratedData)
     assert config.eval.data is not None and config.eval.data.type == config.data.type
     # what only the warm start reads, and the split
     unseen = {"corrections": 0.0, "wrong_facts": 0.0} if not isinstance(config.data, SearchData) else {"most_tries": 1}

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Static measurement of the regimes: each recipe is warm-started with several seeds, and measured before any reinforcement.
 
-    python -m benchmarks.regimes                                  all of recipes/lab/regimes, into docs/results/regimes.md
+    python -m benchmarks.regimes --page docs/results/regimes.md   all of recipes/lab/regimes, and the tables of their page
     python -m benchmarks.regimes strict recovery --seeds 101      some of them
-    python -m benchmarks.regimes --run runs/strict --target /tmp/now        the newest checkpoint of a run, or its start
+    python -m benchmarks.regimes base@0.2 base@0.7                another sampled accuracy at the end of the warm start
+    python -m benchmarks.regimes --run runs/strict --target DIR   the newest checkpoint of a run, or its start
 
 Writes DIR/NAME.json for each regime and the tables of the page. What has been made is kept in --runs (warm starts, samples),
 so an interrupted measurement goes on where it stopped. One core, a minute or two per regime and seed.
@@ -35,7 +36,7 @@ BEGIN = "<!-- written by benchmarks/regimes.py -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", help="names of recipes/lab/regimes, or paths; default: all of them")
+    parser.add_argument("recipes", nargs="*", help="names of recipes/lab/regimes, NAME@ACCURACY, or paths; default: all of them")
     parser.add_argument("--run", type=Path, help="measure this run's newest checkpoint, or its start, instead")
     parser.add_argument("--runs", type=Path, default=Path("runs/regimes"), help="warm starts and samples")
     parser.add_argument("--target", type=Path, default=Path("docs/results/lab/regimes"), help="directory of the figures")
@@ -49,25 +50,27 @@ def main() -> None:
     if options.run is not None:
         publish(options.run.name, [measured_run(options.run, amounts, options.seeds[0])], options.target, amounts)
     else:
-        for recipe in map(recipe_path, options.recipes or ORDER):
-            found = [measured(recipe, seed, options.runs, amounts) for seed in options.seeds]
-            publish(recipe.stem, found, options.target, amounts)
+        for name in options.recipes or ORDER:
+            found = [measured(name, seed, options.runs, amounts) for seed in options.seeds]
+            publish(Path(name).stem if name.endswith(".toml") else name, found, options.target, amounts)
     if options.page is not None:
         results = {path.stem: json.loads(path.read_text()) for path in options.target.glob("*.json")}
-        put(tables({name: results[name] for name in ORDER if name in results}), options.page, BEGIN)
+        names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+        put(tables({name: results[name] for name in names}), options.page, BEGIN)
 
 
 def recipe_path(name: str) -> Path:
     """A recipe by path, or by its name among the shipped regimes."""
-    return Path(name) if name.endswith(".toml") else recipe_dir() / "lab" / "regimes" / f"{name}.toml"
+    return Path(name) if name.endswith(".toml") else recipe_dir() / "lab" / "regimes" / f"{name.partition('@')[0]}.toml"
 
 
 # ---------------------------------------------------------------- one policy
 
 
-def measured(recipe: Path, seed: int, runs: Path, amounts: Amounts) -> dict[str, Any]:
-    """Warm-start a recipe with a seed and measure it, unless both are there already."""
-    name = f"{recipe.stem}-{seed}"
+def measured(regime: str, seed: int, runs: Path, amounts: Amounts) -> dict[str, Any]:
+    """Warm-start a regime with a seed and measure it, unless both are there already."""
+    recipe, (_, _, accuracy) = recipe_path(regime), regime.partition("@")
+    name = f"{recipe.stem}{'@' * bool(accuracy)}{accuracy}-{seed}"
     start, file = RunDir(runs / name), runs / f"{name}.json"
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text())
@@ -75,6 +78,8 @@ def measured(recipe: Path, seed: int, runs: Path, amounts: Amounts) -> dict[str,
     changes = [("run.dir", str(runs)), ("run.name", name), ("run.seed", f"{seed}"), ("run.steps", "0")]
     if getattr(load_recipe(recipe).data, "type", "") in ("synthetic", "search"):
         changes.append(("data.seed", f"{seed}"))  # as `deepgrpo compare` does
+    if accuracy:
+        changes.append(("warmstart.target_accuracy", accuracy))
     words = [word for key, value in changes for word in (f"--{key}", value)]
     began = time.monotonic()
     job = Job(name, ("deepgrpo.cli", "train", str(recipe), *words), runs / f"{name}.log", finished=start.start.is_dir)

@@ -25,7 +25,6 @@ from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
     AttnRLExplore,
-    BeliefExplore,
     DeepExplore,
     ExploreConfig,
     FR3EExplore,
@@ -38,6 +37,7 @@ from deepgrpo.config.explore import (
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
+from deepgrpo.config.looking import BeliefExplore, PrefixExplore
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
@@ -51,7 +51,7 @@ __all__ = [
     "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
     "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
     "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "OverlongConfig", "ParquetData", "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
     "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
     "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
     "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",

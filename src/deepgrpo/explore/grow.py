@@ -15,7 +15,7 @@ from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import EngineError
 from deepgrpo.explore.base import Limits, Signals, State, Strategy
-from deepgrpo.records import Completion, FinishReason, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.records import NO_PIVOT, Completion, FinishReason, Given, Node, Pivot, Prompt, SampleRequest, Score, Tree
 
 Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""
@@ -72,6 +72,7 @@ def grow(
                 random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
                 pivots = strategy.plan(tree, state, limits, random)
                 if pivots:
+                    trees[index], pivots = _with_given(tree, pivots, decode)
                     plans.append((index, pivots))
                 else:
                     grown.add(index)
@@ -97,6 +98,32 @@ def grow(
     finally:
         engine.forget()
     return Growth(tuple(trees), stats, calls, seconds, signal_tokens, seconds_signals, branches)
+
+
+def _with_given(tree: Tree, pivots: list[Pivot], decode: Callable[[Sequence[int]], str]) -> tuple[Tree, list[Pivot]]:
+    """Make a node of every piece of earlier text that pivots start from, and move the pivots to its end.
+
+    Pivots that start from the same piece share its node.
+    """
+    if all(pivot.given is None for pivot in pivots):
+        return tree, pivots
+    places: dict[tuple[int, int, Given], int] = {}
+    moved: list[Pivot] = []
+    for pivot in pivots:
+        if (given := pivot.given) is None:
+            moved.append(pivot)
+            continue
+        place = (pivot.parent, pivot.offset, given)
+        if place not in places:
+            places[place] = len(tree.nodes)
+            text = decode(tree.response(pivot.parent, pivot.offset) + given.tokens)
+            node = Node(
+                pivot.parent, pivot.offset, given.tokens, (0.0,) * len(given.tokens), "segment", text, UNJUDGED, "given",
+                NO_PIVOT, given.version,
+            )  # fmt: skip
+            tree = tree.add([], [node])
+        moved.append(replace(pivot, parent=places[place], offset=len(given.tokens), given=None))
+    return tree, moved
 
 
 def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tuple[int, int, int]) -> list[SampleRequest]:

@@ -40,7 +40,7 @@ def sampling_cost(growth: Growth) -> Ledger:
     """The ledger's entry for growing a batch of trees."""
     return Ledger(
         sampled_tokens=growth.stats.sampled_tokens,
-        sampled_sequences=sum(len(tree.nodes) for tree in growth.trees),
+        sampled_sequences=sum(node.sampled for tree in growth.trees for node in tree.nodes),
         prefix_tokens=growth.stats.prefix_tokens,
         prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
         signal_tokens=growth.signal_tokens,
@@ -57,7 +57,7 @@ def staleness(trees: Sequence[Tree], optimizer_steps: int) -> float:
     Args:
         optimizer_steps: of the learner, before the update.
     """
-    versions = [node.version for tree in trees for node in tree.nodes]
+    versions = [node.version for tree in trees for node in tree.nodes if node.sampled]
     return optimizer_steps - sum(versions) / max(1, len(versions))
 
 
@@ -85,7 +85,19 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         metrics[f"reward/problem_{problem.replace(' ', '_')}"] = float(
             sum(node.score.problem == problem for node in everything)
         )
-    return metrics | pivot_metrics(trees)
+    return metrics | given_metrics(trees) | pivot_metrics(trees)
+
+
+def given_metrics(trees: Sequence[Tree]) -> Metrics:
+    """Tokens of earlier rollouts that trees start from, and their mean age in optimizer steps; empty without any."""
+    given = [node for tree in trees for _, node in tree.stream("given")]
+    if not given:
+        return {}
+    now = max(node.version for tree in trees for node in tree.nodes)
+    return {
+        "given/tokens": float(sum(len(node.tokens) for node in given)),
+        "given/age": float(np.mean([now - node.version for node in given])),
+    }
 
 
 def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Metrics:

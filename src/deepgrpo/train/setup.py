@@ -204,6 +204,12 @@ class Run:
                 f"the data has {size} prompts and a step takes run.prompts_per_step = {batch}: "
                 "some occur more than once in a batch"
             )
+        taken = self.config.run.steps * batch
+        if self.config.explore.needs_epochs and size is not None and taken <= size:
+            lines.append(
+                f'explore.type = "{self.config.explore.type}" branches where a prompt comes again, but the run takes {taken} '
+                f"prompts of {size}, each once: raise run.steps, or lower data.limit or data.size"
+            )
         return "\n".join(lines)
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "adaptive": {"round_rollouts": 2, "max_rollouts": 7},
     "allocate": {"num_rollouts": 3, "branches_per_pivot": 3, "depth_bins": 2, "segments": SEGMENTS},
     "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
+    "located": {"num_rollouts": 3, "branches_per_pivot": 3, "segments": SEGMENTS},
     "prefix": {"num_rollouts": 3, "branches_per_pivot": 3, "expand": "all", "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
@@ -60,6 +61,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"type": "allocate", "root": False, "root_pivot": True, "tokens_per_prompt": 60.0},
     {"type": "allocate", "depth_bins": 0},
     {"type": "random", "expand": "all", "root_pivot": False},
+    {"type": "located", "expand": "unsolved", "fallback": "none"},
+    {"type": "located", "expand": "all", "fallback": "first", "root_pivot": False},
     {"type": "prefix", "expand": "failed", "per_prompt": 2, "store_tokens": 20, "max_age": 1},
     {"type": "treerl", "skip_first": 0.2, "skip_last": 2, "mask_after": ["e"], "num_pivots": 3},
     {

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText
 from deepgrpo.config.data import GeneratedData
-from deepgrpo.config.looking import BeliefExplore, PrefixExplore
+from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
 
@@ -328,8 +328,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore | PrefixExplore
-    | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
+    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore | LocatedExplore
+    | PrefixExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

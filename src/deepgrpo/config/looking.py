@@ -1,12 +1,13 @@
-"""Sections of strategies that look before they branch: at what the policy believes, and at what has succeeded before."""
+"""Sections of strategies that look before they branch: at beliefs, at the policy's own critique, at earlier successes."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.data import GeneratedData
+from deepgrpo.config.placeholders import placeholders
 from deepgrpo.config.strategy import Explore, PivotExplore, SegmentConfig
 
 
@@ -66,4 +67,42 @@ class PrefixExplore(Explore):
                 f'explore.type is "prefix", but data.type = "{data.type}" without data.size has questions without end, and '
                 "none comes twice: no earlier success would ever be continued; set data.size so that the run passes over the "
                 'questions several times, or choose explore.type = "deep"'
+            )
+
+
+class LocatedExplore(PivotExplore):
+    """SRPO: the policy names the first wrong step of a failed rollout, and continues before it."""
+
+    implementation = "deepgrpo.explore.located:LocatedStrategy"
+    type: Literal["located"] = "located"
+    num_pivots: Annotated[int, Field(ge=0, le=1)] = 1
+    """Pivots per expanded rollout; 0 is GRPO."""
+    question: str = (
+        "Here is a question, and a solution in {count} numbered steps whose final answer is wrong.\n\nQuestion: {question}\n\n"
+        "Solution:\n{steps}\nWhich step is the first wrong one? Answer with its number only."
+    )
+    """Question to the policy, a user turn of the data's chat template: {question}, {steps}, {count}, and {answer} for the
+    reference answer."""
+    step: str = "Step {number}: {text}\n"
+    """Wording of each step in {steps}."""
+    answer_tokens: PositiveInt = 32
+    """Longest answer; more for a model that reasons before it names a step."""
+    answer_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Temperature of the answer; 0: greedy."""
+    fallback: Literal["random", "first", "none"] = "random"
+    """Pivot where no step is named, or none that may be a pivot: random, the first candidate, or none."""
+
+    @model_validator(mode="after")
+    def _question_shows_the_steps(self) -> LocatedExplore:
+        for key, text, name in (("question", self.question, "steps"), ("step", self.step, "text")):
+            if name not in {each.name for each in placeholders(text)}:
+                raise ValueError(f"explore.{key} is {text!r} and has no {{{name}}}; write {{{name}}} where the {name} goes")
+        return self
+
+    def check(self, recipe: Any) -> None:
+        columns = getattr(recipe.data, "columns", None)
+        asks = "answer" in {each.name for each in placeholders(self.question)}
+        if asks and columns is not None and columns.answer is None:
+            raise ValueError(
+                "explore.question has {answer}, but data.columns.answer is none; name the column, or take {answer} out"
             )

@@ -26,7 +26,8 @@ def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float
     return {
         **tree_metrics(growth.trees, credits),
         "tokens_per_s": stats.sampled_tokens / max(stats.seconds, 1e-9),
-        "sampled_tokens": float(stats.sampled_tokens),
+        "sampled_tokens": float(growth.sampled_tokens),
+        **({"signals/sampled_tokens": float(growth.signal_stats.sampled_tokens)} if growth.signal_sequences else {}),
         "prefix/reused": stats.reused,
         **({"branch/prefix_reused": branches.reused} if branches.prefix_tokens else {}),
         "time/sample": stats.seconds,
@@ -39,8 +40,8 @@ def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float
 def sampling_cost(growth: Growth) -> Ledger:
     """The ledger's entry for growing a batch of trees."""
     return Ledger(
-        sampled_tokens=growth.stats.sampled_tokens,
-        sampled_sequences=sum(node.sampled for tree in growth.trees for node in tree.nodes),
+        sampled_tokens=growth.sampled_tokens,
+        sampled_sequences=sum(node.sampled for tree in growth.trees for node in tree.nodes) + growth.signal_sequences,
         prefix_tokens=growth.stats.prefix_tokens,
         prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
         signal_tokens=growth.signal_tokens,

@@ -191,9 +191,9 @@ def test_figures_of_a_step() -> None:
     (entry,) = entries_of(after["store"], grown.prompt)
     assert (entry.low, entry.high, entry.depth) == (2, 4, 3)
     assert strategy.report(after) == {
-        "prefix/prompts": 1.0, "prefix/stored_tokens": 6.0, "prefix/depth": 0.75, "prefix/age": 1.0, "prefix/used": 1.0,
-        "prefix/mixed": 0.0, "prefix/added": 0.0, "prefix/mastered": 0.0, "prefix/hopeless": 0.0, "prefix/old": 0.0,
-        "prefix/crowded": 0.0,
+        "store/prompts": 1.0, "store/tokens": 6.0, "store/depth": 0.75, "store/age": 1.0, "store/used": 1.0,
+        "store/mixed": 0.0, "store/added": 0.0, "store/mastered": 0.0, "store/hopeless": 0.0, "store/old": 0.0,
+        "store/crowded": 0.0,
     }  # fmt: skip
 
 
@@ -300,9 +300,9 @@ def test_a_run_continues_successes_of_earlier_epochs_and_resumes_with_its_store(
     )  # fmt: skip
     directory = train(config)
     rows = _rows(directory)
-    steps = [row for row in rows if "prefix/used" in row]
-    assert steps[0]["prefix/used"] == 0 < steps[0]["prefix/added"]
-    used = [row for row in steps if row["prefix/used"]]
+    steps = [row for row in rows if "store/used" in row]
+    assert steps[0]["store/used"] == 0 < steps[0]["store/added"]
+    used = [row for row in steps if row["store/used"]]
     assert used and all(row["given/tokens"] > 0 for row in used) and max(row["given/age"] for row in used) > 0
     trees = [tree for file in sorted((directory / "trees").iterdir()) for tree in load_trees(file)]
     assert sum(len(node.tokens) for tree in trees for node in tree.nodes if node.sampled) == rows[-1]["ledger/sampled_tokens"]

@@ -93,12 +93,12 @@ class PrefixStrategy:
     def report(self, state: State) -> dict[str, float]:
         entries = Store.read(state["store"]).entries()
         found = {
-            "prefix/prompts": float(len(state["store"])),
-            "prefix/stored_tokens": float(sum(len(each.tokens) for each in entries)),
-            **{f"prefix/{name}": float(state["events"].get(name, 0)) for name in EVENTS},
+            "store/prompts": float(len(state["store"])),
+            "store/tokens": float(sum(len(each.tokens) for each in entries)),
+            **{f"store/{name}": float(state["events"].get(name, 0)) for name in EVENTS},
         }
         if entries:
-            found["prefix/depth"] = float(np.mean([each.depth / each.length for each in entries]))
-            found["prefix/age"] = float(np.mean([state["step"] - each.step for each in entries]))
+            found["store/depth"] = float(np.mean([each.depth / each.length for each in entries]))
+            found["store/age"] = float(np.mean([state["step"] - each.step for each in entries]))
         return found
 

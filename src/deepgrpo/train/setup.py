@@ -261,7 +261,9 @@ def open_run(
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
-    signals = build_signals(policy, strategy, config.learner.tokens_per_pack, replace(critic, engine=parts.engine))
+    signals = build_signals(
+        policy, strategy, config.learner.tokens_per_pack, replace(critic, engine=parts.engine), parts.learner.likelihood
+    )
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
         checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,

@@ -9,8 +9,8 @@ import numpy as np
 from deepgrpo.explore.base import ATTENTION, BELIEF, LOCATED, Critique, Measured, Signal, Signals, Strategy
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.signals import Steps, attention_influence, check_attention, forwarded_tokens
-from deepgrpo.records import Tree
-from deepgrpo.train.belief import check_texts, measure_belief
+from deepgrpo.records import Credit, Tree
+from deepgrpo.train.belief import Likelihood, check_texts, measure_belief, sequence_logprobs
 from deepgrpo.train.critique import Critic
 
 
@@ -33,13 +33,15 @@ def check_signals(policy: Policy, strategy: Strategy, critic: Critic | None = No
 
 
 def build_signals(
-    policy: Policy, strategy: Strategy, tokens_per_pack: int, critic: Critic | None = None
-) -> Signals | None:
+    policy: Policy, strategy: Strategy, tokens_per_pack: int, critic: Critic | None = None,
+    likelihood: Likelihood | None = None,
+) -> Signals | None:  # fmt: skip
     """Build the function that computes a strategy's signals; None if it requests none.
 
     Args:
         tokens_per_pack: most tokens of a forward pass for beliefs.
         critic: with an engine; needed for LOCATED.
+        likelihood: forwards the probes of BELIEF; default: this policy, here.
 
     Raises as `check_signals`.
     """
@@ -47,12 +49,15 @@ def build_signals(
     if not strategy.signals:
         return None
 
+    def here(trees: Sequence[Tree], credits: Sequence[Credit]) -> tuple[np.ndarray, int]:
+        return sequence_logprobs(policy, trees, credits, tokens_per_pack)
+
     def measure(signal: Signal, nodes: Sequence[tuple[Tree, int]], keys: Sequence[int]) -> Measured:
         if isinstance(signal, Critique):
             assert critic is not None
             return critic.measure(signal, nodes, keys)
         if signal.name == BELIEF:
-            return Measured(*measure_belief(policy, signal, nodes, tokens_per_pack))
+            return Measured(*measure_belief(policy, signal, nodes, likelihood or here))
         return _attention(policy, signal, nodes)
 
     return measure

@@ -137,7 +137,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         fit = run.strategy.report(strategy_state)
     following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
     if run.parts.overlaps:
-        _prefetch(run, following, batch.growth.stats.sampled_tokens)
+        _prefetch(run, following, batch.growth.sampled_tokens)
 
     learning = time.perf_counter()
     run.updating = True

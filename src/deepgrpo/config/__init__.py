@@ -24,7 +24,6 @@ from deepgrpo.config.data import (
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
-    BeliefExplore,
     DeepExplore,
     ExploreConfig,
     OracleExplore,
@@ -34,6 +33,7 @@ from deepgrpo.config.explore import (
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
+from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
@@ -47,8 +47,8 @@ __all__ = [
     "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
     "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
     "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
-    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
+    "OverlongConfig", "ParquetData", "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
     "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
     "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
     "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",

@@ -162,9 +162,12 @@ class ReasoningGymData(_DataBase):
     params: dict[str, Any] = {}
     """Parameters of the task, e.g. {min_terms = 2, max_terms = 3}."""
     size: PositiveInt = 10_000
-    """Number of questions."""
+    """Number of questions, before `split`."""
     seed: int = 0
     """Random seed for questions."""
+    split: Literal["all", "train", "test"] = "all"
+    """train, test: one question in eight, by its text, belongs to the test split, so the two share no question whatever their
+    seeds. Another seed alone may draw the same questions again."""
 
 
 DataConfig = Annotated[

@@ -99,6 +99,10 @@ class PromptSource:
                     cursor = Cursor(cursor.epoch + 1)
         return self._prompts(rows), cursor
 
+    def epochs(self, cursor: Cursor) -> float | None:
+        """Passes over the data before a cursor; None for an endless source. Example: 2.5 half way through the third pass."""
+        return None if self.size is None else cursor.epoch + cursor.position / self.size
+
     def head(self, num_prompts: int) -> tuple[Prompt, ...]:
         """The first prompts in data order, at most all, for evaluation."""
         rows = self._rows

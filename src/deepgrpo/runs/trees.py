@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from deepgrpo.errors import DataError
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
+from deepgrpo.records import NO_PIVOT, ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.files import replacing
 from deepgrpo.runs.text import json_text, plain_json
 
@@ -90,7 +90,7 @@ def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
         check(ROOT <= node.parent < number, f"{where}.parent = {node.parent}")
         limit = lengths[node.parent] if node.parent != ROOT else 0
         check(0 <= node.offset <= limit, f"{where}.offset = {node.offset}")
-        check(0 <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
+        check((0 if node.sampled else NO_PIVOT) <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
         check(all(0 <= token < 2**31 for token in node.tokens), f"{where}.tokens")
         check(len(node.logprobs) == lengths[number], f"{where}.logprobs")
         check(math.isfinite(node.reward), f"{where}.score")

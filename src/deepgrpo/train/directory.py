@@ -106,8 +106,8 @@ def unwritable(run: RunDir, error: OSError) -> ConfigError:
 def _make_folders(run: RunDir, config: Config) -> None:
     """Make the folders that the run will write to, and raise OSError now if it cannot."""
     wanted = [run.path, run.checkpoints if run.checkpoints.exists() else run.path]
-    for folder, due in ((run.tree_folder, config.log.trees_every), (run.eval_folder, config.eval.every)):
-        if due is not None:
+    for folder, due in ((run.tree_folder, config.log.trees_every is not None), (run.eval_folder, config.eval.scheduled)):
+        if due:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise NotADirectoryError(20, "Not a directory", str(folder))
             folder.mkdir(exist_ok=True)

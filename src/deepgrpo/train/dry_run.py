@@ -23,11 +23,12 @@ from deepgrpo.rewards import build_reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.critique import build_critic
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import held_out
-from deepgrpo.train.signals import build_signals
+from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
 
 
@@ -80,7 +81,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals
-    build_signals(policy, strategy, config.learner.tokens_per_pack)
+    check_signals(policy, strategy, build_critic(config, policy, limits))
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
@@ -92,7 +93,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
     table.add_row("prompts in the data", size)
-    if config.eval.every:
+    if config.eval.scheduled:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")

@@ -90,7 +90,8 @@ class HealthMonitor:
             max_new_tokens=config.sampling.max_new_tokens,
             dead_steps=config.log.dead_steps,
             rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
-            branching=explore.most_branches > 0,
+            # a first epoch without branches is no fault of a strategy that waits for prompts to come again
+            branching=explore.most_branches > 0 and not explore.needs_epochs,
             answer_place=place,
             template=f'data.template.preset = "{config.data.template.preset}"',
             user_reward=isinstance(reward, UserReward),

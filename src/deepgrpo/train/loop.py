@@ -109,7 +109,7 @@ def _start(run: Run, stop: Stop) -> TrainState:
         state = run.begin()
     else:
         state = run.restore()
-    return _evaluate(run, state) if run.config.eval.every else state
+    return _evaluate(run, state) if run.config.eval.scheduled else state
 
 
 def _evaluate(run: Run, state: TrainState) -> TrainState:
@@ -138,7 +138,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         fit = run.strategy.report(strategy_state)
     following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
     if run.parts.overlaps:
-        _prefetch(run, following, batch.growth.stats.sampled_tokens)
+        _prefetch(run, following, batch.growth.sampled_tokens)
 
     learning = time.perf_counter()
     run.updating = True
@@ -154,6 +154,8 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **fit,
         **run.parts.metrics(),
     }
+    if (epochs := run.source.epochs(batch.cursor)) is not None:
+        metrics["data/epochs"] = epochs
     if run.overlong:
         metrics |= run.overlong.metrics(trees)
     if config.sampling.dynamic:
@@ -163,9 +165,11 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     if config.log.trees_every and step % config.log.trees_every == 0:
         save_trees(run.paths.trees(step), trees, batch.credits)
 
+    sampled_before = state.ledger.sampled_tokens
     state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
     run.reach(state)
-    if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):
+    due = config.eval.due(step, sampled_before, state.ledger.sampled_tokens)
+    if due or (config.eval.scheduled and _done(run, state)):
         state, found = evaluate_run(run, state)
         metrics |= found
     metrics["time/step"] = time.perf_counter() - began

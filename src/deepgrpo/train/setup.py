@@ -32,12 +32,13 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.critique import build_critic
 from deepgrpo.train.directory import open_log
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
-from deepgrpo.train.signals import build_signals
+from deepgrpo.train.signals import build_signals, check_signals
 from deepgrpo.train.start import fingerprint, load_start, rebuild_start
 from deepgrpo.train.user_loss import build_loss
 
@@ -204,6 +205,12 @@ class Run:
                 f"the data has {size} prompts and a step takes run.prompts_per_step = {batch}: "
                 "some occur more than once in a batch"
             )
+        taken = self.config.run.steps * batch
+        if self.config.explore.needs_epochs and size is not None and taken <= size:
+            lines.append(
+                f'explore.type = "{self.config.explore.type}" branches where a prompt comes again, but the run takes {taken} '
+                f"prompts of {size}, each once: raise run.steps, or lower data.limit or data.size"
+            )
         return "\n".join(lines)
 
     def close(self) -> None:
@@ -250,10 +257,14 @@ def open_run(
     require_rows(policy, lambda: source.head(source.size or SOME))
     require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    signals = build_signals(policy, strategy, config.learner.tokens_per_pack)
+    critic = build_critic(config, policy, limits)
+    check_signals(policy, strategy, critic)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
+    signals = build_signals(
+        policy, strategy, config.learner.tokens_per_pack, replace(critic, engine=parts.engine), parts.learner.likelihood
+    )
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
         checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
@@ -273,7 +284,7 @@ def held_out(
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
-    if config.data is None or config.every is None:
+    if config.data is None or not config.scheduled:
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training

@@ -48,6 +48,8 @@ class Prompt:
     """All columns of the row, passed to the reward."""
     accepted: tuple[str, ...] = ()
     """All accepted answers of a row with several, `answer` first; empty if `answer` is the only one."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The prompt as messages, as in the row; empty for a question. `question` is then the text of the last user turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,15 @@ from deepgrpo.config.placeholders import placeholders
 
 
 class ColumnMap(Section):
-    """Names of the columns of a data file."""
+    """Columns of a data set; nested ones by their path, such as "reward_model.ground_truth" or "prompt.-1.content"."""
 
     id: str | None = "id"
     """Column with a unique id, a text or a number; none, or missing in the row: the row number."""
     question: str = "question"
-    """Column with the question."""
+    """Column with the question: a text, or messages (a list of {"role", "content"}), which are the whole prompt."""
+    last_assistant: Literal["refuse", "drop", "continue"] = "refuse"
+    """Messages that end with an assistant turn. drop: leave the turn out (it is the solution). continue: the model goes on with
+    it. refuse: an error."""
     answer: str | None = "answer"
     """Column with the reference answer (a text, a number, or a list of accepted ones); none, if the reward needs no answer."""
     alternatives: str | None = "alt_answers"
@@ -25,19 +28,28 @@ class ColumnMap(Section):
     """Keep only the text after the last occurrence of this in the answer column, e.g. '####'."""
 
 
+_OWN_KWARGS = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
+    "return_dict", "return_tensors", "tokenize", "truncation",
+)  # fmt: skip
+"""Arguments of `apply_chat_template` that rendering sets itself, or that change what it returns."""
+
+
 class TemplateConfig(Section):
-    """Template that turns a question into a prompt."""
+    """Template that turns a question, or the last user turn of messages, into a prompt."""
 
     preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
     """For preset = "custom": the user turn, with {question} in place of the question. Other columns of the row can be named
-    too, nested ones with dots ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
+    too, nested ones by their path ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
     system: str | None = None
-    """System turn of the chat template; may name columns like `user`."""
+    """System turn of the chat template; may name columns like `user`. It replaces the system turn of messages."""
     chat: bool | None = None
     """Apply the tokenizer's chat template; false: the user turn is the whole prompt. Default: true, except for the synthetic
     task with a tokenizer that has no chat template."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, e.g. {enable_thinking = false}."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TemplateConfig:
@@ -59,6 +71,16 @@ class TemplateConfig(Section):
             raise ValueError(
                 f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
                 "move the text into template.user or set template.chat = true"
+            )
+        if self.chat_template_kwargs and self.chat is False:
+            raise ValueError(
+                f"template.chat_template_kwargs is {self.chat_template_kwargs!r}, but template.chat is false and no chat "
+                "template is used; remove it or set template.chat = true"
+            )
+        if own := [name for name in self.chat_template_kwargs if name in _OWN_KWARGS]:
+            raise ValueError(
+                f"template.chat_template_kwargs has {own[0]!r}, which is set by the rendering itself; it takes the "
+                "variables of the model's chat template, e.g. {enable_thinking = false}"
             )
         return self
 

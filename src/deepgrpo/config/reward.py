@@ -93,9 +93,9 @@ class UserReward(_RewardBase):
     type: Literal["user"] = "user"
     function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
-    format: Literal["text", "messages"] = "text"
+    format: Literal["auto", "text", "messages"] = "auto"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards
-    expect."""
+    expect. auto: messages where the data have prompts as messages, else text."""
     timeout_s: PositiveFloat = 300.0
     """Seconds per call (all completions of a round); a longer call ends the run with an error."""
 

@@ -111,7 +111,7 @@ class PromptSource:
         return [int(i) for i in rng.generator(self._seed, "shuffle", epoch).permutation(count)]
 
     def _prompts(self, rows: Sequence[QuestionRow]) -> tuple[Prompt, ...]:
-        texts = [self._renderer.text(row.question, row.columns) for row in rows]
+        texts = [self._renderer.text(row.question, row.columns, row.messages) for row in rows]
         tokens = self._renderer.tokenize(texts)
         return tuple(_prompt(*item) for item in zip(rows, texts, tokens, strict=True))
 
@@ -172,7 +172,7 @@ def _usable(
         lacking.update(each for _, some in lacks for each in some)
         chunk = [row for row, some in lacks if not any(each.required for each in some)]
         skipped[NO_VALUE] += len(lacks) - len(chunk)
-        texts = [renderer.text(row.question, row.columns) for row in chunk]
+        texts = [renderer.text(row.question, row.columns, row.messages) for row in chunk]
         for row, tokens in zip(chunk, renderer.tokenize(texts), strict=True):
             length = len(tokens)
             if 0 < length <= longest:
@@ -209,6 +209,5 @@ def _none_left(data: DataConfig, skipped: Counter[str], shortest: int | None, lo
 
 
 def _prompt(row: QuestionRow, text: str, tokens: tuple[int, ...]) -> Prompt:
-    if isinstance(row.answer, list):
-        return Prompt(row.id, text, tokens, row.question, row.answer[0], row.columns, tuple(row.answer))
-    return Prompt(row.id, text, tokens, row.question, row.answer, row.columns)
+    answer, accepted = (row.answer[0], tuple(row.answer)) if isinstance(row.answer, list) else (row.answer, ())
+    return Prompt(row.id, text, tokens, row.question, answer, row.columns, accepted, row.messages)

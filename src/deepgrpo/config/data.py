@@ -1,10 +1,11 @@
-"""Section `data`: sources of questions, and the prompt template."""
+"""Section `data`: sources of prompts, the columns of their rows, and the prompt template."""
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
 from deepgrpo.config.placeholders import placeholders
@@ -94,26 +95,31 @@ class _DataBase(Section):
     """Skip and count rows with a longer prompt; default: half of `sampling.max_total_tokens`, or of the model's context."""
 
 
-class JsonlData(_DataBase):
-    """A file with one JSON object per line."""
+class _RowData(_DataBase):
+    columns: ColumnMap = ColumnMap()
+    streaming: bool | None = None
+    """Read rows when they are needed, in bounded memory, instead of all at the start; none: true for large data (docs/data.md).
+    Rows that cannot be used are then found, and counted in data/skipped, when their turn comes."""
+
+
+class JsonlData(_RowData):
+    """Files with one JSON object per line."""
 
     type: Literal["jsonl"] = "jsonl"
     path: PathText
-    """The file."""
-    columns: ColumnMap = ColumnMap()
+    """A file, a directory with .jsonl files, or a pattern such as "data/train-*.jsonl"."""
 
 
-class ParquetData(_DataBase):
-    """A parquet file (needs the extra `data`)."""
+class ParquetData(_RowData):
+    """Parquet files (needs the extra `data`)."""
 
     type: Literal["parquet"] = "parquet"
     path: PathText
-    """The file."""
-    columns: ColumnMap = ColumnMap()
+    """A file, a directory with .parquet files, or a pattern such as "data/train-*.parquet"."""
 
 
-class HubData(_DataBase):
-    """A Hugging Face dataset, from the hub or a local directory (needs the extra `data`)."""
+class HubData(_RowData):
+    """A Hugging Face dataset: from the hub, a local directory, or a `save_to_disk` folder (needs the extra `data`)."""
 
     type: Literal["hf"] = "hf"
     path: PathText
@@ -122,7 +128,8 @@ class HubData(_DataBase):
     """Configuration of the dataset."""
     split: str = "train"
     """Split of the dataset."""
-    columns: ColumnMap = ColumnMap()
+    shuffle_window: PositiveInt = 10_000
+    """Rows held in memory and shuffled among themselves, with `streaming` of a set that can only be read in order."""
 
 
 Recovery = Literal["none", "at_once", "after_answer"]
@@ -189,6 +196,59 @@ class ReasoningGymData(_DataBase):
     """Random seed for questions."""
 
 
+class SourceConfig(Section):
+    """One of the sources of a mix."""
+
+    name: str | None = None
+    """Name in ids, metrics and the column data_source; none: the task, or the end of the path without its ending."""
+    weight: PositiveFloat = 1.0
+    """Share of the prompts, relative to the other sources."""
+    data: Annotated[JsonlData | ParquetData | HubData | ReasoningGymData, Field(discriminator="type")]
+    """The source, with the keys of a section `data` of its own."""
+
+    @property
+    def label(self) -> str:
+        if self.name is not None:
+            return self.name
+        if isinstance(self.data, ReasoningGymData):
+            return self.data.task
+        return PurePath(self.data.path).name.split(".")[0] or self.data.path
+
+
+class MixData(Section):
+    """Several sources, mixed by weight; each with columns and a template of its own."""
+
+    type: Literal["mix"] = "mix"
+    sources: tuple[SourceConfig, ...]
+    """The sources, as tables [[data.sources]]."""
+    limit: PositiveInt | None = None
+    """Use only this many rows of each source, from the start."""
+
+    @model_validator(mode="after")
+    def _named(self) -> MixData:
+        names = [each.label for each in self.sources]
+        if not names:
+            raise ValueError("data.sources is empty; add a table [[data.sources]] for each source")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data.sources has {twice[0]!r} twice; give each source a name of its own")
+        if odd := [name for name in names if not name.strip() or "/" in name]:
+            raise ValueError(f"data.sources has the name {odd[0]!r}; it names metrics, so it has letters and no slash")
+        return self
+
+
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData, Field(discriminator="type")
+    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData | MixData, Field(discriminator="type")
 ]
+
+
+def template_of(data: DataConfig) -> TemplateConfig:
+    """The template of a data section; of a mix, that of its first source."""
+    return data.sources[0].data.template if isinstance(data, MixData) else data.template
+
+
+def with_template(data: DataConfig, **changes: Any) -> DataConfig:
+    """A data section with changes to its template, or to those of all its sources."""
+    if isinstance(data, MixData):
+        sources = tuple(each.model_copy(update={"data": with_template(each.data, **changes)}) for each in data.sources)
+        return data.model_copy(update={"sources": sources})
+    return data.model_copy(update={"template": data.template.model_copy(update=changes)})

@@ -80,7 +80,8 @@ class TaskReward(_AnswerReward):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
+        kinds = {each.data.type for each in recipe.data.sources} if recipe.data.type == "mix" else {recipe.data.type}
+        if not kinds <= ({"reasoning_gym"} if recipe.data.type == "mix" else {"synthetic", "search", "reasoning_gym"}):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'

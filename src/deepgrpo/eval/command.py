@@ -26,6 +26,8 @@ from deepgrpo.config import (
     TaskReward,
     TemplateConfig,
     parse_section,
+    template_of,
+    with_template,
 )
 from deepgrpo.config.values import read_value
 from deepgrpo.errors import ConfigError
@@ -137,7 +139,7 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
         resolve(
             spec,
             data_dir=options.data_dir,
-            template=template or (run.data.template if run is not None and own_words else None),
+            template=template or (template_of(run.data) if run is not None and own_words else None),
             answer_format=None if options.answer_format == "auto" else options.answer_format,
             limit=options.limit,
         )
@@ -163,10 +165,11 @@ def _with_own_keys(options: EvalOptions, one: EvalSet) -> EvalSet:
         changes["columns"] = parse_section(ColumnMap, {**columns.model_dump(), **named}, "--columns")
     if options.chat_template_kwargs != "auto":
         raw = {
-            **one.data.template.model_dump(),
+            **template_of(one.data).model_dump(),
             "chat_template_kwargs": read_value(options.chat_template_kwargs, [dict]),
         }
-        changes["template"] = parse_section(TemplateConfig, raw, "--chat-template-kwargs")
+        given_template = parse_section(TemplateConfig, raw, "--chat-template-kwargs")
+        one = replace(one, data=with_template(one.data, chat_template_kwargs=given_template.chat_template_kwargs))
     return replace(one, data=one.data.model_copy(update=changes))
 
 
@@ -205,9 +208,9 @@ def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Consol
     sampling = sampling_for(options, run, one, policy.context)
     data = one.data
     if options.chat == "off" or (options.chat == "auto" and not getattr(policy.tokenizer, "chat_template", None)):
-        data = data.model_copy(update={"template": data.template.model_copy(update={"chat": False})})
+        data = with_template(data, chat=False)
     elif options.chat == "on":
-        data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
+        data = with_template(data, chat=True)
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
     source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)

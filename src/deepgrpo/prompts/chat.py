@@ -167,7 +167,7 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
     )
 
 
-_UNSET = {"chat": None, "system": None, "chat_template_kwargs": {}}
+_UNSET: dict[str, Any] = {"chat": None, "system": None, "chat_template_kwargs": {}}
 """Keys of a template that ask for a chat template."""
 
 

@@ -49,6 +49,10 @@ class RawRow:
     number: int
     """Line of a JSONL file, or row of another file, counted from 1."""
     values: Mapping[str, Any] | None
+    name: str | None = None
+    """Id of a row that has none of its own; default: the number."""
+    place: str | None = None
+    """Where it is, for messages; default: by the name of the source and the number."""
 
 
 def pick(
@@ -60,7 +64,7 @@ def pick(
     `columns.answer`, then those of `columns.alternatives`.
 
     Args:
-        raw_rows: the rows of one file, in order.
+        raw_rows: the rows, in order.
         columns: names of the columns.
         source: the file's name, for messages.
         unit: unit of the row numbers ("line", "row"), for messages.
@@ -69,33 +73,41 @@ def pick(
     Raises DataError: a column is missing, a value has an unusable type, an id is repeated, the file has no row.
     """
     rows: list[QuestionRow] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     count = 0
     for raw in raw_rows:
         count += 1
-        where = f"{source}, {unit} {raw.number}"
-        if raw.values is None or not encodable(raw.values, where):
-            skipped[BAD_ENCODING] += 1
+        row = pick_one(raw, columns, source, unit, skipped)
+        if row is None:
             continue
-        question, messages = _question(raw.values, columns, where)
-        answer = None if columns.answer is None else _answers(raw.values, columns, where)
-        if not question.strip():
-            skipped[EMPTY_QUESTION] += 1
-            continue
-        if columns.answer is not None and not answer:
-            skipped[NO_ANSWER] += 1
-            continue
-        name = _id(raw, columns.id, where)
-        if name in seen:
+        place = raw.place or f"{unit} {raw.number}"
+        if row.id in seen:
             raise DataError(
-                f"{source}: id {name!r} is in {unit} {seen[name]} and in {unit} {raw.number}; make ids unique, or "
+                f"{source}: id {row.id!r} is in {seen[row.id]} and in {place}; make ids unique, or "
                 'set data.columns.id = "none" to number the rows'
             )
-        seen[name] = raw.number
-        rows.append(QuestionRow(name, question, answer, raw.values, messages))
+        seen[row.id] = place
+        rows.append(row)
     if count == 0:
         raise DataError(f"{source} is empty; it needs at least one row with a column {columns.question!r}")
     return rows
+
+
+def pick_one(raw: RawRow, columns: ColumnMap, source: str, unit: str, skipped: Counter[str]) -> QuestionRow | None:
+    """Select id, question and answer of a row; None if it is skipped. See `pick`."""
+    where = raw.place or f"{source}, {unit} {raw.number}"
+    if raw.values is None or not encodable(raw.values, where):
+        skipped[BAD_ENCODING] += 1
+        return None
+    question, messages = _question(raw.values, columns, where)
+    answer = None if columns.answer is None else _answers(raw.values, columns, where)
+    if not question.strip():
+        skipped[EMPTY_QUESTION] += 1
+        return None
+    if columns.answer is not None and not answer:
+        skipped[NO_ANSWER] += 1
+        return None
+    return QuestionRow(_id(raw, columns.id, where), question, answer, raw.values, messages)
 
 
 def _after_last(text: str, marker: str) -> str:
@@ -179,7 +191,7 @@ def _id(raw: RawRow, column: str | None, where: str) -> str:
             f"{where}: the id in column {column!r} is a {_kind(found)}, not a text or a number; set "
             'data.columns.id to another column, or to "none" to number the rows'
         ) from None
-    return given if given is not None and given.strip() else str(raw.number)
+    return given if given is not None and given.strip() else raw.name or str(raw.number)
 
 
 def _kind(value: Any) -> str:

@@ -151,6 +151,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **step_metrics(batch.growth, batch.credits, seconds_learn),
         **update.metrics,
         **fit,
+        **run.source.metrics(batch.cursor),
         **run.parts.metrics(),
     }
     if run.overlong:

@@ -114,7 +114,7 @@ def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
     for name in section:
         table = table[int(name)] if isinstance(table, list) else table[name]
     known = fields_at([*section, str(table["type"])], Config)
-    for key in [key for key in table if key not in known]:
+    for key in [key for key in table if known and key not in known]:  # an unknown type is reported later
         del table[key]
 
 

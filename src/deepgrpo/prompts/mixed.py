@@ -54,7 +54,9 @@ class MixedSource(PromptSource):
 
     def take(self, cursor: Cursor, num_prompts: int) -> tuple[tuple[Prompt, ...], Cursor]:
         """See `PromptSource.take`."""
-        cursors = list(cursor.sources) or [Cursor() for _ in self._parts]
+        cursors = list(cursor.sources)
+        if len(cursors) != len(self._parts):  # the start, or data that were changed for a resume
+            cursors = [Cursor() for _ in self._parts]
         turns = turns_of(self._weights, [each.taken for each in cursors], num_prompts)
         taken = []
         for index, part in enumerate(self._parts):

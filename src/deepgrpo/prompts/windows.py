@@ -133,7 +133,7 @@ class WindowedReader:
         if stream is not None and (stream.epoch, stream.window) == (epoch, window):
             return stream
         self._stream = stream = _Stream(epoch, 0, 0, None, iter(()))
-        if place is not None and (place["epoch"], place["window"]) == (epoch, window):
+        if place is not None and (place.get("epoch"), place.get("window")) == (epoch, window):
             stream.window = window
             self._open(stream, int(place["shard"]), place["state"])
             return stream

@@ -88,8 +88,7 @@ class TrainState:
         for each in fields(Ledger):
             check = check_number if each.name.startswith("seconds_") else check_count
             check(raw["ledger"][each.name], f"ledger.{each.name}")
-        for key, value in raw["cursor"].items():
-            check_count(value, f"cursor.{key}")
+        _check_cursor(raw["cursor"], "cursor")
         for name in ("first_value", "last_value", "best_value"):
             if raw[name] is not None:
                 check_number(raw[name], name, lowest=None)
@@ -99,6 +98,21 @@ class TrainState:
         if not isinstance(raw["start_weights"], str):
             raise ValueError(f"start_weights is {raw['start_weights']!r}; it should be a text")
         return cls(**{**raw, "ledger": Ledger(**raw["ledger"])})
+
+
+def _check_cursor(raw: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError unless a place in the data holds counts, the place of a stream, and places in the sources of a mix."""
+    for key, value in raw.items():
+        if key == "place":
+            check_table(value, f"{name}.place")
+        elif key != "sources":
+            check_count(value, f"{name}.{key}")
+        elif not isinstance(value, list):
+            raise ValueError(f"{name}.sources is {value!r}; it should be a list")
+        else:
+            for number, each in enumerate(value):
+                check_table(each, f"{name}.sources.{number}")
+                _check_cursor(each, f"{name}.sources.{number}")
 
 
 @dataclass(frozen=True, slots=True)

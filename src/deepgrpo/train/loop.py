@@ -152,10 +152,9 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **step_metrics(batch.growth, batch.credits, seconds_learn),
         **update.metrics,
         **fit,
+        **run.source.metrics(batch.cursor),
         **run.parts.metrics(),
     }
-    if (epochs := run.source.epochs(batch.cursor)) is not None:
-        metrics["data/epochs"] = epochs
     if run.overlong:
         metrics |= run.overlong.metrics(trees)
     if config.sampling.dynamic:

@@ -103,6 +103,13 @@ class HubData(_DataBase):
     columns: ColumnMap = ColumnMap()
 
 
+class GivenData(_DataBase):
+    """Rows of the Python program that trains: `deepgrpo.train(dataset=...)`."""
+
+    type: Literal["given"] = "given"
+    columns: ColumnMap = ColumnMap()
+
+
 Recovery = Literal["none", "at_once", "after_answer"]
 """Place where a written solution corrects an error."""
 
@@ -168,5 +175,6 @@ class ReasoningGymData(_DataBase):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData, Field(discriminator="type")
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | ReasoningGymData,
+    Field(discriminator="type")
 ]

@@ -19,7 +19,7 @@ from deepgrpo.config import UserExplore
 from deepgrpo.errors import ConfigError, DeepGRPOError, StrategyError
 from deepgrpo.explore.base import Context, Limits, Signal, State
 from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_pivots, check_state
-from deepgrpo.loading import load_object, show
+from deepgrpo.loading import GIVEN, load_object, show
 from deepgrpo.records import Credit, Pivot, Tree
 
 KEY = "explore.strategy"
@@ -51,9 +51,12 @@ class UserStrategy:
         Raises ConfigError: file or name is missing, it is no class, a method is missing or has other parameters.
         Raises StrategyError: `build` or `initial_state` raises or breaks the contract.
         """
-        found = load_object(config.strategy, KEY)
-        check_class(found, config.strategy)
-        inner = _call(config, "build", lambda: found.build(config, context))
+        found = load_object(config.strategy, KEY) if config.held is None else config.held
+        if config.held is None or isinstance(found, type):
+            check_class(found, config.strategy)
+            inner = _call(config, "build", lambda: found.build(config, context))
+        else:  # an instance
+            inner = found
         if inner is None:
             raise StrategyError(f"{_head(config)}: build returned None; return an instance, e.g. `return cls(config)`")
         for name in PARAMETERS:
@@ -167,4 +170,4 @@ def _place(error: BaseException) -> str:
 
 
 def _head(config: UserExplore) -> str:
-    return f"the strategy {config.strategy!r}"
+    return f"the strategy {config.strategy.removeprefix(GIVEN)!r}"

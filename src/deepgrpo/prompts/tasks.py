@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deepgrpo.config import DataConfig
-from deepgrpo.prompts import gym, readers, synthetic
+from deepgrpo.prompts import given, gym, readers, synthetic
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
@@ -32,6 +32,7 @@ _KINDS = {
     "jsonl": _Kind(readers.jsonl_rows),
     "parquet": _Kind(readers.parquet_rows),
     "hf": _Kind(readers.hub_rows),
+    "given": _Kind(given.given_rows),
     "synthetic": _Kind(synthetic.rows, synthetic.build_synthetic),
     "search": _Kind(synthetic.rows, synthetic.build_synthetic),
     "reasoning_gym": _Kind(gym.rows, gym.build_gym),

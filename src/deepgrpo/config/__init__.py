@@ -51,8 +51,8 @@ from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, Segment
 __all__ = [
     "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
     "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
-    "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "GivenData", "GivenModel", "HubData", "JsonlData", "LearnerConfig",
-    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
+    "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "GivenData", "GivenModel", "HubData", "JsonlData",
+    "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
     "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
     "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
     "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",

@@ -5,6 +5,7 @@ Shapes: N terms (trained tokens), B rows, T tokens of a row, n candidates of a r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def select_pivots(
     """
     values, back = _numbers(ends)
     ascending = [int(end) for end in values]
-    if not ascending or ascending[0] < 1 or any(b <= a for a, b in zip(ascending, ascending[1:], strict=False)):
+    if not ascending or ascending[0] < 1 or any(b <= a for a, b in itertools.pairwise(ascending)):
         raise ValueError(f"ends is {ascending}; give ascending ends of segments from 1 on, the last one the rollout's length")
     generator = random if isinstance(random, np.random.Generator) else np.random.default_rng(random)
     longest = ascending[-1] if room is None else room

@@ -86,7 +86,7 @@ def _measured(raw: dict[str, Any], path: str | None, given: Given) -> dict[str, 
     if given.dataset is None and "data" not in found:
         raise ConfigError("dataset is missing, and no recipe names data; pass a list of dicts, or config=...")
     if given.rewards is None and "reward" not in found:
-        raise ConfigError('rewards is missing, and no recipe has a reward; pass functions, or config={"reward": {"type": "math"}}')
+        raise ConfigError("rewards is missing, and no recipe has a reward; pass functions, or config with a table reward")
     return found if path is None else {**found, "model": {"type": "pretrained", "path": path}}
 
 

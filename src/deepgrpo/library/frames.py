@@ -49,7 +49,8 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
     wanted = list(files) if steps is None else [steps] if isinstance(steps, int) else list(steps)
     for step in wanted:
         if step not in files:
-            raise DataError(f"{found.directory} has no saved trees of step {step}; it has those of {', '.join(map(str, files))}")
+            known = ", ".join(map(str, files))
+            raise DataError(f"{found.directory} has no saved trees of step {step}; it has those of {known}")
     return pandas.DataFrame([row for step in wanted for saved in found.trees(step) for row in _nodes(saved)])
 
 

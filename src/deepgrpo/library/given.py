@@ -139,7 +139,7 @@ def recipe_tables(recipe: Recipe) -> dict[str, Any]:
 
 def _complete(given: Given) -> Given:
     """Load the tokenizer that belongs to a model, if only the model was given."""
-    if given.tokenizer is not None and not ("model" in given.keywords):
+    if given.tokenizer is not None and "model" not in given.keywords:
         raise ConfigError("tokenizer is given without a model; a model of the recipe brings its own: set model.tokenizer there")
     if given.reward_weights is not None and given.rewards is None:
         raise ConfigError("reward_weights is given without rewards")

@@ -65,7 +65,7 @@ def steps(
     callbacks: Sequence[Any] = (), overrides: Mapping[str, Any] | None = None,
     resume: str | Path | Run | None = None, step: int | None = None, show: bool = True,
 ) -> Steps:  # fmt: skip
-    """`train`, step by step: `for report in steps("demo"): ...`. Arguments as those of `train`.
+    """A run step by step: `for report in` this. The arguments are those of `train`.
 
     The run begins with the first step. Leaving the loop with `break` closes the run: it is saved, and can be resumed. So does
     `close()`, and the end of a `with` block.

@@ -49,6 +49,8 @@ def _rows(dataset: Any) -> Iterator[Any]:
     if hasattr(dataset, "to_dict") and hasattr(dataset, "columns"):  # pandas.DataFrame
         return iter(dataset.to_dict("records"))
     if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        hint = f'choose a split, e.g. dataset["{next(iter(dataset), "train")}"]' if isinstance(dataset, Mapping) else "make a list"
+        hint = "make a list"
+        if isinstance(dataset, Mapping):  # a DatasetDict
+            hint = f'choose a split, e.g. dataset["{next(iter(dataset), "train")}"]'
         raise DataError(f"{_SOURCE} is {show(dataset)}; pass a list of dicts, a datasets.Dataset or a data frame: {hint}")
     return (dataset[index] for index in range(len(dataset)))

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from deepgrpo import engines
-from deepgrpo.config import Config, GeneratedData, GivenModel, LearnerConfig, PretrainedModel, SamplingConfig, ScratchModel
+from deepgrpo.config import (
+    Config,
+    GeneratedData,
+    GivenModel,
+    LearnerConfig,
+    PretrainedModel,
+    SamplingConfig,
+    ScratchModel,
+)
 from deepgrpo.engines.base import Engine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Limits

@@ -55,11 +55,12 @@ class UserStrategy:
         if config.held is None or isinstance(found, type):
             check_class(found, config.strategy)
             inner = _call(config, "build", lambda: found.build(config, context))
-        else:  # an instance
+        else:
+            check_class(type(found), config.strategy, built=True)
             inner = found
         if inner is None:
             raise StrategyError(f"{_head(config)}: build returned None; return an instance, e.g. `return cls(config)`")
-        for name in PARAMETERS:
+        for name in (name for name in PARAMETERS if name != "build"):
             if not callable(getattr(inner, name, None)):
                 raise StrategyError(f"{_head(config)}: build returned {show(inner)}, without {name}; return an instance")
         signals = _call(config, "signals", lambda: inner.signals)
@@ -122,13 +123,19 @@ class UserStrategy:
             raise StrategyError(f"{_head(self.config)}: {error}") from None
 
 
-def check_class(found: Any, reference: str) -> None:
-    """Raises ConfigError unless it is a class with all methods of a strategy, each callable with their arguments."""
+def check_class(found: Any, reference: str, *, built: bool = False) -> None:
+    """Raises ConfigError unless it is a class with all methods of a strategy, each callable with their arguments.
+
+    Args:
+        built: there is an instance already, so `build` is not needed.
+    """
     if not isinstance(found, type):
         raise ConfigError(f"{KEY} is {reference!r}, which is {show(found)} and no class; name a class")
     if not hasattr(found, "signals"):
         raise ConfigError(f"{KEY} is {reference!r}, which has no signals; add `signals = frozenset()`, or inherit Stateless")
     for name, parameters in PARAMETERS.items():
+        if built and name == "build":
+            continue
         method = inspect.getattr_static(found, name, None)
         wanted = ", ".join(["cls" if name == "build" else "self", *parameters])
         if method is None:

@@ -79,6 +79,8 @@ def build_config(recipe: Recipe, overrides: Mapping[str, Any] | None, given: Giv
         return recipe
     raw = recipe_tables(recipe)
     set_values(raw, overrides or {})
+    if isinstance(given.strategy, str):
+        set_values(raw, {"explore.type": given.strategy})
     for name, table in _sections(given, raw).items():
         raw[name] = table
     if given.eval_dataset is not None:
@@ -168,9 +170,7 @@ def _sections(given: Given, raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]
         found["data"] = _data(given.dataset, raw.get("data", {}))
     if given.rewards is not None:
         found["reward"] = _reward(given.functions, given.reward_weights, raw.get("reward", {}))
-    if isinstance(given.strategy, str):
-        found["explore"] = merge(raw.get("explore", {}), {"type": given.strategy})
-    elif given.strategy is not None:
+    if "strategy" in given.keywords:
         kept = {key: value for key, value in raw.get("explore", {}).items() if key in _OF_STRATEGY}
         found["explore"] = {"type": "user", "strategy": GIVEN + name_of(given.strategy), **kept}
     return found

@@ -39,6 +39,11 @@ def _raw(dataset: Any) -> Iterator[RawRow]:
 
 
 def _rows(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        raise DataError(
+            f"{_SOURCE} is a {type(dataset).__name__} with the keys {', '.join(map(str, dataset))}; choose one split, e.g. "
+            f'dataset["{next(iter(dataset), "train")}"]'
+        )
     if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):  # datasets.Dataset
         if not hasattr(dataset, "__len__"):
             raise DataError(
@@ -48,9 +53,6 @@ def _rows(dataset: Any) -> Iterator[Any]:
         return iter(dataset.with_format(None))
     if hasattr(dataset, "to_dict") and hasattr(dataset, "columns"):  # pandas.DataFrame
         return iter(dataset.to_dict("records"))
-    if isinstance(dataset, Mapping) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        hint = "make a list"
-        if isinstance(dataset, Mapping):  # a DatasetDict
-            hint = f'choose a split, e.g. dataset["{next(iter(dataset), "train")}"]'
-        raise DataError(f"{_SOURCE} is {show(dataset)}; pass a list of dicts, a datasets.Dataset or a data frame: {hint}")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(f"{_SOURCE} is {show(dataset)}; pass a list of dicts, a datasets.Dataset or a data frame")
     return (dataset[index] for index in range(len(dataset)))

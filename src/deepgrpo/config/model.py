@@ -70,7 +70,19 @@ class ScratchModel(Section):
             )
 
 
-ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
+class GivenModel(Section):
+    """A model and a tokenizer of the Python program that trains: `deepgrpo.train(model=..., tokenizer=...)`."""
+
+    type: Literal["given"] = "given"
+    name: str
+    """Class of the model."""
+    digest: str
+    """Digest of its parameters' names and shapes and of the tokenizer, by which a resumed run knows them again."""
+    lora: LoraConfig | None = None
+    """Adapters; none: train all weights that want a gradient."""
+
+
+ModelConfig = Annotated[PretrainedModel | ScratchModel | GivenModel, Field(discriminator="type")]
 
 
 class WarmstartConfig(Section):

@@ -194,6 +194,14 @@ def test_an_arm_without_all_figures_has_no_choice_yet(tried: Plan) -> None:
 # ---------------------------------------------------------------- the command
 
 
+def test_trials_of_a_running_experiment_are_shown(tried: Plan, capsys: Any) -> None:
+    assert cli.main(["compare", "exp.toml", "--figures"]) == 0
+    out = capsys.readouterr().out
+    assert "trials: 7 of 8 have sampled their budget, 1 more have begun\nruns: 0 of 6" in out
+    assert "Chosen is the trial with the highest greedy accuracy" in out
+    assert "deep: no choice, as its trials are not complete" in out and not (tried.directory / "tune.json").exists()
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the jobs that were started. Instead of training, a job writes a run: at 1e-4 it stays at .5, at 3e-4 at .6."""

@@ -4,7 +4,7 @@
     python -m benchmarks.coverage --json docs/results/bench/coverage.json
 
 For each number of pairs and each law of the differences: the share of intervals that contain the true mean, and their median
-width over that of Student's t. The sign test and the test by Wilcoxon are judged by the same simulations.
+width over that of Student's t.
 """
 
 from __future__ import annotations
@@ -60,16 +60,6 @@ def student(value_SN: np.ndarray, random: np.random.Generator) -> Interval:
     return mean - half, mean + half
 
 
-def johnson(value_SN: np.ndarray, random: np.random.Generator) -> Interval:
-    """Johnson 1978: Student's interval, moved by the skewness of the sample: mean + mu3 / (6 s² n) ± t · se."""
-    n = value_SN.shape[1]
-    mean, var = value_SN.mean(axis=1), value_SN.var(axis=1, ddof=1)
-    mu3 = n / ((n - 1) * (n - 2)) * ((value_SN - mean[:, None]) ** 3).sum(axis=1)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(var / n)
-    centre = mean + mu3 / (6 * np.maximum(var, 1e-300) * n)
-    return centre - half, centre + half
-
-
 def by_scipy(method: str, value_SN: np.ndarray, random: np.random.Generator) -> Interval:
     """`scipy.stats.bootstrap` (Efron 1979, 1987): percentile or BCa."""
     with np.errstate(all="ignore"):
@@ -114,7 +104,6 @@ def wilcoxon(value_SN: np.ndarray, random: np.random.Generator) -> Interval:
 
 METHODS: dict[str, Callable[[np.ndarray, np.random.Generator], Interval]] = {
     "Student's t": student,
-    "Johnson's t": johnson,
     "percentile bootstrap": partial(by_scipy, "percentile"),
     "BCa bootstrap": partial(by_scipy, "BCa"),
     "bootstrap-t": bootstrap_t,

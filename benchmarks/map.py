@@ -40,8 +40,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True if the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """True if the interval leaves out 0; with fewer than 6 pairs none is a 95% interval."""
+        return self.pairs >= 6 and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True, slots=True)

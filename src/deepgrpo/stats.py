@@ -185,7 +185,7 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> Interv
     differences with at least `level` from 6 seeds on, whatever their tails. With fewer seeds it is the full range, which covers
     the median with `1 - 2^(1-n)`: .94 for 5 seeds, .75 for 3.
 
-    Of six intervals it has the best measured coverage at 6 and 8 seeds (benchmarks/coverage.py). Under skewed differences it
+    Of five intervals it has the best measured coverage at 6 and 8 seeds (benchmarks/coverage.py). Under skewed differences it
     covers the mean in 92 to 94 of 100 cases, Student's t in 88 to 91.
 
     Args:

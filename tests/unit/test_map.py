@@ -75,6 +75,7 @@ def test_the_picture_and_the_command(experiments: list[Path], tmp_path: Path, mo
 def test_colours_fade_where_the_interval_includes_0() -> None:
     clear, unclear = (atlas._colour(atlas.Difference(0.05, low, 0.08, 6, 6, 0, 0.03), 0.1) for low in (0.01, -0.01))
     # half of full blue (0, .447, .698), and .35 of that
+    assert not atlas.Difference(0.05, 0.01, 0.08, 5, 5, 0, 0.06).clear
     assert clear == pytest.approx((0.5, 0.7235, 0.849)) and unclear == pytest.approx((0.825, 0.903225, 0.94715))
 
 

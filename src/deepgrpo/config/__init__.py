@@ -24,16 +24,12 @@ from deepgrpo.config.data import (
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
-    AttnRLExplore,
     BeliefExplore,
     DeepExplore,
     ExploreConfig,
-    FR3EExplore,
     OracleExplore,
     RandomExplore,
     RootExplore,
-    SPOTreeExplore,
-    TreeRLExplore,
     UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
@@ -42,6 +38,7 @@ from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, Scra
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
 from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
+from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig

@@ -61,7 +61,9 @@ def main() -> None:
             continue
         assert isinstance(recipe.data, GeneratedData), "only the synthetic tasks know first errors"
         trees, cost = (
-            sampled_trees(recipe, options.starts, options.prompts) if options.starts else (saved_trees(options.experiment, arm), {})
+            sampled_trees(recipe, options.starts, options.prompts)
+            if options.starts
+            else (saved_trees(options.experiment, arm), {})
         )
         found[arm] = pivots_of(trees, build_synthetic(recipe.data)) | cost
         print(arm, json.dumps(found[arm]), flush=True)

@@ -151,8 +151,8 @@ def test_a_composite_of_tasks():
 
 
 def test_extraction_takes_linear_time():
-    started = time.perf_counter()
+    started = time.process_time()  # another process may have the cores
     assert extract_answer("<answer>" * 100_000, "3") == ("<answer>" * 100_000, False)
     assert extract_answer("\\boxed{" * 50_000 + "3", "3") == ("3", True)
     assert extract_answer("1," * 100_000, "3") == ("1", True)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

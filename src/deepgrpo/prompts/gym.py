@@ -170,7 +170,7 @@ def _with_specs(params: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- in a worker process
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _dataset(data: bytes) -> Any:
     return build_gym(pickle.loads(data)).dataset
 

@@ -81,6 +81,7 @@ def recipe_of(directory: Path, arm: str) -> Any:
 
 def measure(run: Run, prompts: int, steps: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Pivots of some steps; and tokens forwarded to choose them, sampled to choose them, and sampled in branches."""
+    assert isinstance(run.config.data, GeneratedData)
     task, state, cursor = build_synthetic(run.config.data), run.strategy.initial_state(), Cursor()
     found: list[dict[str, Any]] = []
     cost = np.zeros(3)

@@ -62,8 +62,8 @@ def load_object(reference: str, key: str) -> Any:
 def not_given(key: str, name: str) -> ConfigError:
     """The error about an object that a recipe only names."""
     return ConfigError(
-        f"{key}: {name} was an object of the Python program that started the run, and no file has it; continue the run in "
-        "Python, with the same objects: deepgrpo.train(resume=RUN, ...)"
+        f"{key}: {name} was an object of the Python program that started the run, and no file has it; name another, or "
+        "continue the run in Python, with the same objects: deepgrpo.train(resume=RUN, ...)"
     )
 
 

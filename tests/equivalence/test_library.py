@@ -215,6 +215,8 @@ def test_a_run_held_open_a_callback_that_stops_and_one_that_fails(whole: Any) ->
     model = new_model()
     with steps(RECIPE, model=model, **objects(), **named("open")) as going:
         assert next(going).step == 1 and going.trees[0].nodes and going.run.step == 1
+        with pytest.raises(ConfigError, match=r"open is in use by this process: a run of `steps` is still open there; close it"):
+            train(RECIPE, model=new_model(), **objects(), **named("open"))
         assert [report.step for report in going] == [2, 3]
         going.close()
     assert same(weights(model), trained)

@@ -156,7 +156,7 @@ def test_what_cannot_travel_is_refused() -> None:
 
 def test_objects_of_another_process_are_missed() -> None:
     """A recipe from a file only names them: each says so where it is needed."""
-    wanted = "was an object of the Python program that started the run, and no file has it; continue the run in Python"
+    wanted = "was an object of the Python program that started the run, and no file has it; name another, or continue the run"
     config = build_config(PLAIN, None, all_given(strategy=Stateless))
     read = parse_config(__import__("tomllib").loads(to_toml(config)))
     assert isinstance(read.model, GivenModel) and isinstance(read.explore, UserExplore)

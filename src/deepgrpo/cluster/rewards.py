@@ -21,7 +21,7 @@ from deepgrpo.errors import EngineError
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards import build_reward
-from deepgrpo.rewards.base import Reward, Voting
+from deepgrpo.rewards.base import Reward, Voting, truncated_score
 from deepgrpo.rewards.vote import loose_answer
 
 
@@ -100,6 +100,10 @@ class RewardPool:
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """See `rewards.base.Voting`."""
         return self._local.vote(prompt, completion) if isinstance(self._local, Voting) else loose_answer(completion)
+
+    def truncated(self, value: float) -> Score:
+        """See `rewards.base.Composite`."""
+        return truncated_score(self._local, value)
 
     def close(self) -> None:
         """See `rewards.base.Reward.close`."""

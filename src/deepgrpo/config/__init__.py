@@ -41,19 +41,34 @@ from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
-from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
+from deepgrpo.config.reward import (
+    OVERLONG,
+    ExactKeys,
+    ExactReward,
+    MathKeys,
+    MathReward,
+    OverlongConfig,
+    PartConfig,
+    RewardConfig,
+    TaskKeys,
+    TaskReward,
+    UserKeys,
+    UserReward,
+    WeightedReward,
+)
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
-    "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
-    "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
-    "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
-    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
-    "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
-    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
-    "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
+    "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
+    "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
+    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData",
+    "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward", "ModelConfig",
+    "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore",
+    "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig",
+    "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section",
+    "SegmentConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore",
+    "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "load_recipe", "merge",
     "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
 ]  # fmt: skip

@@ -20,15 +20,13 @@ class RootExplore(Explore):
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
 
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
     @property
     def most_branches(self) -> int:
         """Most branches per rollout."""
         return 0
-
-    @property
-    def success_threshold(self) -> float:
-        """A reward above this is a success."""
-        return 0.0
 
 
 class AdaptiveExplore(Explore):
@@ -272,6 +270,7 @@ class SPOTreeExplore(Explore):
             )
         if self.advantage == "parent":
             self._refuse_scale(recipe)
+        self._refuse_parts(recipe)
 
 
 class AttnRLExplore(Explore):

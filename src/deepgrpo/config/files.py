@@ -146,6 +146,8 @@ def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def _writable(value: Any, key: str) -> Any:
+    if isinstance(value, Section):
+        return _dump(value, f"{key}.")
     if value is None:
         raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
     if isinstance(value, dict):

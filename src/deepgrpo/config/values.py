@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from deepgrpo.config.base import tables_of
+from deepgrpo.config.base import entries_of, tables_of
 
 
 def read_value(text: str, kinds: Sequence[Any]) -> Any:
@@ -45,6 +45,12 @@ def key_kinds(key: Sequence[str], raw: Mapping[str, Any], root: type[BaseModel])
     table: Any = raw
     annotations: list[Any] = []
     for part in key:
+        named = [entry for annotation in annotations if (entry := entries_of(annotation)) is not None]
+        if named:  # the part is a free name
+            sections = [section for entry in named for section in tables_of(entry)]
+            annotations = []
+            table = table.get(part) if isinstance(table, Mapping) else None
+            continue
         kind = table.get("type") if isinstance(table, Mapping) else None
         chosen = [s for s in sections if "type" in s.model_fields and s.model_fields["type"].default == kind] or sections
         fields = [(f"{info.alias or name}", info) for section in chosen for name, info in section.model_fields.items()]

@@ -72,7 +72,7 @@ class Signal:
     closing: str = ""
     """For belief: text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}"."""
     most_reward: float = math.inf
-    """Only nodes with at most this reward are measured."""
+    """Only nodes whose outcome (`Node.outcome`) is at most this are measured."""
 
 
 Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray], int]]

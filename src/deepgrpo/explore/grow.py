@@ -163,7 +163,7 @@ def _measure(trees: list[Tree], new: Sequence[tuple[int, int]], strategy: Strate
     """Add the strategy's signals to new nodes, given as (tree, node); return the tokens forwarded."""
     forwarded = 0
     for signal in sorted(strategy.signals, key=lambda signal: signal.name):
-        wanted = [(index, node) for index, node in new if trees[index].nodes[node].reward <= signal.most_reward]
+        wanted = [(index, node) for index, node in new if trees[index].nodes[node].outcome <= signal.most_reward]
         values, cost = signals(signal, [(trees[index], node) for index, node in wanted])
         forwarded += cost
         for (index, node), value in zip(wanted, values, strict=True):

@@ -114,5 +114,5 @@ def _reason(tree: Tree, success_threshold: float) -> Reason:
     """
     whole = [node for node in tree.nodes if node.finish != "segment"]
     responses = [node for node in whole if node.stream == "main"] or whole
-    successes = [node.reward > success_threshold for node in responses]
+    successes = [node.outcome > success_threshold for node in responses]
     return "solved" if all(successes) else "other" if any(successes) else "failed"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deepgrpo.config import CheckpointConfig, Config, EvalConfig, RewardConfig, TaskReward
+from deepgrpo.config import CheckpointConfig, Config, EvalConfig, RewardConfig
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
@@ -276,7 +276,7 @@ def held_out(
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training
-    shared = config.reward is None and not isinstance(chosen, TaskReward)
+    shared = config.reward is None and not chosen.uses_task
     reward = None if shared else build_reward(chosen, build_task(config.data))
     return source.head(config.limit), reward, source
 

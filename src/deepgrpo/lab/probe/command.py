@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepgrpo.config import TaskReward
 from deepgrpo.engines import build_engine
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import DataError
@@ -105,7 +104,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
     if sampler.remark:
         say(out, sampler.remark)
     overlong = setting.reward.overlong
-    reward = build_reward(setting.reward, build_task(data) if isinstance(setting.reward, TaskReward) else None)
+    reward = build_reward(setting.reward, build_task(data) if setting.reward.uses_task else None)
     try:
         with _progress(out, options.rollouts) as advance:
             return sample_probe(

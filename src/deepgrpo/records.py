@@ -110,7 +110,8 @@ class Score:
     checked: bool = True
     """False if the reward did not see the response because it was truncated."""
     problem: str | None = None
-    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; else None."""
+    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; of a judge also "no answer",
+    "refused" or "unreadable"; else None."""
     outcome: float | None = None
     """The number that says success, if it is not `value`: the value of the part `reward.success`."""
     parts: Mapping[str, PartScore] = field(default_factory=dict, hash=False)

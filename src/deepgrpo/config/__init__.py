@@ -37,6 +37,7 @@ from deepgrpo.config.explore import (
     UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
+from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
@@ -64,7 +65,7 @@ __all__ = [
     "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
     "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
     "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData",
-    "JsonlData", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward", "ModelConfig",
+    "JsonlData", "JudgeKeys", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward", "ModelConfig",
     "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore",
     "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig",
     "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.judge import JudgeKeys
 
 _Tag = Annotated[str, Field(min_length=1)]
 
@@ -43,6 +44,10 @@ class _Whole(Section):
     def uses_task(self) -> bool:
         """True if the data's own verifier scores."""
         return False
+
+    def share(self, workers: int) -> Any:
+        """This section for one of several reward workers, with its part of the limits that they share."""
+        return self
 
     def check(self, recipe: Any) -> None:
         longest = recipe.sampling.max_new_tokens
@@ -151,6 +156,14 @@ class UserReward(UserKeys, _Whole):
     __doc__ = UserKeys.__doc__
 
 
+class JudgeReward(JudgeKeys, _Answer, _Whole):
+    __doc__ = JudgeKeys.__doc__
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        self.share(workers_of(recipe))
+
+
 class MathPart(MathKeys, _Part):
     __doc__ = MathKeys.__doc__
 
@@ -167,7 +180,11 @@ class UserPart(UserKeys, _Part):
     __doc__ = UserKeys.__doc__
 
 
-PartConfig = Annotated[MathPart | ExactPart | TaskPart | UserPart, Field(discriminator="type")]
+class JudgePart(JudgeKeys, _Answer, _Part):
+    __doc__ = JudgeKeys.__doc__
+
+
+PartConfig = Annotated[MathPart | ExactPart | TaskPart | UserPart | JudgePart, Field(discriminator="type")]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = re.compile(rf"{SUM}|{OVERLONG}|problems|problem_.*|.*_problems|judge_.*")
@@ -186,6 +203,10 @@ class WeightedReward(_Whole):
     @property
     def uses_task(self) -> bool:
         return any(isinstance(part, TaskPart) for part in self.parts.values())
+
+    def share(self, workers: int) -> Any:
+        parts = {name: part.share(workers) if isinstance(part, JudgePart) else part for name, part in self.parts.items()}
+        return self.model_copy(update={"parts": parts})
 
     @property
     def success_part(self) -> str | None:
@@ -226,9 +247,15 @@ class WeightedReward(_Whole):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
+        self.share(workers_of(recipe))
         for name, part in self.parts.items():
             if isinstance(part, TaskPart):
                 require_verifier(recipe, f"reward.parts.{name}.type")
+
+
+def workers_of(recipe: Any) -> int:
+    """Processes that score, each with a reward of its own."""
+    return max(1, recipe.cluster.reward_workers) if recipe.cluster is not None else 1
 
 
 def require_verifier(recipe: Any, key: str) -> None:
@@ -250,6 +277,6 @@ def _parts_need_no_type(raw: Any) -> Any:
 
 
 RewardConfig = Annotated[
-    Annotated[MathReward | ExactReward | TaskReward | UserReward | WeightedReward, Field(discriminator="type")],
+    Annotated[MathReward | ExactReward | TaskReward | UserReward | JudgeReward | WeightedReward, Field(discriminator="type")],
     BeforeValidator(_parts_need_no_type),
 ]

@@ -70,4 +70,5 @@ def centre_parts(parts: Mapping[str, Sequence[float]], weights: Mapping[str, flo
 
     Raises ValueError: fewer than two siblings.
     """
-    return np.sum([weights[name] * centre(values, "std") for name, values in parts.items()], axis=0)
+    advantages: np.ndarray = np.sum([weights[name] * centre(values, "std") for name, values in parts.items()], axis=0)
+    return advantages

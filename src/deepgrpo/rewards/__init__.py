@@ -1,4 +1,4 @@
-"""Rewards: scores for responses, by comparison with a reference, by the task's verifier or by a user's function."""
+"""Rewards: scores for responses, by comparison with a reference, by the task's verifier, by a user's function or by a judge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _REWARDS = {
     "exact": "exact:ExactMatchReward",
     "task": "task:TaskVerifierReward",
     "user": "user:UserFunctionReward",
+    "judge": "judge:JudgeReward",
     "weighted": "parts:WeightedReward",
 }
 """`reward.type` → module and class in this package; the class has `build(config, task)`.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -61,6 +62,14 @@ class Voting(Protocol):
 
 
 @runtime_checkable
+class Measured(Protocol):
+    """Reward with metrics of its own."""
+
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics since they were last taken."""
+
+
+@runtime_checkable
 class Composite(Protocol):
     """Reward whose scores have parts, also those of truncated responses."""
 
@@ -105,6 +114,14 @@ def judge(
         _penalised(score, penalty(prompt, len(ids)))
         for score, prompt, ids in zip(scores, prompts, completion_ids, strict=True)
     ]
+
+
+def metrics_of(rewards: Iterable[Reward]) -> dict[str, float]:
+    """Metrics of rewards since they were last taken, added up."""
+    found: Counter[str] = Counter()
+    for reward in rewards:
+        found.update(reward.take_metrics() if isinstance(reward, Measured) else {})
+    return dict(found)
 
 
 def truncated_score(reward: Reward, value: float) -> Score:

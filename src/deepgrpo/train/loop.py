@@ -20,6 +20,7 @@ from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.foreign import unchanged_process
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
+from deepgrpo.rewards.base import metrics_of
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.lock import hold
@@ -152,6 +153,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **update.metrics,
         **fit,
         **run.parts.metrics(),
+        **metrics_of({id(each): each for each in (run.parts.reward, run.eval_reward)}.values()),
     }
     if run.overlong:
         metrics |= run.overlong.metrics(trees)

@@ -37,6 +37,10 @@ class EvalConfig(Section):
             )
         if self.every is not None and self.data is None:
             raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        if self.data is not None and self.data.sampling != "uniform":
+            raise ValueError(
+                f'eval.data.sampling is "{self.data.sampling}", but an evaluation asks every question once; remove it there'
+            )
         if self.reward is not None and self.reward.overlong is not None:
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
@@ -84,6 +88,8 @@ class RunConfig(Section):
     """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Training steps (batches of prompts); 0: only the warm start and the first evaluation."""
+    epochs: PositiveInt | None = None
+    """Stop before a step once this many passes over the prompts are done. Without `steps`, they set the number of steps."""
     max_sampled_tokens: PositiveInt | None = None
     """Stop before a step once this many tokens have been sampled in total."""
     prompts_per_step: PositiveInt = 64

@@ -91,7 +91,7 @@ def evaluate(
         reward: scores the completions.
         prompts: at least one, tokenized.
         tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
-        sampling: temperature, top_p and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
+        sampling: distribution and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
             too, and is reduced so that prompt and response fit into `max_total_tokens`.
         samples: sampled completions per prompt; 0: greedy only.
         k: report pass@k and maj@k for these; each in 1..samples.
@@ -136,7 +136,7 @@ def evaluate(
     if samples:
         keys = [tuple(rng.key(seed, "eval", p.id, i) for i in range(samples)) for p in prompts]
         requests = [SampleRequest(p.tokens, ks, _room(p, sampling)) for p, ks in zip(prompts, keys, strict=True)]
-        params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, stop=sampling.stop)
+        params = SamplingParams.of(sampling)
         sampled = judged(prompts, requests, params)
         drawn, stats = sampled.groups, stats + sampled.stats
         flat = [each for group in drawn for each in group]

@@ -104,6 +104,12 @@ class PromptSource:
         rows = self._rows
         return self._prompts([rows(i) for i in range(num_prompts)] if callable(rows) else rows[:num_prompts])
 
+    def at(self, indices: Sequence[int]) -> tuple[Prompt, ...]:
+        """Prompts by their numbers in data order; of a finite source."""
+        rows = self._rows
+        assert not callable(rows)
+        return self._prompts([rows[i] for i in indices])
+
     def _order(self, epoch: int) -> list[int]:
         count = len(self)
         if not self._shuffle:

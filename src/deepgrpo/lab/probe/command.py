@@ -119,7 +119,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
                     penalty=None if overlong is None else OverlongPenalty(overlong, limits.max_new_tokens, total),
                 ),
                 decode=lambda tokens: policy.tokenizer.decode(tokens, skip_special_tokens=True),
-                params=SamplingParams(setting.sampling.temperature, setting.sampling.top_p, stop=setting.sampling.stop),
+                params=SamplingParams.of(setting.sampling),
                 limits=limits, wanted=options.rollouts, most_tokens=cap, seed=options.seed, max_rows=engine.max_rows,
                 truncated_counts=setting.reward.truncated_value is None, progress=advance,
             )  # fmt: skip

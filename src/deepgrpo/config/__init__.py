@@ -14,31 +14,31 @@ from deepgrpo.config.data import (
     GeneratedData,
     HubData,
     JsonlData,
+    MixData,
     ParquetData,
     ReasoningGymData,
     Recovery,
     SearchData,
+    SourceConfig,
     SyntheticData,
     TemplateConfig,
+    template_of,
+    with_template,
 )
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
-    AttnRLExplore,
-    BeliefExplore,
     DeepExplore,
     ExploreConfig,
-    FR3EExplore,
     OracleExplore,
     RandomExplore,
     RootExplore,
-    SPOTreeExplore,
-    TreeRLExplore,
     UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
+from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
@@ -57,6 +57,7 @@ from deepgrpo.config.reward import (
     UserReward,
     WeightedReward,
 )
+from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
@@ -64,12 +65,13 @@ from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, Segment
 __all__ = [
     "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
     "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
-    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData",
-    "JsonlData", "JudgeKeys", "LearnerConfig", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward", "ModelConfig",
-    "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore",
-    "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig",
-    "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section",
-    "SegmentConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore",
-    "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "load_recipe", "merge",
-    "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
+    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData",
+    "JudgeKeys", "LearnerConfig", "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward",
+    "MixData", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig",
+    "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
+    "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
+    "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
+    "TemplateConfig", "TreeRLExplore", "UserExplore", "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig",
+    "WeightedReward", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "tables_of",
+    "template_of", "to_toml", "with_template",
 ]  # fmt: skip

@@ -58,11 +58,15 @@ class Section(BaseModel):
 
 
 def entries_of(annotation: Any) -> Any:
-    """The annotation of the tables inside a table with free names, such as dict[str, A | B]; None for any other."""
+    """The annotation of the tables inside a table with free names or a list, such as dict[str, A | B] or tuple[A, ...]; None
+    for any other.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return entries_of(arguments[0])
-    return arguments[1] if origin is dict and tables_of(arguments[1]) else None
+    if origin is dict and tables_of(arguments[1]):
+        return arguments[1]
+    return arguments[0] if origin is tuple and tables_of(arguments[0]) else None
 
 
 def tables_of(annotation: Any) -> list[type[BaseModel]]:

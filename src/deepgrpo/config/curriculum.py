@@ -29,6 +29,27 @@ class CurriculumConfig(Section):
     """Prompts remembered at most; the one that was not drawn for the longest time is forgotten."""
 
 
+def sampling_of(data: Any) -> Sampling:
+    """`data.sampling`; a mix draws its sources by weight, and their prompts in turn."""
+    found: Sampling = getattr(data, "sampling", "uniform")
+    return found
+
+
+def check_mix(data: Any, recipe: Any) -> None:
+    """Refuse a curriculum of a mix's source, and passes over a mix. Raises ValueError."""
+    for each in data.sources:
+        if each.data.sampling != "uniform":
+            raise ValueError(
+                f'data.sources has the source {each.label!r} with sampling = "{each.data.sampling}", but a curriculum draws '
+                "from one data set; remove the key, or train on that source alone"
+            )
+    if recipe.run.epochs is not None:
+        raise ValueError(
+            f'run.epochs is {recipe.run.epochs}, but data.type = "mix" has no passes: its sources end at different times; end '
+            "the run by run.steps"
+        )
+
+
 def check_curriculum(data: Any, recipe: Any) -> None:
     """Check `data.sampling` against the other sections. Raises ValueError.
 
@@ -43,9 +64,9 @@ def check_curriculum(data: Any, recipe: Any) -> None:
             f'{key}, but data.type = "{data.type}" without data.size has endless questions, none of which comes twice; set '
             'data.size, or data.sampling = "uniform"'
         )
-    if data.sampling != "uniform" and getattr(data, "stream", False):
+    if data.sampling != "uniform" and getattr(data, "streaming", False):
         raise ValueError(
-            f"{key}, but data.stream reads the rows in the order of their files; set data.stream = false, or "
+            f"{key}, but data.streaming reads rows when their turn comes, and remembers none; set data.streaming = false, or "
             'data.sampling = "uniform"'
         )
     if data.sampling == "uniform" and data.curriculum != CurriculumConfig():

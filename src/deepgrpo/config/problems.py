@@ -68,7 +68,7 @@ def _strip_tags(location: Sequence[str], root: type[BaseModel]) -> list[str]:
     names: list[str] = []
     model: Any = root
     for part in location:
-        if (entry := entries_of(model)) is not None:  # the part is a free name
+        if (entry := entries_of(model)) is not None:  # the part is a free name, or a number in a list
             names.append(part)
             model = entry
             continue

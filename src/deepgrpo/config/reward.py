@@ -125,9 +125,9 @@ class UserKeys(Section):
     type: Literal["user"] = "user"
     function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
-    format: Literal["text", "messages"] = "text"
+    format: Literal["auto", "text", "messages"] = "auto"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards
-    expect."""
+    expect. auto: messages where the data have prompts as messages, else text."""
     timeout_s: PositiveFloat = 300.0
     """Seconds per call (all completions of a round); a longer call ends the run with an error."""
 
@@ -264,7 +264,9 @@ def require_verifier(recipe: Any, key: str) -> None:
     Args:
         key: the key that wants one.
     """
-    if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
+    mixed = recipe.data.type == "mix"
+    kinds = {each.data.type for each in recipe.data.sources} if mixed else {recipe.data.type}
+    if not kinds <= ({"reasoning_gym"} if mixed else {"synthetic", "search", "reasoning_gym"}):
         raise ValueError(
             f'{key} is "task", but data.type is "{recipe.data.type}" brings no verifier; '
             f'choose {key} = "math", "exact" or "user"'

@@ -19,7 +19,7 @@ import numpy as np
 
 from deepgrpo import rng
 from deepgrpo.config.curriculum import CurriculumConfig, Sampling
-from deepgrpo.prompts.source import Cursor
+from deepgrpo.prompts.base import Cursor
 from deepgrpo.records import Prompt, Tree
 
 Memory = Mapping[str, Any]

@@ -202,7 +202,7 @@ class JudgeClient:
         """Seconds before the next try; None if the server asks for more than we wait."""
         if failure.pause is not None:
             return failure.pause if failure.pause <= self._config.max_wait_s else None
-        longest = min(self._config.max_wait_s, self._config.backoff_s * 2**attempt)
+        longest: float = min(self._config.max_wait_s, self._config.backoff_s * 2**attempt)
         # spreads the tries of a round; no result depends on it
         return longest * (1.0 - random.random() / 2)
 

@@ -16,14 +16,27 @@ POLICY_LOSSES = ("ppo", "cispo")
 class CreditConfig(Section):
     """From rewards to advantages."""
 
-    scale: Literal["none", "std", "mean"] = "none"
+    scale: Literal["none", "std", "mean", "part_std"] = "none"
     """none: reward minus the group's mean. std: also divided by the group's standard deviation plus 1e-4 (GRPO). mean: also
-    divided by the group's mean, for rewards of at least 0 (MaxRL)."""
+    divided by the group's mean, for rewards of at least 0 (MaxRL). part_std: each of [reward.parts] minus its mean and divided
+    by its standard deviation within the group, then added by weight (GDPO)."""
     whiten: bool = False
     """Whiten advantages over the tokens of each stream."""
 
     def check(self, recipe: Any) -> None:
+        if self.scale == "part_std" and recipe.reward.type != "weighted":
+            raise ValueError(
+                f'credit.scale is "part_std", but reward.type is "{recipe.reward.type}", which has no parts; add tables '
+                '[reward.parts.NAME], or set credit.scale = "std"'
+            )
         below = recipe.reward.truncated_value or 0.0
+        if self.scale == "mean" and recipe.reward.type == "weighted":
+            for name, part in recipe.reward.parts.items():
+                if part.weight < 0:
+                    raise ValueError(
+                        f'credit.scale is "mean", but reward.parts.{name}.weight is {part.weight:g}, so rewards, and the mean '
+                        'they are divided by, may be negative; set credit.scale = "none" or "std"'
+                    )
         if self.scale == "mean" and (recipe.reward.overlong is not None or below < 0):
             raise ValueError(
                 'credit.scale is "mean", but '

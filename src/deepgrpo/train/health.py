@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, template_of
+from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, WeightedReward, template_of
 from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
@@ -103,7 +103,7 @@ class HealthMonitor:
             lambda_=loss.lambda_,
             answer_place=place,
             template=f'data.template.preset = "{template_of(config.data).preset}"',
-            user_reward=isinstance(reward, UserReward),
+            user_reward=isinstance(reward, UserReward | WeightedReward),
             loose=bound("raise", config.loss),
             tight=bound("lower", config.loss),
             mismatch_cause=mismatch_cause(config),

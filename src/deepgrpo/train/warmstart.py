@@ -136,7 +136,7 @@ def sampled_accuracy(run: Run) -> float:
         run.eval_reward, 0.0, prompts, [run.decode(each.tokens) for each in done], [each.tokens for each in done],
         [each.finish for each in done],
     )  # fmt: skip
-    return sum(score.value for score in scores) / len(scores)
+    return sum(score.judged for score in scores) / len(scores)
 
 
 # ---------------------------------------------------------------- imitation

@@ -51,7 +51,7 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
     sampled_otherwise = sorted({str(run.arm) for run in plan.runs if _distribution(run) != _distribution(plan.runs[0])})
     if sampled_otherwise:
         said.append(
-            f"{', '.join(sampled_otherwise)}: trained, and watched, at another temperature or top_p than "
+            f"{', '.join(sampled_otherwise)}: trained, and watched, from another distribution (temperature, top_p, ...) than "
             f"{plan.runs[0].arm}; the untouched questions are sampled alike for all."
         )
     scheduled = sorted({str(run.arm) for run in plan.runs if run.config.optim.schedule != "constant"})
@@ -63,5 +63,6 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
     return said
 
 
-def _distribution(run: PlannedRun) -> tuple[float, float]:
-    return run.config.sampling.temperature, run.config.sampling.top_p
+def _distribution(run: PlannedRun) -> tuple[float | None, ...]:
+    sampling = run.config.sampling
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.repetition_penalty

@@ -31,6 +31,7 @@ from deepgrpo.explore.contract import (
 from deepgrpo.explore.toy import Letters, ToyTask
 from deepgrpo.runs.trees import load_trees, save_trees
 
+EXPLORE: TypeAdapter[Any] = TypeAdapter(ExploreConfig)
 SEGMENTS = {"type": "tokens", "size": 3}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -85,7 +86,7 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _builder(config: dict[str, Any], scale: Scale = "none") -> Callable[[], Strategy]:
-    section = TypeAdapter(ExploreConfig).validate_python(config)
+    section = EXPLORE.validate_python(config)
     return lambda: build_strategy(section, Context(scale, Letters(), ToyTask()))
 
 

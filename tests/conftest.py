@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from commands import Starter
+from hypotheses import register_profiles
 from leftovers import restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
@@ -24,6 +25,7 @@ from deepgrpo.records import Tree
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
 
 _home = pytest.StashKey[Path]()
+register_profiles()
 
 
 @pytest.hookimpl(tryfirst=True)

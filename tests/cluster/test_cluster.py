@@ -18,6 +18,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray_workers import KILL, SETUP, RayWorkers  # noqa: E402
 
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
@@ -30,7 +31,6 @@ from deepgrpo.config import Config, load_recipe, parse_config, to_toml  # noqa: 
 from deepgrpo.errors import ConfigError  # noqa: E402
 from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
-from ray_workers import KILL, SETUP, RayWorkers  # noqa: E402
 
 # eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step
 RECIPE: dict[str, Any] = {

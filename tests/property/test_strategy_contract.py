@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -98,7 +99,7 @@ worlds = given(
         st.sampled_from(["any", "any", "one", "endless"]),
     )
 )  # fmt: skip
-few = settings(max_examples=20, deadline=None)
+few = examples(8)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.required], ids=lambda rule: rule.check.__name__)

@@ -6,7 +6,8 @@ import itertools
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deepgrpo.lab.compare.curves import TailMean, area, first_crossing, tail_mean
@@ -30,7 +31,7 @@ def test_three_seeds_against_all_27_resamples(values: list[int], level: tuple[fl
     assert (found.low, found.high) == pytest.approx(tuple(map(float, written_out(values, level[1]))), abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.lists(whole_numbers, min_size=4, max_size=4))
 def test_four_seeds_against_all_256_resamples(values: list[int]) -> None:
     found = bootstrap_interval(values)

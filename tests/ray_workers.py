@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -59,12 +61,14 @@ def ask(address: str, arguments: list[str]) -> int:
         return int(answers.readline() or 1)
 
 
-def start_forks_too() -> None:
-    """A Ray that this process starts has its workers forked."""
+def fork_workers(patch: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Have a Ray that this process starts fork its workers, while there is the waiting process."""
     from ray._private.parameter import RayParams
 
     original = RayParams.update_if_absent
-    RayParams.update_if_absent = lambda self, **given: original(self, **{**given, "setup_worker_path": SETUP})
+    patch(
+        RayParams, "update_if_absent", lambda self, **given: original(self, **{**given, "setup_worker_path": SETUP})
+    )  # fmt: skip
 
 
 def kill_before_rename(name: str) -> None:
@@ -86,7 +90,7 @@ def serve(address: str) -> None:
         if environ.pop(WORKER, None):
             main_of(MODULE, arguments, environ, out, err)
         os.environ.update(environ)  # Ray reads its settings when it is imported
-        start_forks_too()
+        fork_workers()
         if KILL in environ:
             kill_before_rename(environ[KILL])
         main_of(module, arguments, environ, out, err)

@@ -175,7 +175,7 @@ class TestOrder:
         source = self.source(tmp_path, shuffle=False)
         prompts, cursor = source.take(Cursor(0, 8), 14)
         assert self.ids(prompts) == list("89012345678901")
-        assert cursor == Cursor(2, 2)
+        assert cursor == Cursor(2, 2) and source.metrics(cursor) == {"data/epochs": 2.2}
 
     def test_a_cursor_survives_json(self, tmp_path):
         cursor = Cursor(3, 4)
@@ -193,7 +193,7 @@ class TestSynthetic:
         prompts, cursor = source.take(Cursor(0, 3), 2)
         assert [p.question for p in prompts] == [synthetic.make(i, data).question for i in (3, 4)]
         assert prompts[0].text == prompts[0].question  # chat is on by default, but this tokenizer has no template
-        assert (cursor, source.size, bool(source)) == (Cursor(0, 5), None, True)
+        assert (cursor, source.size, source.metrics(cursor), bool(source)) == (Cursor(0, 5), None, {}, True)
         assert source.head(1)[0].question == synthetic.make(0, data).question
         with pytest.raises(TypeError, match="no length"):
             len(source)

@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 from commands import Starter
+from hypotheses import register_profiles
 from leftovers import restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
@@ -32,6 +33,7 @@ hypothesis.settings.register_profile("search", deadline=None, suppress_health_ch
 hypothesis.settings.load_profile("tests")
 
 _home = pytest.StashKey[Path]()
+register_profiles()
 
 
 @pytest.hookimpl(tryfirst=True)

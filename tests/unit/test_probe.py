@@ -200,28 +200,29 @@ def learners_gradient(policy: Policy, config: Config, start: Any, trees: Sequenc
     return caught[0]
 
 
-def probes_gradient(policy: Policy, config: Config, start: Any, projection: Any, few: int = 0) -> np.ndarray:
+def probes_gradient(policy: Policy, config: Config, start: Any, projection: Any) -> np.ndarray:
     meter = GradientMeter(policy, start, projection)
     found = meter.measure(
-        TREES, [sibling_credit(tree) for tree in TREES], config, build_objective(config, exact_sampler=True), few
+        TREES, [sibling_credit(tree) for tree in TREES], config, build_objective(config, exact_sampler=True)
     )
     result = ArmResult(Arm("any", config), gradients=found, tokens=[1] * len(found))
     return result.as_gradients().step()
 
 
 @pytest.mark.parametrize(
-    ("loss", "credit", "few"),
+    ("loss", "credit"),
     [
-        pytest.param({"beta": 0.0}, {}, 0, id="token"),
-        pytest.param({"beta": 0.0, "reduction": "sequence", "lambda": 0.5}, {}, 0, id="sequence"),
-        pytest.param({"beta": 0.0, "reduction": "constant"}, {"whiten": True}, 0, id="constant-whitened"),
-        pytest.param({"beta": 0.0, "streams": "merged", "lambda": 2.0}, {}, 0, id="merged"),
-        pytest.param({"beta": 0.3, "lambda_scales_kl": True, "lambda": 0.5}, {}, 0, id="kl"),
-        pytest.param({"beta": 0.0, "drop_zero_advantage": False, "min_branch_sequences": 20}, {}, 20, id="few branches"),
-        pytest.param({"beta": 0.0, "lambda": 0.0}, {}, 0, id="lambda 0"),
+        pytest.param({"beta": 0.0}, {}, id="token"),
+        pytest.param({"beta": 0.0, "reduction": "sequence", "lambda": 0.5}, {}, id="sequence"),
+        pytest.param({"beta": 0.0, "reduction": "constant"}, {"whiten": True}, id="constant-whitened"),
+        pytest.param({"beta": 0.0, "streams": "merged", "lambda": 2.0}, {}, id="merged"),
+        pytest.param({"beta": 0.3, "lambda_scales_kl": True, "lambda": 0.5}, {}, id="kl"),
+        pytest.param({"beta": 0.0, "drop_zero_advantage": False, "min_branch_sequences": 20}, {}, id="too few branches"),
+        pytest.param({"beta": 0.2, "full_branch_sequences": 10}, {}, id="few branches"),
+        pytest.param({"beta": 0.0, "lambda": 0.0}, {}, id="lambda 0"),
     ],
 )
-def test_the_gradient_is_the_learners(policy: Policy, recipe: Any, loss: Any, credit: Any, few: int) -> None:
+def test_the_gradient_is_the_learners(policy: Policy, recipe: Any, loss: Any, credit: Any) -> None:
     config = recipe(optim={"lr": 1e-3, "max_grad_norm": "none"}, loss=loss, credit=credit, learner={"tokens_per_pack": 24})
     policy.try_tree_packing()
     start = StartModel.of(policy) if config.loss.beta else None
@@ -230,7 +231,7 @@ def test_the_gradient_is_the_learners(policy: Policy, recipe: Any, loss: Any, cr
             for parameter in start.policy.model.parameters():
                 parameter += 0.05 * torch.sin(torch.arange(parameter.numel()).float()).view_as(parameter)
     expected = learners_gradient(policy, config, start)
-    found = probes_gradient(policy, config, start, Whole(), few)
+    found = probes_gradient(policy, config, start, Whole())
     assert np.linalg.norm(expected) > 1e-3
     assert np.linalg.norm(found - expected) < 3e-6 * np.linalg.norm(expected)
     sketch = Sketch(512, 1)
@@ -240,7 +241,7 @@ def test_the_gradient_is_the_learners(policy: Policy, recipe: Any, loss: Any, cr
         part = expected[offset : offset + parameter.numel()]
         projected = projected + sketch.project(name, torch.from_numpy(part).view_as(parameter))
         offset += parameter.numel()
-    found = probes_gradient(policy, config, start, sketch, few)
+    found = probes_gradient(policy, config, start, sketch)
     assert np.linalg.norm(found - projected) < 3e-6 * np.linalg.norm(projected)
     assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(expected), rel=5 * (2 / 512) ** 0.5)
 
@@ -249,16 +250,16 @@ def test_gradients_are_freed_and_shared_ones_computed_once(policy: Policy, recip
     config = recipe(loss={"beta": 0.0})
     meter, objective = GradientMeter(policy, None, Whole()), build_objective(config, exact_sampler=True)
     credits = [sibling_credit(tree) for tree in TREES]
-    meter.measure(TREES, credits, config, objective, 0)
+    meter.measure(TREES, credits, config, objective)
     paid = meter.tokens
     assert paid > 0 and all(parameter.grad is None for parameter in policy.trainable().values())
     again = recipe(loss={"beta": 0.0, "lambda": 0.5})
-    found = meter.measure(TREES, credits, again, build_objective(again, exact_sampler=True), 0)
+    found = meter.measure(TREES, credits, again, build_objective(again, exact_sampler=True))
     branches = sum(len(tree.path(i)) for tree in TREES for i, _ in tree.stream("branch"))
     assert 0 < meter.tokens - paid <= branches + 1  # the main stream is the same, the branch stream has another weight
     assert sum(each.tokens for each in found) == paid
     meter.clear()
-    meter.measure(TREES, credits, config, objective, 0)
+    meter.measure(TREES, credits, config, objective)
     assert meter.tokens >= 2 * paid
 
 
@@ -268,7 +269,7 @@ def test_a_loss_that_is_not_finite_names_the_prompt(policy: Policy, recipe: Any)
         next(iter(policy.trainable().values())).fill_(float("nan"))
     meter = GradientMeter(policy, None, Whole())
     with pytest.raises(TrainingError, match=r"the loss of a response to prompt 'p' is nan"):
-        meter.measure(TREES[:1], [sibling_credit(TREES[0])], config, build_objective(config, exact_sampler=True), 0)
+        meter.measure(TREES[:1], [sibling_credit(TREES[0])], config, build_objective(config, exact_sampler=True))
 
 
 def test_hooks_are_gone_afterwards(policy: Policy) -> None:

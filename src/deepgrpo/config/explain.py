@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deepgrpo.config.base import tables_of
+from deepgrpo.config.base import entries_of, tables_of
 from deepgrpo.config.recipe import Config
 from deepgrpo.errors import ConfigError
 
 Block = tuple[str, type[BaseModel], bool]
 """A section's name, the model of its keys, and True if the whole table is optional."""
 
-_REPEATED = ("eval.data", "eval.reward")
+_REPEATED = ("eval.data", "eval.reward", "data.sources.data")
 """Tables with the same keys as [data] and [reward], not repeated."""
 
 
@@ -47,7 +47,7 @@ def _blocks(model: type[BaseModel], prefix: str) -> list[Block]:
     """All tables below a model in key order; the kinds of one section are adjacent."""
     blocks: list[Block] = []
     for field, info in model.model_fields.items():
-        name = prefix + (info.alias or field)
+        name = prefix + (info.alias or field) + (".NAME" if entries_of(info.annotation) is not None else "")
         if name in _REPEATED:
             continue
         kinds = tables_of(info.annotation)

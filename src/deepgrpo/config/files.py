@@ -117,9 +117,9 @@ def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
     """After `--explore.type root`, drop keys of the recipe that the new type does not have."""
     table: Any = raw
     for name in section:
-        table = table[name]
+        table = table[int(name)] if isinstance(table, list) else table[name]
     known = fields_at([*section, str(table["type"])], Config)
-    for key in [key for key in table if key not in known]:
+    for key in [key for key in table if known and key not in known]:  # an unknown type is reported later
         del table[key]
 
 
@@ -133,7 +133,12 @@ def to_toml(config: Config) -> str:
 
     Raises ConfigError for a None inside a free table (`data.params`, ...), which TOML cannot write.
     """
-    return tomli_w.dumps(_dump(config))
+    return tomli_w.dumps(to_tables(config))
+
+
+def to_tables(config: Config) -> dict[str, Any]:
+    """The resolved recipe as tables; `parse_config` reads them back to an equal config, without the objects it holds."""
+    return _dump(config)
 
 
 def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
@@ -151,6 +156,8 @@ def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def _writable(value: Any, key: str) -> Any:
+    if isinstance(value, Section):
+        return _dump(value, f"{key}.")
     if value is None:
         raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
     if isinstance(value, dict):
@@ -160,11 +167,34 @@ def _writable(value: Any, key: str) -> Any:
     return value
 
 
-def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
-    *sections, key = dotted.split(".")
+def set_values(raw: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set keys of a recipe, as in {"optim.lr": 1e-5}; a new `type` drops the keys that it does not have.
+
+    Raises ConfigError if a key leads through a value.
+    """
+    for dotted, value in sorted(values.items(), key=lambda item: not item[0].endswith(".type")):
+        *sections, key = dotted.split(".")
+        _table_at(raw, sections, dotted)[key] = value
+        if key == "type" and sections:
+            _keep_known(raw, sections)
+
+
+def _table_at(raw: dict[str, Any], sections: Sequence[str], dotted: str) -> dict[str, Any]:
     table: Any = raw
     for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
+        if isinstance(table, list) and section.isdecimal() and int(section) < len(table):
+            table = table[int(section)]
+        else:
+            table = table.setdefault(section, {}) if isinstance(table, dict) else table
+        if not isinstance(table, dict | list):
             raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
-    table[key] = read_value(value, key_kinds(dotted.split("."), raw, Config))
+    if isinstance(table, list):
+        raise ConfigError(
+            f"--{dotted}: {sections[-1]!r} is a list of tables; write --{'.'.join(sections)}.0.KEY VALUE for the first"
+        )
+    return table  # type: ignore[no-any-return]
+
+
+def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
+    *sections, key = dotted.split(".")
+    _table_at(raw, sections, dotted)[key] = read_value(value, key_kinds(dotted.split("."), raw, Config))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from deepgrpo.config.base import PathText, Section
+from deepgrpo.config.curriculum import sampling_of
 from deepgrpo.config.data import DataConfig
 from deepgrpo.config.reward import RewardConfig
 
@@ -16,7 +17,10 @@ class EvalConfig(Section):
     """Evaluation during training, on held-out questions."""
 
     every: PositiveInt | None = None
-    """Steps between evaluations (and before the first and after the last step); none: no evaluation."""
+    """Steps between evaluations (and before the first and after the last step); none, and no `every_tokens`: no evaluation."""
+    every_tokens: PositiveInt | None = None
+    """Instead: sampled tokens between evaluations. One follows the first step that reaches a multiple (and before the first
+    and after the last step), so runs with steps of different size are evaluated at the same marks."""
     data: DataConfig | None = None
     """The held-out questions."""
     limit: PositiveInt = 256
@@ -35,14 +39,43 @@ class EvalConfig(Section):
                 f"eval.k has {max(self.k)}, but eval.samples is {self.samples}: pass@k needs at least k samples; "
                 "raise eval.samples or drop that k"
             )
-        if self.every is not None and self.data is None:
-            raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        if self.every is not None and self.every_tokens is not None:
+            raise ValueError(
+                f"eval.every is {self.every} and eval.every_tokens is {self.every_tokens}; they are two ways to say when to "
+                'evaluate: set one of them to "none"'
+            )
+        if self.scheduled and self.data is None:
+            key, value = ("every", self.every) if self.every else ("every_tokens", self.every_tokens)
+            raise ValueError(f"eval.{key} is {value}, but eval.data is missing; add a table [eval.data]")
+        if (sampling := sampling_of(self.data)) != "uniform":
+            raise ValueError(
+                f'eval.data.sampling is "{sampling}", but an evaluation asks every question once; remove it there'
+            )
         if self.reward is not None and self.reward.overlong is not None:
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
                 "alone; remove it there"
             )
         return self
+
+    @property
+    def scheduled(self) -> bool:
+        """True if the run evaluates at all."""
+        return self.every is not None or self.every_tokens is not None
+
+    def due(self, step: int, tokens_before: int, tokens: int) -> bool:
+        """True if an evaluation follows this step.
+
+        Args:
+            tokens_before, tokens: sampled tokens of the run before and after the step.
+
+        >>> section = EvalConfig.model_construct(every_tokens=1000)
+        >>> [section.due(step, *tokens) for step, tokens in [(1, (0, 999)), (2, (999, 1000)), (3, (1000, 3500))]]
+        [False, True, True]
+        """
+        if self.every_tokens is not None:
+            return tokens // self.every_tokens > tokens_before // self.every_tokens
+        return self.every is not None and step % self.every == 0
 
 
 class CheckpointConfig(Section):
@@ -71,6 +104,8 @@ class LogConfig(Section):
     """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10
     """Warn after this many steps without a mixed group."""
+    few_branches: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Warn after `dead_steps` steps with full lambda for fewer branch rows than this share of the main rows; 0: never."""
 
 
 class RunConfig(Section):
@@ -80,10 +115,14 @@ class RunConfig(Section):
     """Directory of the run inside `dir`; "sweep/a" is nested."""
     dir: PathText = "runs"
     """Directory that holds the runs."""
+    overwrite: bool = False
+    """Delete a run that the directory already holds, at the start of a new one; a resumed run is never deleted."""
     seed: int = 0
     """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Training steps (batches of prompts); 0: only the warm start and the first evaluation."""
+    epochs: PositiveInt | None = None
+    """Stop before a step once this many passes over the prompts are done. Without `steps`, they set the number of steps."""
     max_sampled_tokens: PositiveInt | None = None
     """Stop before a step once this many tokens have been sampled in total."""
     prompts_per_step: PositiveInt = 64

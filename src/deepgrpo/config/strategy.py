@@ -15,6 +15,9 @@ class Explore(Section):
     implementation: ClassVar[str]
     """module:Class of the strategy, imported only when a recipe uses it."""
 
+    needs_epochs: ClassVar[bool] = False
+    """True if the strategy branches only at prompts that it has seen before."""
+
     type: str
 
     def _refuse_scale(self, recipe: Any) -> None:
@@ -22,6 +25,13 @@ class Explore(Section):
             raise ValueError(
                 f'credit.scale is "{recipe.credit.scale}", but explore.type = "{self.type}" takes differences of values along '
                 'a tree and has no group to scale by; set credit.scale = "none"'
+            )
+
+    def _refuse_parts(self, recipe: Any) -> None:
+        if recipe.credit.scale == "part_std":
+            raise ValueError(
+                f'credit.scale is "part_std", but explore.type = "{self.type}" compares values along a tree and not the '
+                'rewards of siblings, which have parts; set credit.scale = "none" or "std"'
             )
 
     def _refuse_overlap(self, recipe: Any) -> None:

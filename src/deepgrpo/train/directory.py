@@ -23,10 +23,13 @@ _ON_WRITING = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
 """Error numbers that concern an open file, so that the error does not name it."""
 
 
-def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints) -> RunLog:
+def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints, *, show: bool = True) -> RunLog:
     """Open the log in the run directory, write the recipe there, and delete what came after the origin of the run.
 
     On resume, call it after the checkpoint has been restored: then a run that cannot be resumed is left unchanged.
+
+    Args:
+        show: also show the lines on standard output.
 
     Raises ConfigError or CheckpointError if the directory cannot be written.
     """
@@ -36,7 +39,7 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
         _make_folders(run, config)
         log = RunLog(
             run.path, config.log, total_steps=config.run.steps, name=config.run.name,
-            recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step),
+            recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step), show=show,
         )  # fmt: skip
         replace_file(run.config, to_toml(config))
     except OSError as error:
@@ -68,6 +71,9 @@ def cut_back(run: RunDir, origin: Origin, checkpoints: Checkpoints) -> None:
     checkpoints.delete_after(origin.step)
     if origin.kind == "anew":
         delete_tree(run.start)
+        delete_tree(run.tensorboard)
+        for each in (run.report, run.final, run.wandb_id):
+            each.unlink(missing_ok=True)
     truncate_metrics(run.metrics, origin.step)
     for step, path in [*run.tree_files().items(), *run.eval_files().items()]:
         if step > origin.step:
@@ -103,8 +109,8 @@ def unwritable(run: RunDir, error: OSError) -> ConfigError:
 def _make_folders(run: RunDir, config: Config) -> None:
     """Make the folders that the run will write to, and raise OSError now if it cannot."""
     wanted = [run.path, run.checkpoints if run.checkpoints.exists() else run.path]
-    for folder, due in ((run.tree_folder, config.log.trees_every), (run.eval_folder, config.eval.every)):
-        if due is not None:
+    for folder, due in ((run.tree_folder, config.log.trees_every is not None), (run.eval_folder, config.eval.scheduled)):
+        if due:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise NotADirectoryError(20, "Not a directory", str(folder))
             folder.mkdir(exist_ok=True)

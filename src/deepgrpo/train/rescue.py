@@ -44,13 +44,12 @@ def saved_on_failure(run: Run) -> Iterator[None]:
 
 def lacks_evaluation(run: Run, state: TrainState) -> bool:
     """True if a resumed run has no line of metrics for its step: it was saved when the evaluation of that step had failed."""
-    return run.config.eval.every is not None and newest_metrics(run.paths.metrics).get("step", -1) < state.step
+    return run.config.eval.scheduled and newest_metrics(run.paths.metrics).get("step", -1) < state.step
 
 
 def _rescue(run: Run) -> str:
     """Save what was reached; return a sentence on what was saved and how to go on."""
-    go_on = f"deepgrpo train --resume {run.directory}"
-    reached, saved = run.reached, run.checkpoints.steps()
+    go_on, reached, saved = run.go_on, run.reached, run.checkpoints.steps()
     if reached is None:
         return f"no step was taken, and the warm start was not finished; begin again with: {go_on}"
     step = reached.state.step

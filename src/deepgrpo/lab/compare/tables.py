@@ -1,31 +1,36 @@
-"""Tables of a comparison, with the same cells in the terminal and in markdown."""
+"""Tables of a comparison, from the result of `figures.compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-Form = Callable[[float], str]
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonTable:
-    """One table. Example: ComparisonTable("What was spent", ("arm", "steps"), (("grpo", "120"),))."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from deepgrpo.lab.compare.cells import (
+    ComparisonTable,
+    Form,
+    markdown_table,
+    one,
+    percent,
+    short,
+    three,
+    whole,
+    without_empty,
+)
+from deepgrpo.lab.compare.tune_tables import tuning_table
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
     """All tables of a comparison, from the result of `figures.compare`."""
-    arms, baseline = result["arms"], result["baseline"]
+    arms = result["arms"]
     budget, steps = short(result["budget"]), f"{result['optimizer_steps_compared']:.0f}"
     k = [f"pass@{each}" for each in result["final"]["k"]]
+    largest = [f"pass@{max(result['final']['k'])}"] if k else []
+    untouched = [("greedy", "final/greedy"), ("sampled", "final/sampled"), *((each, "final/pass") for each in largest)]
+    late = f"greedy, last {result['experiment']['curve']['last_share']:.0%}"
+    watched = [
+        ("greedy", "watched/greedy"), (late, "watched/late"), ("area over tokens", "watched/area"),
+        (f"greedy, {steps} steps", "steps/greedy"), (f"area over {steps} steps", "steps/area"),
+    ]  # fmt: skip
     target = result["experiment"]["curve"]["target"]
     found = [
         _means(
@@ -35,31 +40,27 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
                 *((each, f"final/{each}", percent) for each in k),
             ],
         ),
-        ComparisonTable(
-            f"Difference to {baseline} in points, paired by seed [95% interval] (seeds above/below)",
-            ("arm", *(label for label, _ in _differences(k, steps))),
-            tuple(
-                (arm, *(_difference(each["differences"].get(metric)) for _, metric in _differences(k, steps)))
-                for arm, each in arms.items() if "differences" in each
-            ),
-        ),
+        _differences("untouched questions", result, untouched),
         _means(
             f"Watched questions: at {budget} sampled tokens, and at {steps} optimizer steps, %", arms,
             [
                 ("start", "start/greedy", percent), ("greedy", "watched/greedy", percent),
-                ("sampled", "watched/sampled", percent), ("area over tokens", "watched/area", percent),
+                ("sampled", "watched/sampled", percent),
+                (late, "watched/late", percent), ("area over tokens", "watched/area", percent),
                 (f"greedy, {steps} steps", "steps/greedy", percent),
                 (f"sampled, {steps} steps", "steps/sampled", percent),
                 (f"area over {steps} steps", "steps/area", percent),
                 (f"tokens for {steps} steps", "steps/sampled_tokens", short),
             ],
         ),
+        _differences("watched questions", result, watched),
         _means(
             "What a run spent", arms,
             [
                 ("sampled tokens", "spent/sampled_tokens", short), ("optimizer steps", "spent/optimizer_steps", whole),
                 ("trained tokens", "spent/trained_tokens", short), ("forwarded tokens", "spent/learner_tokens", short),
-                ("verifier calls", "spent/verifier_calls", short), ("minutes", "spent/minutes", one),
+                ("verifier calls", "spent/verifier_calls", short), ("epochs over the data", "spent/epochs", one),
+                ("minutes", "spent/minutes", one),
             ],
         ),
         _means(
@@ -71,21 +72,13 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
             ],
         ),
     ]  # fmt: skip
+    if result["tuning"] is not None:
+        found.append(tuning_table(result["tuning"]))
     if target is not None:
         rows = tuple((arm, *_to_target(each["tokens_to_target"], budget)) for arm, each in arms.items())
         title = f"Sampled tokens to reach {target:.0%} greedy (watched)"
-        found.insert(3, ComparisonTable(title, ("arm", "median", "runs"), rows))
+        found.insert(4, ComparisonTable(title, ("arm", "median", "runs"), rows))
     return found
-
-
-def as_table(table: ComparisonTable) -> Table:
-    """A table for the terminal."""
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
@@ -98,36 +91,11 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "", *(f"- {note}" for note in result["notes"]),
     ]  # fmt: skip
     for table in comparison_tables(result):
-        lines += ["", f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-        lines.append("|---" + "|--:" * (len(table.columns) - 1) + "|")
-        lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in table.rows]
+        lines += ["", f"## {table.title}", "", *markdown_table(table)]
     return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------- cells
-
-
-def percent(x: float) -> str:
-    return f"{100 * x:.1f}"
-
-
-def one(x: float) -> str:
-    return f"{x:.1f}"
-
-
-def whole(x: float) -> str:
-    return f"{x:,.0f}"
-
-
-def three(x: float) -> str:
-    return f"{x:.3g}"
-
-
-def short(x: float) -> str:
-    """950, 12k, 1.25M."""
-    if x < 1000:
-        return f"{x:.0f}"
-    return f"{x / 1e3:.0f}k" if x < 999_500 else f"{x / 1e6:.2f}M"
 
 
 def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str, Form]]) -> ComparisonTable:
@@ -139,35 +107,25 @@ def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str
             spread = f" ±{form(sd)}" if sd is not None and form is percent and len(each["runs"]) > 1 else ""
             cells.append("–" if mean is None else form(mean) + spread)
         rows.append((arm, str(len(each["runs"])), *cells))
-    return _without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
+    return without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
 
 
-def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
-    largest = sorted(k, key=lambda name: int(name.partition("@")[2]))[-1:]
-    return [
-        ("greedy", "final/greedy"), ("sampled", "final/sampled"), *((name, "final/pass") for name in largest),
-        ("watched", "watched/greedy"), ("area, tokens", "watched/area"), (f"watched, {steps} steps", "steps/greedy"),
-        (f"area, {steps} steps", "steps/area"),
-    ]  # fmt: skip
+def _differences(questions: str, result: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> ComparisonTable:
+    title = f"Difference to {result['baseline']} on {questions}, points, paired by seed [95% interval] (seeds above/below, p)"
+    rows = tuple(
+        (arm, *(_difference(each["differences"].get(metric)) for _, metric in columns))
+        for arm, each in result["arms"].items() if "differences" in each
+    )  # fmt: skip
+    return ComparisonTable(title, ("arm", *(label for label, _ in columns)), rows)
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
     mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']})"
+    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']}, {found['sign_p']:.2g})"
 
 
 def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:
     median = f"> {budget}" if found["median"] is None else short(found["median"])
     return median, f"{found['reached']} of {found['runs']}"
-
-
-def _without_empty(table: ComparisonTable) -> ComparisonTable:
-    """Drop columns without any figure."""
-    kept = [
-        i for i in range(len(table.columns)) if i == 0 or not table.rows or any(row[i] != "–" for row in table.rows)
-    ]
-    return ComparisonTable(
-        table.title, tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows)
-    )

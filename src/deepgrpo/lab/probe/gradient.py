@@ -26,6 +26,7 @@ from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.objective import Objective
+from deepgrpo.train.update_metrics import count_sequences
 
 STREAMS: tuple[Literal["main", "branch"], ...] = ("main", "branch")
 
@@ -59,17 +60,23 @@ class GradientMeter:
     """Gradients that several strategies share, such as those of the same rollouts from the prompt."""
 
     def measure(
-        self, trees: Sequence[Tree], credits: Sequence[Credit], config: Config, objective: Objective, few: int
+        self, trees: Sequence[Tree], credits: Sequence[Credit], config: Config, objective: Objective, share: float = 1.0
     ) -> list[PromptGradient]:
         """Gradients of the prompts of one batch.
 
         Args:
-            few: branches are dropped if the batch has fewer (`loss.min_branch_sequences`, for a batch of this size).
+            share: size of the batch as a part of a training step; counts of branches that the loss asks for are of a step.
 
         Raises TrainingError if a loss is not finite.
         """
+        few = math.ceil(config.loss.min_branch_sequences * share)
         selection = select(credits, drop_zero_advantage=config.loss.drop_zero_advantage, min_branch_sequences=few)
         chosen = whiten(selection.credits) if config.credit.whiten else selection.credits
+        if full := config.loss.full_branch_sequences:
+            # lambda depends on the whole step
+            part = min(1.0, count_sequences(chosen, "branch") / (share * full))
+            scaled = config.loss.model_copy(update={"lambda_": config.loss.lambda_ * part, "full_branch_sequences": 0})
+            objective = replace(objective, config=scaled)
         return [self._of_prompt(tree, credit, config, objective) for tree, credit in zip(trees, chosen, strict=True)]
 
     def clear(self) -> None:

@@ -86,7 +86,7 @@ class ArmResult:
 
     arm: Arm
     gradients: list[PromptGradient] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
     """Sampled tokens of each prompt, as training would pay them."""
     branch_tokens: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
@@ -106,16 +106,18 @@ class ArmResult:
     """Its state is that of the run."""
 
     def add(
-        self, trees: Sequence[Tree], credits: Sequence[Credit], gradients: Sequence[PromptGradient], threshold: float
-    ) -> None:
+        self, trees: Sequence[Tree], credits: Sequence[Credit], gradients: Sequence[PromptGradient], threshold: float,
+        asked: float = 0.0,
+    ) -> None:  # fmt: skip
         """Add a batch.
 
         Args:
-            threshold: rewards above it are successes.
+            threshold: outcomes above it are successes.
+            asked: tokens per prompt that were sampled for nothing but the choice of pivots.
         """
         self.gradients += gradients
         for tree, credit in zip(trees, credits, strict=True):
-            self.tokens.append(sum(len(node.tokens) for node in tree.nodes))
+            self.tokens.append(sum(len(node.tokens) for node in tree.nodes if node.sampled) + asked)
             self.branch_tokens.append(sum(len(node.tokens) for node in tree.nodes if node.stream == "branch"))
             self.groups.append(len(credit.groups))
             self.mixed.append(sum(is_mixed(group.rewards) for group in credit.groups))
@@ -191,8 +193,8 @@ def measure(
     truth = session.parts_of(reference)
     cursor = session.cursor
     for number in range(plan.rounds if rounds is None else min(rounds, plan.rounds)):
-        own, cursor = session.source.take(cursor, plan.share(number, plan.prompts))
-        further, cursor = session.source.take(cursor, plan.share(number, plan.reference - plan.prompts))
+        own, cursor = session.prompts.take(cursor, plan.share(number, plan.prompts))
+        further, cursor = session.prompts.take(cursor, plan.share(number, plan.reference - plan.prompts))
         with named(f"round {number + 1}"), unchanged_process():
             if number == 0:
                 _learn(session, parts, found, (further or own)[: plan.batch], plan)
@@ -209,7 +211,9 @@ def measure(
             session.engine.clear()
             meter.clear()
         for result, growth, credits, gradients in batch:
-            result.add(growth.trees, credits, gradients, result.arm.config.explore.success_threshold)
+            # what is sampled to choose pivots is paid by all prompts alike
+            asked = growth.signal_stats.sampled_tokens / len(growth.trees)
+            result.add(growth.trees, credits, gradients, result.arm.config.explore.success_threshold, asked)
             result.signal_tokens += growth.signal_tokens
         found.shared += shared
         found.further += others
@@ -249,7 +253,7 @@ def _sample(
         prompts, parts.strategy, parts.state, session.engine, parts.judge, decode=session.decode, params=parts.params,
         limits=session.limits, seed=rng.key(plan.seed, "probe"), step=step, signals=parts.signals,
     )  # fmt: skip
-    spent.sampled_tokens += growth.stats.sampled_tokens
+    spent.sampled_tokens += growth.sampled_tokens
     spent.seconds_sample += growth.stats.seconds
     spent.seconds_reward += growth.seconds_reward
     spent.seconds_signals += growth.seconds_signals
@@ -263,9 +267,8 @@ def _differentiate(
     meter: GradientMeter, parts: ArmParts, trees: Sequence[Tree], credits: Sequence[Credit], spent: Spent
 ) -> list[PromptGradient]:
     config = parts.arm.config
-    few = math.ceil(config.loss.min_branch_sequences * len(trees) / config.run.prompts_per_step)
     began, tokens = time.perf_counter(), meter.tokens
-    found = meter.measure(trees, credits, config, parts.objective, few)
+    found = meter.measure(trees, credits, config, parts.objective, len(trees) / config.run.prompts_per_step)
     spent.seconds_gradient += time.perf_counter() - began
     spent.gradient_tokens += meter.tokens - tokens
     return found

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from deepgrpo.config import Config, TaskReward, load_recipe
+from deepgrpo.config import Config, load_recipe, template_of, with_template
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import CheckpointError, ModelError, first_line
 from deepgrpo.eval.model import ModelSource, model_section
@@ -27,7 +27,7 @@ from deepgrpo.lab.probe.setting import Setting, checkpoint_of
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.policy import Policy, Reference
-from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.rewards import build_reward
@@ -37,7 +37,10 @@ from deepgrpo.runs.checkpoints import Checkpoint, TrainState, unreadable
 from deepgrpo.runs.weights import check_weights
 from deepgrpo.threads import Threads
 from deepgrpo.train.build import build_policy, build_sampler, response_limits
+from deepgrpo.train.critique import build_critic
+from deepgrpo.train.dynamic import Takes
 from deepgrpo.train.objective import Objective, build_objective
+from deepgrpo.train.setup import build_curriculum
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.start import load_start, rebuild_start
 from deepgrpo.train.warmstart import load_from
@@ -70,6 +73,8 @@ class Session:
     """Start model of the KL term."""
     threads: Threads
     source: PromptSource
+    prompts: Takes
+    """The source, or what the curriculum of the run draws next."""
     cursor: Cursor
     state: TrainState | None
     """Of the checkpoint."""
@@ -91,19 +96,19 @@ class Session:
         """
         config = arm.config
         strategy = build_strategy(config.explore, Context(config.credit.scale, self.policy.tokenizer, self.task))
-        exact = self.engine.exact and config.sampling.top_p == 1.0
-        wanted = config.sampling
+        exact = self.engine.exact and config.sampling.of_the_policy
         overlong = config.reward.overlong
         limits = self.limits
         penalty = None if overlong is None else OverlongPenalty(overlong, limits.max_new_tokens, limits.max_total_tokens)
+        critic = replace(build_critic(config, self.policy, limits), engine=self.engine)
         key = config.reward.model_dump_json()
         if key not in self.rewards:
-            self.rewards[key] = build_reward(config.reward, self.task if isinstance(config.reward, TaskReward) else None)
+            self.rewards[key] = build_reward(config.reward, self.task if config.reward.uses_task else None)
         return ArmParts(
             arm, strategy, *self._state_of(config, strategy), build_objective(config, exact_sampler=exact),
             functools.partial(judge, self.rewards[key], config.reward.truncated_value, penalty=penalty),
-            SamplingParams(wanted.temperature, wanted.top_p, stop=wanted.stop),
-            build_signals(self.policy, strategy, config.learner.tokens_per_pack),
+            SamplingParams.of(config.sampling),
+            build_signals(self.policy, strategy, config.learner.tokens_per_pack, critic),
         )  # fmt: skip
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -150,15 +155,20 @@ def open_session(setting: Setting, betas: bool) -> Session:
     data = config.data
     if setting.chat is not None:
         has_one = bool(getattr(policy.tokenizer, "chat_template", None))
-        on = setting.chat == "on" or (setting.chat == "auto" and data.template.chat is not False and has_one)
-        data = data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
+        on = setting.chat == "on" or (setting.chat == "auto" and template_of(data).chat is not False and has_one)
+        data = with_template(data, chat=on)
     source = build_source(data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
-    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, source.known)
     engine = RememberingEngine(build_sampler(config, policy))
     run_config = load_recipe(setting.run.config) if setting.run is not None and setting.run.has_recipe() else None
     cursor = Cursor.from_dict(state.cursor) if state is not None and state.cursor else Cursor()
+    curriculum = build_curriculum(config.model_copy(update={"data": data}), source)
+    prompts: Takes = source
+    if curriculum is not None:
+        known = state or TrainState()
+        prompts = curriculum.draw(known.curriculum, known.step + 1, cursor)
     return Session(
-        policy, start, threads, source, cursor, state, run_config, limits, engine, build_task(data), weights=weights
+        policy, start, threads, source, prompts, cursor, state, run_config, limits, engine, build_task(data), weights=weights
     )
 
 

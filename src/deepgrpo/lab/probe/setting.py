@@ -20,6 +20,8 @@ from deepgrpo.config import (
     load_recipe,
     parse_config,
     shipped,
+    template_of,
+    with_template,
 )
 from deepgrpo.errors import CheckpointError, ConfigError, MissingExtraError, ModelError
 from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, check_ranges
@@ -180,9 +182,10 @@ def _on_data(options: ProbeOptions, setting: Setting) -> Setting:
     if options.limit:
         # the length of a reasoning-gym task is its size
         changes["size" if isinstance(config.data, ReasoningGymData) else "limit"] = options.limit
+    data = config.data.model_copy(update=changes)
     if options.chat != "auto":
-        changes["template"] = config.data.template.model_copy(update={"chat": options.chat == "on"})
-    return replace(setting, config=config.model_copy(update={"data": config.data.model_copy(update=changes)}))
+        data = with_template(data, chat=options.chat == "on")
+    return replace(setting, config=config.model_copy(update={"data": data}))
 
 
 def _eval_set(options: ProbeOptions, config: Config | None) -> EvalSet:
@@ -192,7 +195,7 @@ def _eval_set(options: ProbeOptions, config: Config | None) -> EvalSet:
     own_words = config is not None and not isinstance(config.data, SyntheticData | ReasoningGymData)
     template = None if options.template == "auto" else TemplateConfig(preset=options.template)
     if template is None and config is not None and own_words:
-        template = config.data.template
+        template = template_of(config.data)
     one = resolve(
         options.data, data_dir=options.data_dir, template=template,
         answer_format=None if options.answer_format == "auto" else options.answer_format, limit=options.limit,

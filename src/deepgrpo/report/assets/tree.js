@@ -47,7 +47,7 @@ class TreeView {
           el("button", { type: "button", disabled: !turn.back, on: { click: turn.back || (() => {}) } }, "← previous"),
           el("button", { type: "button", disabled: !turn.on, on: { click: turn.on || (() => {}) } }, "next →"))),
       el("p", { class: "facts" }, `${main.filter((node) => this.good(node)).length} of ${plural(main.length, "rollout")} succeed`,
-        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + n.n, 0), "sampled token")}. `,
+        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + (n.s === "given" ? 0 : n.n), 0), "sampled token")}. `,
         el("span", { class: "scale" }, "token advantage ", signed(-this.most), el("i", { "aria-hidden": "true" }), signed(this.most))),
       el("p", { class: "key" }, this.legend(real.length, tree.pivots.some((pivot) => pivot.q.length > 1)).map(([mark, words]) => el("span", null, el("i", { class: mark, "aria-hidden": "true" }, mark === "pivot" ? "◆" : ""), words))),
     ];
@@ -56,7 +56,8 @@ class TreeView {
   legend(pivots, chain) {
     const found = [["full", "success"], ["hollow", "failure"]];
     if (this.tree.nodes.some((node) => node.e.length)) found.push(["cuts", "end of a segment"]);
-    if (this.tree.nodes.some((node) => node.f === "segment")) found.push(["grey", "segment, continued below"]);
+    if (this.tree.nodes.some((node) => node.f === "segment" && node.s !== "given")) found.push(["grey", "segment, continued below"]);
+    if (this.tree.nodes.some((node) => node.s === "given")) found.push(["grey", "text of an earlier step, continued below"]);
     if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
     if (chain) found.push(["bars", "Q of each candidate state"]);
     return found;
@@ -68,18 +69,29 @@ class TreeView {
     return [el("dl", { class: "ask" }, rows.map(([name, text]) => [el("dt", null, name), el("dd", null, this.marked(text))]))];
   }
 
-  good(node) {
-    return node.r > this.run.threshold;
+  // Number that says success: the reward, or that of the part that is chosen for it.
+  outcome(node) {
+    return node.u ?? node.r;
   }
 
-  // Reward that a branch has to beat.
+  good(node) {
+    return this.outcome(node) > this.run.threshold;
+  }
+
+  // Reward and its parts, if it has several.
+  rewardWords(node) {
+    const parts = Object.entries(node.t ?? {}).map(([name, value]) => `${name} ${number(value)}`);
+    return parts.length ? `${number(node.r)} (${parts.join(", ")})` : number(node.r);
+  }
+
+  // Outcome that a branch has to beat.
   floor(p) {
     const parent = this.tree.pivots[p].p;
-    return parent < 0 ? 0 : this.tree.nodes[parent].r;
+    return parent < 0 ? 0 : this.outcome(this.tree.nodes[parent]);
   }
 
   rescued(p) {
-    return this.children[p].some((i) => this.tree.nodes[i].r > this.floor(p));
+    return this.children[p].some((i) => this.outcome(this.tree.nodes[i]) > this.floor(p));
   }
 
   colour(node) {
@@ -87,8 +99,8 @@ class TreeView {
   }
 
   reward(node) {
-    if (node.f === "segment") return el("span", { class: "mark" }, "segment");
-    return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${number(node.r)}`);
+    if (node.f === "segment") return el("span", { class: "mark" }, node.s === "given" ? "given" : "segment");
+    return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${this.rewardWords(node)}`);
   }
 
   advantage(node) {
@@ -110,8 +122,9 @@ class TreeView {
     const node = this.tree.nodes[i];
     const picture = el("div", { class: "picture" });
     requestAnimationFrame(() => drawWide(picture, (width) => picture.replaceChildren(this.picture(i, width))));
-    return el("section", { class: "lane", "data-root": i, "aria-label": `rollout ${n + 1}` },
-      el("h4", null, `Rollout ${n + 1} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
+    const name = node.s === "given" ? "Earlier rollout" : `Rollout ${n + 1}`;
+    return el("section", { class: "lane", "data-root": i, "aria-label": name.toLowerCase() },
+      el("h4", null, `${name} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
   }
 
   // All descendants of a node, depth first.
@@ -280,7 +293,7 @@ class TreeView {
 
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
-    const floor = this.floor(p), better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
+    const floor = this.floor(p), better = kids.filter((i) => this.outcome(this.tree.nodes[i]) > floor).length;
     const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
     const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
@@ -312,7 +325,7 @@ class TreeView {
     const bar = event.target.closest("[data-node]");
     if (bar) {
       const node = tree.nodes[Number(bar.dataset.node)];
-      tip.show(x, y, `${node.p < 0 ? "rollout" : "branch"}: ${node.f === "segment" ? "segment" : `reward ${number(node.r)}`}\n${this.facts(node)}`);
+      tip.show(x, y, `${node.p < 0 ? "rollout" : "branch"}: ${node.f === "segment" ? "segment" : `reward ${this.rewardWords(node)}`}\n${this.facts(node)}`);
     }
   }
 

@@ -35,7 +35,12 @@ is_cuda_build() { # would pip's own choice of torch bring CUDA along?
   report="$("${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null)" || return 1
   grep -Eq '"name": *"(nvidia-|cuda-|triton)' <<<"$report"
 }
-if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && is_cuda_build; then
+torch_is_here() { # from an earlier setup, in the version of constraints.txt
+  local version
+  version="$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])' 2>/dev/null)" || return 1
+  grep -qFx "torch==$version" constraints.txt
+}
+if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! torch_is_here && is_cuda_build; then
   TORCH_INDEX=https://download.pytorch.org/whl/cpu
   echo "no NVIDIA driver found: taking the CPU build of torch from $TORCH_INDEX (set TORCH_INDEX to choose another)"
 fi

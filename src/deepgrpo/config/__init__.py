@@ -14,17 +14,20 @@ from deepgrpo.config.data import (
     GeneratedData,
     HubData,
     JsonlData,
+    MixData,
     ParquetData,
     ReasoningGymData,
     Recovery,
     SearchData,
+    SourceConfig,
     SyntheticData,
     TemplateConfig,
+    template_of,
+    with_template,
 )
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
-    BeliefExplore,
     DeepExplore,
     ExploreConfig,
     OracleExplore,
@@ -34,6 +37,7 @@ from deepgrpo.config.explore import (
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
+from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
 from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
@@ -47,10 +51,11 @@ __all__ = [
     "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
     "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
     "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
-    "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PivotExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "MixData", "ModelConfig", "OptimConfig",
+    "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore",
+    "ReasoningGymData",
     "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
-    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
+    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskReward", "TemplateConfig",
     "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
-    "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
+    "parse_config", "parse_section", "read_recipe", "tables_of", "template_of", "to_toml", "with_template",
 ]  # fmt: skip

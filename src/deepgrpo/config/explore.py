@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText
 from deepgrpo.config.data import GeneratedData
+from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
 from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.strategy import Explore, PivotExplore, RecoverabilityConfig, SegmentConfig
 
@@ -85,28 +86,6 @@ class RandomExplore(PivotExplore):
 
     implementation = "deepgrpo.explore.random:RandomStrategy"
     type: Literal["random"] = "random"
-
-
-class BeliefExplore(PivotExplore):
-    """Pivots before the largest drop of the policy's probability of the reference answer."""
-
-    implementation = "deepgrpo.explore.belief:BeliefStrategy"
-    type: Literal["belief"] = "belief"
-    cue: str = "\n#### "
-    """Text written between a state and the reference answer; "#" for the synthetic tasks."""
-    closing: str = ""
-    """Text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}" or "\\n"."""
-    temperature: PositiveFloat = 0.05
-    """Q ∝ exp(drop / temperature); the smaller, the surer is the largest drop chosen."""
-
-    def check(self, recipe: Any) -> None:
-        columns = getattr(recipe.data, "columns", None)
-        if columns is not None and columns.answer is None:
-            raise ValueError(
-                'explore.type is "belief", but data.columns.answer is none: it measures the probability of the '
-                'reference answer; name the column, or choose explore.type = "deep"'
-            )
-        self._refuse_overlap(recipe)
 
 
 class AllocateExplore(Explore):
@@ -193,8 +172,8 @@ class UserExplore(Explore):
 
 
 ExploreConfig = Annotated[
-    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore
-    | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
+    RootExplore | AdaptiveExplore | AllocateExplore | DeepExplore | RandomExplore | BeliefExplore | LocatedExplore
+    | PrefixExplore | TreeRLExplore | FR3EExplore | SPOTreeExplore | AttnRLExplore | OracleExplore | UserExplore,
     Field(discriminator="type"),
 ]  # fmt: skip
 """Registry of strategies: `type` chooses the section, and the section names its implementation."""

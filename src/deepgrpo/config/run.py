@@ -108,6 +108,8 @@ class RunConfig(Section):
     """Directory of the run inside `dir`; "sweep/a" is nested."""
     dir: PathText = "runs"
     """Directory that holds the runs."""
+    overwrite: bool = False
+    """Delete a run that the directory already holds, at the start of a new one; a resumed run is never deleted."""
     seed: int = 0
     """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100

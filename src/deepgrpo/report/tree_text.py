@@ -101,7 +101,7 @@ class _Drawing:
 
     def _rollout(self, index: int, number: int) -> None:
         node = self.tree.nodes[index]
-        line = Text(f"rollout {number}  ", style="bold")
+        line = Text(f"rollout {number}  " if node.sampled else "earlier rollout  ", style="bold")
         line.append_text(self._reward(node))
         line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{self._remark(node)}")
         self.console.print(line)
@@ -240,7 +240,7 @@ class _Drawing:
 
     def _reward(self, node: Node) -> Text:
         if not node.complete:
-            return Text("segment", style="dim")
+            return Text("segment" if node.sampled else "given", style="dim")
         good = node.reward > self.threshold
         return Text(f"{'✓' if good else '✗'} {node.reward:g}", style=_GOOD if good else _BAD)
 

@@ -25,6 +25,7 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.lock import hold
 from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Backend
+from deepgrpo.train.closing import closing_line
 from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
@@ -137,7 +138,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         fit = run.strategy.report(strategy_state)
     following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
     if run.parts.overlaps:
-        _prefetch(run, following, batch.growth.stats.sampled_tokens)
+        _prefetch(run, following, batch.growth.sampled_tokens)
 
     learning = time.perf_counter()
     run.updating = True
@@ -151,10 +152,9 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **step_metrics(batch.growth, batch.credits, seconds_learn),
         **update.metrics,
         **fit,
+        **run.source.metrics(batch.cursor),
         **run.parts.metrics(),
     }
-    if (epochs := run.source.epochs(batch.cursor)) is not None:
-        metrics["data/epochs"] = epochs
     if run.overlong:
         metrics |= run.overlong.metrics(trees)
     if config.sampling.dynamic:
@@ -235,11 +235,6 @@ def _summarize(run: Run, state: TrainState) -> None:
         run.log.note(
             f"stopped after step {state.step} and saved; continue with: deepgrpo train --resume {run.directory}"
         )
-    if state.first_value is not None and state.last_value is not None:
-        gain = 100 * (state.last_value - state.first_value)
-        run.log.note(
-            f"greedy accuracy on {len(run.eval_prompts)} held-out questions: {state.first_value:.1%} before, "
-            f"{state.last_value:.1%} after {state.step} steps ({gain:+.1f} points, "
-            f"{state.ledger.sampled_tokens:,} sampled tokens)"
-        )
+    if line := closing_line(state, len(run.eval_prompts)):
+        run.log.note(line)
     run.log.note(f"run directory: {run.directory}")

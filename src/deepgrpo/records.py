@@ -58,6 +58,10 @@ class Prompt:
     """All columns of the row, passed to the reward."""
     accepted: tuple[str, ...] = ()
     """All accepted answers of a row with several, `answer` first; empty if `answer` is the only one."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The prompt as messages, as in the row; empty for a question. `question` is then the text of the last user turn."""
+    source: str = ""
+    """Name of its source in a mix; empty outside one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,25 +14,25 @@ from deepgrpo.config.data import (
     GeneratedData,
     HubData,
     JsonlData,
+    MixData,
     ParquetData,
     ReasoningGymData,
     Recovery,
     SearchData,
+    SourceConfig,
     SyntheticData,
     TemplateConfig,
+    template_of,
+    with_template,
 )
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
-    AttnRLExplore,
     DeepExplore,
     ExploreConfig,
-    FR3EExplore,
     OracleExplore,
     RandomExplore,
     RootExplore,
-    SPOTreeExplore,
-    TreeRLExplore,
     UserExplore,
 )
 from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
@@ -42,6 +42,7 @@ from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, Scra
 from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config
 from deepgrpo.config.reward import ExactReward, MathReward, OverlongConfig, RewardConfig, TaskReward, UserReward
+from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
@@ -50,10 +51,11 @@ __all__ = [
     "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
     "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EvalConfig",
     "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData", "LearnerConfig",
-    "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData",
+    "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathReward", "MixData", "ModelConfig", "OptimConfig",
+    "OracleExplore", "OverlongConfig", "ParquetData", "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore",
+    "ReasoningGymData",
     "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig",
-    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SyntheticData", "TaskReward", "TemplateConfig",
+    "ScratchModel", "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskReward", "TemplateConfig",
     "TreeRLExplore", "UserExplore", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "load_recipe", "merge",
-    "parse_config", "parse_section", "read_recipe", "tables_of", "to_toml",
+    "parse_config", "parse_section", "read_recipe", "tables_of", "template_of", "to_toml", "with_template",
 ]  # fmt: skip

@@ -123,13 +123,15 @@ class _Drawing:
             if pivot.stream == "branch":
                 floor = floor_of(self.tree, number)
                 better = sum(self.tree.nodes[child].reward > floor for child in children)
-                line.append(f": {better} of {len(children)} branches better, ")
+                line.append(": ")
+                if better or floor > self.threshold:
+                    line.append(f"{better} of {len(children)} branches better, ")
                 if is_rescued(self.tree, number):
                     line.append("rescued", style=_GOOD)
                 elif floor > self.threshold:
                     line.append("nothing to rescue", style="dim")
                 else:
-                    line.append("unrecoverable", style=_BAD)
+                    line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=_BAD)
             self.console.print(line)
             if len(pivot.q) > 1:
                 self._chain(number, indent)

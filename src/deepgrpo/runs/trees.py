@@ -53,9 +53,10 @@ _LINE = TypeAdapter(_Line)
 
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
     """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text or null."""
-    # columns apart: asdict copies them deeply, which not every value allows
-    line = asdict(_Line(replace(tree.prompt, columns={}), tree.nodes, tree.pivots, tuple(spans)))
+    # columns and messages apart: asdict copies them deeply, which not every value allows
+    line = asdict(_Line(replace(tree.prompt, columns={}, messages=()), tree.nodes, tree.pivots, tuple(spans)))
     line["prompt"]["columns"] = plain_json(tree.prompt.columns)
+    line["prompt"]["messages"] = plain_json(tree.prompt.messages)
     return json_text(line)
 
 

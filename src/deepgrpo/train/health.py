@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward
+from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, template_of
 from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
@@ -102,7 +102,7 @@ class HealthMonitor:
             few_share=0.0 if loss.streams == "merged" or loss.full_branch_sequences else config.log.few_branches,
             lambda_=loss.lambda_,
             answer_place=place,
-            template=f'data.template.preset = "{config.data.template.preset}"',
+            template=f'data.template.preset = "{template_of(config.data).preset}"',
             user_reward=isinstance(reward, UserReward),
             loose=bound("raise", config.loss),
             tight=bound("lower", config.loss),

@@ -86,7 +86,20 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         metrics[f"reward/problem_{problem.replace(' ', '_')}"] = float(
             sum(node.score.problem == problem for node in everything)
         )
-    return metrics | given_metrics(trees) | pivot_metrics(trees)
+    return metrics | given_metrics(trees) | pivot_metrics(trees) | source_metrics(trees, credits)
+
+
+def source_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
+    """Prompts, mean reward and share of mixed groups of each source of a mix, in the main stream; empty without a mix."""
+    metrics: Metrics = {}
+    for name in sorted({tree.prompt.source for tree in trees} - {""}):
+        of = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if tree.prompt.source == name]
+        rewards = [node.reward for tree, _ in of for _, node in tree.stream("main") if node.complete]
+        groups = [group.mixed for _, credit in of for group in credit.groups if group.stream == "main"]
+        metrics[f"source/{name}/prompts"] = float(len(of))
+        metrics |= {f"source/{name}/reward": finite_mean(rewards)} if rewards else {}
+        metrics |= {f"source/{name}/mixed": float(np.mean(groups))} if groups else {}
+    return metrics
 
 
 def given_metrics(trees: Sequence[Tree]) -> Metrics:

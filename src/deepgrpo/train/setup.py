@@ -19,7 +19,7 @@ from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -184,7 +184,7 @@ class Run:
         facts = [
             f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
             str(self.threads),
-            "endless prompts" if size is None else f"{size} prompts",
+            self.source.described,
             f"explore {self.config.explore.type}",
             f"{self.directory}",
         ]
@@ -236,7 +236,8 @@ def open_run(
     directory = resume or RunDir.of(config.run).path
     paths = RunDir(directory.absolute())
     checkpoints = open_checkpoints(config.checkpoint, paths.path)
-    origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
+    place = RunDir(directory)
+    origin = resumed_origin(place, step, config) if resume else new_origin(place, overwrite=config.run.overwrite)
     shapes = build_shapes(config)
     threads = use_threads(shapes.model if shapes else None, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
@@ -253,7 +254,7 @@ def open_run(
     eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
-    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, source.known)
     require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     critic = build_critic(config, policy, limits)
@@ -283,7 +284,7 @@ def held_out(
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
-    if config.data is None or config.every is None:
+    if config.data is None or not config.scheduled:
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training

@@ -283,11 +283,12 @@ class TreeView {
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
     const floor = this.floor(p), better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
-    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : ["unrecoverable", "bad"];
+    const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
+    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
     const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
     if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];
-    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: ${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
+    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: `, look === "bad" ? "" : `${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
   }
 
   branch(i) {

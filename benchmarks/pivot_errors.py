@@ -150,7 +150,7 @@ def pivots_of(trees: Sequence[Tree], task: SyntheticTask) -> dict[str, float | N
     groups = list(by_prompt.values())
     share = clustered_proportion([sum(each) for each in groups], [len(each) for each in groups]) if groups else None
     return {
-        "pivots": float(len(here)), "before_error": mean(here), 
+        "pivots": float(len(here)), "before_error": mean(here),
         "before_low": share.low if share else None, "before_high": share.high if share else None,
         "exact": mean(away == 0), "distance": mean(away), "steps": mean(np.array(steps, dtype=float)),
         "rescued_before": mean(saved[here == 1]), "rescued_behind": mean(saved[here == 0]), "mixed": mean(signal),

@@ -23,8 +23,8 @@ from deepgrpo.config import (
     ReasoningGymData,
     RewardConfig,
     SamplingConfig,
-    TaskReward,
     TemplateConfig,
+    given_keywords,
     parse_section,
     template_of,
     with_template,
@@ -148,7 +148,8 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
     names = [one.name for one in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--data names {twice[0]!r} twice; give one of them another name with NAME=PATH")
-    if run is not None and own_words and options.template == options.answer_format == "auto":
+    own_reward = run is not None and own_words and "rewards" not in given_keywords(run)
+    if run is not None and own_reward and options.template == options.answer_format == "auto":
         sets = [replace(one, reward=run.eval.reward or run.reward) for one in sets]
     return sets
 
@@ -228,7 +229,7 @@ def _evaluate_set(
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
 
-    reward = build_reward(one.reward, build_task(one.data) if isinstance(one.reward, TaskReward) else None)
+    reward = build_reward(one.reward, build_task(one.data) if one.reward.uses_task else None)
     try:
         with progress_bar(one.name, len(one.prompts) * (1 + options.samples)) as advance:
             result = evaluate(

@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import UserReward
+from deepgrpo.config import UserKeys
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.loading import file_of, load_object
+from deepgrpo.loading import GIVEN, file_of, load_object
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier
 from deepgrpo.rewards.call import call_within
@@ -42,18 +42,18 @@ _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEY
 class UserFunctionReward:
     """Reward by a user's function, called once per round of responses (`rewards.call`, `rewards.returned`)."""
 
-    def __init__(self, config: UserReward) -> None:
+    def __init__(self, config: UserKeys) -> None:
         """Load the function. Raises ConfigError if it cannot be loaded or called with named arguments."""
-        self._name = config.function
+        self._name = config.function.removeprefix(GIVEN)
         self._timeout = config.timeout_s
         self._format = config.format
-        self._function = load_object(config.function, "reward.function")
+        self._function = load_object(config.function, "reward.function") if config.held is None else config.held
         self._parameters = _parameters(self._function, config.function)
         self._file = file_of(self._function)
         self._witness = Witness(self._name, self._file)
 
     @classmethod
-    def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
+    def build(cls, config: UserKeys, task: Verifier | None) -> UserFunctionReward:
         return cls(config)
 
     def score(

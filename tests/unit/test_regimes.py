@@ -187,6 +187,11 @@ def test_signs_that_fit_are_found_by_trying_all() -> None:
         assert value == 9
 
 
+@pytest.mark.parametrize("question", [SEARCH, "3?4?2?5=0:", "0?9?9=1:", "5?1=5:", "7?3?8?1?6=2:"])
+def test_choices_that_fit_are_counted_without_trying_them(question: str) -> None:
+    assert search.count_fitting(question, 10) == len(search.fitting(question, 10))
+
+
 @pytest.mark.parametrize(
     ("response", "success", "error"),
     [

@@ -108,23 +108,26 @@ storm: setup
 # an interrupted `make lab` goes on where it stopped. LAB_ARGS: more arguments for it, e.g. --dir.
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
-EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling
+EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
+  rates strict strict_saturation recovery search facts horizon sums
+REGIMES := base strict recovery recovery-at-once search facts horizon
 
-lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(LAB)/static_depth.json $(LAB)/gradients.json $(LAB)/pivot_errors.json
+lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/gradients.json $(LAB)/pivot_errors.json
 
 $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
 	$(BIN)/python -m benchmarks.publish_lab runs/$* $(LAB)
 
-$(LAB)/static_depth.json: | .venv/.stamp-dev
-	$(BIN)/python -m benchmarks.static_depth $(LAB)/static_depth
+# before any training; the tables of docs/results/regimes.md
+$(LAB)/regimes/%.json: | .venv/.stamp-dev
+	$(BIN)/python -m benchmarks.regimes $* --page docs/results/regimes.md
 
 $(LAB)/gradients.json: $(LAB)/methods.json
 	$(BIN)/python -m benchmarks.gradients runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
 	  runs/methods/warmstart/seed-3 --json $@
 
 $(LAB)/pivot_errors.json: $(LAB)/methods.json
-	$(BIN)/python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json $@
+	$(BIN)/python -m benchmarks.pivot_errors runs/methods --json $@
 
 # the environment only has to be there: a newer one makes no figure wrong
 $(BENCH)/%.json: | .venv/.stamp-dev

@@ -1,10 +1,13 @@
 #!/usr/bin/env python
 """Position of pivots relative to the first error of the rollout, which the synthetic tasks know.
 
-    python -m benchmarks.pivot_errors runs/methods --arms deep random oracle --json docs/results/lab/pivot_errors.json
+    python -m benchmarks.pivot_errors runs/strict --json FILE                                  trees saved while training
+    python -m benchmarks.pivot_errors strict --starts runs/regimes/strict-101 --json FILE      before training, by sampling
 
-Reads the saved trees of an experiment. A pivot before the first error has a right prefix; behind it, only luck saves the
-rollout (two errors that cancel, a multiplication by 0: `chance`). Also: what Q would do for other gammas, on the same rollouts.
+The second form samples trees for the arms of an experiment from the start weights of runs. A pivot is *before* the error if no
+wrong segment stands in its prefix; behind one, only a correction or luck saves the rollout (two errors that cancel, a
+multiplication by 0). The distance is that of the pivot from the first error of its rollout, in tokens. Also: what Q would do
+for other gammas, on the same rollouts.
 """
 
 from __future__ import annotations
@@ -17,12 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.config import GeneratedData, load_recipe
+from benchmarks.regimes import opened
+from deepgrpo.config import Config, DeepExplore, GeneratedData, load_recipe
 from deepgrpo.explore.deep import log_q
+from deepgrpo.explore.grow import grow
 from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
+from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
+from deepgrpo.lab.compare.plan import expand
 from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.source import Cursor
 from deepgrpo.prompts.synthetic import SyntheticTask, build_synthetic
 from deepgrpo.records import Tree
 from deepgrpo.runs.facts import is_mixed, succeeds
@@ -34,74 +42,104 @@ GAMMAS = (-20.0, 0.0, 1.0, 2.0, 3.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--arms", nargs="+", default=["deep", "random"])
+    parser.add_argument("experiment", help="directory of a finished experiment; with --starts its name or file")
+    parser.add_argument("--starts", nargs="+", type=Path, help="run directories with the weights to sample from")
+    parser.add_argument("--arms", nargs="+", help="default: all with pivots")
+    parser.add_argument("--prompts", type=int, default=64, help="with --starts: prompts of each arm and start")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
+    if options.starts:
+        path = find_experiment(options.experiment)
+        plan = expand(load_experiment(path), path)
+        arms = {arm: plan.of(arm)[0].config for arm in plan.experiment.arms}
+    else:
+        folder = Path(options.experiment) / "arms"
+        arms = {each.name: load_recipe(RunDir(next(each.glob("seed-*"))).config) for each in sorted(folder.iterdir())}
     found: dict[str, Any] = {}
-    recipe = load_recipe(RunDir(next((options.experiment / "arms" / "deep").glob("seed-*"))).config)
-    assert isinstance(recipe.data, GeneratedData), "only the synthetic tasks know first errors"
-    task = build_synthetic(recipe.data)
-    # Q is asked about the rollouts of `deep`, whether or not its pivots are
-    saved = {arm: trees_of(options.experiment, arm) for arm in dict.fromkeys([*options.arms, "deep"])}
-    for arm in options.arms:
-        if trees := [tree for each in saved[arm].values() for tree in each]:
-            found[arm] = {"runs": len(saved[arm]), **pivots_of(trees, task)}
-        print(arm, json.dumps(found.get(arm)))
-    found["q_before_error"] = mass_before_error([tree for each in saved["deep"].values() for tree in each], recipe)
-    print(found["q_before_error"])
+    for arm, recipe in arms.items():
+        if recipe.explore.type == "root" or arm not in (options.arms or arms):
+            continue
+        assert isinstance(recipe.data, GeneratedData), "only the synthetic tasks know first errors"
+        trees, cost = (
+            sampled_trees(recipe, options.starts, options.prompts) if options.starts else (saved_trees(options.experiment, arm), {})
+        )
+        found[arm] = pivots_of(trees, build_synthetic(recipe.data)) | cost
+        print(arm, json.dumps(found[arm]), flush=True)
+        if arm == "deep":
+            found["q_before_error"] = mass_before_error(trees, recipe)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def trees_of(experiment: Path, arm: str) -> dict[str, list[Tree]]:
-    """The saved trees of an arm by run, of the runs that have some."""
-    found: dict[str, list[Tree]] = {}
-    for run in map(RunDir, sorted(experiment.glob(f"arms/{arm}/seed-*"))):
-        if trees := [tree for file in run.tree_files().values() for tree in load_trees(file)]:
-            found[run.path.name] = trees
-    return found
+def saved_trees(experiment: str, arm: str) -> list[Tree]:
+    """The saved trees of all runs of an arm."""
+    runs = map(RunDir, sorted(Path(experiment).glob(f"arms/{arm}/seed-*")))
+    return [tree for run in runs for file in run.tree_files().values() for tree in load_trees(file)]
 
 
-def error_of(tree: Tree, node: int, task: SyntheticTask) -> int | None:
-    """Characters, which are tokens here, before the first wrong segment of a rollout."""
-    return task.first_error(tree.prompt, tree.nodes[node].text)
+def sampled_trees(config: Config, starts: Sequence[Path], prompts: int) -> tuple[list[Tree], dict[str, float]]:
+    """Trees of a step from each start, and their cost; a step before it, on other prompts, has fitted the strategy's state."""
+    trees: list[Tree] = []
+    sampled = signals = 0
+    for start in starts:
+        run = opened(config, RunDir(start))
+        state = run.strategy.initial_state()
+        for step in range(2):
+            chosen, _ = run.source.take(Cursor(position=step * prompts), prompts)
+            growth = grow(
+                chosen, run.strategy, state, run.engine, run.judge, decode=run.decode, params=run.sampling_params,
+                limits=run.limits, seed=77, step=step, signals=run.signals,
+            )  # fmt: skip
+            state = run.strategy.observe(state, growth.trees)
+        trees += growth.trees
+        sampled, signals = sampled + growth.stats.sampled_tokens, signals + growth.signal_tokens
+    return trees, {"tokens_per_prompt": sampled / len(trees), "signal_tokens_per_prompt": signals / len(trees)}
 
 
-def pivots_of(trees: Sequence[Tree], task: SyntheticTask) -> dict[str, float]:
-    """Shares over the pivots of failed rollouts with a known error."""
-    before, rescued, mixed, tokens = [], [], [], []
+def pivots_of(trees: Sequence[Tree], task: SyntheticTask) -> dict[str, float | None]:
+    """Shares over the pivots of failed rollouts with a known error; characters are tokens in these tasks."""
+    before, distance, rescued, mixed, tokens = [], [], [], [], []
     for tree in trees:
         for number, pivot in enumerate(tree.pivots):
-            error = error_of(tree, pivot.parent, task) if pivot.stream == "branch" and pivot.parent >= 0 else None
+            if pivot.stream != "branch" or pivot.parent < 0 or tree.nodes[pivot.parent].reward > 0:
+                continue
+            text = tree.nodes[pivot.parent].text
+            error = task.first_error(tree.prompt, text)
             if error is None:
                 continue
+            at = len(tree.response(pivot.parent, pivot.offset))
             rewards = [tree.nodes[child].reward for child in tree.children(number)]
-            before.append(pivot.offset <= error)
+            before.append(task.first_error(tree.prompt, text[:at]) is None)
+            distance.append(abs(at - error))
             rescued.append(succeeds(tree, number))
             mixed.append(is_mixed(rewards))
             tokens.append(sum(len(tree.nodes[child].tokens) for child in tree.children(number)))
     here, saved, signal, cost = (np.array(each, dtype=float) for each in (before, rescued, mixed, tokens))
     return {
-        "pivots": float(len(here)), "before_error": float(here.mean()),
-        "rescued_before": float(saved[here == 1].mean()),
-        "rescued_behind": float(saved[here == 0].mean()) if (here == 0).any() else 0.0,
-        "mixed": float(signal.mean()), "mixed_per_1k": float(1000 * signal.sum() / cost.sum()),
+        "pivots": float(len(here)), "before_error": mean(here), "distance": mean(np.array(distance, dtype=float)),
+        "rescued_before": mean(saved[here == 1]), "rescued_behind": mean(saved[here == 0]), "mixed": mean(signal),
+        "mixed_per_1k": float(1000 * signal.sum() / cost.sum()) if len(cost) else None,
     }  # fmt: skip
 
 
-def mass_before_error(trees: Sequence[Tree], recipe: Any) -> dict[str, float]:
+def mean(values: np.ndarray) -> float | None:
+    """None of nothing."""
+    return float(values.mean()) if len(values) else None
+
+
+def mass_before_error(trees: Sequence[Tree], recipe: Config) -> dict[str, float]:
     """Share of Q on states before the first error, by gamma; with the fit of the paper's figure and with P = 1."""
+    assert isinstance(recipe.data, GeneratedData) and isinstance(recipe.explore, DeepExplore)
     task = build_synthetic(recipe.data)
     segment = build_segmenter(recipe.explore.segments, synthetic.tokenizer(synthetic.alphabet(recipe.data)))
     fits = {"w -3.2, b 1.4": Recoverability(w=-3.175, b=1.427, fitted=True), "P = 1": Recoverability()}
     shares: dict[str, list[float]] = {}
     for tree in trees:
-        for index, node in tree.stream("main"):
-            error = error_of(tree, index, task) if node.reward <= 0 else None
+        for _, node in tree.stream("main"):
             offsets, ratios = candidates(segment(node.tokens), room=10_000)
-            if error is None or not offsets:
+            if node.reward > 0 or not offsets or task.first_error(tree.prompt, node.text) is None:
                 continue
-            early = np.array(offsets) <= error
+            early = np.array([task.first_error(tree.prompt, node.text[:offset]) is None for offset in offsets])
             for name, fit in fits.items():
                 for gamma in GAMMAS:
                     q = np.exp(log_q(ratios, fit, gamma))

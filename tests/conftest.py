@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from commands import Starter
+from leftovers import restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
 
@@ -21,6 +23,13 @@ from deepgrpo.config import Config, ScratchModel, parse_config
 from deepgrpo.records import Tree
 
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
+
+# the same examples in every run, however loaded the machine is; `--hypothesis-profile=search` draws others
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 _home = pytest.StashKey[Path]()
 
@@ -45,13 +54,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _surroundings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory and a home that does not exist; variables that a test sets end with it."""
-    before = dict(os.environ)
+    """An empty working directory and a home that does not exist; what a test sets in its process ends with it."""
+    before, restore = dict(os.environ), restorer(tmp_path)
+    seed_everything()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     if not request.node.get_closest_marker("vllm"):
         monkeypatch.delenv("DEEPGRPO_VLLM_PYTHON", raising=False)
     yield
+    monkeypatch.undo()  # first: it may have replaced what is needed now
+    restore()
     os.environ.clear()
     os.environ.update(before)
 
@@ -61,6 +73,17 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _around_a_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures that a file shares start with the same random state, and what they set ends with the file."""
+    before, restore = dict(os.environ), restorer(tmp_path_factory.getbasetemp())
+    seed_everything()
+    yield
+    restore()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -20,20 +20,20 @@ import contextlib
 import io
 import os
 import pkgutil
-import re
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, cast
 
 import tyro
 
 from deepgrpo import __version__
+from deepgrpo.arguments import Overrides, expand_homes, give_value, split_overrides
 from deepgrpo.config import Config, load_recipe, shipped
-from deepgrpo.config.explain import describe_keys, section_names
+from deepgrpo.config.explain import describe_keys
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
@@ -46,8 +46,6 @@ from deepgrpo.visible import GuardedStream, guard_messages, visible
 
 NARROWEST = 20
 """Columns that every command assumes at least."""
-
-Overrides = list[tuple[str, str]]
 
 _PATIENCE_S = 30.0
 """Seconds for threads, child processes and exit handlers of a user's code after a command has ended."""
@@ -212,10 +210,10 @@ def _run(arguments: list[str]) -> int:
             command.options,
             prog=f"deepgrpo {name}",
             description=(command.options.__doc__ or "") + ("" if command.overrides == "none" else f"\n{_OVERRIDES}"),
-            args=_give_value(rest, "--help-config", "all"),
+            args=give_value(rest, "--help-config", "all"),
             config=_STYLE,
         )
-    options = _expand_homes(options)
+    options = expand_homes(options)
     function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
 
@@ -226,19 +224,6 @@ def _guarded(arguments: Sequence[str]) -> Iterator[None]:
     out, err = (cast(TextIO, GuardedStream(stream, arguments)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
-
-
-def _expand_homes(options: Any) -> Any:
-    """Replace ~/ and ~user/ at the start of every option: a shell leaves it in `--json=~/figures.json`, or in quotes."""
-
-    def expanded(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(expanded, value))
-        if isinstance(value, Path):
-            return value.expanduser()
-        return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w.-]*/", value) else value
-
-    return replace(options, **{each.name: expanded(getattr(options, each.name)) for each in fields(options)})
 
 
 def run_train(command: Train, overrides: Overrides) -> int:
@@ -301,45 +286,6 @@ def run_recipes(command: Recipes) -> int:
         print(f"{name:<{width}}  {comment}")
     print("\nprint one: deepgrpo recipes NAME    run one: deepgrpo train NAME")
     return 0
-
-
-def split_overrides(arguments: Sequence[str], *, sections: bool = True) -> tuple[list[str], Overrides]:
-    """Separate `--section.key VALUE` and `--section.key=VALUE` pairs from the other arguments.
-
-    An override is an option with a dot in its name or, with `sections`, one named like a section of the recipe. All
-    others are left to the parser, so a misspelt option is an error and never an override.
-
-    >>> split_overrides(["demo", "--optim.lr", "1e-5", "--dry-run", "--warmstart=none"])
-    (['demo', '--dry-run'], [('optim.lr', '1e-5'), ('warmstart', 'none')])
-
-    Raises ConfigError if a value is missing.
-    """
-    rest: list[str] = []
-    overrides: Overrides = []
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not ("." in key or (sections and key in section_names())):
-            rest.append(argument)
-            continue
-        if not equals:
-            # a single dash may start a negative number; two start the next option
-            if not waiting or waiting[0].startswith("--"):
-                raise ConfigError(f"--{key} has no value; write --{key} VALUE")
-            value = waiting.pop(0)
-        overrides.append((key, value))
-    return rest, overrides
-
-
-def _give_value(arguments: Sequence[str], option: str, value: str) -> list[str]:
-    """Insert a default value after an option given without one."""
-    given = list(arguments)
-    if option in given:
-        after = given.index(option) + 1
-        if after == len(given) or given[after].startswith("-"):
-            given.insert(after, value)
-    return given
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ is after token 4, where K = 2 branches of 2 and 3 tokens were sampled:
 
 A node owns only its own tokens: a shared prefix is stored once, counted once, and never trained by a branch. `path(2)`
 is prompt + t0..t3 + b0 b1: 3 + 4 + 2 = 9 tokens.
+
+Tokens of an earlier rollout that a tree continues are a node of the stream "given": context that was not sampled in this
+step, that no credit may train, and that costs prefix tokens only.
 """
 
 from __future__ import annotations
@@ -23,11 +26,18 @@ from typing import Any, Literal
 ROOT = -1
 """Parent of a main rollout: the prompt."""
 
+NO_PIVOT = -1
+"""`Node.pivot` of a given node, which was sampled at no pivot of its tree."""
+
 FinishReason = Literal["stop", "length", "segment"]
 """`stop`: the model ended the text (EOS or a stop string). `length`: truncated at the limit. `segment`: cut on purpose,
 to be continued (`Pivot.max_tokens`). A segment is not a response: rewards and metrics skip it."""
 
 Stream = Literal["main", "branch"]
+"""Streams of sampled text; the loss has one mean per stream."""
+
+NodeStream = Literal["main", "branch", "given"]
+"""`given`: tokens of an earlier rollout, as context for continuations; never trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,10 @@ class Prompt:
     """All columns of the row, passed to the reward."""
     accepted: tuple[str, ...] = ()
     """All accepted answers of a row with several, `answer` first; empty if `answer` is the only one."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The prompt as messages, as in the row; empty for a question. `question` is then the text of the last user turn."""
+    source: str = ""
+    """Name of its source in a mix; empty outside one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One contiguous piece of sampled text.
+    """One contiguous piece of text: sampled in this step, or given.
 
     Example (node 2 above): Node(parent=0, offset=4, tokens=(b0, b1), stream="branch", pivot=0, ...).
     """
@@ -111,9 +125,9 @@ class Node:
     text: str
     """The whole response: the path from the end of the prompt to the end of this node."""
     score: Score
-    stream: Stream
+    stream: NodeStream
     pivot: int
-    """Index in `Tree.pivots` of the pivot where this node was sampled."""
+    """Index in `Tree.pivots` of the pivot where this node was sampled; NO_PIVOT for a given node."""
     version: int = 0
     """Policy version that sampled it, in optimizer steps."""
     signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
@@ -127,6 +141,20 @@ class Node:
     def complete(self) -> bool:
         """True if a response ends or was truncated here; False for a segment, which is to be continued."""
         return self.finish != "segment"
+
+    @property
+    def sampled(self) -> bool:
+        """False for a given node."""
+        return self.stream != "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Tokens of an earlier rollout of the prompt. Example: Given(tokens=(t0, t1, t2, t3), version=12)."""
+
+    tokens: tuple[int, ...]
+    version: int = 0
+    """Policy version that sampled them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +176,9 @@ class Pivot:
     """Probability of each candidate at the draw (for inspection)."""
     max_tokens: int | None = None
     """Longest continuation in tokens; one cut there is a segment. None: up to the response's limit."""
+    given: Given | None = None
+    """In a plan: tokens to put behind this state before sampling. Growth makes a given node of them and moves the pivot to
+    its end, so a grown tree has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +227,7 @@ class Tree:
         """Indices of the nodes sampled at a pivot, in sampling order."""
         return [i for i, node in enumerate(self.nodes) if node.pivot == pivot]
 
-    def stream(self, stream: Stream) -> Iterator[tuple[int, Node]]:
+    def stream(self, stream: NodeStream) -> Iterator[tuple[int, Node]]:
         return ((i, node) for i, node in enumerate(self.nodes) if node.stream == stream)
 
 

@@ -84,6 +84,8 @@ def test_the_first_tree_is_open(two_levels: Path, open_page: Open) -> None:
     assert page.locator(".lane").count() == 2
     assert "after token 6, r = 0.5, Q = 0.5: 1 of 2 branches better — rescued" in page.inner_text(".lane summary")
     assert page.inner_text(".warning") == "step 10: entropy is low: 0.005 nats"
+    # six trees: the list is as high as its rows, and no higher
+    assert page.evaluate("document.getElementById('list').clientHeight") == 6 * 70
 
 
 def test_a_step_is_chosen_and_trees_are_walked_through(two_levels: Path, open_page: Open) -> None:
@@ -112,6 +114,7 @@ def test_filters_and_search(two_levels: Path, open_page: Open) -> None:
     assert page.inner_text("[data-flag=truncated]") == "truncated 1"
     page.click("#list .row >> nth=2")
     playwright.expect(page.locator("#tree h3")).to_contain_text("lost-one")
+    assert "r = 0.5, Q = 0.5: not recovered in 2 tries" in page.inner_text(".lane summary")
     page.click("[data-flag=mixed]")
     found(page, "2 of 6 trees")
     playwright.expect(page.locator("#tree h3")).to_contain_text("lost-one")
@@ -249,6 +252,9 @@ def test_without_a_tokenizer_texts_are_whole(tmp_path: Path, open_page: Open) ->
 def test_a_narrow_screen_does_not_scroll_sideways(two_levels: Path, open_page: Open) -> None:
     page = open_page(two_levels, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # every figure of the overview is in sight, with its name
+    cells = page.eval_on_selector_all("#runs td", "all => all.map((e) => [e.dataset.name, e.getBoundingClientRect().right])")
+    assert [name for name, _ in cells][:3] == ["run", "strategy", "seed"] and all(200 < right <= 390 for _, right in cells)
 
 
 @pytest.mark.slow

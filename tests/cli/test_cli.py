@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import deepgrpo
-from deepgrpo import cli
+from deepgrpo import arguments, cli
+from deepgrpo.arguments import split_overrides
 from deepgrpo.config import load_recipe, to_toml
 from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.errors import ConfigError
@@ -194,9 +195,9 @@ def test_ctrl_c_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_overrides_are_taken_out_of_the_arguments() -> None:
-    assert doctest.testmod(cli).failed == 0
+    assert doctest.testmod(arguments).failed == 0
     overrides = ["--explore.gamma", "-20", "--a.b=c=d", "--sampling.stop", "[]"]
-    assert cli.split_overrides([*overrides, "x", "--resume=r.toml", "--help-config"]) == (
+    assert split_overrides([*overrides, "x", "--resume=r.toml", "--help-config"]) == (
         ["x", "--resume=r.toml", "--help-config"],
         [("explore.gamma", "-20"), ("a.b", "c=d"), ("sampling.stop", "[]")],
     )

@@ -133,8 +133,8 @@ def test_a_second_run_into_the_same_directory_is_refused(
     assert cli.main(["train", "tiny.toml"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: run.name: the directory runs/tiny already holds a run; choose another with --run.name NAME, or continue "
-        "it with: deepgrpo train --resume runs/tiny\n",
+        "error: run.name: the directory runs/tiny already holds a run; continue it with: deepgrpo train --resume runs/tiny, "
+        "choose another with --run.name NAME, or delete it with --run.overwrite true\n",
     )
     assert (place / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
 

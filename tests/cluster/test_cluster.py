@@ -187,6 +187,21 @@ def test_overlap_samples_by_the_weights_of_the_step_before(shared: None, tmp_pat
             assert again.get(key) == pytest.approx(before.get(key), rel=1e-5, abs=1e-5)
 
 
+def test_learners_measure_beliefs(shared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers of one process, of whose forward passes the driver makes none."""
+    belief = {"explore": {"type": "belief", "cue": "#", "num_rollouts": 4, "branches_per_pivot": 2,
+                          "segments": {"type": "tokens", "size": 3}}}  # fmt: skip
+
+    def of(name: str, cluster: dict[str, Any] | None = None) -> Config:
+        return parse_config({**recipe(tmp_path, name, cluster, steps=3).model_dump(), **belief})
+
+    one = train(of("one"))
+    monkeypatch.setattr("deepgrpo.train.belief.pack_logprobs", None)  # in this process, not in those of the learners
+    two = train_on_cluster(of("two", {"rollout_workers": 2, "learners": 1}))
+    assert_same(two, one)
+    assert all(line["belief/first"] > 0 and line["ledger/signal_tokens"] > 0 for line in trace(two)[1:])
+
+
 # ---------------------------------------------------------------- faults
 
 

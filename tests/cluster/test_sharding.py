@@ -19,6 +19,7 @@ from deepgrpo.errors import TrainingError
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack
+from deepgrpo.pack.layout import lay_out
 from deepgrpo.prompts import synthetic
 from deepgrpo.train.learner import Learner
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments, save_shards
@@ -99,6 +100,28 @@ def test_a_group_takes_the_step_of_one(recipe: Any, sharding: str, size: int, se
         close(their_weights, weights)
         for one, other in zip(theirs, metrics, strict=True):
             close(one, other)
+
+
+def probe(rank: int, config: Config, sharding: str) -> tuple[np.ndarray, int]:
+    learner = learner_of(config, sharding)
+    learner.update(TREES, CREDITS)  # log-probs leave the mode and the weights of an update as they are
+    found = learner.likelihood(TREES, CREDITS)
+    learner.update(TREES, CREDITS)
+    return found
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_group_finds_the_log_probs_of_one(recipe: Any, sharding: str) -> None:
+    """Three packs for two learners, so that one of them forwards an idle pack where the model is sharded."""
+    config = recipe(loss={"beta": 0.0}, optim=OPTIM, learner={"tokens_per_pack": 32})
+    policy = fresh()
+    learner = Learner(policy, None, build_optimizer(policy, config.optim), config)
+    learner.update(TREES, CREDITS)
+    expected, forwarded = learner.likelihood(TREES, CREDITS)
+    assert (expected < 0).all() and len(learner._pack(TREES, lay_out(TREES, CREDITS))) == 3
+    for values, tokens in run_group(2, probe, config, sharding):
+        assert values == pytest.approx(expected, rel=1e-5)
+        assert tokens == forwarded
 
 
 def test_packs_are_spread_by_tokens() -> None:

@@ -29,6 +29,7 @@ from deepgrpo.explore.contract import (
     grow_toy,
 )
 from deepgrpo.explore.toy import Letters, ToyTask
+from deepgrpo.records import Tree
 from deepgrpo.runs.trees import load_trees, save_trees
 
 SEGMENTS = {"type": "tokens", "size": 3}
@@ -44,6 +45,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "adaptive": {"round_rollouts": 2, "max_rollouts": 7},
     "allocate": {"num_rollouts": 3, "branches_per_pivot": 3, "depth_bins": 2, "segments": SEGMENTS},
     "belief": {"cue": "#", "num_rollouts": 3, "num_pivots": 2, "branches_per_pivot": 3, "segments": SEGMENTS},
+    "located": {"num_rollouts": 3, "branches_per_pivot": 3, "segments": SEGMENTS},
+    "prefix": {"num_rollouts": 3, "branches_per_pivot": 3, "expand": "all", "segments": SEGMENTS},
     "oracle": {"num_rollouts": 4, "branches_per_pivot": 3},
 }
 TYPES = [
@@ -58,6 +61,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"type": "allocate", "root": False, "root_pivot": True, "tokens_per_prompt": 60.0},
     {"type": "allocate", "depth_bins": 0},
     {"type": "random", "expand": "all", "root_pivot": False},
+    {"type": "located", "expand": "unsolved", "fallback": "none"},
+    {"type": "located", "expand": "all", "fallback": "first", "root_pivot": False},
+    {"type": "prefix", "expand": "failed", "per_prompt": 2, "store_tokens": 20, "max_age": 1},
     {"type": "treerl", "skip_first": 0.2, "skip_last": 2, "mask_after": ["e"], "num_pivots": 3},
     {
         "type": "treerl", "keep_leaves": 5, "leaf_values": "leave_one_out", "token_mean": "remove", "node_values": "sum",
@@ -168,7 +174,9 @@ def test_the_others_are_told_apart() -> None:
 
 @every_strategy
 def test_trees_of_every_strategy_survive_the_disk(config: dict[str, Any], tmp_path: Path) -> None:
-    grown = grow_toy(_builder(config), World(3))
+    strategy = _builder(config)()
+    state = strategy.observe(strategy.initial_state(), grow_toy(_builder(config), World(3)).trees)
+    grown = grow_toy(_builder(config), World(3), state=state, step=2)
     save_trees(tmp_path / "trees.jsonl.gz", grown.trees, [grown.strategy.credit(tree) for tree in grown.trees])
     assert tuple(load_trees(tmp_path / "trees.jsonl.gz")) == grown.trees
 
@@ -177,6 +185,11 @@ def test_every_registered_type_is_here() -> None:
     assert {config["type"] for config in ALL} == set(TYPES) >= {"root", "deep", "random", "treerl", "fr3e"}
     branching = [c for c in ALL if c["type"] != "root" and c.get("num_pivots") != 0]
     for config in branching:
-        # the worlds above do make every strategy branch
-        trees = [tree for seed in range(4) for tree in grow_toy(_builder(config), World(seed)).trees]
+        # the worlds above do make every strategy branch, at the latest when its prompts come again
+        strategy = _builder(config)()
+        trees: list[Tree] = []
+        for seed in range(4):
+            first = grow_toy(_builder(config), World(seed)).trees
+            state = strategy.observe(strategy.initial_state(), first)
+            trees += [*first, *grow_toy(_builder(config), World(seed), state=state, step=2).trees]
         assert any(len(tree.pivots) > 1 for tree in trees)

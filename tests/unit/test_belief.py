@@ -20,7 +20,7 @@ from deepgrpo.explore.belief import BeliefStrategy, drops
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Prompt, Tree
 from deepgrpo.runs.trees import load_trees
-from deepgrpo.train.belief import measure_belief
+from deepgrpo.train.belief import Likelihood, measure_belief, sequence_logprobs
 from deepgrpo.train.loop import train
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)
@@ -107,6 +107,10 @@ def _sampled(policy: Policy, answer: str, *lengths: int) -> Tree:
     return replace(tree, prompt=prompt, nodes=nodes)
 
 
+def _here(policy: Policy) -> Likelihood:
+    return lambda trees, credits: sequence_logprobs(policy, trees, credits, 4096)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("cue", ["#", ""])
 def test_belief_is_that_of_a_pass_for_each_state(policy: Policy, packed: bool, cue: str) -> None:
@@ -114,7 +118,7 @@ def test_belief_is_that_of_a_pass_for_each_state(policy: Policy, packed: bool, c
         assert policy.try_tree_packing().packs
     tree = _sampled(policy, "12", 7, 4)
     signal = Signal(BELIEF, by_twos, cue=cue, closing=";")
-    found, cost = measure_belief(policy, signal, [(tree, 0), (tree, 1)], 4096)
+    found, cost = measure_belief(policy, signal, [(tree, 0), (tree, 1)], _here(policy))
     for index, values in enumerate(found):
         tokens = tree.nodes[index].tokens
         bounds = [0, *by_twos(tokens)]
@@ -130,7 +134,7 @@ def test_of_several_accepted_answers_the_likeliest(policy: Policy) -> None:
     tree = _sampled(policy, "7", 5)
     several = replace(tree, prompt=replace(tree.prompt, accepted=("7", "3", "99")))
     signal = Signal(BELIEF, by_twos, cue="#")
-    (values,), _ = measure_belief(policy, signal, [(several, 0)], 4096)
+    (values,), _ = measure_belief(policy, signal, [(several, 0)], _here(policy))
     at_start = max(one_by_one(policy, tree.prompt.tokens, "#", each) for each in ("7", "3", "99"))
     assert values[0] == pytest.approx(at_start, rel=1e-4)
 
@@ -138,7 +142,7 @@ def test_of_several_accepted_answers_the_likeliest(policy: Policy) -> None:
 def test_where_the_context_has_no_room_to_ask_the_belief_is_zero(policy: Policy) -> None:
     tree = _sampled(policy, "7", 8)
     policy.context = 4 + 4 + 2  # the prompt, two steps, cue and answer
-    (values,), _ = measure_belief(policy, Signal(BELIEF, by_twos, cue="#"), [(tree, 0)], 4096)
+    (values,), _ = measure_belief(policy, Signal(BELIEF, by_twos, cue="#"), [(tree, 0)], _here(policy))
     assert (values[:6] > 0).all() and (values[6:] == 0).all()
 
 
@@ -146,7 +150,7 @@ def test_a_prompt_without_an_answer_is_an_error(policy: Policy) -> None:
     tree = _sampled(policy, "7", 5)
     tree = replace(tree, prompt=replace(tree.prompt, answer=None))
     with pytest.raises(RewardError, match=r'no reference answer, but explore.type = "belief" compares with one'):
-        measure_belief(policy, Signal(BELIEF, by_twos), [(tree, 0)], 4096)
+        measure_belief(policy, Signal(BELIEF, by_twos), [(tree, 0)], _here(policy))
 
 
 # ---------------------------------------------------------------- in a run

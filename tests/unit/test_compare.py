@@ -15,6 +15,7 @@ from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartCo
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
+from deepgrpo.lab.compare.cells import as_table, short
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, differences, training_figures
 from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
@@ -22,75 +23,15 @@ from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables, short
+from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
 from deepgrpo.prompts import synthetic
-from deepgrpo.records import Ledger
-from deepgrpo.runs.checkpoints import TrainState
-
-BASE = """
-[run]
-steps = 50
-prompts_per_step = 8
-[model]
-type = "scratch"
-[warmstart]
-steps = 40
-[data]
-type = "synthetic"
-chain_length = 2
-[reward]
-type = "task"
-[explore]
-type = "deep"
-gamma = 3.0
-num_rollouts = 4
-branches_per_pivot = 4
-[explore.segments]
-type = "tokens"
-size = 3
-[eval]
-every = 5
-limit = 16
-[eval.data]
-type = "synthetic"
-chain_length = 2
-split = "test"
-"""
-EXPERIMENT = """
-name = "trial"
-dir = "out"
-seeds = [1, 2]
-baseline = "grpo"
-budget = 10_000
-base = "base.toml"
-[final]
-limit = 32
-sampled_limit = 8
-samples = 4
-k = [1, 4]
-[arms.grpo.explore]
-type = "root"
-[arms.deep]
-"""
+from experiments import BASE, EXPERIMENT, line, planned, write_run
 
 FINAL = '[final.data]\ntype = "synthetic"\n'
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.toml").write_text(BASE)
-    return tmp_path
-
-
-def planned(place: Path, text: str = EXPERIMENT) -> Plan:
-    path = place / "exp.toml"
-    path.write_text(text)
-    return expand(load_experiment(path), path)
-
-
-def test_an_experiment_is_a_run_per_seed_and_arm(place: Path) -> None:
-    plan = planned(place)
+def test_an_experiment_is_a_run_per_seed_and_arm(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
     assert [run.name for run in plan.runs] == ["grpo-seed-1", "deep-seed-1", "grpo-seed-2", "deep-seed-2"]
     assert [str(run.directory) for run in plan.warmstarts] == ["out/trial/warmstart/seed-1", "out/trial/warmstart/seed-2"]
     warm, grpo, deep = plan.warmstarts[0].config, plan.of("grpo")[0].config, plan.of("deep")[0].config
@@ -121,9 +62,9 @@ def test_merging() -> None:
 
 
 def without(text: str, *lines: str) -> str:
-    for line in lines:
-        assert line in text
-        text = text.replace(line, "")
+    for each in lines:
+        assert each in text
+        text = text.replace(each, "")
     return text
 
 
@@ -162,9 +103,9 @@ def without(text: str, *lines: str) -> str:
         (BASE, "looks like a recipe, not like an experiment"),
     ],
 )  # fmt: skip
-def test_what_is_refused_before_anything_runs(place: Path, text: str, says: str) -> None:
+def test_what_is_refused_before_anything_runs(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        planned(place, text)
+        planned(tmp_path, text)
     assert says in str(caught.value)
 
 
@@ -185,18 +126,18 @@ path = "watched.jsonl"
 """
 
 
-def test_questions_from_files(place: Path) -> None:
+def test_questions_from_files(tmp_path: Path) -> None:
     """A pretrained model needs no shared warm start, and no other questions than those of a file are known."""
     with pytest.raises(ConfigError, match=r"final\.data is missing"):
-        planned(place, EXPERIMENT + FILES)
+        planned(tmp_path, EXPERIMENT + FILES)
     with pytest.raises(ConfigError, match=r"final\.data is the training data"):
-        planned(place, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "train.jsonl"\nlimit = 3')
-    plan = planned(place, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "fresh.jsonl"')
+        planned(tmp_path, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "train.jsonl"\nlimit = 3')
+    plan = planned(tmp_path, EXPERIMENT + FILES + '[final.data]\ntype = "jsonl"\npath = "fresh.jsonl"')
     assert plan.warmstarts == () and {run.config.warmstart for run in plan.runs} == {None}
 
 
-def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
-    plan = planned(place)
+def test_untouched_questions_are_not_watched_ones(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
     config = plan.runs[0].config
     prompts, left_out, skipped = final_prompts(config, plan.final, synthetic.tokenizer(), context=64)
     texts = {prompt.text for prompt in prompts}
@@ -217,7 +158,7 @@ def test_untouched_questions_are_not_watched_ones(place: Path) -> None:
 
 def test_experiments_that_come_along() -> None:
     """Each expands, and can reach its budget; `deepgrpo compare NAME` finds it."""
-    from deepgrpo.lab.compare.command import refuse_unreachable
+    from deepgrpo.lab.compare.refusals import refuse_unreachable
 
     names = sorted(path.stem for path in (recipe_dir() / "lab").glob("*.toml"))
     assert {"ablations", "methods", "naive_scaling", "short_chains"} <= set(names)
@@ -233,41 +174,23 @@ def test_experiments_that_come_along() -> None:
         find_experiment("x.toml")
 
 
-def test_an_arm_that_cannot_reach_its_budget(place: Path) -> None:
-    from deepgrpo.lab.compare.command import refuse_unreachable
+def test_an_arm_that_cannot_reach_its_budget(tmp_path: Path) -> None:
+    from deepgrpo.lab.compare.refusals import refuse_unreachable
 
     text = EXPERIMENT.replace("budget = 10_000", "budget = 10_000_000")
     # 8 prompts x 8 rollouts x 256 tokens = 16,384 a step; 10,000,000 / 16,384 = 610.4
     with pytest.raises(ConfigError, match=r"arm 'grpo' cannot reach the budget .* run.steps = 50 steps sample at most 16,384 "
                                           r"each; set common.run.steps to at least 611"):  # fmt: skip
-        refuse_unreachable(planned(place, text))
+        refuse_unreachable(planned(tmp_path, text))
 
 
 # ---------------------------------------------------------------- figures from finished runs
 
 
-def write_run(plan: Plan, name: str, lines: list[dict[str, Any]], greedy: float, sampled: float) -> None:
-    run = next(run for run in plan.runs if run.name == name)
-    state = run.directory / "checkpoints" / f"step-{lines[-1]['step']:06d}" / "state.json"
-    state.parent.mkdir(parents=True)
-    state.write_text(
-        TrainState(lines[-1]["step"], ledger=Ledger(sampled_tokens=lines[-1]["ledger/sampled_tokens"])).to_json()
-    )
-    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "to')
-    metrics = {"eval/greedy": greedy, "eval/sampled": sampled, "eval/pass@1": sampled, "eval/pass@4": 0.9}
-    final = {"spec": plan.final.model_dump(mode="json"), "step": lines[-1]["step"], "metrics": metrics}
-    (run.directory / "final.json").write_text(json.dumps(final))
-
-
-def line(step: int, tokens: int, steps: int, greedy: float | None = None, **more: float) -> dict[str, Any]:
-    shown = {} if greedy is None else {"eval/greedy": greedy, "eval/sampled": greedy / 2}
-    return {"step": step, **shown, **more, "ledger/sampled_tokens": tokens, "ledger/optimizer_steps": steps}
-
-
 @pytest.fixture
-def done(place: Path) -> Plan:
+def done(tmp_path: Path) -> Plan:
     """grpo takes 4 steps of 2,500 tokens, deep 2 of 5,000; deep is better in both seeds, by 10 and by 20 points."""
-    plan = planned(place, EXPERIMENT + "[curve]\nlast = 2\ntarget = 0.5")
+    plan = planned(tmp_path, EXPERIMENT + "[curve]\nlast = 2\ntarget = 0.5")
     for seed, gain in ((1, 0.1), (2, 0.2)):
         grpo = [line(0, 0, 0, 0.2), *(line(i, 2500 * i, i, 0.2 + 0.05 * i) for i in (1, 2, 3, 4))]
         deep = [line(0, 0, 0, 0.2), line(1, 5000, 1, 0.3), line(2, 10_000, 2, 0.4 + gain)]

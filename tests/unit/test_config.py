@@ -115,7 +115,9 @@ def test_all_problems_are_told_at_once() -> None:
         (with_(optim={"minibatches": 9}, run={"prompts_per_step": 8}), "run.prompts_per_step = 8"),
         (with_(explore={"type": "deep", "branches_per_pivot": 1}), "a local baseline needs at least 2"),
         (with_(eval={"samples": 4, "k": [1, 8], "data": {"type": "synthetic"}}), "eval.k has 8, but eval.samples is 4"),
-        (with_(eval={"every": 5}), "add a table [eval.data]"),
+        (with_(eval={"every": 5}), "eval.every is 5, but eval.data is missing; add a table [eval.data]"),
+        (with_(eval={"every_tokens": 500}), "eval.every_tokens is 500, but eval.data is missing"),
+        (with_(eval={"every": 5, "every_tokens": 500}), 'they are two ways to say when to evaluate: set one of them to "none"'),
         (
             with_(warmstart={"target_accuracy": 0.4}),
             "warmstart.target_accuracy is 0.4, but eval.every is missing, so there are no questions to measure it on; "

@@ -16,7 +16,7 @@ from deepgrpo.config import Config, PretrainedModel, parse_config, to_toml
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.eval.command import evaluate_model
 from deepgrpo.eval.model import find_model, load_model, model_section
-from deepgrpo.eval.options import EvalOptions
+from deepgrpo.eval.options import ColumnOptions, EvalOptions
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
 from tiny import save_model, write_jsonl
@@ -129,3 +129,23 @@ def test_the_runs_own_threshold_of_success(tmp_path: Path, base: str) -> None:
 def test_an_unknown_device_is_refused_before_the_model_is_loaded() -> None:
     with pytest.raises(ConfigError, match="--device is 'foo'; use auto, cpu, cuda or cuda:N"):
         evaluate_model(EvalOptions("owner/absent", data=("amc",), device="foo"))
+
+
+def test_columns_by_path_and_variables_of_the_chat_template(tmp_path: Path, base: str) -> None:
+    """The keys of data.columns, for data in verl's form."""
+    row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 7}}
+    data = write_jsonl(tmp_path / "verl.jsonl", [row])
+    columns = ColumnOptions(id="extra_info.index", question="prompt", answer="reward_model.ground_truth", alternatives="none")
+    options = {"model": base, "data": (data,), "template": "plain", "max_new_tokens": 2, "columns": columns}
+    found, rows, _ = figures(options, tmp_path)
+    assert (rows[0]["id"], rows[0]["answer"]) == ("7", "2")
+    written = found["verl"]["data"]["columns"]
+    assert (written["question"], written["alternatives"]) == ("prompt", None)
+    with pytest.raises(ModelError, match=r"has 'enable_thinking', which the chat template of .* never reads"):
+        evaluate_model(EvalOptions(**options, chat_template_kwargs="{enable_thinking = false}"))
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs is 'off'; it should be a table"):
+        evaluate_model(EvalOptions(**options, chat_template_kwargs="off"))
+    generated = {"data": {"type": "reasoning_gym", "task": "chain_sum"}, "reward": {"type": "task"}}
+    save_run(tmp_path / "run", base, **generated)
+    with pytest.raises(ConfigError, match=r"--columns.id is set, but data of type 'reasoning_gym' have no columns"):
+        evaluate_model(EvalOptions(str(tmp_path / "run"), columns=ColumnOptions(id="x")))

@@ -101,7 +101,11 @@ def test_a_rollout_that_succeeds_has_nothing_to_rescue(tmp_path: Path, show: Sho
     tree = tree.add([], [node(tree, 1, 6, "7*2=4;#4", 1.0, 2), node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
     text = show(write_run(tmp_path / "run", {1: [tree]}), prompt="q1")
     assert "after token 6, r = .50: 0 of 2 branches better, nothing to rescue" in text
-    assert "1 of 1 pivot rescued" in text and "unrecoverable" not in text
+    assert "1 of 1 pivot rescued" in text and "not recovered" not in text
+    lost = small_tree()
+    lost = replace(lost, nodes=(*lost.nodes[:2], *(replace(each, score=lost.nodes[0].score) for each in lost.nodes[2:])))
+    text = show(write_run(tmp_path / "lost", {1: [lost]}), prompt="q1")
+    assert "r = .50, Q = .50: not recovered in 2 tries" in text
 
 
 def test_advantages_of_parts_stand_in_a_line_of_their_own(tmp_path: Path, show: Show) -> None:
@@ -177,6 +181,10 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
         run_inspect(InspectOptions(early))
+    for limits in ({"steps": 3}, {"steps": 99, "max_sampled_tokens": 300}):
+        over = write_run(tmp_path / f"over-{len(limits)}", {}, last_step=3, recipe={"log": {"trees_every": 10}, "run": limits})
+        with pytest.raises(DataError, match=r"the run ended with step 3; run it again under another name"):
+            run_inspect(InspectOptions(over))
 
 
 def test_a_long_response_keeps_its_indent_and_its_chain_fits(tmp_path: Path, show: Show) -> None:

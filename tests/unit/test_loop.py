@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deepgrpo import rng
-from deepgrpo.config import Config
+from deepgrpo.config import Config, load_recipe
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.explore.toy import FakeEngine
 from deepgrpo.model.policy import Policy
@@ -88,6 +88,33 @@ def test_when_it_saves(short: Any) -> None:
     # the start too, where a learner may be lost
     assert saved(train(short("losing", **kept), backend=Backend(loses_learners=True))) == [0, 2, 4, 5]
     assert saved(train(short("last", checkpoint={"every": None}, run={"steps": 3}), backend=Backend())) == [3]
+
+
+def test_evaluations_at_marks_of_sampled_tokens(short: Any) -> None:
+    """64 tokens a step: 100, 200 and 300 are passed in steps 2, 4 and 5, and step 6 is the last; no matter where it resumes."""
+    evaluated = {"every_tokens": 100, "limit": 2, "data": {"type": "synthetic", "chain_length": 2, "split": "test"}}
+    sections = {"eval": evaluated, "checkpoint": {"every": 1, "keep_last": 9, "keep_best": False}, "run": {"steps": 6}}
+    run = train(short("marks", **sections), backend=Backend())
+
+    def evaluations() -> list[tuple[int, float]]:
+        return [(line["step"], line["eval/greedy"]) for line in lines(run) if "eval/greedy" in line]
+
+    found = evaluations()
+    assert [step for step, _ in found] == [0, 2, 4, 5, 6]
+    for step in (1, 3):
+        train(load_recipe(run / "config.toml"), resume=run, step=step, backend=Backend())
+        assert evaluations() == found
+    # a mark that a large step passes several times over counts once
+    sections |= {"eval": {**evaluated, "every_tokens": 10}, "run": {"steps": 2}}
+    run = train(short("small", **sections), backend=Backend())
+    assert [step for step, _ in evaluations()] == [0, 1, 2]
+    assert "data/epochs" not in lines(run)[-1]  # endless questions
+
+
+def test_epochs_over_finite_data(short: Any) -> None:
+    """4 of 16 prompts a step."""
+    run = train(short("finite", run={"steps": 5}, data={"size": 16}), backend=Backend())
+    assert [line["data/epochs"] for line in lines(run)] == [0.25, 0.5, 0.75, 1.0, 1.25]
 
 
 def test_an_overlapping_backend_samples_ahead_but_not_across_a_checkpoint(short: Any) -> None:

@@ -74,7 +74,7 @@ def test_a_placeholder_inside_an_argument_is_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("user", "says"),
     [
-        ("{problem}", r"{problem}, which no row has; The columns are question, answer, level, n, metadata; write {{problem}}"),
+        ("{problem}", "{problem}, which no row has; The columns are question, answer, level, n, metadata, metadata.kind;"),
         ("Q: {qestion}", "{qestion}, which no row has; did you mean {question}?"),
         ("{Question}", "{Question}, which no row has; did you mean {question}?"),
         ("{question} {levle}", "{levle}, which no row has; did you mean {level}?"),

@@ -104,6 +104,20 @@ class TestChainSum:
         data = self.DATA.model_copy(update={"limit": 3})
         assert len(build_source(data, words(), seed=0, context=256)) == 3
 
+    def test_the_splits_share_no_question_whatever_their_seeds(self):
+        def questions(split: str, seed: int, **changes: int) -> list[str]:
+            data = self.DATA.model_copy(update={"split": split, "seed": seed, "size": 400, **changes})
+            return [prompt.question for prompt in build_source(data, words(), seed=0, context=256).head(400)]
+
+        train, test = questions("train", 1), questions("test", 2)
+        assert not set(train) & set(test)
+        assert set(questions("all", 1)) & set(questions("all", 2))  # the seed alone does not separate them
+        # an eighth of 400, within four standard errors of 6.6
+        assert len(train) + len(questions("test", 1)) == 400 and 24 <= len(test) <= 76
+        assert questions("test", 2, limit=3) == test[:3]
+        with pytest.raises(ConfigError, match="data.split is 'test', but none of data.size = 1 questions .*raise data.size"):
+            questions("test", 1, size=1)
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -137,8 +151,8 @@ def test_a_composite_of_tasks():
 
 
 def test_extraction_takes_linear_time():
-    started = time.perf_counter()
+    started = time.process_time()  # another process may have the cores
     assert extract_answer("<answer>" * 100_000, "3") == ("<answer>" * 100_000, False)
     assert extract_answer("\\boxed{" * 50_000 + "3", "3") == ("3", True)
     assert extract_answer("1," * 100_000, "3") == ("1", True)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,3 +244,61 @@ def test_other_questions_are_refused(question: str) -> None:
 def test_a_question_that_no_signs_solve_is_an_error() -> None:
     with pytest.raises(DataError, match="no choice of signs"):
         search.written_solution("0?1=5:", 10, 8)
+
+
+# ---------------------------------------------------------------- first errors, in every regime
+
+SEARCH_PIECES = st.sampled_from(["3+4=7;", "7*2=4;", "7+2=9;", "4-5=9;", "9+5=4;", "#", "3+4=8;", "3", ";", " ", "!"])
+
+
+@pytest.mark.parametrize("knobs", [{}, {"luck": False}, {"recovery": "at_once"}, {"recovery": "after_answer", "luck": False}])
+@given(st.lists(PIECES, max_size=10).map("".join))
+def test_a_chain_can_be_finished_from_before_its_first_error(knobs: dict[str, Any], completion: str) -> None:
+    """The oracle's state: no error stands before it, and some continuation is right. None stands behind a success
+    without luck."""
+    task = ChainTask(SyntheticData(**knobs))
+    prompt, right = ask(QUESTION), chain.right_segments(QUESTION, 10)
+    error = task.first_error(prompt, completion)
+    if task.verify(prompt, completion).value and not knobs.get("luck", True):
+        assert error is None
+    if error is not None:
+        before = completion[:error]
+        assert task.first_error(prompt, before) is None
+        kept = chain.standing(before, 3, task.config.recovery != "none")
+        assert task.verify(prompt, before + "".join(right[len(kept) :])).value == 1
+
+
+@given(st.lists(SEARCH_PIECES, max_size=10).map("".join))
+def test_a_search_can_go_on_from_before_its_first_error(completion: str) -> None:
+    task, prompt = SearchTask(SearchData()), ask(SEARCH)
+    error = task.first_error(prompt, completion)
+    if task.verify(prompt, completion).value:
+        assert error is None
+    if error is not None:
+        before = completion[:error]
+        assert task.first_error(prompt, before) is None
+        assert task.verify(prompt, before + "!3+4=7;7*2=4;4-5=9;#").value == 1
+
+
+def test_every_fact_and_every_wrong_result_are_equally_likely() -> None:
+    """400 draws of 5 of the 6 * 5 * 3 = 90 facts modulo 6: each fact 400 * 5 / 90 = 22 times, each shift 400 times."""
+    drawn = [chain.wrong_facts(5 / 90, 6, seed) for seed in range(400)]
+    facts = Counter(fact for each in drawn for fact in each)
+    shifts = Counter((result - chain.compute(fact, 6)) % 6 for each in drawn for fact, result in each.items())
+    assert all(len(each) == 5 for each in drawn) and len(facts) == 90
+    assert max(abs(count - 2000 / 90) for count in facts.values()) < 5 * np.sqrt(2000 / 90)
+    assert set(shifts) == {1, 2, 3, 4, 5} and max(abs(count - 400) for count in shifts.values()) < 5 * np.sqrt(400 * 0.8)
+
+
+def test_a_search_tries_every_choice_equally_often_at_first() -> None:
+    """First tries of whole searches through 9 choices, by their rank among those that do not fit: 1 of 8 each."""
+    data = SearchData(chain_length=2, most_tries=9)
+    task = SearchTask(data)
+    ranks: Counter[int] = Counter()
+    for row in synthetic.make_distinct(400, data):
+        tries = [task.vote(ask(row.question), each + "#") for each in row.columns["solution"].rstrip("#").split("!")]
+        wrong = [a + b for a in "+-*" for b in "+-*" if a + b != row.answer]
+        if tries[0] != row.answer:
+            ranks[wrong.index(str(tries[0]))] += 1
+    assert set(ranks) == set(range(8))
+    assert max(abs(count - ranks.total() / 8) for count in ranks.values()) < 5 * np.sqrt(ranks.total() / 8 * 7 / 8)

@@ -268,7 +268,7 @@ def check(text, references):
     if text.startswith("deaf"):  # as C code that runs on whatever the signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
-            pass
+            time.sleep(1000)
     if text.startswith("exit"):
         os._exit(1)
     if text.startswith("big"):
@@ -307,7 +307,7 @@ class TestIllBehavedChecks:
         sys.modules.pop("ill_behaved_checks", None)
 
     def run(self, check, tmp_path, texts, **fields):
-        workers = make_workers(**{"timeout_s": 0.5, **fields})
+        workers = make_workers(**{"timeout_s": 2.0, **fields})
         try:
             scores = workers.run([partial(check, text, (str(tmp_path / "log"),)) for text in texts])
             again = workers.run([partial(check, "0.001", (str(tmp_path / "log"),))])
@@ -332,12 +332,12 @@ class TestIllBehavedChecks:
 
     def test_a_worker_that_ignores_the_polite_signal_is_killed(self, check, tmp_path, monkeypatch):
         monkeypatch.setattr(pebble.CONSTS, "term_timeout", 0.2)  # seconds from SIGTERM to SIGKILL: 3 by default
-        scores = self.run(check, tmp_path, ["deaf", "0"], timeout_s=0.2)
+        scores = self.run(check, tmp_path, ["deaf", "0"])
         assert [score.problem for score in scores] == ["timeout", None]
 
     def test_waiting_behind_others_is_not_counted(self, check, tmp_path):
-        # limit 0.5 s, 8 checks of 0.1 s, one worker: the last one waits 0.7 s, and none needs a quarter of the limit
-        scores = self.run(check, tmp_path, [f"0.10{i}" for i in range(8)], count=1)
+        # limit 2 s, 8 checks of 0.3 s, one worker: the last one waits 2.1 s, and none needs a quarter of the limit
+        scores = self.run(check, tmp_path, [f"0.30{i}" for i in range(8)], count=1)
         assert {score.problem for score in scores} == {None}
 
     def test_equal_checks_run_once(self, check, tmp_path):
@@ -405,7 +405,7 @@ class TestTaskInWorkers:
         sys.modules.pop("remote_task", None)
 
     def test_each_costs_its_own_sample(self, task):
-        reward = build_reward(TaskReward(threshold=0.25, timeout_s=0.5), task)
+        reward = build_reward(TaskReward(threshold=0.25, timeout_s=2.0), task)
         try:
             texts = ["0.5", "hang", "raise", "nan", "", "0.1", "1"]
             scores = ask(reward, [("1", text) for text in texts])

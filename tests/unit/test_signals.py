@@ -169,7 +169,8 @@ def test_each_token_has_the_value_of_its_step(policy: Policy, worked_tree: Any) 
     (signal,) = Wants.signals
     measure = build_signals(policy, Wants(), 4096)  # type: ignore[arg-type]
     assert measure is not None
-    values, cost = measure(signal, [(worked_tree, 0), (worked_tree, 3)])
+    measured = measure(signal, [(worked_tree, 0), (worked_tree, 3)], [0, 1])
+    values, cost = measured.values, measured.forwarded
     paths = [
         Steps(worked_tree.path(0), (3, 5, 7, 9)),
         Steps(worked_tree.path(3), (3, 5, 7, 9, 10)),

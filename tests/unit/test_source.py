@@ -94,9 +94,9 @@ class TestJsonl:
         path = write(
             tmp_path / "d.jsonl", {"question": "1" * 100_000, "answer": "1"}, {"question": "1:", "answer": "1"}
         )
-        started = time.perf_counter()
+        started = time.process_time()  # another process may have the cores
         assert source_of(jsonl(path)).skipped == {"too long": 1}
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
 
     def test_limit_keeps_the_first_rows_and_reads_no_further(self, tmp_path):
         path = write(tmp_path / "d.jsonl", {"question": "1:", "answer": 1}, {"question": "", "answer": 1}, "not JSON")
@@ -175,7 +175,7 @@ class TestOrder:
         source = self.source(tmp_path, shuffle=False)
         prompts, cursor = source.take(Cursor(0, 8), 14)
         assert self.ids(prompts) == list("89012345678901")
-        assert cursor == Cursor(2, 2)
+        assert cursor == Cursor(2, 2) and source.metrics(cursor) == {"data/epochs": 2.2}
 
     def test_a_cursor_survives_json(self, tmp_path):
         cursor = Cursor(3, 4)
@@ -193,7 +193,7 @@ class TestSynthetic:
         prompts, cursor = source.take(Cursor(0, 3), 2)
         assert [p.question for p in prompts] == [synthetic.make(i, data).question for i in (3, 4)]
         assert prompts[0].text == prompts[0].question  # chat is on by default, but this tokenizer has no template
-        assert (cursor, source.size, bool(source)) == (Cursor(0, 5), None, True)
+        assert (cursor, source.size, source.metrics(cursor), bool(source)) == (Cursor(0, 5), None, {}, True)
         assert source.head(1)[0].question == synthetic.make(0, data).question
         with pytest.raises(TypeError, match="no length"):
             len(source)
@@ -273,10 +273,10 @@ def words():
 class TestSharedData:
     def test_gsm8k_loads_in_seconds(self):
         tokenizer = words()
-        started = time.perf_counter()
+        started = time.process_time()  # another process may have the cores
         data = jsonl(str(SHARED_DATA / "gsm8k_train.jsonl"))
         source = build_source(data, tokenizer, seed=0, context=2048)
-        assert time.perf_counter() - started < 3
+        assert time.process_time() - started < 3
         assert (len(source), source.skipped) == (7473, {})
         first = source.head(1)[0]
         assert (first.id, first.answer) == ("gsm8k-train-00000", "72")

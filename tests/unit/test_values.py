@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from surroundings import ROOT
 
-from deepgrpo.cli import _expand_homes
+from deepgrpo.arguments import expand_homes
 from deepgrpo.config import Config, load_recipe, parse_config
 from deepgrpo.config.problems import _field, tables_of
 from deepgrpo.config.values import key_kinds, read_value
@@ -152,11 +152,11 @@ def test_every_path_of_a_recipe_may_begin_at_home(key: str, changes: dict[str, A
 
 def test_every_option_of_the_command_line_may_begin_at_home(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    options = _expand_homes(EvalOptions(model="~/m", data=("~/d.jsonl", "gsm8k"), data_dir="~/s", json="~/j"))
+    options = expand_homes(EvalOptions(model="~/m", data=("~/d.jsonl", "gsm8k"), data_dir="~/s", json="~/j"))
     assert (options.model, options.data, options.data_dir, options.json) == (
         f"{home}/m", (f"{home}/d.jsonl", "gsm8k"), f"{home}/s", f"{home}/j",
     )  # fmt: skip
-    report = _expand_homes(ReportOptions(runs=(Path("~/a"), Path("b")), title="~ 3 runs"))
+    report = expand_homes(ReportOptions(runs=(Path("~/a"), Path("b")), title="~ 3 runs"))
     assert (report.runs, report.title) == ((home / "a", Path("b")), "~ 3 runs")
 
 

@@ -22,7 +22,7 @@ from deepgrpo import cli
 from deepgrpo.config import load_recipe
 from deepgrpo.errors import DataError
 from deepgrpo.eval.output import print_table
-from deepgrpo.lab.compare.tables import ComparisonTable, as_table
+from deepgrpo.lab.compare.cells import ComparisonTable, as_table
 from deepgrpo.records import Ledger, StepReport
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.dry_run import dry_run

@@ -107,19 +107,22 @@ def test_the_optimizer_of_the_imitation(policy: Policy, monkeypatch: pytest.Monk
     assert made == [{"lr": 0.25, "weight_decay": 0.01}]
 
 
+@pytest.mark.parametrize("fixed", [{}, {"size": 3}, {"limit": 3}])
 def test_its_questions_are_not_those_of_the_first_steps(
-    policy: Policy, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    policy: Policy, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fixed: dict[str, int]
 ) -> None:
-    """Example 2 of 5 is the third question of the warm start's own stream, with its solution and EOS."""
+    """Example 2 of 5 is the third question of the warm start's own stream, with its solution and EOS. The stream has no end,
+    also where training has three questions."""
     seen: list[Example] = []
 
     def learned(policy: Policy, config: Any, examples: Any, **options: Any) -> Imitated:
         seen.extend(examples(0, 5))
         assert list(examples(2, 1)) == seen[2:3] and options["tokens_per_pack"] == 128
+        assert len({prompt for prompt, _ in examples(0, 64)}) > 60
         return Imitated(5, stopped=False)
 
     monkeypatch.setattr(warmstart, "imitate", learned)
-    config = recipe(warmstart={"steps": 5}, learner={"tokens_per_pack": 128})
+    config = recipe(warmstart={"steps": 5}, learner={"tokens_per_pack": 128}, data=fixed)
     warm_start(SimpleNamespace(config=config, policy=policy, paths=RunDir(tmp_path)), Stop())  # type: ignore[arg-type]
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
     trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}

@@ -158,6 +158,11 @@ class LearnerRank:
         weights = gather_weights(self.policy, keep=self.rank == 0)
         return (update, weights) if self.rank == 0 else (None, None)
 
+    def likelihood(self, batch: tuple[Sequence[Tree], Sequence[Credit]]) -> tuple[np.ndarray, int] | None:
+        """Log-probs of a batch, the same on all ranks; rank 0 returns them."""
+        found = self.learner.likelihood(*batch)
+        return found if self.rank == 0 else None
+
     def moments(self) -> Moments:
         return {key: value.cpu() for key, value in moments_of(self.policy, self.learner.optimizer).items()}
 

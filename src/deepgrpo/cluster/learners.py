@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -96,6 +97,12 @@ class LearnerGroup:
         self.optimizer_steps += update.optimizer_steps
         self.policy.version = self.optimizer_steps
         return update
+
+    def likelihood(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> tuple[np.ndarray, int]:
+        """See `UpdatesPolicy.likelihood`. The learners share the forward passes."""
+        found, *_ = self._call_all("likelihood", ray.put((trees, credits)))
+        values, forwarded = found
+        return np.array(values), int(forwarded)
 
     def save(self, directory: Path) -> None:
         """See `UpdatesPolicy.save`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -80,6 +80,18 @@ class Section(BaseModel):
             for name in (field, info.alias)
         }
         return {key: None if value == "none" and key in optional else value for key, value in raw.items()}
+
+
+def entries_of(annotation: Any) -> Any:
+    """The annotation of the tables inside a table with free names or a list, such as dict[str, A | B] or tuple[A, ...]; None
+    for any other.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return entries_of(arguments[0])
+    if origin is dict and tables_of(arguments[1]):
+        return arguments[1]
+    return arguments[0] if origin is tuple and tables_of(arguments[0]) else None
 
 
 def tables_of(annotation: Any) -> list[type[BaseModel]]:

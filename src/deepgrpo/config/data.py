@@ -1,22 +1,26 @@
-"""Section `data`: sources of questions, and the prompt template."""
+"""Section `data`: sources of prompts, the columns of their rows, and the prompt template."""
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
 from deepgrpo.config.placeholders import placeholders
 
 
 class ColumnMap(Section):
-    """Names of the columns of a data file."""
+    """Columns of a data set; nested ones by their path, such as "reward_model.ground_truth" or "prompt.-1.content"."""
 
     id: str | None = "id"
     """Column with a unique id, a text or a number; none, or missing in the row: the row number."""
     question: str = "question"
-    """Column with the question."""
+    """Column with the question: a text, or messages (a list of {"role", "content"}), which are the whole prompt."""
+    last_assistant: Literal["refuse", "drop", "continue"] = "refuse"
+    """Messages that end with an assistant turn. drop: leave the turn out (it is the solution). continue: the model goes on with
+    it. refuse: an error."""
     answer: str | None = "answer"
     """Column with the reference answer (a text, a number, or a list of accepted ones); none, if the reward needs no answer."""
     alternatives: str | None = "alt_answers"
@@ -25,19 +29,28 @@ class ColumnMap(Section):
     """Keep only the text after the last occurrence of this in the answer column, e.g. '####'."""
 
 
+_OWN_KWARGS = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
+    "return_dict", "return_tensors", "tokenize", "truncation",
+)  # fmt: skip
+"""Arguments of `apply_chat_template` that rendering sets itself, or that change what it returns."""
+
+
 class TemplateConfig(Section):
-    """Template that turns a question into a prompt."""
+    """Template that turns a question, or the last user turn of messages, into a prompt."""
 
     preset: Literal["plain", "gsm8k", "math", "custom"] = "plain"
     """plain: the question alone. gsm8k: asks for the answer after '####'. math: asks for \\boxed{}. custom: `user`."""
     user: str | None = None
     """For preset = "custom": the user turn, with {question} in place of the question. Other columns of the row can be named
-    too, nested ones with dots ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
+    too, nested ones by their path ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
     system: str | None = None
-    """System turn of the chat template; may name columns like `user`."""
+    """System turn of the chat template; may name columns like `user`. It replaces the system turn of messages."""
     chat: bool | None = None
     """Apply the tokenizer's chat template; false: the user turn is the whole prompt. Default: true, except for the synthetic
     task with a tokenizer that has no chat template."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, e.g. {enable_thinking = false}."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TemplateConfig:
@@ -60,6 +73,16 @@ class TemplateConfig(Section):
                 f"template.system is {self.system!r}, but template.chat is false and plain text has no system turn; "
                 "move the text into template.user or set template.chat = true"
             )
+        if self.chat_template_kwargs and self.chat is False:
+            raise ValueError(
+                f"template.chat_template_kwargs is {self.chat_template_kwargs!r}, but template.chat is false and no chat "
+                "template is used; remove it or set template.chat = true"
+            )
+        if own := [name for name in self.chat_template_kwargs if name in _OWN_KWARGS]:
+            raise ValueError(
+                f"template.chat_template_kwargs has {own[0]!r}, which is set by the rendering itself; it takes the "
+                "variables of the model's chat template, e.g. {enable_thinking = false}"
+            )
         return self
 
 
@@ -72,26 +95,31 @@ class _DataBase(Section):
     """Skip and count rows with a longer prompt; default: half of `sampling.max_total_tokens`, or of the model's context."""
 
 
-class JsonlData(_DataBase):
-    """A file with one JSON object per line."""
+class _RowData(_DataBase):
+    columns: ColumnMap = ColumnMap()
+    streaming: bool | None = None
+    """Read rows when they are needed, in bounded memory, instead of all at the start; none: true for large data (docs/data.md).
+    Rows that cannot be used are then found, and counted in data/skipped, when their turn comes."""
+
+
+class JsonlData(_RowData):
+    """Files with one JSON object per line."""
 
     type: Literal["jsonl"] = "jsonl"
     path: PathText
-    """The file."""
-    columns: ColumnMap = ColumnMap()
+    """A file, a directory with .jsonl files, or a pattern such as "data/train-*.jsonl"."""
 
 
-class ParquetData(_DataBase):
-    """A parquet file (needs the extra `data`)."""
+class ParquetData(_RowData):
+    """Parquet files (needs the extra `data`)."""
 
     type: Literal["parquet"] = "parquet"
     path: PathText
-    """The file."""
-    columns: ColumnMap = ColumnMap()
+    """A file, a directory with .parquet files, or a pattern such as "data/train-*.parquet"."""
 
 
-class HubData(_DataBase):
-    """A Hugging Face dataset, from the hub or a local directory (needs the extra `data`)."""
+class HubData(_RowData):
+    """A Hugging Face dataset: from the hub, a local directory, or a `save_to_disk` folder (needs the extra `data`)."""
 
     type: Literal["hf"] = "hf"
     path: PathText
@@ -100,7 +128,8 @@ class HubData(_DataBase):
     """Configuration of the dataset."""
     split: str = "train"
     """Split of the dataset."""
-    columns: ColumnMap = ColumnMap()
+    shuffle_window: PositiveInt = 10_000
+    """Rows held in memory and shuffled among themselves, with `streaming` of a set that can only be read in order."""
 
 
 class GivenData(_DataBase):
@@ -169,12 +198,68 @@ class ReasoningGymData(_DataBase):
     params: dict[str, Any] = {}
     """Parameters of the task, e.g. {min_terms = 2, max_terms = 3}."""
     size: PositiveInt = 10_000
-    """Number of questions."""
+    """Number of questions, before `split`."""
     seed: int = 0
     """Random seed for questions."""
+    split: Literal["all", "train", "test"] = "all"
+    """train, test: one question in eight, by its text, belongs to the test split, so the two share no question whatever their
+    seeds. Another seed alone may draw the same questions again."""
+
+
+class SourceConfig(Section):
+    """One of the sources of a mix."""
+
+    name: str | None = None
+    """Name in ids, metrics and the column data_source; none: the task, or the end of the path without its ending."""
+    weight: PositiveFloat = 1.0
+    """Share of the prompts, relative to the other sources."""
+    data: Annotated[JsonlData | ParquetData | HubData | ReasoningGymData, Field(discriminator="type")]
+    """The source, with the keys of a section `data` of its own."""
+
+    @property
+    def label(self) -> str:
+        if self.name is not None:
+            return self.name
+        if isinstance(self.data, ReasoningGymData):
+            return self.data.task
+        return PurePath(self.data.path).name.split(".")[0] or self.data.path
+
+
+class MixData(Section):
+    """Several sources, mixed by weight; each with columns and a template of its own."""
+
+    type: Literal["mix"] = "mix"
+    sources: tuple[SourceConfig, ...]
+    """The sources, as tables [[data.sources]]."""
+    limit: PositiveInt | None = None
+    """Use only this many rows of each source, from the start."""
+
+    @model_validator(mode="after")
+    def _named(self) -> MixData:
+        names = [each.label for each in self.sources]
+        if not names:
+            raise ValueError("data.sources is empty; add a table [[data.sources]] for each source")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data.sources has {twice[0]!r} twice; give each source a name of its own")
+        if odd := [name for name in names if not name.strip() or "/" in name]:
+            raise ValueError(f"data.sources has the name {odd[0]!r}; it names metrics, so it has letters and no slash")
+        return self
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | ReasoningGymData,
-    Field(discriminator="type")
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | ReasoningGymData | MixData,
+    Field(discriminator="type"),
 ]
+
+
+def template_of(data: DataConfig) -> TemplateConfig:
+    """The template of a data section; of a mix, that of its first source."""
+    return data.sources[0].data.template if isinstance(data, MixData) else data.template
+
+
+def with_template(data: DataConfig, **changes: Any) -> DataConfig:
+    """A data section with changes to its template, or to those of all its sources."""
+    if isinstance(data, MixData):
+        sources = tuple(each.model_copy(update={"data": with_template(each.data, **changes)}) for each in data.sources)
+        return data.model_copy(update={"sources": sources})
+    return data.model_copy(update={"template": data.template.model_copy(update=changes)})

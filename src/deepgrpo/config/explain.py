@@ -18,7 +18,7 @@ from deepgrpo.errors import ConfigError
 Block = tuple[str, type[BaseModel], bool]
 """A section's name, the model of its keys, and True if the whole table is optional."""
 
-_REPEATED = ("eval.data", "eval.reward")
+_REPEATED = ("eval.data", "eval.reward", "data.sources.data")
 """Tables with the same keys as [data] and [reward], not repeated."""
 
 

@@ -112,9 +112,9 @@ def _keep_known(raw: dict[str, Any], section: Sequence[str]) -> None:
     """After `--explore.type root`, drop keys of the recipe that the new type does not have."""
     table: Any = raw
     for name in section:
-        table = table[name]
+        table = table[int(name)] if isinstance(table, list) else table[name]
     known = fields_at([*section, str(table["type"])], Config)
-    for key in [key for key in table if key not in known]:
+    for key in [key for key in table if known and key not in known]:  # an unknown type is reported later
         del table[key]
 
 
@@ -151,6 +151,8 @@ def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def _writable(value: Any, key: str) -> Any:
+    if isinstance(value, Section):
+        return _dump(value, f"{key}.")
     if value is None:
         raise ConfigError(f"{key} is none, which TOML cannot write; leave the key out or give it a value")
     if isinstance(value, dict):
@@ -175,9 +177,16 @@ def set_values(raw: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _table_at(raw: dict[str, Any], sections: Sequence[str], dotted: str) -> dict[str, Any]:
     table: Any = raw
     for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
+        if isinstance(table, list) and section.isdecimal() and int(section) < len(table):
+            table = table[int(section)]
+        else:
+            table = table.setdefault(section, {}) if isinstance(table, dict) else table
+        if not isinstance(table, dict | list):
             raise ConfigError(f"--{dotted}: {section!r} is a value ({table!r}), not a section; use --{section} VALUE")
+    if isinstance(table, list):
+        raise ConfigError(
+            f"--{dotted}: {sections[-1]!r} is a list of tables; write --{'.'.join(sections)}.0.KEY VALUE for the first"
+        )
     return table  # type: ignore[no-any-return]
 
 

@@ -98,7 +98,7 @@ class WarmstartConfig(Section):
     lr: PositiveFloat = 3e-3
     """Peak learning rate: linear warm-up over a tenth of the steps, then cosine decay to zero."""
     target_accuracy: Probability | None = None
-    """Stop once the sampled accuracy on the questions of [eval] reaches this (needs `eval.every`)."""
+    """Stop once the sampled accuracy on the questions of [eval] reaches this (needs `eval.every` or `eval.every_tokens`)."""
     check_every: PositiveInt = 25
     """Steps between checks of `target_accuracy`."""
 
@@ -110,7 +110,7 @@ class WarmstartConfig(Section):
                 f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'
             )
-        if self.target_accuracy is not None and recipe.eval.every is None:
+        if self.target_accuracy is not None and not recipe.eval.scheduled:
             raise ValueError(
                 f"warmstart.target_accuracy is {self.target_accuracy}, but eval.every is missing, so there are no questions "
                 "to measure it on; set eval.every and add a table [eval.data], or remove warmstart.target_accuracy"

@@ -16,7 +16,7 @@ QUESTION = "question"
 _COMMAND = re.compile(r"\\[A-Za-z]{2,}\*?(?:\[[^\]\n]*\])?")  # of one letter it is \n or \t, which TOML may hand on unread
 _KEPT = re.compile(r"\{\{([^{}\n]+)\}\}")
 _NAME = re.compile(r"\{([^{}\n]+)\}")
-_WORD = re.compile(r"(?!\d+$)\w{2,}(?:\.\w+)*(?:[!:]\S*)?")  # {level:d} is Python's, and no column: an error
+_WORD = re.compile(r"(?!\d+$)\w{2,}(?:\.-?\w+)*(?:[!:]\S*)?")  # {level:d} is Python's, and no column: an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Placeholder:
     """A name in braces. Example: Placeholder("metadata.level", "{metadata.level}", required=True)."""
 
     name: str
-    """Column; a nested one with dots."""
+    """Column; a nested one by its path, e.g. prompt.-1.content."""
     text: str
     """As it stands in the template."""
     required: bool

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from deepgrpo.config.base import Section, tables_of
+from deepgrpo.config.base import Section, entries_of, tables_of
 from deepgrpo.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -68,6 +68,10 @@ def _strip_tags(location: Sequence[str], root: type[BaseModel]) -> list[str]:
     names: list[str] = []
     model: Any = root
     for part in location:
+        if (entry := entries_of(model)) is not None:  # the part is a free name, or a number in a list
+            names.append(part)
+            model = entry
+            continue
         members = tables_of(model)
         tags = {m.model_fields["type"].default for m in members if "type" in m.model_fields} if len(members) > 1 else set()
         if part in tags:
@@ -81,6 +85,9 @@ def _strip_tags(location: Sequence[str], root: type[BaseModel]) -> list[str]:
 def fields_at(location: Sequence[str], root: type[BaseModel]) -> list[str]:
     model: Any = root
     for part in location:
+        if (entry := entries_of(model)) is not None:
+            model = entry
+            continue
         members = tables_of(model)
         tagged = [m for m in members if "type" in m.model_fields and m.model_fields["type"].default == part]
         if len(members) > 1 and tagged:

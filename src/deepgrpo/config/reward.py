@@ -80,7 +80,8 @@ class TaskReward(_AnswerReward):
 
     def check(self, recipe: Any) -> None:
         super().check(recipe)
-        if recipe.data.type not in ("synthetic", "search", "reasoning_gym"):
+        kinds = {each.data.type for each in recipe.data.sources} if recipe.data.type == "mix" else {recipe.data.type}
+        if not kinds <= ({"reasoning_gym"} if recipe.data.type == "mix" else {"synthetic", "search", "reasoning_gym"}):
             raise ValueError(
                 f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
                 'choose reward.type = "math", "exact" or "user"'
@@ -93,9 +94,9 @@ class UserReward(_RewardBase):
     type: Literal["user"] = "user"
     function: PathText
     """The function: "path/to/file.py:name" or "package.module:name"."""
-    format: Literal["text", "messages"] = "text"
+    format: Literal["auto", "text", "messages"] = "auto"
     """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards
-    expect."""
+    expect. auto: messages where the data have prompts as messages, else text."""
     timeout_s: PositiveFloat = 300.0
     """Seconds per call (all completions of a round); a longer call ends the run with an error."""
 

@@ -16,7 +16,10 @@ class EvalConfig(Section):
     """Evaluation during training, on held-out questions."""
 
     every: PositiveInt | None = None
-    """Steps between evaluations (and before the first and after the last step); none: no evaluation."""
+    """Steps between evaluations (and before the first and after the last step); none, and no `every_tokens`: no evaluation."""
+    every_tokens: PositiveInt | None = None
+    """Instead: sampled tokens between evaluations. One follows the first step that reaches a multiple (and before the first
+    and after the last step), so runs with steps of different size are evaluated at the same marks."""
     data: DataConfig | None = None
     """The held-out questions."""
     limit: PositiveInt = 256
@@ -35,14 +38,39 @@ class EvalConfig(Section):
                 f"eval.k has {max(self.k)}, but eval.samples is {self.samples}: pass@k needs at least k samples; "
                 "raise eval.samples or drop that k"
             )
-        if self.every is not None and self.data is None:
-            raise ValueError(f"eval.every is {self.every}, but eval.data is missing; add a table [eval.data]")
+        if self.every is not None and self.every_tokens is not None:
+            raise ValueError(
+                f"eval.every is {self.every} and eval.every_tokens is {self.every_tokens}; they are two ways to say when to "
+                'evaluate: set one of them to "none"'
+            )
+        if self.scheduled and self.data is None:
+            key, value = ("every", self.every) if self.every else ("every_tokens", self.every_tokens)
+            raise ValueError(f"eval.{key} is {value}, but eval.data is missing; add a table [eval.data]")
         if self.reward is not None and self.reward.overlong is not None:
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
                 "alone; remove it there"
             )
         return self
+
+    @property
+    def scheduled(self) -> bool:
+        """True if the run evaluates at all."""
+        return self.every is not None or self.every_tokens is not None
+
+    def due(self, step: int, tokens_before: int, tokens: int) -> bool:
+        """True if an evaluation follows this step.
+
+        Args:
+            tokens_before, tokens: sampled tokens of the run before and after the step.
+
+        >>> section = EvalConfig.model_construct(every_tokens=1000)
+        >>> [section.due(step, *tokens) for step, tokens in [(1, (0, 999)), (2, (999, 1000)), (3, (1000, 3500))]]
+        [False, True, True]
+        """
+        if self.every_tokens is not None:
+            return tokens // self.every_tokens > tokens_before // self.every_tokens
+        return self.every is not None and step % self.every == 0
 
 
 class CheckpointConfig(Section):
@@ -80,6 +108,8 @@ class RunConfig(Section):
     """Directory of the run inside `dir`; "sweep/a" is nested."""
     dir: PathText = "runs"
     """Directory that holds the runs."""
+    overwrite: bool = False
+    """Delete a run that the directory already holds, at the start of a new one; a resumed run is never deleted."""
     seed: int = 0
     """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100

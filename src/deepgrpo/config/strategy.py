@@ -15,6 +15,9 @@ class Explore(Section):
     implementation: ClassVar[str]
     """module:Class of the strategy, imported only when a recipe uses it."""
 
+    needs_epochs: ClassVar[bool] = False
+    """True if the strategy branches only at prompts that it has seen before."""
+
     type: str
 
     def _refuse_scale(self, recipe: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from deepgrpo.config.base import tables_of
+from deepgrpo.config.base import entries_of, tables_of
 
 
 def read_value(text: str, kinds: Sequence[Any]) -> Any:
@@ -45,13 +45,25 @@ def key_kinds(key: Sequence[str], raw: Mapping[str, Any], root: type[BaseModel])
     table: Any = raw
     annotations: list[Any] = []
     for part in key:
+        named = [entry for annotation in annotations if (entry := entries_of(annotation)) is not None]
+        if named:  # the part is a free name, or a number in a list
+            sections = [section for entry in named for section in tables_of(entry)]
+            annotations = []
+            table = _entry(table, part)
+            continue
         kind = table.get("type") if isinstance(table, Mapping) else None
         chosen = [s for s in sections if "type" in s.model_fields and s.model_fields["type"].default == kind] or sections
         fields = [(f"{info.alias or name}", info) for section in chosen for name, info in section.model_fields.items()]
         annotations = [info.annotation for name, info in fields if name == part]
         sections = [section for annotation in annotations for section in tables_of(annotation)]
-        table = table.get(part) if isinstance(table, Mapping) else None
+        table = _entry(table, part)
     return [kind for annotation in annotations for kind in _kinds(annotation)]
+
+
+def _entry(table: Any, part: str) -> Any:
+    if isinstance(table, list):
+        return table[int(part)] if part.isdecimal() and int(part) < len(table) else None
+    return table.get(part) if isinstance(table, Mapping) else None
 
 
 def _kinds(annotation: Any) -> list[Any]:

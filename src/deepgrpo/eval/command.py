@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from deepgrpo.config import (
+    ColumnMap,
     Config,
     DataConfig,
     GeneratedData,
@@ -25,7 +26,11 @@ from deepgrpo.config import (
     TaskReward,
     TemplateConfig,
     given_keywords,
+    parse_section,
+    template_of,
+    with_template,
 )
+from deepgrpo.config.values import read_value
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
@@ -53,7 +58,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     console = console or Terminal()
     _check(options)
     source = find_model(options.model)
-    sets = _resolve_sets(options, source)
+    sets = [_with_own_keys(options, one) for one in _resolve_sets(options, source)]
 
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
     from deepgrpo.model.device import resolve_device, use_threads
@@ -135,7 +140,7 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
         resolve(
             spec,
             data_dir=options.data_dir,
-            template=template or (run.data.template if run is not None and own_words else None),
+            template=template or (template_of(run.data) if run is not None and own_words else None),
             answer_format=None if options.answer_format == "auto" else options.answer_format,
             limit=options.limit,
         )
@@ -148,6 +153,26 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
     if run is not None and own_reward and options.template == options.answer_format == "auto":
         sets = [replace(one, reward=run.eval.reward or run.reward) for one in sets]
     return sets
+
+
+def _with_own_keys(options: EvalOptions, one: EvalSet) -> EvalSet:
+    """A data set with the columns and the variables of the chat template that the options name."""
+    changes: dict[str, Any] = {}
+    given = {f"columns.{key}": value for key, value in asdict(options.columns).items() if value != "auto"}
+    if given:
+        columns = getattr(one.data, "columns", None)
+        if columns is None:
+            raise ConfigError(f"--{next(iter(given))} is set, but data of type {one.data.type!r} have no columns; remove it")
+        named = {key.removeprefix("columns."): value for key, value in given.items()}
+        changes["columns"] = parse_section(ColumnMap, {**columns.model_dump(), **named}, "--columns")
+    if options.chat_template_kwargs != "auto":
+        raw = {
+            **template_of(one.data).model_dump(),
+            "chat_template_kwargs": read_value(options.chat_template_kwargs, [dict]),
+        }
+        given_template = parse_section(TemplateConfig, raw, "--chat-template-kwargs")
+        one = replace(one, data=with_template(one.data, chat_template_kwargs=given_template.chat_template_kwargs))
+    return replace(one, data=one.data.model_copy(update=changes))
 
 
 def sampling_for(options: EvalOptions, run: Config | None, one: EvalSet, context: int) -> SamplingConfig:
@@ -185,9 +210,9 @@ def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Consol
     sampling = sampling_for(options, run, one, policy.context)
     data = one.data
     if options.chat == "off" or (options.chat == "auto" and not getattr(policy.tokenizer, "chat_template", None)):
-        data = data.model_copy(update={"template": data.template.model_copy(update={"chat": False})})
+        data = with_template(data, chat=False)
     elif options.chat == "on":
-        data = data.model_copy(update={"template": data.template.model_copy(update={"chat": True})})
+        data = with_template(data, chat=True)
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
     source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)

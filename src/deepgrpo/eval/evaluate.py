@@ -59,7 +59,7 @@ class EvalResult:
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
     prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion that
-    the reward did not see is not unparsed."""
+    the reward did not see is not unparsed. Of a mix also `eval/source/NAME/` + prompts, greedy, greedy_se and sampled."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
     """Cost of both rounds of sampling."""
@@ -165,6 +165,7 @@ def evaluate(
         )
         for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
     )
+    metrics |= _by_source(prompts, rows)
     return EvalResult(dict(sorted(metrics.items())), rows, stats)
 
 
@@ -253,6 +254,19 @@ def _describe(judged: Sequence[_Judged], prefix: str) -> dict[str, float]:
         f"{prefix}truncated": _mean([each.completion.finish == "length" for each in judged]),
         f"{prefix}unparsed": _mean([not each.score.parsed for each in judged]),
     }
+
+
+def _by_source(prompts: Sequence[Prompt], rows: Sequence[EvalRow]) -> dict[str, float]:
+    """The figures of each source of a mix; empty without a mix."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(prompt.source for prompt in prompts if prompt.source):
+        of = [row for prompt, row in zip(prompts, rows, strict=True) if prompt.source == name]
+        found[f"eval/source/{name}/prompts"] = float(len(of))
+        found[f"eval/source/{name}/greedy"] = _mean([row.greedy_reward for row in of])
+        found[f"eval/source/{name}/greedy_se"] = standard_error([row.greedy_reward for row in of])
+        if of[0].sampled_rewards:
+            found[f"eval/source/{name}/sampled"] = _mean([_mean(row.sampled_rewards) for row in of])
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

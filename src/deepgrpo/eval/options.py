@@ -9,6 +9,24 @@ import tyro
 
 
 @dataclass(frozen=True)
+class ColumnOptions:
+    """Columns of the data sets, as in the section data.columns of a recipe. auto: the run's for its own data, else by name."""
+
+    id: str = "auto"
+    """Column with a unique id; none: the row number."""
+    question: str = "auto"
+    """Column with the question or the messages; nested ones by their path, e.g. prompt.1.content."""
+    last_assistant: Literal["auto", "refuse", "drop", "continue"] = "auto"
+    """Messages that end with an assistant turn: an error, without the turn, or continued."""
+    answer: str = "auto"
+    """Column with the reference answer, e.g. reward_model.ground_truth; none, if the reward needs none."""
+    alternatives: str = "auto"
+    """Column with further accepted answers; none: the answer alone."""
+    answer_after: str = "auto"
+    """Keep only the text after the last occurrence of this in the answer column; none: all of it."""
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """Evaluate a model on suites or files: greedy accuracy, and with --samples also pass@k and maj@k."""
 
@@ -35,6 +53,10 @@ class EvalOptions:
     """Wording of the questions. auto: the run's, else the suite's, else math."""
     chat: Literal["auto", "on", "off"] = "auto"
     """Use the tokenizer's chat template. auto: on if it has one."""
+    chat_template_kwargs: str = "auto"
+    """Variables of the chat template, e.g. '{enable_thinking = false}'. auto: those of the run."""
+    columns: ColumnOptions = ColumnOptions()
+    """Columns of the data sets."""
     answer_format: Literal["auto", "boxed", "gsm8k", "any"] = "auto"
     """Required place of the answer. auto: that of the run's reward, else the place that the wording asks for."""
     seed: int = 0

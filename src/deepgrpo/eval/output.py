@@ -87,6 +87,11 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
                 (n for n in all_metrics[0] if "@" in n), key=lambda n: ("maj" in n, int(n.split("@")[1]))
             ):
                 table.add_row(each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics))
+    sources = dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith("eval/source/"))
+    for name in (name for name in sources if name.endswith("/greedy")):
+        label = name.removeprefix("eval/source/").removesuffix("/greedy")
+        table.add_row(f"{label} %", *(_percent(metrics[name]) if name in metrics else "" for metrics in all_metrics))
+        table.add_row("  ±", *(_percent(metrics[f"{name}_se"]) if name in metrics else "" for metrics in all_metrics))
     table.add_row("tokens/s", *(f"{result['tokens_per_s'] or 0:.0f}" for result in results.values()))
     return table
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from deepgrpo.credit.group import Scale
+from deepgrpo.engines.base import SampleStats
 from deepgrpo.explore.segments import Segmenter
 from deepgrpo.records import ROOT, Credit, Pivot, Tree
 
@@ -26,6 +27,11 @@ ATTENTION = "attention"
 
 BELIEF = "belief"
 """Signal: the probability of the reference answer at the start of a token's step (train/belief.py)."""
+
+LOCATED = "located"
+"""Signal: 1 for the tokens of the step that the policy itself names as the first wrong one (train/critique.py), else 0; all
+tokens are 0 if it finds no wrong step, UNREAD if its answer names none, UNASKED if the context has no room for the question."""
+UNREAD, UNASKED = -1.0, -2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,40 @@ class Signal:
     """For belief: text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}"."""
     most_reward: float = math.inf
     """Only nodes with at most this reward are measured."""
+    unsolved: bool = False
+    """Only nodes of trees without a reward above `most_reward` in the main stream are measured."""
 
 
-Signals = Callable[[Signal, Sequence[tuple[Tree, int]]], tuple[list[np.ndarray], int]]
-"""(signal, (tree, node) pairs) → for each pair `[n]` floats, one per own token of the node; and the tokens forwarded."""
+@dataclass(frozen=True, slots=True)
+class Critique(Signal):
+    """The signal LOCATED: a question to the policy about its own rollout."""
+
+    question: str = ""
+    """Wording, with {question}, {steps}, {count} and {answer}."""
+    step: str = ""
+    """Wording of a step in {steps}, with {number} and {text}."""
+    answer_tokens: int = 32
+    """Longest answer."""
+    temperature: float = 0.0
+    """0: greedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Values of a signal, and what they cost."""
+
+    values: list[np.ndarray]
+    """For each node `[n]` floats, one per own token."""
+    forwarded: int
+    """Tokens forwarded for nothing else."""
+    sampled: SampleStats = field(default_factory=SampleStats)
+    """Tokens sampled for nothing else."""
+    sequences: int = 0
+    """Texts sampled for nothing else."""
+
+
+Signals = Callable[[Signal, Sequence[tuple[Tree, int]], Sequence[int]], Measured]
+"""(signal, (tree, node) pairs, a random key for each) → values."""
 
 
 class Strategy(Protocol):

@@ -29,7 +29,14 @@ class BeliefStrategy(PivotStrategy[BeliefExplore]):
     def signals(self) -> frozenset[Signal]:  # type: ignore[override]
         config = self.config
         most = config.success_threshold if config.expand != "all" else float("inf")
-        return frozenset({Signal(BELIEF, self.segment, cue=config.cue, closing=config.closing, most_reward=most)})
+        return frozenset(
+            {
+                Signal(
+                    BELIEF, self.segment, cue=config.cue, closing=config.closing, most_reward=most,
+                    unsolved=config.expand == "unsolved",
+                )
+            }
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         return {"first": 0.0, "drop": 0.0}

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from deepgrpo.explore.base import Limits
 from deepgrpo.loading import show
-from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Pivot, Stream, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Given, Group, Pivot, Stream, Tree
 
 
 class BrokenRuleError(Exception):
@@ -53,12 +53,13 @@ def _pivot(pivot: Any, name: str, tree: Tree, limits: Limits) -> Pivot:
             raise BrokenRuleError(f"{name}: offset is {offset}, but a pivot at the prompt (parent ROOT) has offset 0")
     else:
         _offset(offset, name, parent, tree)
-        used, room = len(tree.response(parent, offset)), limits.response(tree)
-        if used >= room:
-            raise BrokenRuleError(
-                f"{name}: {used} tokens of the response come before it, and a response has at most {room}; choose an offset "
-                "that leaves room for a token"
-            )
+    given = _given(pivot.given, f"{name}: given")
+    used, room = len(tree.response(parent, offset)) + len(given.tokens if given else ()), limits.response(tree)
+    if used and used >= room:
+        raise BrokenRuleError(
+            f"{name}: {used} tokens of the response come before it, and a response has at most {room}; choose a state that "
+            "leaves room for a token"
+        )
     if pivot.stream not in get_args(Stream):
         raise BrokenRuleError(f'{name}: stream is {show(pivot.stream)}; it is "main" or "branch"')
     longest = None if pivot.max_tokens is None else _integer(pivot.max_tokens, f"{name}: max_tokens")
@@ -68,10 +69,19 @@ def _pivot(pivot: Any, name: str, tree: Tree, limits: Limits) -> Pivot:
     if not 0 <= ratio <= 1:
         raise BrokenRuleError(f"{name}: ratio is {ratio:g}; a depth ratio is between 0 and 1")
     return replace(
-        pivot, parent=parent, offset=offset, num_branches=branches, max_tokens=longest, ratio=ratio,
+        pivot, parent=parent, offset=offset, num_branches=branches, max_tokens=longest, ratio=ratio, given=given,
         candidates=tuple(_integer(each, f"{name}: candidates") for each in pivot.candidates),
         q=tuple(_number(each, f"{name}: q") for each in pivot.q),
     )  # fmt: skip
+
+
+def _given(given: Any, name: str) -> Given | None:
+    if given is None:
+        return None
+    if not isinstance(given, Given) or not given.tokens:
+        raise BrokenRuleError(f"{name} is {show(given)}; make it a deepgrpo.records.Given with tokens, or None")
+    tokens = tuple(_integer(each, f"{name}: a token") for each in given.tokens)
+    return Given(tokens, _integer(given.version, f"{name}: version"))
 
 
 def _offset(offset: int, name: str, parent: int, tree: Tree) -> None:
@@ -124,6 +134,8 @@ def _span(span: Any, name: str, tree: Tree) -> CreditSpan:
         )
     if span.stream not in get_args(Stream):
         raise BrokenRuleError(f'{name}: stream is {show(span.stream)}; it is "main" or "branch"')
+    if not tree.nodes[node].sampled:
+        raise BrokenRuleError(f"{name} trains node {node}, which is given; text of an earlier step is context, leave it out")
     return CreditSpan(node, start, end, _number(span.advantage, f"{name}: advantage"), span.stream)
 
 

@@ -108,7 +108,7 @@ def grow_toy(
 
 def bills_each_token_once(build: Build, world: World) -> None:
     grown = grow_toy(build, world)
-    nodes = [node for tree in grown.trees for node in tree.nodes]
+    nodes = [node for tree in grown.trees for node in tree.nodes if node.sampled]
     tokens, billed = sum(len(node.tokens) for node in nodes), grown.growth.stats.sampled_tokens
     _require(tokens == billed, f"{billed} tokens were sampled, but the trees hold {tokens}")
     draws = grown.engine.keys
@@ -123,6 +123,8 @@ def keeps_to_the_limits(build: Build, world: World) -> None:
         room = LIMITS.response(tree)
         _require(bool(tree.pivots) and tree.pivots[0].parent == ROOT, "the first pivot is not the prompt")
         for index, node in enumerate(tree.nodes):
+            if not node.sampled:
+                continue
             length, pivot = len(tree.response(index)), tree.pivots[node.pivot]
             _require(length <= room, f"node {index} ends a response of {length} tokens; the limit is {room}")
             placed = (node.parent, node.offset, node.stream) == (pivot.parent, pivot.offset, pivot.stream)
@@ -143,13 +145,22 @@ def returns_only_where_announced(build: Build, world: World) -> None:
         levels = strategy.levels[tree.prompt.id]
         _require(len(levels) == len(tree.pivots), "a planned pivot is not in the tree")
         for pivot in tree.pivots:
-            level = 0 if pivot.parent == ROOT else levels[tree.nodes[pivot.parent].pivot]
-            announced = pivot.parent == ROOT or strategy.returns(level)
+            parent = _sampled_parent(tree, pivot)
+            level = 0 if parent == ROOT else levels[tree.nodes[parent].pivot]
+            announced = parent == ROOT or strategy.returns(level)
             _require(announced, f"a pivot goes on from round {level}, but returns({level}) is False")
         # ask again with the last address that grow used
         random = rng.generator(world.seed, 1, place, tree.prompt.id, "plan", levels[-1] + 1)
         again = strategy.strategy.plan(tree, strategy.initial_state(), LIMITS, random)
         _require(again == [], f"asked again about a complete tree, plan returns {len(again)} pivots")
+
+
+def _sampled_parent(tree: Tree, pivot: Pivot) -> int:
+    """Node of this step that a pivot goes on from, past given ones; ROOT if there is none."""
+    parent = pivot.parent
+    while parent != ROOT and not tree.nodes[parent].sampled:
+        parent = tree.nodes[parent].parent
+    return parent
 
 
 def same_seed_same_tree(build: Build, world: World) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import EngineError
-from deepgrpo.explore.base import Limits, Signals, State, Strategy
-from deepgrpo.records import Completion, FinishReason, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.explore.base import Limits, Measured, Signal, Signals, State, Strategy
+from deepgrpo.records import NO_PIVOT, Completion, FinishReason, Given, Node, Pivot, Prompt, SampleRequest, Score, Tree
 
 Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""
@@ -37,6 +37,14 @@ class Growth:
     seconds_signals: float = 0.0
     branches: SampleStats = field(default_factory=SampleStats)
     """Part of `stats` from all rounds but the first, which continue sampled tokens."""
+    signal_stats: SampleStats = field(default_factory=SampleStats)
+    """Text sampled for the strategy's signals, in no tree; not part of `stats`."""
+    signal_sequences: int = 0
+
+    @property
+    def sampled_tokens(self) -> int:
+        """All sampled tokens, those for signals included."""
+        return self.stats.sampled_tokens + self.signal_stats.sampled_tokens
 
     def __add__(self, other: Growth) -> Growth:
         """Concatenate trees and sum costs."""
@@ -61,7 +69,7 @@ def grow(
     try:
         trees = [Tree(prompt) for prompt in prompts]
         stats, branches, calls, seconds = SampleStats(), SampleStats(), 0, 0.0
-        signal_tokens, seconds_signals = 0, 0.0
+        measured, seconds_signals = Measured([], 0), 0.0
         grown: set[int] = set()
         level = 0
         while len(grown) < len(trees):
@@ -72,6 +80,7 @@ def grow(
                 random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
                 pivots = strategy.plan(tree, state, limits, random)
                 if pivots:
+                    trees[index], pivots = _with_given(tree, pivots, decode)
                     plans.append((index, pivots))
                 else:
                     grown.add(index)
@@ -91,12 +100,41 @@ def grow(
                 new += [(index, len(trees[index].nodes) + i) for i in range(len(nodes))]
                 trees[index] = trees[index].add(pivots, nodes)
             if signals is not None and strategy.returns(level):
-                signal_tokens += _measure(trees, new, strategy, signals)
+                measured = _measure(trees, new, strategy, signals, (seed, step), measured)
                 seconds_signals += time.perf_counter() - began
             level += 1
     finally:
         engine.forget()
-    return Growth(tuple(trees), stats, calls, seconds, signal_tokens, seconds_signals, branches)
+    return Growth(
+        tuple(trees), stats, calls, seconds, measured.forwarded, seconds_signals, branches, measured.sampled,
+        measured.sequences,
+    )  # fmt: skip
+
+
+def _with_given(tree: Tree, pivots: list[Pivot], decode: Callable[[Sequence[int]], str]) -> tuple[Tree, list[Pivot]]:
+    """Make a node of every piece of earlier text that pivots start from, and move the pivots to its end.
+
+    Pivots that start from the same piece share its node.
+    """
+    if all(pivot.given is None for pivot in pivots):
+        return tree, pivots
+    places: dict[tuple[int, int, Given], int] = {}
+    moved: list[Pivot] = []
+    for pivot in pivots:
+        if (given := pivot.given) is None:
+            moved.append(pivot)
+            continue
+        place = (pivot.parent, pivot.offset, given)
+        if place not in places:
+            places[place] = len(tree.nodes)
+            text = decode(tree.response(pivot.parent, pivot.offset) + given.tokens)
+            node = Node(
+                pivot.parent, pivot.offset, given.tokens, (0.0,) * len(given.tokens), "segment", text, UNJUDGED, "given",
+                NO_PIVOT, given.version,
+            )  # fmt: skip
+            tree = tree.add([], [node])
+        moved.append(replace(pivot, parent=places[place], offset=len(given.tokens), given=None))
+    return tree, moved
 
 
 def _requests(tree: Tree, pivots: Sequence[Pivot], limits: Limits, address: tuple[int, int, int]) -> list[SampleRequest]:
@@ -159,13 +197,32 @@ def _score(
     return [nodes[a:b] for a, b in itertools.pairwise(cut)]
 
 
-def _measure(trees: list[Tree], new: Sequence[tuple[int, int]], strategy: Strategy, signals: Signals) -> int:
-    """Add the strategy's signals to new nodes, given as (tree, node); return the tokens forwarded."""
-    forwarded = 0
+def _measure(
+    trees: list[Tree], new: Sequence[tuple[int, int]], strategy: Strategy, signals: Signals, address: tuple[int, int],
+    before: Measured,
+) -> Measured:  # fmt: skip
+    """Add the strategy's signals to new nodes, given as (tree, node).
+
+    Args:
+        address: seed and step of the draws.
+        before: cost so far.
+
+    Returns the cost, without values.
+    """
+    cost = before
     for signal in sorted(strategy.signals, key=lambda signal: signal.name):
-        wanted = [(index, node) for index, node in new if trees[index].nodes[node].reward <= signal.most_reward]
-        values, cost = signals(signal, [(trees[index], node) for index, node in wanted])
-        forwarded += cost
-        for (index, node), value in zip(wanted, values, strict=True):
+        wanted = [(index, node) for index, node in new if _is_measured(signal, trees[index], node)]
+        keys = [rng.key(*address, index, trees[index].prompt.id, node, signal.name) for index, node in wanted]
+        found = signals(signal, [(trees[index], node) for index, node in wanted], keys)
+        cost = Measured(
+            [], cost.forwarded + found.forwarded, cost.sampled + found.sampled, cost.sequences + found.sequences
+        )
+        for (index, node), value in zip(wanted, found.values, strict=True):
             trees[index] = trees[index].with_signal(node, signal.name, tuple(map(float, value)))
-    return forwarded
+    return cost
+
+
+def _is_measured(signal: Signal, tree: Tree, node: int) -> bool:
+    if signal.unsolved and any(each.reward > signal.most_reward for _, each in tree.stream("main")):
+        return False
+    return tree.nodes[node].reward <= signal.most_reward

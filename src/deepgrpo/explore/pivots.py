@@ -43,7 +43,7 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
 
     @abstractmethod
     def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:
-        """Candidates of a rollout, by offset and depth ratio `[n]` → log Q `[n]`, normalised."""
+        """Candidates of a rollout, by offset and depth ratio `[n]` → log Q `[n]`, normalised; all -inf: no pivot here."""
 
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
@@ -106,9 +106,9 @@ def candidates(ends: Sequence[int], *, room: int, root: bool = True, deepest: fl
 
 
 def draw_without_replacement(log_q: np.ndarray, count: int, random: np.random.Generator) -> list[int]:
-    """Draw distinct indices one after another, each in proportion to Q among those left.
+    """Draw distinct indices one after another, each in proportion to Q among those left; never one with Q = 0.
 
     By the Gumbel trick: the order of `log q + Gumbel noise`, from the top, has exactly this distribution.
     """
     noisy = log_q + random.gumbel(size=len(log_q))
-    return [int(i) for i in np.argsort(-noisy, kind="stable")[: min(count, len(log_q))]]
+    return [int(i) for i in np.argsort(-noisy, kind="stable")[: min(count, np.isfinite(log_q).sum())]]

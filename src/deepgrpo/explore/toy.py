@@ -13,9 +13,9 @@ import numpy as np
 from deepgrpo import rng
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import EngineError
-from deepgrpo.explore.base import Signal
+from deepgrpo.explore.base import UNREAD, Critique, Measured, Signal
 from deepgrpo.explore.grow import Judge
-from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score, Tree
+from deepgrpo.records import Completion, FinishReason, Node, Prompt, SampleRequest, Score, Tree
 
 EOS = 1
 FIRST_LETTER = 10
@@ -104,11 +104,23 @@ class ToyTask:
         return None if place > len(response) else place
 
 
-def toy_signals(signal: Signal, nodes: Sequence[tuple[Tree, int]]) -> tuple[list[np.ndarray], int]:
-    """Uniform draws by the response, one per token."""
-    keys = [rng.key(signal.name, *tree.response(index)) for tree, index in nodes]
+def toy_signals(signal: Signal, nodes: Sequence[tuple[Tree, int]], keys: Sequence[int]) -> Measured:
+    """Uniform draws by the response, one per token; for a critique, a step drawn from the key, or no answer."""
+    if isinstance(signal, Critique):
+        rollouts = [tree.nodes[index] for tree, index in nodes]
+        return Measured([_toy_critique(signal, *pair) for pair in zip(rollouts, keys, strict=True)], 0)
+    draws = [rng.key(signal.name, *tree.response(index)) for tree, index in nodes]
     counts = [len(tree.nodes[index].tokens) for tree, index in nodes]
-    return [rng.uniforms([key] * count, range(count)) for key, count in zip(keys, counts, strict=True)], sum(counts)
+    values = [rng.uniforms([key] * count, range(count)) for key, count in zip(draws, counts, strict=True)]
+    return Measured(values, sum(counts))
+
+
+def _toy_critique(signal: Critique, node: Node, key: int) -> np.ndarray:
+    ends = signal.segment(node.tokens)
+    named = key % (len(ends) + 2)  # the last two: no wrong step, no answer
+    if named >= len(ends):
+        return np.full(len(node.tokens), 0.0 if named == len(ends) else UNREAD)
+    return np.repeat(np.arange(len(ends)) == named, np.diff([0, *ends])).astype(float)
 
 
 def make_prompt(name: str, length: int = 3) -> Prompt:

@@ -86,8 +86,8 @@ def build_config(recipe: Recipe, overrides: Mapping[str, Any] | None, given: Giv
     if given.eval_dataset is not None:
         evaluation = raw.setdefault("eval", {})
         evaluation["data"] = _data(given.eval_dataset, evaluation.get("data") or raw["data"])
-        # before the first and after the last step
-        evaluation.setdefault("every", max(1, raw.get("run", {}).get("steps", 100)))
+        if "every" not in evaluation and "every_tokens" not in evaluation:  # before the first and after the last step
+            evaluation["every"] = max(1, raw.get("run", {}).get("steps", 100))
     config = parse_config(raw, source=f"recipe {str(recipe)!r}" if isinstance(recipe, str | Path) else "the config")
     return _holding(_refuse_travel(config), given)
 

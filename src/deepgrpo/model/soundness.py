@@ -13,9 +13,6 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import text_part
 from deepgrpo.records import Prompt
 
-SOME = 256
-"""Prompts of an endless source that are looked at before the first step."""
-
 
 def require_all_weights(causal: Any, said: str, info: Mapping[str, Any]) -> None:
     """Raise ModelError if transformers made weights up or left layers out: it reports both, and goes on.

@@ -1,12 +1,14 @@
 """Rendering of questions: wording, chat template, tokens.
 
     question ─► user turn (preset or custom) ─► chat template, or the plain turn ─► tokens
+    messages ─► the same for their last user turn; template.system in place of their system turn
 
 `build_renderer` binds the template of a recipe to a tokenizer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from deepgrpo.config import TemplateConfig
 from deepgrpo.config.placeholders import QUESTION, Placeholder, placeholders
 from deepgrpo.errors import ModelError, first_line
 from deepgrpo.prompts.filling import fill, value_of
+from deepgrpo.prompts.messages import SYSTEM_ROLES, Message, last_user, with_texts
 
 _GSM8K = ' Let\'s think step by step and output the final answer after "####".'
 _MATH = " Let's think step by step and output the final answer within \\boxed{}."
@@ -23,7 +26,7 @@ _MATH = " Let's think step by step and output the final answer within \\boxed{}.
 def user_turn(question: str, template: TemplateConfig, columns: Mapping[str, Any] | None = None) -> str:
     r"""User turn: the question in the wording of the template.
 
-    A custom turn may also contain columns of the row, nested ones with dots: `What is {metadata.expression}?`; see
+    A custom turn may also contain columns of the row, nested ones by their path: `What is {metadata.expression}?`; see
     `config.placeholders`. A placeholder without a value stays as it is.
 
     >>> user_turn("1 + 1?", TemplateConfig(preset="gsm8k"))
@@ -63,24 +66,50 @@ class Renderer:
         known = known_columns(question, columns)
         return [each for each in self.placeholders if value_of(known, each.name) is None]
 
-    def text(self, question: str, columns: Mapping[str, Any] | None = None) -> str:
-        """Render the model's input. Raises ModelError if the chat template rejects the turns."""
-        turn = user_turn(question, self.template, columns)
+    def text(
+        self, question: str, columns: Mapping[str, Any] | None = None, messages: Sequence[Message] = ()
+    ) -> str:
+        """Render the model's input.
+
+        Args:
+            question: the question, or the text of the last user turn of `messages`.
+            columns: the row, for placeholders.
+            messages: the prompt as messages, if the row has it so.
+
+        Messages end with the generation prompt, unless their last turn is the assistant's: the model then goes on with it.
+        Without a chat template, the texts of the turns are joined by blank lines.
+
+        Raises ModelError if the chat template rejects the turns.
+        """
+        turns = self.turns(question, columns, messages)
         if not self.chat:
-            return turn
-        system = self.template.system
-        if system is not None:
-            system = fill(system, known_columns(question, columns))
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": turn})
+            return "\n\n".join(turn["content"] for turn in turns)
+        goes_on = turns[-1]["role"] == "assistant"
+        how = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, **how, **self.template.chat_template_kwargs)
+            )
         except Exception as error:  # templates are Jinja programs and may raise anything
-            remedy = "remove template.system or " if system is not None else ""
+            remedy = "remove template.system or " if self.template.system is not None else ""
             raise ModelError(
                 f"the chat template of {_name(self.tokenizer)} cannot render the turns "
-                f"{[message['role'] for message in messages]}: {error}; {remedy}set template.chat = false"
+                f"{[turn['role'] for turn in turns]}: {error}; {remedy}set template.chat = false"
             ) from error
+
+    def turns(
+        self, question: str, columns: Mapping[str, Any] | None = None, messages: Sequence[Message] = ()
+    ) -> list[dict[str, Any]]:
+        """The turns that are rendered, with texts as contents."""
+        turn, system = user_turn(question, self.template, columns), self.template.system
+        turns: list[dict[str, Any]] = [{"role": "user", "content": turn}]
+        if messages:
+            turns = with_texts(messages)
+            turns[last_user(turns)]["content"] = turn
+        if system is None:
+            return turns
+        rest = turns[1:] if turns[0]["role"] in SYSTEM_ROLES else turns
+        return [{"role": "system", "content": fill(system, known_columns(question, columns))}, *rest]
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize rendered texts.
@@ -120,19 +149,38 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
         plain_if_no_template: where `template.chat` is not set, a tokenizer without a chat template gets plain text. Only the
             synthetic task sets it, whose own tokenizer has none.
 
-    Raises ModelError if a requested chat template is missing.
+    Raises ModelError if a requested chat template is missing, or has no variable of a name in `chat_template_kwargs`.
     """
     has_one = bool(getattr(tokenizer, "chat_template", None))
+    if has_one:
+        _refuse_unknown(template, tokenizer)
     if template.chat is False or has_one:
         return Renderer(template, tokenizer, template.chat is not False)
-    if plain_if_no_template and template.chat is None and template.system is None:
+    if plain_if_no_template and template == template.model_copy(update=_UNSET):
         return Renderer(template, tokenizer, False)
     reasons = ["template.chat is true"] if template.chat or not plain_if_no_template else []
     reasons += ["template.system is set"] if template.system is not None else []
+    reasons += ["template.chat_template_kwargs is set"] if template.chat_template_kwargs else []
     raise ModelError(
         f"{' and '.join(reasons)}, but {_name(tokenizer)} has no chat template; set template.chat = false"
         f"{' and remove template.system' if template.system is not None else ''}, or use an instruction-tuned model"
     )
+
+
+_UNSET: dict[str, Any] = {"chat": None, "system": None, "chat_template_kwargs": {}}
+"""Keys of a template that ask for a chat template."""
+
+
+def _refuse_unknown(template: TemplateConfig, tokenizer: Any) -> None:
+    """Raise ModelError for a variable that the chat template never reads: it would change nothing, without a word."""
+    source = tokenizer.chat_template  # a text, or several by name
+    text = "\n".join(source.values()) if isinstance(source, Mapping) else str(source)
+    for name in template.chat_template_kwargs:
+        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+            raise ModelError(
+                f"template.chat_template_kwargs has {name!r}, which the chat template of {_name(tokenizer)} never reads; "
+                "correct the name or remove it"
+            )
 
 
 def _name(tokenizer: Any) -> str:

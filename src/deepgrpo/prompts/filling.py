@@ -5,7 +5,6 @@ The syntax of templates is that of `config.placeholders`.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,20 +12,14 @@ from typing import Any
 from deepgrpo.config import TemplateConfig
 from deepgrpo.config.placeholders import Placeholder, pieces, placeholders
 from deepgrpo.errors import ConfigError
+from deepgrpo.prompts.paths import MISSING, listed, nearest, paths_of, value_at
 from deepgrpo.prompts.values import is_missing
-
-_SHOWN = 20
-"""Most columns named in a message."""
 
 
 def value_of(columns: Mapping[str, Any], name: str) -> Any:
-    """Value of a column, a nested one by its dotted name; None if the row has no such column or no value there."""
-    value: Any = columns
-    for part in [name] if name in columns else name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return None if is_missing(value) else value
+    """Value of a column, a nested one by its path (`prompts.paths`); None if the row does not have it, or no value there."""
+    value = value_at(columns, name)
+    return None if value is MISSING or is_missing(value) else value
 
 
 def fill(template: str, columns: Mapping[str, Any]) -> str:
@@ -58,28 +51,14 @@ def refuse_unfilled(template: TemplateConfig, lacking: Counter[Placeholder], row
         if wrong is None:
             continue
         columns = dict.fromkeys(name for row in rows for name in row)
-        if any(_has(row, wrong.name) for row in rows):
+        if any(value_at(row, wrong.name) is not MISSING for row in rows):
             why = "which is null in every row; repair the column or take the placeholder out"
         else:
-            known = [*columns, *(f"{name}.{inner}" for row in rows[:1] for name in row for inner in _inner(row[name]))]
-            lower = {each.lower(): each for each in known}
-            close = difflib.get_close_matches(wrong.name.lower(), lower, n=1)
-            nearest = f"did you mean {{{lower[close[0]]}}}? " if close else ""
-            listed = ", ".join(list(columns)[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+            known = list(dict.fromkeys([*columns, *paths_of(rows[0])]))
+            close = nearest(wrong.name, known)
+            hint = f"did you mean {{{close}}}? " if close else ""
             why = (
-                f"which no row has; {nearest}The columns are {listed}; write {{{wrong.text}}} if the braces are meant as text"
+                f"which no row has; {hint}The columns are {listed(known)}; write {{{wrong.text}}} if the braces are "
+                "meant as text"
             )
         raise ConfigError(f"template.{key} has the placeholder {wrong.text}, {why}")
-
-
-def _has(columns: Mapping[str, Any], name: str) -> bool:
-    value: Any = columns
-    for part in [name] if name in columns else name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return True
-
-
-def _inner(value: Any) -> list[str]:
-    return [str(name) for name in value] if isinstance(value, Mapping) else []

@@ -1,6 +1,7 @@
 """Fingerprint of the prompts of a run, kept in its checkpoints: data that changed before a resume are noticed.
 
-The cursor of a checkpoint counts prompts, so on other data it would point to other prompts.
+The cursor of a checkpoint counts prompts, so on other data it would point to other prompts. Data in memory are covered whole
+(ids, tokens and answers), streamed ones at a bounded cost: docs/data.md says how far.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Digest:
     def add(self, row: QuestionRow, tokens: Sequence[int]) -> None:
         self._hash.update(repr((row.id, tuple(tokens), row.answer)).encode())
 
+    def text(self, text: str) -> None:
+        self._hash.update(text.encode())
+
     def hex(self) -> str:
         return self._hash.hexdigest()
 
@@ -46,8 +50,9 @@ class FingerprintedSource(Protocol):
 def fingerprint_of(data: DataConfig, source: FingerprintedSource) -> Fingerprint:
     """Fingerprint of a data section and the prompts that it gave."""
     fields = data.model_dump(mode="json")
-    if "path" in fields and os.path.exists(os.path.expanduser(fields["path"])):
-        fields["path"] = os.path.abspath(os.path.expanduser(fields["path"]))  # the same file by another spelling
+    for each in [fields, *(part["data"] for part in fields.get("sources", ()))]:
+        if "path" in each and os.path.exists(os.path.expanduser(each["path"])):
+            each["path"] = os.path.abspath(os.path.expanduser(each["path"]))  # the same file by another spelling
     section = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
     return {"section": section, "rows": source.size, "prompts": source.digest, "seed": source.order_seed}
 

@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
+from deepgrpo import rng
 from deepgrpo.answers.boxed import last_boxed
 from deepgrpo.answers.characters import plain
 from deepgrpo.answers.numbers import read_number
@@ -23,6 +25,8 @@ from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
+
+_TEST_SHARE = 8  # one question in 8 belongs to the test split
 
 # a number without a unit; fractions are texts to reasoning-gym
 _PLAIN = re.compile(r"[-+\s\d.,]*\d(?:[eE][-+]?\d+)?")
@@ -72,9 +76,10 @@ class GymTask:
     data: ReasoningGymData
 
     def rows(self, limit: int | None = None) -> list[QuestionRow]:
-        """Generate all questions, or the first `limit`; takes seconds for the slow tasks."""
-        count = len(self.dataset) if limit is None else min(limit, len(self.dataset))
-        return [self._row(index) for index in range(count)]
+        """Generate all questions of the split, or the first `limit`; takes seconds for the slow tasks."""
+        every = (self._row(index) for index in range(len(self.dataset)))
+        wanted = {"all": (True, False), "train": (False,), "test": (True,)}[self.data.split]
+        return list(islice((row for row in every if is_test(row.question) in wanted), limit))
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """`score_answer` of the extracted answer: 1 if correct, less for partial credit, 0 without an answer.
@@ -108,9 +113,19 @@ class GymTask:
         return QuestionRow(name, str(entry["question"]), None if answer is None else str(answer), dict(entry))
 
 
+def is_test(question: str) -> bool:
+    """True for a question of the test split; depends on its text only."""
+    return rng.key("gym split", question) % _TEST_SHARE == 0
+
+
 def rows(data: ReasoningGymData, skipped: Counter[str]) -> list[QuestionRow]:
-    """Generate all questions; no row is skipped."""
-    return build_gym(data).rows(data.limit)
+    """Generate all questions of the split; no row is skipped. Raises ConfigError if there is none."""
+    found = build_gym(data).rows(data.limit)
+    if not found:
+        raise ConfigError(
+            f"data.split is {data.split!r}, but none of data.size = {data.size} questions belongs to it; raise data.size"
+        )
+    return found
 
 
 def build_gym(data: ReasoningGymData) -> GymTask:
@@ -155,7 +170,7 @@ def _with_specs(params: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- in a worker process
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _dataset(data: bytes) -> Any:
     return build_gym(pickle.loads(data)).dataset
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from deepgrpo.errors import DataError
 from deepgrpo.prompts.rows import RawRow
+from deepgrpo.prompts.shards import files_of, names_of
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -31,6 +32,10 @@ _UTF_16 = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW
 _UTF_32 = "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW.jsonl"
 
 
+ENDINGS = (".jsonl", ".jsonl.gz")
+"""Endings of the files that count in a directory."""
+
+
 def first_row(name: str) -> Mapping[str, Any]:
     """The first row that can be read, for its columns; empty if there is none, which reading the data will report."""
     try:
@@ -40,44 +45,30 @@ def first_row(name: str) -> Mapping[str, Any]:
 
 
 def read_jsonl(name: str, limit: int | None = None) -> Iterator[RawRow]:
-    """One row per non-blank line, at most `limit`. A line that is not UTF-8 yields a row without values.
+    """One row per non-blank line of the files of a path, at most `limit`. A line that is not UTF-8 yields a row without values.
 
-    Raises DataError: the file is unreadable or has another format, or a line is not a JSON object.
+    Raises DataError: a file is unreadable or has another format, or a line is not a JSON object.
     """
-    path = existing(name)
-    count = 0
+    files = files_of(name, ENDINGS)
+    rows = (
+        RawRow(number, values, *((f"{short}:{number}", f"{file}, line {number}") if len(files) > 1 else ()))
+        for file, short in zip(files, names_of(files), strict=True)
+        for number, values in _read_file(file, str(file) if len(files) > 1 else name)
+    )
+    return islice(rows, limit)
+
+
+def _read_file(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
     try:
         with _opened(path) as file:
-            _refuse_other_formats(file, name)
+            refuse_other_formats(file, name)
             # bytes, split at \n only: text mode would stop at the first invalid byte
             for number, line in enumerate(file, start=1):
-                if limit is not None and count == limit:
-                    return
                 # also inside the file: it may be two files joined
-                line = line.removeprefix(_BOM)
-                if not line.strip():
-                    continue
-                count += 1
-                yield RawRow(number, _parse(line, name, number))
+                if line.removeprefix(_BOM).strip():
+                    yield number, parse_line(line, name, number)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data.path {name!r} cannot be read: {error}; repair the file or write it again") from error
-
-
-def existing(name: str) -> Path:
-    """The path of a data file. Raises DataError if there is no such file, or if it may not be read."""
-    try:
-        path = Path(name).expanduser()
-        is_directory, is_there = path.is_dir(), path.exists()
-        place = path.resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a user that does not exist
-        raise DataError(f"data.path {name[:80]!r} is no name of a file: {error}; correct it") from None
-    if is_directory:
-        raise DataError(f"data.path {name!r} is a directory; name a file in it")
-    if not is_there:
-        raise DataError(f"data.path {name!r} does not exist (looked for {place}); a relative path starts where you run")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"data.path {name!r} may not be read; change its permissions")
-    return path
 
 
 def _opened(path: Path) -> BufferedReader | gzip.GzipFile:
@@ -86,7 +77,7 @@ def _opened(path: Path) -> BufferedReader | gzip.GzipFile:
     return gzip.GzipFile(fileobj=file, mode="rb") if file.peek(2).startswith(_GZIP) else file
 
 
-def _refuse_other_formats(file: BufferedReader | gzip.GzipFile, name: str) -> None:
+def refuse_other_formats(file: BufferedReader | gzip.GzipFile, name: str) -> None:
     """Raise DataError for a file that is no UTF-8 JSONL; leaves the file at its start."""
     start = file.peek(4096)
     for mark, what in _OTHER_FORMATS.items():
@@ -103,7 +94,9 @@ def _refuse_other_formats(file: BufferedReader | gzip.GzipFile, name: str) -> No
         )
 
 
-def _parse(line: bytes, source: str, number: int) -> dict[str, Any] | None:
+def parse_line(line: bytes, source: str, number: int) -> dict[str, Any] | None:
+    """The row of a line; None if it is not UTF-8. Raises DataError if it is no JSON object."""
+    line = line.removeprefix(_BOM)
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -124,7 +117,9 @@ def _not_json(text: str, where: str, error: Exception) -> DataError:
     if text.endswith("},"):
         return DataError(f"{where} ends with a comma; delete the comma (a JSONL file has one object per line)")
     if "}\r{" in text:
-        return DataError(f"{where} has a carriage return between two objects; convert it: tr '\\r' '\\n' < FILE > NEW.jsonl")
+        return DataError(
+            f"{where} has a carriage return between two objects; convert it: tr '\\r' '\\n' < FILE > NEW.jsonl"
+        )
     return DataError(
         f"{where} is not valid JSON: {error} ({text[:60]!r}); "
         "repair or delete the line (a JSONL file has one object per line)"

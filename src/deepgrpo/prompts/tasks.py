@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from deepgrpo.config import DataConfig
+from deepgrpo.config import DataConfig, MixData
 from deepgrpo.prompts import given, gym, readers, synthetic
+from deepgrpo.prompts.gym import GymTask
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
@@ -47,10 +49,43 @@ def read_rows(data: DataConfig, skipped: Counter[str]) -> list[QuestionRow]:
     return _KINDS[data.type].rows(data, skipped)
 
 
+@dataclass(frozen=True, slots=True)
+class MixTask:
+    """Verifier of a mix of reasoning-gym tasks: each response is scored by the task of its prompt."""
+
+    tasks: Mapping[str, GymTask]
+    """By the name of the source."""
+
+    def verify(self, prompt: Prompt, completion: str) -> Score:
+        """See `GymTask.verify`."""
+        return self.tasks[prompt.source].verify(prompt, completion)
+
+    def preparation(self) -> Callable[[], None]:
+        """See `GymTask.preparation`."""
+        return partial(_prepare, [task.preparation() for task in self.tasks.values()])
+
+    def check(self, prompt: Prompt, completion: str) -> Callable[[], tuple[float, bool]] | None:
+        """See `GymTask.check`."""
+        return self.tasks[prompt.source].check(prompt, completion)
+
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """See `GymTask.vote`."""
+        return self.tasks[prompt.source].vote(prompt, completion)
+
+
+def _prepare(preparations: Sequence[Callable[[], None]]) -> None:
+    for each in preparations:
+        each()
+
+
 def build_task(data: DataConfig) -> Task | None:
     """Build the verifier of a data section, or return None for a file, which has none.
 
     Raises ConfigError or MissingExtraError, see `build_gym`.
     """
+    if isinstance(data, MixData):
+        tasks = {each.label: build_task(each.data) for each in data.sources}
+        verifiers = {name: task for name, task in tasks.items() if isinstance(task, GymTask)}
+        return MixTask(verifiers) if len(verifiers) == len(tasks) else None
     build = _KINDS[data.type].task
     return None if build is None else build(data)

@@ -120,6 +120,8 @@ def _why(node: Node) -> Mapping[str, str]:
     """The reason why a response has no checked answer, if so."""
     if node.score.problem:
         return {"w": f"the check failed: {node.score.problem}"}
+    if not node.sampled:
+        return {"w": "from an earlier step, continued below"}
     if not node.complete:
         return {"w": "a segment, cut to be continued"}
     if not node.score.checked:

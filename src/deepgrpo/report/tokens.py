@@ -125,9 +125,9 @@ def own_text(tree: Tree, index: int) -> str:
     A branch whose first words equal the parent's continuation appears to start later than it did.
     """
     node = tree.nodes[index]
-    siblings = [tree.nodes[i].text for i in tree.children(node.pivot)]
     if node.parent < 0:
         return node.text
+    siblings = [tree.nodes[i].text for i in tree.children(node.pivot)]
     return node.text[_common(tree.nodes[node.parent].text, siblings) :]
 
 

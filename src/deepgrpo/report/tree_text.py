@@ -101,7 +101,7 @@ class _Drawing:
 
     def _rollout(self, index: int, number: int) -> None:
         node = self.tree.nodes[index]
-        line = Text(f"rollout {number}  ", style="bold")
+        line = Text(f"rollout {number}  " if node.sampled else "earlier rollout  ", style="bold")
         line.append_text(self._reward(node))
         line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{self._remark(node)}")
         self.console.print(line)
@@ -123,13 +123,15 @@ class _Drawing:
             if pivot.stream == "branch":
                 floor = floor_of(self.tree, number)
                 better = sum(self.tree.nodes[child].reward > floor for child in children)
-                line.append(f": {better} of {len(children)} branches better, ")
+                line.append(": ")
+                if better or floor > self.threshold:
+                    line.append(f"{better} of {len(children)} branches better, ")
                 if is_rescued(self.tree, number):
                     line.append("rescued", style=_GOOD)
                 elif floor > self.threshold:
                     line.append("nothing to rescue", style="dim")
                 else:
-                    line.append("unrecoverable", style=_BAD)
+                    line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=_BAD)
             self.console.print(line)
             if len(pivot.q) > 1:
                 self._chain(number, indent)
@@ -238,7 +240,7 @@ class _Drawing:
 
     def _reward(self, node: Node) -> Text:
         if not node.complete:
-            return Text("segment", style="dim")
+            return Text("segment" if node.sampled else "given", style="dim")
         good = node.reward > self.threshold
         return Text(f"{'✓' if good else '✗'} {node.reward:g}", style=_GOOD if good else _BAD)
 

@@ -4,10 +4,11 @@
 
 Every argument is a list with one entry per response.
 
-- `prompts`, `completions`: strings, the model's input and output, also with a chat template. With
-  `reward.format = "messages"` both are lists of messages, as in TRL for conversational data and as its own functions
-  (`trl.rewards:accuracy_reward`) require: a prompt is [{"role": "user", "content": question}], without the template's
-  wording and system turn; a completion is [{"role": "assistant", "content": text}].
+- `prompts`, `completions`: strings, the model's input and output, also with a chat template. Where the data have prompts as
+  messages, both are lists of messages, as in TRL: a prompt is the messages of its row, without the template's wording and
+  system turn; a completion is [{"role": "assistant", "content": text}]. `reward.format` = "messages" makes questions messages
+  too ([{"role": "user", "content": question}]), as TRL's own functions (`trl.rewards:accuracy_reward`) require; "text" makes
+  messages strings.
 - `completion_ids`: tokens of the completions.
 - `answer`: the reference as a string, or a list of strings for a row with several.
 - `columns`: the other columns of the data, None for a row without the column.
@@ -45,7 +46,7 @@ class UserFunctionReward:
         """Load the function. Raises ConfigError if it cannot be loaded or called with named arguments."""
         self._name = config.function.removeprefix(GIVEN)
         self._timeout = config.timeout_s
-        self._messages = config.format == "messages"
+        self._format = config.format
         self._function = load_object(config.function, "reward.function") if config.held is None else config.held
         self._parameters = _parameters(self._function, config.function)
         self._file = file_of(self._function)
@@ -79,6 +80,9 @@ class UserFunctionReward:
         """See `Reward.close`."""
         self._witness.close()
 
+    def _takes_messages(self, prompt: Prompt) -> bool:
+        return self._format == "messages" or (self._format == "auto" and bool(prompt.messages))
+
     def _arguments(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> tuple[list[Any], dict[str, Any]]:
@@ -89,8 +93,11 @@ class UserFunctionReward:
             name: copy.deepcopy([prompt.columns.get(name) for prompt in prompts]) for name in names if name not in _RESERVED
         }
         given = {
-            "prompts": [_message("user", p.question) if self._messages else p.text for p in prompts],
-            "completions": [_message("assistant", text) if self._messages else text for text in completions],
+            "prompts": [_messages_of(p) if self._takes_messages(p) else p.text for p in prompts],
+            "completions": [
+                [{"role": "assistant", "content": text}] if self._takes_messages(p) else text
+                for p, text in zip(prompts, completions, strict=True)
+            ],
             "completion_ids": [list(ids) for ids in completion_ids],
             "answer": [list(prompt.accepted) or prompt.answer for prompt in prompts],
             **columns,
@@ -129,8 +136,8 @@ def _parameters(function: Any, reference: str) -> list[inspect.Parameter]:
     return parameters
 
 
-def _message(role: str, content: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content}]
+def _messages_of(prompt: Prompt) -> list[Any]:
+    return copy.deepcopy(list(prompt.messages)) or [{"role": "user", "content": prompt.question}]
 
 
 async def _wait(awaitable: Any) -> Any:

@@ -62,6 +62,8 @@ class TrainState:
     first_value: float | None = None
     """Greedy accuracy of the first evaluation."""
     last_value: float | None = None
+    last_step: int | None = None
+    """Step of the last evaluation."""
     best_value: float | None = None
     best_step: int | None = None
     start_weights: str = ""
@@ -86,16 +88,31 @@ class TrainState:
         for each in fields(Ledger):
             check = check_number if each.name.startswith("seconds_") else check_count
             check(raw["ledger"][each.name], f"ledger.{each.name}")
-        for key, value in raw["cursor"].items():
-            check_count(value, f"cursor.{key}")
+        _check_cursor(raw["cursor"], "cursor")
         for name in ("first_value", "last_value", "best_value"):
             if raw[name] is not None:
                 check_number(raw[name], name, lowest=None)
-        if raw["best_step"] is not None:
-            check_count(raw["best_step"], "best_step")
+        for name in ("last_step", "best_step"):
+            if raw[name] is not None:
+                check_count(raw[name], name)
         if not isinstance(raw["start_weights"], str):
             raise ValueError(f"start_weights is {raw['start_weights']!r}; it should be a text")
         return cls(**{**raw, "ledger": Ledger(**raw["ledger"])})
+
+
+def _check_cursor(raw: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError unless a place in the data holds counts, the place of a stream, and places in the sources of a mix."""
+    for key, value in raw.items():
+        if key == "place":
+            check_table(value, f"{name}.place")
+        elif key != "sources":
+            check_count(value, f"{name}.{key}")
+        elif not isinstance(value, list):
+            raise ValueError(f"{name}.sources is {value!r}; it should be a list")
+        else:
+            for number, each in enumerate(value):
+                check_table(each, f"{name}.sources.{number}")
+                _check_cursor(each, f"{name}.sources.{number}")
 
 
 @dataclass(frozen=True, slots=True)

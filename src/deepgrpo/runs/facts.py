@@ -71,7 +71,7 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
         flags=frozenset(flag for flag, holds in flags.items() if holds),
         rollouts=len(main), reward=sum(main) / len(main) if main else 0.0, successes=successes,
         branches=sum(node.complete for _, node in tree.stream("branch")), pivots=len(pivots), chances=chances,
-        rescued=sum(rescued), tokens=sum(len(node.tokens) for node in tree.nodes),
+        rescued=sum(rescued), tokens=sum(len(node.tokens) for node in tree.nodes if node.sampled),
     )  # fmt: skip
 
 

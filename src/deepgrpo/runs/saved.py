@@ -76,6 +76,14 @@ class SavedRun:
         except OSError as error:
             raise unreadable(self.paths.metrics, error) from error
 
+    def is_finished(self) -> bool:
+        """True if the run has taken all steps of its recipe, or sampled as many tokens as it may."""
+        if not self.metrics:
+            return False
+        last, run = self.metrics[-1], self.section("run")
+        limits = ((last["step"], run.get("steps")), (last.get("ledger/sampled_tokens"), run.get("max_sampled_tokens")))
+        return any(isinstance(most, int) and isinstance(reached, int | float) and reached >= most for reached, most in limits)
+
     @cached_property
     def tree_files(self) -> dict[int, Path]:
         """Step → file of its trees, ascending; empty for a run without trees."""
@@ -102,6 +110,11 @@ class SavedRun:
             return (
                 f"{self.directory} has no saved trees, although log.trees_every is {every} and the run is at step {last}: "
                 f"{self.paths.tree_folder} is missing or empty; copy it from where the run was made"
+            )
+        if self.is_finished():
+            return (
+                f"{self.directory} has no saved trees: log.trees_every is {every}, and the run ended with step {last}; "
+                "run it again under another name with --log.trees_every 1"
             )
         return (
             f"{self.directory} has no saved trees yet: log.trees_every is {every} and the run is at step {last}; "

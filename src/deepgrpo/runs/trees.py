@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from deepgrpo.errors import DataError
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
+from deepgrpo.records import NO_PIVOT, ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.files import replacing
 from deepgrpo.runs.text import json_text, plain_json
 
@@ -53,9 +53,10 @@ _LINE = TypeAdapter(_Line)
 
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
     """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text or null."""
-    # columns apart: asdict copies them deeply, which not every value allows
-    line = asdict(_Line(replace(tree.prompt, columns={}), tree.nodes, tree.pivots, tuple(spans)))
+    # columns and messages apart: asdict copies them deeply, which not every value allows
+    line = asdict(_Line(replace(tree.prompt, columns={}, messages=()), tree.nodes, tree.pivots, tuple(spans)))
     line["prompt"]["columns"] = plain_json(tree.prompt.columns)
+    line["prompt"]["messages"] = plain_json(tree.prompt.messages)
     return json_text(line)
 
 
@@ -90,7 +91,7 @@ def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
         check(ROOT <= node.parent < number, f"{where}.parent = {node.parent}")
         limit = lengths[node.parent] if node.parent != ROOT else 0
         check(0 <= node.offset <= limit, f"{where}.offset = {node.offset}")
-        check(0 <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
+        check((0 if node.sampled else NO_PIVOT) <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
         check(all(0 <= token < 2**31 for token in node.tokens), f"{where}.tokens")
         check(len(node.logprobs) == lengths[number], f"{where}.logprobs")
         check(math.isfinite(node.reward), f"{where}.score")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from deepgrpo.config import Config
 from deepgrpo.engines.base import Engine
 from deepgrpo.model.device import resolve_device
@@ -45,6 +47,9 @@ class UpdatesPolicy(Protocol):
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
         """Take the optimizer steps of a batch. Raises TrainingError if a loss or a gradient is not finite."""
+
+    def likelihood(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> tuple[np.ndarray, int]:
+        """Log-probs under the present weights, which stay as they are (`train.belief.Likelihood`)."""
 
     def save(self, directory: Path) -> None:
         """Write the optimizer's moments into a checkpoint."""

@@ -9,7 +9,7 @@ of the likeliest. Temperature and top-p play no part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, CreditSpan, Node, Score, Tree
 from deepgrpo.rewards.base import references
 from deepgrpo.train.objective import pack_logprobs
+from deepgrpo.train.ranks import Ranks, SingleRank
 
 _SCORE = Score(0.0, checked=False)
 
@@ -39,15 +40,49 @@ class _Probed:
     """Step of each probe."""
 
 
+Likelihood = Callable[[Sequence[Tree], Sequence[Credit]], tuple[np.ndarray, int]]
+"""(trees, credits) → `[rows]` log-probs of the nodes with credit, in the order of `lay_out`, each summed over its credited
+tokens, at temperature 1; and the tokens forwarded."""
+
+
 @torch.no_grad()
+def sequence_logprobs(
+    policy: Policy, trees: Sequence[Tree], credits: Sequence[Credit], tokens_per_pack: int, ranks: Ranks | None = None
+) -> tuple[np.ndarray, int]:
+    """Compute a `Likelihood` with a policy.
+
+    Args:
+        tokens_per_pack: most tokens of a forward pass.
+        ranks: processes that share the packs; all of them make the same call and get all values.
+    """
+    ranks = ranks or SingleRank()
+    layout = lay_out(trees, credits)
+    terms = layout.terms
+    packs = pack_layout(trees, layout, tokens_per_pack, tree_packs=policy.verdict.packs, window=policy.verdict.window)
+    found = np.zeros(len(layout.rows))
+    if not packs:
+        return found, 0
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        for pack, counts in ranks.share(packs):
+            logprob_n, _ = pack_logprobs(policy, terms, pack, policy.device, temperature=1.0)
+            if counts:
+                np.add.at(found, terms.sequence_N[pack.terms_n], logprob_n.double().cpu().numpy())
+    finally:
+        policy.model.train(training)
+    return ranks.add(torch.from_numpy(found)).numpy(), sum(pack.num_tokens for pack in packs)
+
+
 def measure_belief(
-    policy: Policy, signal: Signal, nodes: Sequence[tuple[Tree, int]], tokens_per_pack: int
+    policy: Policy, signal: Signal, nodes: Sequence[tuple[Tree, int]], likelihood: Likelihood
 ) -> tuple[list[np.ndarray], int]:
     """Measure the belief at the start of each step of main rollouts.
 
     Args:
+        policy: for its tokenizer and the length of its context.
         nodes: (tree, node) of each rollout.
-        tokens_per_pack: most tokens of a forward pass.
+        likelihood: forwards the probes, here or where the learners are.
 
     Returns:
         for each rollout `[n]` probabilities, one per own token: that of its step; 0 where the context has no room to ask.
@@ -56,15 +91,7 @@ def measure_belief(
     Raises RewardError if a prompt has no reference answer.
     """
     probed = [_hang_probes(policy, signal, tree, node) for tree, node in nodes]
-    layout = lay_out([each.tree for each in probed], [each.credit for each in probed])
-    terms = layout.terms
-    packs = pack_layout(
-        [each.tree for each in probed], layout, tokens_per_pack, tree_packs=policy.verdict.packs, window=policy.verdict.window
-    )
-    log_answer = np.zeros(len(layout.rows))
-    for pack in packs:
-        logprob_n, _ = pack_logprobs(policy, terms, pack, policy.device, temperature=1.0)
-        np.add.at(log_answer, terms.sequence_N[pack.terms_n], logprob_n.double().cpu().numpy())
+    log_answer, forwarded = likelihood([each.tree for each in probed], [each.credit for each in probed])
     found: list[np.ndarray] = []
     begin = 0
     for each in probed:
@@ -72,7 +99,7 @@ def measure_belief(
         np.maximum.at(belief, np.array(each.steps, dtype=int), np.exp(log_answer[begin : begin + len(each.steps)]))
         found.append(np.repeat(belief, np.diff(each.bounds)))
         begin += len(each.steps)
-    return found, sum(pack.num_tokens for pack in packs)
+    return found, forwarded
 
 
 def check_texts(policy: Policy, signal: Signal) -> None:

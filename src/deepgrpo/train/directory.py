@@ -71,6 +71,9 @@ def cut_back(run: RunDir, origin: Origin, checkpoints: Checkpoints) -> None:
     checkpoints.delete_after(origin.step)
     if origin.kind == "anew":
         delete_tree(run.start)
+        delete_tree(run.tensorboard)
+        for each in (run.report, run.final, run.wandb_id):
+            each.unlink(missing_ok=True)
     truncate_metrics(run.metrics, origin.step)
     for step, path in [*run.tree_files().items(), *run.eval_files().items()]:
         if step > origin.step:
@@ -106,8 +109,8 @@ def unwritable(run: RunDir, error: OSError) -> ConfigError:
 def _make_folders(run: RunDir, config: Config) -> None:
     """Make the folders that the run will write to, and raise OSError now if it cannot."""
     wanted = [run.path, run.checkpoints if run.checkpoints.exists() else run.path]
-    for folder, due in ((run.tree_folder, config.log.trees_every), (run.eval_folder, config.eval.every)):
-        if due is not None:
+    for folder, due in ((run.tree_folder, config.log.trees_every is not None), (run.eval_folder, config.eval.scheduled)):
+        if due:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise NotADirectoryError(20, "Not a directory", str(folder))
             folder.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
@@ -23,11 +23,12 @@ from deepgrpo.rewards import build_reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.critique import build_critic
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import held_out
-from deepgrpo.train.signals import build_signals
+from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
 
 
@@ -62,7 +63,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """
     out = console or Terminal()
     directory = RunDir.of(config.run).path
-    refuse_used(RunDir(directory))
+    if not config.run.overwrite:
+        refuse_used(RunDir(directory))
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)
@@ -74,12 +76,12 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     )
     if eval_reward is not None:
         eval_reward.close()
-    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, source.known)
     require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals
-    build_signals(policy, strategy, config.learner.tokens_per_pack)
+    check_signals(policy, strategy, build_critic(config, policy, limits))
     (prompt,), _ = source.take(Cursor(), 1)
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
@@ -90,8 +92,10 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     trained = "" if counts.trained == counts.every else f", {counts.trained / 1e6:,.2f}M of them trained"
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
+    if not source.described.endswith(" prompts"):  # streamed or mixed
+        size = source.described
     table.add_row("prompts in the data", size)
-    if config.eval.every:
+    if config.eval.scheduled:
         table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")

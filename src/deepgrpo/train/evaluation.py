@@ -39,7 +39,7 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     if state.step and (state.best_value is None or greedy > state.best_value):
         state = replace(state, best_step=state.step, best_value=greedy)
     state = replace(
-        state, ledger=state.ledger + Ledger(seconds_eval=seconds), last_value=greedy,
+        state, ledger=state.ledger + Ledger(seconds_eval=seconds), last_value=greedy, last_step=state.step,
         first_value=greedy if state.first_value is None else state.first_value,
     )  # fmt: skip
     return state, {**result.metrics, "time/eval": seconds}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward
+from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, template_of
 from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
@@ -90,9 +90,10 @@ class HealthMonitor:
             max_new_tokens=config.sampling.max_new_tokens,
             dead_steps=config.log.dead_steps,
             rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
-            branching=explore.most_branches > 0,
+            # a first epoch without branches is no fault of a strategy that waits for prompts to come again
+            branching=explore.most_branches > 0 and not explore.needs_epochs,
             answer_place=place,
-            template=f'data.template.preset = "{config.data.template.preset}"',
+            template=f'data.template.preset = "{template_of(config.data).preset}"',
             user_reward=isinstance(reward, UserReward),
             loose=bound("raise", config.loss),
             tight=bound("lower", config.loss),

@@ -27,6 +27,7 @@ from deepgrpo.pack.budget import Pack
 from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, Ledger, Tree
+from deepgrpo.train.belief import sequence_logprobs
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
 from deepgrpo.train.objective import Objective
 from deepgrpo.train.optim import learning_rate, set_learning_rate
@@ -74,6 +75,10 @@ class Learner:
         """See `train.backend.UpdatesPolicy`."""
         if self.config.loss.beta > 0:
             self.reference = Reference.of(self.policy)
+
+    def likelihood(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> tuple[np.ndarray, int]:
+        """See `train.backend.UpdatesPolicy`."""
+        return sequence_logprobs(self.policy, trees, credits, self.config.learner.tokens_per_pack, self.ranks)
 
     def save(self, directory: Path) -> None:
         """See `train.backend.UpdatesPolicy`."""

@@ -25,6 +25,7 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.lock import hold
 from deepgrpo.runs.trees import save_trees
 from deepgrpo.train.backend import Backend
+from deepgrpo.train.closing import closing_line
 from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
@@ -130,7 +131,7 @@ def _start(run: Run, stop: Stop) -> TrainState:
         state = run.begin()
     else:
         state = run.restore()
-    return _evaluate(run, state) if run.config.eval.every else state
+    return _evaluate(run, state) if run.config.eval.scheduled else state
 
 
 def _evaluate(run: Run, state: TrainState) -> TrainState:
@@ -161,7 +162,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         fit = run.strategy.report(strategy_state)
     following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
     if run.parts.overlaps:
-        _prefetch(run, following, batch.growth.stats.sampled_tokens)
+        _prefetch(run, following, batch.growth.sampled_tokens)
 
     learning = time.perf_counter()
     run.updating = True
@@ -175,6 +176,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **step_metrics(batch.growth, batch.credits, seconds_learn),
         **update.metrics,
         **fit,
+        **run.source.metrics(batch.cursor),
         **run.parts.metrics(),
     }
     if run.overlong:
@@ -186,9 +188,11 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     if config.log.trees_every and step % config.log.trees_every == 0:
         save_trees(run.paths.trees(step), trees, batch.credits)
 
+    sampled_before = state.ledger.sampled_tokens
     state = replace(following, optimizer_steps=run.learner.optimizer_steps, ledger=state.ledger + spent)
     run.reach(state)
-    if config.eval.every and (step % config.eval.every == 0 or _done(run, state)):
+    due = config.eval.due(step, sampled_before, state.ledger.sampled_tokens)
+    if due or (config.eval.scheduled and _done(run, state)):
         state, found = evaluate_run(run, state)
         metrics |= found
     metrics["time/step"] = time.perf_counter() - began
@@ -254,11 +258,6 @@ def _summarize(run: Run, state: TrainState) -> None:
     """Log how the run ended, the gain in accuracy, and the run directory."""
     if not _done(run, state):
         run.log.note(f"stopped after step {state.step} and saved; continue with: {run.go_on}")
-    if state.first_value is not None and state.last_value is not None:
-        gain = 100 * (state.last_value - state.first_value)
-        run.log.note(
-            f"greedy accuracy on {len(run.eval_prompts)} held-out questions: {state.first_value:.1%} before, "
-            f"{state.last_value:.1%} after {state.step} steps ({gain:+.1f} points, "
-            f"{state.ledger.sampled_tokens:,} sampled tokens)"
-        )
+    if line := closing_line(state, len(run.eval_prompts)):
+        run.log.note(line)
     run.log.note(f"run directory: {run.directory}")

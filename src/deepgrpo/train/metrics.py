@@ -26,7 +26,8 @@ def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float
     return {
         **tree_metrics(growth.trees, credits),
         "tokens_per_s": stats.sampled_tokens / max(stats.seconds, 1e-9),
-        "sampled_tokens": float(stats.sampled_tokens),
+        "sampled_tokens": float(growth.sampled_tokens),
+        **({"signals/sampled_tokens": float(growth.signal_stats.sampled_tokens)} if growth.signal_sequences else {}),
         "prefix/reused": stats.reused,
         **({"branch/prefix_reused": branches.reused} if branches.prefix_tokens else {}),
         "time/sample": stats.seconds,
@@ -39,8 +40,8 @@ def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float
 def sampling_cost(growth: Growth) -> Ledger:
     """The ledger's entry for growing a batch of trees."""
     return Ledger(
-        sampled_tokens=growth.stats.sampled_tokens,
-        sampled_sequences=sum(len(tree.nodes) for tree in growth.trees),
+        sampled_tokens=growth.sampled_tokens,
+        sampled_sequences=sum(node.sampled for tree in growth.trees for node in tree.nodes) + growth.signal_sequences,
         prefix_tokens=growth.stats.prefix_tokens,
         prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
         signal_tokens=growth.signal_tokens,
@@ -57,7 +58,7 @@ def staleness(trees: Sequence[Tree], optimizer_steps: int) -> float:
     Args:
         optimizer_steps: of the learner, before the update.
     """
-    versions = [node.version for tree in trees for node in tree.nodes]
+    versions = [node.version for tree in trees for node in tree.nodes if node.sampled]
     return optimizer_steps - sum(versions) / max(1, len(versions))
 
 
@@ -85,7 +86,32 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         metrics[f"reward/problem_{problem.replace(' ', '_')}"] = float(
             sum(node.score.problem == problem for node in everything)
         )
-    return metrics | pivot_metrics(trees)
+    return metrics | given_metrics(trees) | pivot_metrics(trees) | source_metrics(trees, credits)
+
+
+def source_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
+    """Prompts, mean reward and share of mixed groups of each source of a mix, in the main stream; empty without a mix."""
+    metrics: Metrics = {}
+    for name in sorted({tree.prompt.source for tree in trees} - {""}):
+        of = [(tree, credit) for tree, credit in zip(trees, credits, strict=True) if tree.prompt.source == name]
+        rewards = [node.reward for tree, _ in of for _, node in tree.stream("main") if node.complete]
+        groups = [group.mixed for _, credit in of for group in credit.groups if group.stream == "main"]
+        metrics[f"source/{name}/prompts"] = float(len(of))
+        metrics |= {f"source/{name}/reward": finite_mean(rewards)} if rewards else {}
+        metrics |= {f"source/{name}/mixed": float(np.mean(groups))} if groups else {}
+    return metrics
+
+
+def given_metrics(trees: Sequence[Tree]) -> Metrics:
+    """Tokens of earlier rollouts that trees start from, and their mean age in optimizer steps; empty without any."""
+    given = [node for tree in trees for _, node in tree.stream("given")]
+    if not given:
+        return {}
+    now = max(node.version for tree in trees for node in tree.nodes)
+    return {
+        "given/tokens": float(sum(len(node.tokens) for node in given)),
+        "given/age": float(np.mean([now - node.version for node in given])),
+    }
 
 
 def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Metrics:

@@ -35,8 +35,10 @@ class Origin:
         return -1 if self.checkpoint is None else self.checkpoint.step
 
 
-def new_origin(run: RunDir) -> Origin:
-    """The origin of a new run. Raises ConfigError if the directory already holds one."""
+def new_origin(run: RunDir, *, overwrite: bool) -> Origin:
+    """The origin of a new run. Raises ConfigError if the directory already holds one that is not to be overwritten."""
+    if overwrite and _is_used(run):
+        return Origin("anew", remark=f"the run that {shown(run.path)} held is deleted (run.overwrite)")
     refuse_used(run)
     return Origin("anew")
 
@@ -75,11 +77,15 @@ def resumed_origin(run: RunDir, step: int | None, config: Config) -> Origin:
 def refuse_used(run: RunDir) -> None:
     """Raise ConfigError if a directory already holds a run. A run that failed before its first step does not count."""
     at = shown(run.path)
-    if saved_checkpoints(run) or (run.metrics.exists() and run.metrics.stat().st_size):
+    if _is_used(run):
         raise ConfigError(
-            f"run.name: the directory {at} already holds a run; choose another with --run.name NAME, or continue it "
-            f"with: deepgrpo train --resume {at}"
+            f"run.name: the directory {at} already holds a run; continue it with: deepgrpo train --resume {at}, "
+            "choose another with --run.name NAME, or delete it with --run.overwrite true"
         )
+
+
+def _is_used(run: RunDir) -> bool:
+    return bool(saved_checkpoints(run)) or (run.metrics.exists() and run.metrics.stat().st_size > 0)
 
 
 def _refuse_lost_checkpoints(run: RunDir) -> None:

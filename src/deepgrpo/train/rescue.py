@@ -44,7 +44,7 @@ def saved_on_failure(run: Run) -> Iterator[None]:
 
 def lacks_evaluation(run: Run, state: TrainState) -> bool:
     """True if a resumed run has no line of metrics for its step: it was saved when the evaluation of that step had failed."""
-    return run.config.eval.every is not None and newest_metrics(run.paths.metrics).get("step", -1) < state.step
+    return run.config.eval.scheduled and newest_metrics(run.paths.metrics).get("step", -1) < state.step
 
 
 def _rescue(run: Run) -> str:

@@ -20,7 +20,7 @@ from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
@@ -33,12 +33,13 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.critique import build_critic
 from deepgrpo.train.directory import open_log
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
-from deepgrpo.train.signals import build_signals
+from deepgrpo.train.signals import build_signals, check_signals
 from deepgrpo.train.start import fingerprint, load_start, rebuild_start, save_start
 from deepgrpo.train.user_loss import build_loss
 from deepgrpo.train.watch import Watcher
@@ -200,7 +201,7 @@ class Run:
         facts = [
             f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
             str(self.threads),
-            "endless prompts" if size is None else f"{size} prompts",
+            self.source.described,
             f"explore {self.config.explore.type}",
             f"{self.directory}",
         ]
@@ -220,6 +221,12 @@ class Run:
             lines.append(
                 f"the data has {size} prompts and a step takes run.prompts_per_step = {batch}: "
                 "some occur more than once in a batch"
+            )
+        taken = self.config.run.steps * batch
+        if self.config.explore.needs_epochs and size is not None and taken <= size:
+            lines.append(
+                f'explore.type = "{self.config.explore.type}" branches where a prompt comes again, but the run takes {taken} '
+                f"prompts of {size}, each once: raise run.steps, or lower data.limit or data.size"
             )
         return "\n".join(lines)
 
@@ -246,7 +253,8 @@ def open_run(
     directory = resume or RunDir.of(config.run).path
     paths = RunDir(directory.absolute())
     checkpoints = open_checkpoints(config.checkpoint, paths.path)
-    origin = resumed_origin(RunDir(directory), step, config) if resume else new_origin(RunDir(directory))
+    place = RunDir(directory)
+    origin = resumed_origin(place, step, config) if resume else new_origin(place, overwrite=config.run.overwrite)
     shapes = build_shapes(config)
     threads = use_threads(shapes.model if shapes else None, config.run.threads)
     # new adapters, and the dropout of some models, draw from torch's global stream
@@ -263,13 +271,17 @@ def open_run(
     eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
-    require_rows(policy, lambda: source.head(source.size or SOME))
+    require_rows(policy, source.known)
     require_rows(policy, lambda: eval_prompts, "eval.data")
     strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    signals = build_signals(policy, strategy, config.learner.tokens_per_pack)
+    critic = build_critic(config, policy, limits)
+    check_signals(policy, strategy, critic)
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # last, because it may start processes, which the caller ends by closing the run
     parts = backend.open(config, policy, task)
+    signals = build_signals(
+        policy, strategy, config.learner.tokens_per_pack, replace(critic, engine=parts.engine), parts.learner.likelihood
+    )
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
         checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
@@ -289,7 +301,7 @@ def held_out(
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
     """
-    if config.data is None or config.every is None:
+    if config.data is None or not config.scheduled:
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training

@@ -36,7 +36,7 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt tokens, and the tokens of its written solution with EOS."""
 
 SEED_OFFSET = 1_000_003
-"""Added to the seed of the data: the questions of the warm start differ from those of the first steps."""
+"""Added to the seed of the data: the questions of the warm start are not those that are trained on later."""
 
 
 def warm_start(run: Run, stop: Stop) -> None:
@@ -84,19 +84,21 @@ def load_from(policy: Policy, directory: Path) -> None:
 
 
 def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
-    """(start, count) → that many questions of the training split with their written solutions."""
+    """(start, count) → that many questions of the training split with their written solutions.
+
+    The stream has no end, also where `data.size` or `data.limit` fixes the questions of reinforcement: a few solutions would
+    be learned by heart.
+    """
     data, tokenizer = run.config.data, run.policy.tokenizer
     assert isinstance(data, GeneratedData)
     task = build_synthetic(data)
     source = build_source(
-        data.model_copy(update={"seed": data.seed + SEED_OFFSET}), tokenizer, seed=run.config.run.seed,
-        context=run.policy.context,
+        data.model_copy(update={"seed": data.seed + SEED_OFFSET, "size": None, "limit": None}), tokenizer,
+        seed=run.config.run.seed, context=run.policy.context,
     )  # fmt: skip
 
     def examples(start: int, count: int) -> list[Example]:
-        size = source.size
-        cursor = Cursor(position=start) if size is None else Cursor(epoch=start // size, position=start % size)
-        prompts, _ = source.take(cursor, count)
+        prompts, _ = source.take(Cursor(position=start), count)
         return [
             (p.tokens, (*tokenizer(task.solution(p), add_special_tokens=False).input_ids, tokenizer.eos_token_id))
             for p in prompts

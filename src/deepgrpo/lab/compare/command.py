@@ -1,39 +1,39 @@
 """`deepgrpo compare`: train every arm of an experiment on every seed to the same budget, and compare the results.
 
-    experiment.toml ─► Plan ─► jobs: warm start ─► train ─► final evaluation ─► comparison.json, .md, .png
-                                      (per seed)   (per seed and arm)
+    experiment.toml ─► Plan ─► tuning: trials of every arm ─► tune.json ─► the choice of each arm
+                                                                                │
+                               fresh runs ─► final evaluations ─► comparison.json, .md, .png
 
-All results are in the experiment's directory; finished work there is not repeated:
-
-    experiment.toml   copy of the experiment file       warmstart/seed-1/      a run without steps; its start/ is shared
-    jobs/             recipe and output of every job    arms/deep/seed-1/      an ordinary run, with final.json
+The tuning stage is left out without a section [tune]. All results are in the experiment's directory (layout.py); finished
+work there is not repeated.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from deepgrpo.config import Config, load_recipe, to_toml
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.output import print_whole
+from deepgrpo.lab.compare.cells import as_table
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare
 from deepgrpo.lab.compare.final_eval import refuse_too_few
-from deepgrpo.lab.compare.jobs import Job, Jobs, last_line
+from deepgrpo.lab.compare.jobs import Jobs
+from deepgrpo.lab.compare.layout import ExperimentDir
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.plot import can_draw, draw
-from deepgrpo.lab.compare.progress import has_budget, is_finished, progress
-from deepgrpo.lab.compare.tables import as_markdown, as_table, comparison_tables
+from deepgrpo.lab.compare.progress import is_finished, progress
+from deepgrpo.lab.compare.refusals import refuse_changed, refuse_unreachable
+from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
+from deepgrpo.lab.compare.tune import read_choices, read_tuning, tuning, write_tuning
+from deepgrpo.lab.compare.tune_tables import choice_lines, tuning_table
 from deepgrpo.lab.compare.watch import Watch
+from deepgrpo.lab.compare.work import failures, make_jobs, write_recipes
 from deepgrpo.lab.options import CompareOptions
-from deepgrpo.runs.files import delete_tree
 from deepgrpo.terminal import Terminal
 
 
@@ -45,11 +45,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     out = console or Terminal()
     if options.jobs < 1:
         raise ConfigError(f"--jobs is {options.jobs}, but at least one job has to run; set it to 1 or more")
-    source = find_experiment(options.experiment)
-    experiment = load_experiment(source)
-    if options.dir is not None:
-        experiment = experiment.model_copy(update={"dir": options.dir})
-    plan = expand(experiment, source)
+    plan = _planned(options)
     refuse_unreachable(plan)
     refuse_too_few(plan.runs[0].config, plan.final)
     if options.dry_run:
@@ -57,156 +53,37 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 
         forecast(plan, options.jobs, out)
         return 0
-    with _locked(plan.directory) as lock:
-        refuse_changed(plan)
-        _write(plan)
-        jobs = Jobs(make_jobs(plan), workers=options.jobs, keep_open=[lock] if lock is not None else [])
-        _run(plan, jobs, out)
-        finished = [run for run in plan.runs if is_finished(plan, run)]
-        for sentence in failures(plan, jobs):
-            out.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    with _locked(plan.paths) as lock:
+        keep_open = [lock] if lock is not None else []
+        refuse_changed((*plan.warmstarts, *plan.trials, *plan.decided))
+        if plan.undecided:
+            plan = _tune(plan, options.jobs, keep_open, out)
+            refuse_changed(plan.decided)
+        _run(plan, plan.decided, options.jobs, keep_open, out)
+        finished = [run for run in plan.decided if is_finished(plan, run)]
         if finished:
             _report(plan, finished, options.jobs, out)
     return 0 if len(finished) == len(plan.runs) else 1
 
 
-# ---------------------------------------------------------------- the jobs
-
-
-def make_jobs(plan: Plan) -> list[Job]:
-    """Warm start, training and final evaluation of every seed and arm; a directory without a checkpoint starts over."""
-    jobs: list[Job] = []
-    folder = plan.directory / "jobs"
-    for seed in plan.experiment.seeds:
-        before: tuple[str, ...] = ()
-        for warm in plan.warmstarts:
-            # not needed once every arm of the seed has a checkpoint
-            if warm.seed == seed and not all(_is_kept(run) for run in plan.runs if run.seed == seed):
-                jobs.append(_train(warm, folder, warm.paths.start.is_dir, ()))
-                before = (warm.name,)
-        for run in plan.runs:
-            if run.seed != seed:
-                continue
-            jobs.append(_train(run, folder, functools.partial(has_budget, run), before))
-            jobs.append(
-                Job(
-                    f"{run.name}-final",
-                    ("deepgrpo.lab.compare.final_eval", str(run.directory), str(folder / "final-setup.json")),
-                    folder / f"{run.name}-final.log",
-                    functools.partial(is_finished, plan, run),
-                    after=(run.name,),
-                )
-            )
-    return jobs
-
-
-def _train(run: PlannedRun, folder: Path, finished: Callable[[], bool], after: tuple[str, ...]) -> Job:
-    command: tuple[str, ...] = ("deepgrpo.cli", "train", str(folder / f"{run.name}.toml"))
-    if run.arm is not None and progress(run).step:
-        wanted = run.config.run
-        command = (
-            "deepgrpo.cli", "train", "--resume", str(run.directory), "--run.steps", str(wanted.steps),
-            "--run.max_sampled_tokens", str(wanted.max_sampled_tokens),
-        )  # fmt: skip
-    return Job(run.name, command, folder / f"{run.name}.log", finished, after)
-
-
-def failures(plan: Plan, jobs: Jobs) -> list[str]:
-    """One sentence for each job that failed or was skipped."""
-    said = []
-    runs = {run.name: run for run in (*plan.warmstarts, *plan.runs)}
-    for job in jobs.jobs:
-        if jobs.state[job.name] != "failed":
-            continue
-        run = runs.get(job.name)
-        at = progress(run) if run is not None and run.arm is not None else None
-        if run is not None and at is not None and at.over:
-            needed = -(-at.step * plan.experiment.budget // max(1, at.tokens))
-            said.append(
-                f"{job.name} ended at {at.tokens:,} of {plan.experiment.budget:,} sampled tokens, as its run.steps = "
-                f"{run.config.run.steps} steps were over; about {needed} are needed: raise run.steps (of the arm, or in "
-                "[common]) and repeat the command, which continues the run"
-            )
-        else:
-            said.append(f"{job.name} failed: {last_line(job.log) or 'no output'} (full output: {job.log})")
-    if skipped := [name for name, state in jobs.state.items() if state == "skipped"]:
-        said.append(f"not run for that reason: {', '.join(skipped)}")
-    return said
-
-
-# ---------------------------------------------------------------- what is refused
-
-
-def refuse_unreachable(plan: Plan) -> None:
-    """Raise ConfigError if an arm cannot sample its budget within run.steps even with responses of maximum length."""
-    from deepgrpo.train.dry_run import estimate_tokens
-
-    for run in plan.runs:
-        config = run.config
-        most = estimate_tokens(config).total * (config.sampling.max_rounds if config.sampling.dynamic else 1)
-        if most * config.run.steps < plan.experiment.budget:
-            raise ConfigError(
-                f"the arm {run.arm!r} cannot reach the budget of {plan.experiment.budget:,} sampled tokens: its run.steps = "
-                f"{config.run.steps} steps sample at most {most:,} each; set common.run.steps to at least "
-                f"{-(-plan.experiment.budget // most)} (and well above: most responses are shorter than the limit), or lower "
-                "the budget"
-            )
-
-
-def refuse_changed(plan: Plan) -> None:
-    """Raise ConfigError if a run in the directory was made with a different recipe from the one now planned.
-
-    A longer run or a larger budget counts as the same recipe if the learning rate does not depend on it.
-    """
-    for run in (*plan.warmstarts, *plan.runs):
-        path = run.paths.config
-        if not path.is_file() or not _is_kept(run):
-            continue
-        before = load_recipe(path)
-        longer = run.config.optim.schedule == "constant" and _length(before) <= _length(run.config)
-        then, now = (_flat(_freed(config) if longer else config) for config in (before, run.config))
-        if changed := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
-            key = changed[0]
-            raise ConfigError(
-                f"{run.directory} was run with {key} = {then.get(key)!r}, and the experiment now says {now.get(key)!r}"
-                + (f" (and {len(changed) - 1} more keys differ)" if len(changed) > 1 else "")
-                + "; runs of two recipes cannot be compared as one arm: delete that directory to run it anew, or give the "
-                "experiment another name"
-            )
-
-
-def _is_kept(run: PlannedRun) -> bool:
-    """True if the run's directory holds work to continue from."""
-    return run.paths.start.is_dir() if run.arm is None else progress(run).step > 0
-
-
-def _length(config: Config) -> tuple[int, int]:
-    return config.run.max_sampled_tokens or 0, config.run.steps
-
-
-def _freed(config: Config) -> Config:
-    return config.model_copy(update={"run": config.run.model_copy(update={"steps": 0, "max_sampled_tokens": None})})
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    def walk(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in table.items():
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    # neither the location of a run nor the threads that it has found is part of its recipe
-    own = ("run.dir", "run.name", "run.threads", "warmstart.from")
-    return {key: value for key, value in walk(config.model_dump(mode="json"), "") if key not in own}
+def _planned(options: CompareOptions) -> Plan:
+    """The experiment with the choices recorded so far."""
+    source = find_experiment(options.experiment)
+    experiment = load_experiment(source)
+    if options.dir is not None:
+        experiment = experiment.model_copy(update={"dir": options.dir})
+    plan = expand(experiment, source)
+    choices = read_choices(plan)
+    return expand(experiment, source, choices) if choices else plan
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[int | None]:
+def _locked(paths: ExperimentDir) -> Iterator[int | None]:
     """Hold the experiment's lock. Jobs inherit it, so it is released only when the last of them has ended.
 
     Yields the file descriptor of the lock, or None on systems without such locks. Raises ConfigError if the lock is taken.
     """
+    directory = paths.path
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +93,7 @@ def _locked(directory: Path) -> Iterator[int | None]:
     except ImportError:
         yield None
         return
-    with (directory / ".lock").open("w") as file:
+    with paths.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -227,58 +104,66 @@ def _locked(directory: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-# ---------------------------------------------------------------- running and reporting
+def _tune(plan: Plan, jobs: int, keep_open: Sequence[int], out: Console) -> Plan:
+    """Run the trials of the undecided arms, record the choices, and return the plan with them."""
+    open_trials = [run for run in plan.trials if run.arm in plan.undecided]
+    failed = _run(plan, open_trials, jobs, keep_open, out)
+    # a run whose steps were over before its budget is a mistake in the file, and not the fault of its values
+    found = tuning(plan, [run.name for run in open_trials if run.name in failed and not progress(run).over])
+    write_tuning(plan, found)
+    out.print(found["rule"], markup=False, soft_wrap=True)
+    print_whole(out, as_table(tuning_table(found)))
+    for line in choice_lines(found):
+        out.print(f"· {line}", markup=False, soft_wrap=True)
+    return expand(plan.experiment, plan.source, read_choices(plan))
 
 
-def _write(plan: Plan) -> None:
-    """Write the recipes of the jobs; delete remains of runs without a checkpoint."""
-    folder = plan.directory / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = plan.source.read_bytes()
-    (plan.directory / "experiment.toml").write_bytes(text)  # the source may be this same file
-    (folder / "final-setup.json").write_text(json.dumps(plan.final.model_dump(mode="json")), encoding="utf-8")
-    for run in (*plan.warmstarts, *plan.runs):
-        (folder / f"{run.name}.toml").write_text(to_toml(run.config), encoding="utf-8")
-        if run.directory.is_dir() and not _is_kept(run):
-            delete_tree(run.directory)
-
-
-def _run(plan: Plan, jobs: Jobs, out: Console) -> None:
-    budget, seeds = plan.experiment.budget, len(plan.experiment.seeds)
-    done = sum(progress(run).done for run in plan.runs)
+def _run(plan: Plan, runs: Sequence[PlannedRun], workers: int, keep_open: Sequence[int], out: Console) -> set[str]:
+    """Run the jobs of a stage; returns the names of those that failed, after a warning for each."""
+    write_recipes(plan, runs)
+    jobs = Jobs(make_jobs(plan, runs), workers=workers, keep_open=keep_open)
+    if not runs:
+        return set()
+    done, stage = sum(progress(run).done for run in runs), "tuning, " if runs[0].trial else ""
+    seeds, arms = len({run.seed for run in runs}), len({run.arm for run in runs})
+    trials = max(len({run.trial.name for run in runs if run.trial and run.arm == arm}) for arm in {run.arm for run in runs})
     out.print(
-        f"{plan.experiment.name}: {len(plan.experiment.arms)} arms × {seeds} seeds, {budget:,} sampled tokens each"
-        + (f"; {done} of {len(plan.runs)} runs are finished already" if done else ""),
+        f"{plan.experiment.name}: {stage}{arms} arms × " + (f"{trials} trials × " if trials else "")
+        + f"{seeds} seeds, {runs[0].budget:,} sampled tokens each"
+        + (f"; {done} of {len(runs)} runs are finished already" if done else ""),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     try:
-        with Watch(plan, jobs, out) as watch:
+        with Watch(runs, jobs, out) as watch:
             jobs.run(watch.changed, watch.tick)
     except KeyboardInterrupt:
-        left = sum(not progress(run).done for run in plan.runs)
+        left = sum(not progress(run).done for run in runs)
         out.print(
-            f"stopped; {len(plan.runs) - left} of {len(plan.runs)} runs are finished, the others were saved; continue "
+            f"stopped; {len(runs) - left} of {len(runs)} runs are finished, the others were saved; continue "
             "with the same command",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         raise
+    for sentence in failures(plan, jobs):
+        out.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    return {name for name, state in jobs.state.items() if state == "failed"}
 
 
 def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> None:
     from deepgrpo.lab.machine import machine_and_versions
 
-    result = {**compare(plan, finished), "jobs": jobs, **machine_and_versions()}
-    folder = plan.directory
-    (folder / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "comparison.md").write_text(as_markdown(result), encoding="utf-8")
+    result = {**compare(plan, finished, read_tuning(plan)), "jobs": jobs, **machine_and_versions()}
+    paths = plan.paths
+    paths.comparison.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    paths.page.write_text(as_markdown(result), encoding="utf-8")
     for table in comparison_tables(result):
         print_whole(out, as_table(table))
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
-    files = ["comparison.json", "comparison.md"]
+    files = [paths.comparison.name, paths.page.name]
     if can_draw():
-        draw(result, folder / "comparison.png")
-        files.append("comparison.png")
+        draw(result, paths.picture)
+        files.append(paths.picture.name)
     else:
         out.print('no figure: matplotlib is not installed (pip install "deepgrpo[plots]")', markup=False, soft_wrap=True)
-    out.print(f"{folder}: {', '.join(files)}", markup=False, soft_wrap=True)
+    out.print(f"{paths.path}: {', '.join(files)}", markup=False, soft_wrap=True)

@@ -28,20 +28,24 @@ class TailMean:
 
 
 def area(points: Points, end: float) -> float | None:
-    """Mean height of the curve from 0 to `end`: trapezoids, divided by `end`.
+    """Mean height of the curve from 0 to `end`."""
+    return mean_height(points, 0.0, end)
 
-    None if the curve does not start at 0 or does not reach `end`: extrapolation would look like a measurement.
+
+def mean_height(points: Points, start: float, end: float) -> float | None:
+    """Mean height of the curve from `start` to `end`: trapezoids, divided by the width.
+
+    None if the curve begins later or ends earlier: extrapolation would look like a measurement.
     """
-    if not points or end <= 0 or points[0][0] > 0 or points[-1][0] < end:
+    if not points or end <= start or points[0][0] > start or points[-1][0] < end:
         return None
     total = 0.0
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x0 >= end:
-            break
-        stop = min(x1, end)
-        y_stop = y1 if x1 == stop else y0 + (y1 - y0) * (stop - x0) / (x1 - x0)
-        total += (stop - x0) * (y0 + y_stop) / 2.0
-    return total / end
+        if x1 <= start or x0 >= end or x0 == x1:
+            continue
+        slope, left, right = (y1 - y0) / (x1 - x0), max(x0, start), min(x1, end)
+        total += (right - left) * (y0 + slope * ((left + right) / 2.0 - x0))
+    return total / (end - start)
 
 
 def first_crossing(points: Points, target: float) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from deepgrpo.config.base import PathText, Probability
 from deepgrpo.config.files import parse_toml
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
+from deepgrpo.lab.compare.grid import Value, flatten
 
 
 class FinalConfig(Section):
@@ -76,6 +77,61 @@ class CurveConfig(Section):
         return (None, self.last_share) if self.last_share is not None else (self.last or 10, None)
 
 
+Seed = Annotated[int, Field(ge=0)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
+
+
+class TuneConfig(Section):
+    """Tuning before the comparison: every arm runs the same trials on seeds of their own, and its best trial is chosen."""
+
+    grid: dict[str, tuple[Value, ...]]
+    """Values to try by key, such as optim.lr = [1e-4, 3e-4]; with several keys, all combinations. A key that an arm sets
+    itself is not tuned for that arm."""
+    seeds: tuple[Seed, ...]
+    """Seeds of the trials; none of `seeds`."""
+    budget: PositiveInt
+    """Sampled tokens per trial and seed."""
+    metric: Literal["greedy", "sampled"] = "greedy"
+    """Accuracy on eval.data to choose by: its mean over `last_share` of the budget and over the seeds."""
+    last_share: Annotated[Probability, Field(gt=0)] = 0.2
+    """The last part of the budget whose mean counts: one evaluation alone is noisy."""
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _by_dotted_key(cls, grid: Any) -> Any:
+        return dict(flatten(grid)) if isinstance(grid, dict) else grid
+
+    @field_validator("grid")
+    @classmethod
+    def _values_differ(cls, grid: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
+        if not grid:
+            raise ValueError("tune.grid is empty: there is nothing to tune; add e.g. optim.lr = [1e-4, 3e-4]")
+        for key, values in grid.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"tune.grid.{key} is {list(values)}; name at least one value, and each only once")
+            for value in values:
+                if isinstance(value, str) and not _NAME.fullmatch(value):
+                    raise ValueError(
+                        f"tune.grid.{key} has {value!r}; a value is also part of a directory's name: use letters, digits, "
+                        "'-', '_', '+' and '.'"
+                    )
+        return grid
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("tune.seeds is empty, so no trial would run; name at least one seed (three say more)")
+        if (twice := _twice(seeds)) is not None:
+            raise ValueError(f"tune.seeds has {twice} twice, which repeats the same run; name every seed once")
+        return seeds
+
+
+def _twice(seeds: tuple[int, ...]) -> int | None:
+    return min((seed for seed in seeds if seeds.count(seed) > 1), default=None)
+
+
 class Experiment(Section):
     """A whole experiment file."""
 
@@ -83,7 +139,7 @@ class Experiment(Section):
     """Directory of the experiment inside `dir`."""
     dir: PathText = "runs"
     """Directory that holds it."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[Seed, ...] = (1, 2, 3, 4, 5)
     """Seeds; every arm is run on each. At least two."""
     baseline: str
     """Arm that all others are compared with."""
@@ -98,12 +154,14 @@ class Experiment(Section):
     key."""
     final: FinalConfig = FinalConfig()
     curve: CurveConfig = CurveConfig()
+    tune: TuneConfig | None = None
+    """Tuning of each arm before the comparison; absent: the arms run as they are written."""
 
     @field_validator("seeds")
     @classmethod
     def _paired(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            raise ValueError(f"seeds has {twice[0]} twice, which repeats the same run; name every seed once")
+        if (twice := _twice(seeds)) is not None:
+            raise ValueError(f"seeds has {twice} twice, which repeats the same run; name every seed once")
         if len(seeds) < 2:
             raise ValueError(
                 f"seeds is {list(seeds)}, but paired intervals need at least two seeds (five or more to say much); a single "
@@ -142,8 +200,14 @@ class Experiment(Section):
             raise ValueError(f"baseline is {self.baseline!r}, which is not an arm; {hint}")
         return self
 
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
+    @model_validator(mode="after")
+    def _fresh_seeds(self) -> Experiment:
+        if self.tune is not None and (both := sorted(set(self.seeds) & set(self.tune.seeds))):
+            raise ValueError(
+                f"tune.seeds and seeds both have {both[0]}: a choice made on a seed is biased there, so the comparison needs "
+                "fresh ones; change one of the two lists"
+            )
+        return self
 
 
 def find_experiment(name: str) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 from deepgrpo.errors import DataError
 from deepgrpo.lab.compare.curves import Points, TailMean, area, first_crossing, tail_mean
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.lab.compare.tune_tables import choice_lines
 from deepgrpo.runs.files import remedy
 from deepgrpo.runs.metrics import read_metrics
 from deepgrpo.stats import bootstrap_interval
@@ -36,11 +37,12 @@ _END_SHARE = 0.1
 """Share of a run's last steps over which entropy and length "at the end" are averaged; a single step is noisy."""
 
 
-def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
+def compare(plan: Plan, finished: Sequence[PlannedRun], tuned: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All figures of an experiment as plain JSON.
 
     Args:
         finished: runs that reached their budget and have a final evaluation; at least one.
+        tuned: the record of the tuning stage (tune.py).
 
     Raises DataError if the metrics of a run are missing or have no totals.
     """
@@ -65,7 +67,7 @@ def compare(plan: Plan, finished: Sequence[PlannedRun]) -> dict[str, Any]:
     return {
         "name": plan.experiment.name, "experiment": settings, "final": plan.final.model_dump(mode="json"),
         "budget": plan.experiment.budget, "baseline": baseline, "optimizer_steps_compared": steps, "arms": arms,
-        "notes": notes(plan, finished, arms),
+        "tuning": tuned, "notes": notes(plan, finished, arms) + (choice_lines(tuned) if tuned else []),
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class Pace:
     def seconds(self, config: Config, budget: int, final_answers: float, watched_answers: float) -> float:
         """Seconds of a whole run: steps, evaluations, and the final evaluation."""
         steps = budget / self.tokens_per_step
-        evaluations = 2.0 + steps / (config.eval.every or steps)
+        marks = budget / config.eval.every_tokens if config.eval.every_tokens else steps / (config.eval.every or steps)
+        # with large steps, several marks are passed in one
+        evaluations = 2.0 + min(steps, marks)
         return budget * self.per_token + self.evaluation * (evaluations + final_answers / watched_answers)
 
 
@@ -57,35 +59,51 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
 
     Raises ConfigError if an arm cannot take a single step.
     """
-    paces = {arm: pace for arm in plan.experiment.arms if (pace := _from_runs(plan.of(arm)))}
+    known = {arm: _from_runs([*plan.of(arm), *plan.trials_of(arm)]) for arm in plan.experiment.arms}
+    paces = {arm: pace for arm, pace in known.items() if pace}
     missing = [arm for arm in plan.experiment.arms if arm not in paces]
     if missing:
         out.print(f"no finished run of {', '.join(missing)}: measuring two small steps of each", markup=False, soft_wrap=True)
         paces |= _calibrate(plan, missing, jobs)
+    paces = {arm: paces[arm] for arm in known}
     final = plan.final
     answers = final.limit + final.sampled_limit * (1 + final.samples)
-    table = Table(title=plan.experiment.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from"):
-        table.add_column(column, justify="left" if column in ("arm", "from") else "right")
-    budget, total, left_tokens = plan.experiment.budget, 0.0, 0
-    for arm in plan.experiment.arms:
-        left = [run for run in plan.of(arm) if not has_budget(run)]
-        config, pace = plan.of(arm)[0].config, paces[arm]
-        seconds = pace.seconds(config, budget, answers, config.eval.limit * (1 + config.eval.samples))
-        total += seconds * len(left)
-        left_tokens += budget * len(left)
-        table.add_row(
-            arm, str(len(left)), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
-        )
-    print_whole(out, table)
-    begun = {run.seed for run in plan.runs if progress(run).step}
-    warm = sum(run.seed not in begun for run in plan.warmstarts)
+    open_trials = [run for run in plan.trials if run.arm in plan.undecided]
+    total = 0.0
+    if open_trials:
+        total += _stage(f"{plan.experiment.name}: tuning", open_trials, paces, 0, out)
+    total += _stage(plan.experiment.name, plan.runs, paces, answers, out)
+    runs = [run for run in (*open_trials, *plan.runs) if not has_budget(run)]
+    begun = {run.seed for run in (*plan.trials, *plan.runs) if progress(run).step}
+    warm = sum(run.seed in {each.seed for each in runs} - begun for run in plan.warmstarts)
     out.print(
-        f"{sum(not has_budget(run) for run in plan.runs)} runs, {left_tokens:,} sampled tokens, about "
+        f"{len(runs)} runs, {sum(run.budget for run in runs):,} sampled tokens, about "
         f"{_duration(total / jobs)} with --jobs {jobs}" + (f", and {warm} warm starts before them" if warm else ""),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     out.print("dry run: nothing was trained")
+
+
+def _stage(
+    title: str, runs: Sequence[PlannedRun], paces: Mapping[str, Pace], final_answers: float, out: Console
+) -> float:
+    """Print the table of a stage; returns the seconds of its runs that are left, one after the other."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from"):
+        table.add_column(column, justify="left" if column in ("arm", "from") else "right")
+    total = 0.0
+    for arm, pace in paces.items():
+        mine = [run for run in runs if run.arm == arm]
+        if not mine:
+            continue
+        left, config, budget = sum(not has_budget(run) for run in mine), mine[0].config, mine[0].budget
+        seconds = pace.seconds(config, budget, final_answers, config.eval.limit * (1 + config.eval.samples))
+        total += seconds * left
+        table.add_row(
+            arm, str(left), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
+        )
+    print_whole(out, table)
+    return total
 
 
 def _from_runs(runs: list[PlannedRun]) -> Pace | None:

@@ -1,13 +1,14 @@
 """All runs of an experiment, and the checks that keep their comparison fair. No torch.
 
-    Experiment ─► expand ─► Plan: one warm start per seed, one run per seed and arm
+    Experiment ─► expand ─► Plan: one warm start per seed, one run per seed and arm,
+                            and before them the trials of the tuning stage, one run per seed, arm and point of the grid
 
 Decided here: what arms may differ in, what they share, and that the final questions are not those watched while training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from deepgrpo.config import Config, GeneratedData, ReasoningGymData, load_recipe
 from deepgrpo.config.shipped import find_recipe
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare.experiment import Experiment, FinalConfig
+from deepgrpo.lab.compare.grid import Trial, Value, fixed_values, nested, trials_of
+from deepgrpo.lab.compare.layout import ExperimentDir, seed_name
 from deepgrpo.runs.layout import RunDir
 
 _RESERVED = ("run.name", "run.dir", "run.seed", "run.max_sampled_tokens")
@@ -26,15 +29,17 @@ _SHARED = ("model", "warmstart", "eval")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run of an arm, or the warm start of a seed.
+    """One run of an arm, a trial of its tuning, or the warm start of a seed.
 
-    Example: PlannedRun(arm="deep", seed=1, config=Config(...), directory=Path("runs/methods/arms/deep/seed-1")).
+    Example: PlannedRun(arm="deep", seed=1, config=Config(...)), whose directory is runs/methods/arms/deep/seed-1.
     """
 
     arm: str | None
     """None: the warm start that every arm of the seed begins with."""
     seed: int
     config: Config
+    trial: Trial | None = None
+    """The values that a trial of the tuning stage tries; None for a fresh run."""
 
     @property
     def directory(self) -> Path:
@@ -46,8 +51,14 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Name of the run and of its files in `jobs/`; an arm cannot begin with an underscore."""
-        return f"{self.arm or '_warmstart'}-seed-{self.seed}"
+        """Name of the run and of its files in `jobs/`. No arm's name begins with an underscore or has an equals sign."""
+        trial = f"-{self.trial.name}" if self.trial else ""
+        return f"{self.arm or '_warmstart'}{trial}-{seed_name(self.seed)}"
+
+    @property
+    def budget(self) -> int:
+        """Sampled tokens at which the run ends; 0 for a warm start."""
+        return self.config.run.max_sampled_tokens or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,58 +69,102 @@ class Plan:
     source: Path
     """The experiment file."""
     warmstarts: tuple[PlannedRun, ...]
-    """One per seed; none if the recipe has no warm start."""
+    """One per seed, those of the tuning stage first; none if the recipe has no warm start."""
     runs: tuple[PlannedRun, ...]
-    """Seed by seed, arms in the order of the file, so that pairs complete as early as possible."""
+    """The fresh runs, seed by seed, arms in the order of the file, so that pairs complete as early as possible. Those of an
+    undecided arm have the values of its first trial, and must not be run."""
     final: FinalConfig
     """The final evaluation, with its data filled in."""
+    trials: tuple[PlannedRun, ...] = ()
+    """Runs of the tuning stage, in the same order; none without a section [tune], and none for an arm with nothing to try."""
+    undecided: frozenset[str] = frozenset()
+    """Arms whose trials have not led to a choice yet."""
+
+    @property
+    def paths(self) -> ExperimentDir:
+        return _paths(self.experiment)
 
     @property
     def directory(self) -> Path:
-        return Path(self.experiment.dir) / self.experiment.name
+        return self.paths.path
 
     def of(self, arm: str) -> list[PlannedRun]:
         return [run for run in self.runs if run.arm == arm]
 
+    def trials_of(self, arm: str) -> list[PlannedRun]:
+        return [run for run in self.trials if run.arm == arm]
 
-def expand(experiment: Experiment, source: Path) -> Plan:
+    @property
+    def decided(self) -> tuple[PlannedRun, ...]:
+        """The fresh runs whose recipe is known."""
+        return tuple(run for run in self.runs if run.arm not in self.undecided)
+
+
+def expand(experiment: Experiment, source: Path, chosen: Mapping[str, Mapping[str, Value]] | None = None) -> Plan:
     """Plan all runs of an experiment.
+
+    Args:
+        chosen: values of the tuned keys by arm, for the arms whose tuning is over.
 
     Raises ConfigError: an override is invalid (the message names the arm), an arm changes a shared section, two arms have the
     same recipe, or the final questions are used in training or evaluation.
     """
+    chosen = chosen or {}
     base = _base(experiment, source)
     _refuse_reserved(experiment.common, "common")
     shared = merge(base, experiment.common)
     template = parse_config(shared, source=f"{source}, common")
-    if template.eval.every is None:
+    if not template.eval.scheduled:
         raise ConfigError(
             f"{source}: the recipe {experiment.base!r} has no evaluation while training, so there are no curves to compare; "
-            "set common.eval.every and a table [common.eval.data]"
+            "set common.eval.every_tokens (or common.eval.every) and a table [common.eval.data]"
         )
-    folder = Path(experiment.dir) / experiment.name
-    warmstarts, runs = [], []
-    starts = _start_tables(template, folder, experiment.seeds)
-    for seed in experiment.seeds:
-        if template.warmstart is not None and template.warmstart.from_ is None:
-            raw = _for_seed(shared, seed, str(folder / "warmstart"), f"seed-{seed}")
-            raw["run"]["steps"] = 0  # warm start only
-            warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
-        for arm, changes in experiment.arms.items():
-            _refuse_reserved(changes, f"arms.{arm}")
-            _refuse_shared(changes, arm)
-            raw = _for_seed(merge(shared, changes), seed, str(folder / "arms" / arm), f"seed-{seed}")
-            raw["run"]["max_sampled_tokens"] = experiment.budget
-            if "reward" in changes and template.eval.reward is None:
-                # an arm's own reward is for training; evaluations judge all arms alike
-                judge = {key: value for key, value in shared["reward"].items() if key != "overlong"}
-                raw["eval"] = {**raw["eval"], "reward": judge}
-            if seed in starts:
-                raw["warmstart"] = starts[seed]
-            runs.append(PlannedRun(arm, seed, parse_config(raw, source=f"{source}, arm {arm!r}")))
-    _refuse_twins(runs, source)
+    tune, paths = experiment.tune, _paths(experiment)
+    grid = tune.grid if tune else {}
+    if tune is not None and tune.metric == "sampled" and not template.eval.samples:
+        raise ConfigError(
+            f'{source}: tune.metric is "sampled", but eval.samples is 0; set common.eval.samples to 1 or more, or choose by '
+            '"greedy"'
+        )
+    for arm, changes in experiment.arms.items():
+        _refuse_reserved(changes, f"arms.{arm}")
+        _refuse_shared(changes, f"arms.{arm}")
+    tuned = nested(grid)
+    _refuse_reserved(tuned, "tune.grid")
+    _refuse_shared(tuned, "tune.grid")
+
+    def planned(arm: str, seed: int, trial: Trial | None, budget: int, folder: Path, *, is_trial: bool) -> PlannedRun:
+        changes = experiment.arms[arm]
+        raw = _for_seed(merge(merge(shared, changes), trial.changes() if trial else {}), seed, folder)
+        raw["run"]["max_sampled_tokens"] = budget
+        if "reward" in changes and template.eval.reward is None:
+            # an arm's own reward is for training; evaluations judge all arms alike
+            judge = {key: value for key, value in shared["reward"].items() if key != "overlong"}
+            raw["eval"] = {**raw["eval"], "reward": judge}
+        if _trains_start(template):
+            raw["warmstart"] = {"from": str(RunDir(paths.warmstarts / seed_name(seed)).start)}
+        where = f"{source}, arm {arm!r}" + (f" with {trial.name}" if trial else "")
+        return PlannedRun(arm, seed, parse_config(raw, source=where), trial if is_trial else None)
+
+    tries = {arm: trials_of(grid, changes) for arm, changes in experiment.arms.items()}
+    trials = [
+        planned(arm, seed, trial, tune.budget, paths.trial(arm, trial.name), is_trial=True)
+        for seed in (tune.seeds if tune else ()) for arm in tries for trial in tries[arm] if len(tries[arm]) > 1
+    ]  # fmt: skip
+    best = {arm: Trial("its choice", chosen[arm]) if arm in chosen else (each or (None,))[0] for arm, each in tries.items()}
+    runs = [
+        planned(arm, seed, best[arm], experiment.budget, paths.arm(arm), is_trial=False)
+        for seed in experiment.seeds for arm in experiment.arms
+    ]  # fmt: skip
+    warmstarts = []
+    for seed in (*(tune.seeds if tune else ()), *experiment.seeds) if _trains_start(template) else ():
+        raw = _for_seed(shared, seed, paths.warmstarts)
+        raw["run"]["steps"] = 0  # warm start only
+        warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
+    _refuse_twins(experiment, shared, source)
+    undecided = frozenset(arm for arm, each in tries.items() if len(each) > 1 and arm not in chosen)
     final = _final(experiment, template, source)
-    return Plan(experiment, source, tuple(warmstarts), tuple(runs), final)
+    return Plan(experiment, source, tuple(warmstarts), tuple(runs), final, tuple(trials), undecided)
 
 
 # ---------------------------------------------------------------- parts
@@ -123,21 +178,23 @@ def _base(experiment: Experiment, source: Path) -> dict[str, Any]:
     return read_recipe(path)
 
 
-def _for_seed(recipe: Mapping[str, Any], seed: int, directory: str, name: str) -> dict[str, Any]:
+def _paths(experiment: Experiment) -> ExperimentDir:
+    return ExperimentDir(Path(experiment.dir) / experiment.name)
+
+
+def _trains_start(template: Config) -> bool:
+    """True if the recipe trains a warm start, which the runs of a seed then share."""
+    return template.warmstart is not None and template.warmstart.from_ is None
+
+
+def _for_seed(recipe: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """A recipe for one seed. Generated questions differ by seed: a seed repeats the whole procedure."""
-    raw = merge(recipe, {"run": {"seed": seed, "dir": directory, "name": name}})
+    raw = merge(recipe, {"run": {"seed": seed, "dir": str(folder), "name": seed_name(seed)}})
     data = raw.get("data")
     if isinstance(data, dict) and data.get("type") in ("synthetic", "search"):
         # its splits are disjoint for any seed; other generated data may separate evaluation by the seed alone
         raw["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return raw
-
-
-def _start_tables(template: Config, folder: Path, seeds: Sequence[int]) -> dict[int, dict[str, str]]:
-    """Seed → [warmstart] of its arms, which names the weights of the seed's warm start."""
-    if template.warmstart is None or template.warmstart.from_ is not None:
-        return {}
-    return {seed: {"from": str(RunDir(folder / "warmstart" / f"seed-{seed}").start)} for seed in seeds}
 
 
 def _refuse_reserved(changes: Mapping[str, Any], where: str) -> None:
@@ -151,32 +208,31 @@ def _refuse_reserved(changes: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _refuse_shared(changes: Mapping[str, Any], arm: str) -> None:
+def _refuse_shared(changes: Mapping[str, Any], where: str) -> None:
     for section in _SHARED:
         if section in changes:
             raise ConfigError(
-                f"arms.{arm}.{section} is {changes[section]!r}, but all arms must share the same [{section}] to "
-                f"be comparable; move it to [common.{section}], or remove it"
+                f"{where}.{section} is {changes[section]!r}, but all arms must share the same [{section}] to be comparable; "
+                f"move it to [common.{section}], or remove it"
             )
 
 
-def _refuse_twins(runs: Sequence[PlannedRun], source: Path) -> None:
-    """Raise ConfigError if two arms have the same recipe, which would repeat a run bit for bit."""
-    seen: list[PlannedRun] = []
-    for run in runs:
-        if run.seed != runs[0].seed:
-            continue
+def _refuse_twins(experiment: Experiment, shared: Mapping[str, Any], source: Path) -> None:
+    """Raise ConfigError if two arms have the same recipe, which would repeat a run bit for bit.
+
+    Arms of which one fixes what is tuned for the other are different, whatever is chosen.
+    """
+    seen: dict[str, tuple[Config, set[str]]] = {}
+    for arm, changes in experiment.arms.items():
+        fixed = set(fixed_values(experiment.tune.grid, changes)) if experiment.tune else set()
+        recipe = parse_config(merge(shared, changes), source=f"{source}, arm {arm!r}"), fixed
         for other in seen:
-            if _without_place(other.config) == _without_place(run.config):
+            if seen[other] == recipe:
                 raise ConfigError(
-                    f"{source}: the arms {other.arm!r} and {run.arm!r} are the same recipe, so their runs would be equal to "
-                    "the last bit; was an override forgotten? Remove one of them"
+                    f"{source}: the arms {other!r} and {arm!r} are the same recipe, so their runs would be equal to the last "
+                    "bit; was an override forgotten? Remove one of them"
                 )
-        seen.append(run)
-
-
-def _without_place(config: Config) -> Config:
-    return config.model_copy(update={"run": config.run.model_copy(update={"dir": "", "name": "x"})})
+        seen[arm] = recipe
 
 
 def _final(experiment: Experiment, template: Config, source: Path) -> FinalConfig:

@@ -33,6 +33,11 @@ def progress(run: PlannedRun) -> Progress:
     return Progress(step, tokens, done, not done and step >= run.config.run.steps)
 
 
+def is_kept(run: PlannedRun) -> bool:
+    """True if the run's directory holds work to continue from."""
+    return run.paths.start.is_dir() if run.arm is None else progress(run).step > 0
+
+
 def has_budget(run: PlannedRun) -> bool:
     """True if a run has sampled its budget."""
     return progress(run).done

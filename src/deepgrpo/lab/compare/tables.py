@@ -1,24 +1,22 @@
-"""Tables of a comparison, with the same cells in the terminal and in markdown."""
+"""Tables of a comparison, from the result of `figures.compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-Form = Callable[[float], str]
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonTable:
-    """One table. Example: ComparisonTable("What was spent", ("arm", "steps"), (("grpo", "120"),))."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from deepgrpo.lab.compare.cells import (
+    ComparisonTable,
+    Form,
+    markdown_table,
+    one,
+    percent,
+    short,
+    three,
+    whole,
+    without_empty,
+)
+from deepgrpo.lab.compare.tune_tables import tuning_table
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
@@ -71,21 +69,13 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
             ],
         ),
     ]  # fmt: skip
+    if result["tuning"] is not None:
+        found.append(tuning_table(result["tuning"]))
     if target is not None:
         rows = tuple((arm, *_to_target(each["tokens_to_target"], budget)) for arm, each in arms.items())
         title = f"Sampled tokens to reach {target:.0%} greedy (watched)"
         found.insert(3, ComparisonTable(title, ("arm", "median", "runs"), rows))
     return found
-
-
-def as_table(table: ComparisonTable) -> Table:
-    """A table for the terminal."""
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
@@ -98,36 +88,11 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "", *(f"- {note}" for note in result["notes"]),
     ]  # fmt: skip
     for table in comparison_tables(result):
-        lines += ["", f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-        lines.append("|---" + "|--:" * (len(table.columns) - 1) + "|")
-        lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in table.rows]
+        lines += ["", f"## {table.title}", "", *markdown_table(table)]
     return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------- cells
-
-
-def percent(x: float) -> str:
-    return f"{100 * x:.1f}"
-
-
-def one(x: float) -> str:
-    return f"{x:.1f}"
-
-
-def whole(x: float) -> str:
-    return f"{x:,.0f}"
-
-
-def three(x: float) -> str:
-    return f"{x:.3g}"
-
-
-def short(x: float) -> str:
-    """950, 12k, 1.25M."""
-    if x < 1000:
-        return f"{x:.0f}"
-    return f"{x / 1e3:.0f}k" if x < 999_500 else f"{x / 1e6:.2f}M"
 
 
 def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str, Form]]) -> ComparisonTable:
@@ -139,7 +104,7 @@ def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str
             spread = f" ±{form(sd)}" if sd is not None and form is percent and len(each["runs"]) > 1 else ""
             cells.append("–" if mean is None else form(mean) + spread)
         rows.append((arm, str(len(each["runs"])), *cells))
-    return _without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
+    return without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
 
 
 def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
@@ -161,13 +126,3 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:
     median = f"> {budget}" if found["median"] is None else short(found["median"])
     return median, f"{found['reached']} of {found['runs']}"
-
-
-def _without_empty(table: ComparisonTable) -> ComparisonTable:
-    """Drop columns without any figure."""
-    kept = [
-        i for i in range(len(table.columns)) if i == 0 or not table.rows or any(row[i] != "–" for row in table.rows)
-    ]
-    return ComparisonTable(
-        table.title, tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows)
-    )

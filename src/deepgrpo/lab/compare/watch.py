@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deepgrpo.lab.compare.cells import percent, short
 from deepgrpo.lab.compare.figures import spent
 from deepgrpo.lab.compare.jobs import Job, Jobs, State, last_line
-from deepgrpo.lab.compare.plan import Plan, PlannedRun
-from deepgrpo.lab.compare.tables import percent, short
+from deepgrpo.lab.compare.plan import PlannedRun
 from deepgrpo.runs.metrics import newest_metrics
 
 _REFRESH_S = 1.0
@@ -23,9 +24,9 @@ _REFRESH_S = 1.0
 class Watch:
     """Context manager around `Jobs.run`."""
 
-    def __init__(self, plan: Plan, jobs: Jobs, out: Console) -> None:
-        self.plan, self.jobs, self.out = plan, jobs, out
-        self._runs = {run.name: run for run in plan.runs}
+    def __init__(self, runs: Sequence[PlannedRun], jobs: Jobs, out: Console) -> None:
+        self.jobs, self.out = jobs, out
+        self._runs = {run.name: run for run in runs}
         self._began: dict[str, tuple[float, float]] = {}
         """Name → start time of a run, and the tokens it had sampled by then."""
         self._live: Live | None = None
@@ -86,7 +87,7 @@ class Watch:
         if run is None:
             return name, "", "", "", "", f"({seconds / 60:.0f})"
         line = newest_metrics(run.paths.metrics)
-        tokens, budget = spent(line, "sampled_tokens"), self.plan.experiment.budget
+        tokens, budget = spent(line, "sampled_tokens"), run.budget
         rate = (tokens - before) / seconds if tokens > before else 0.0
         left = f"{max(0.0, budget - tokens) / rate / 60:.0f}" if rate else "?"
         greedy = line.get("eval/greedy")

@@ -32,7 +32,7 @@ from deepgrpo.lab.probe.sampling import ProbeStrategy, Sampled, sample_probe
 from deepgrpo.lab.probe.setting import ProbeSetting, open_policy, resolve_setting, with_chat
 from deepgrpo.lab.probe.tables import duration, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, early_verdict, remarks, verdict
-from deepgrpo.model.soundness import SOME, require_rows
+from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.rewards import build_reward
@@ -96,7 +96,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
     limits = Limits(setting.sampling.max_new_tokens, total)
     data = with_chat(options, setting.data, policy.tokenizer)
     source = build_source(data, policy.tokenizer, seed=options.seed, context=total)
-    require_rows(policy, lambda: source.head(source.size or SOME), f"the data set {setting.name!r}")
+    require_rows(policy, source.known, f"the data set {setting.name!r}")
     for reason, count in source.skipped.items():
         say(out, f"{setting.name}: {count} rows left out ({reason})")
     explore, engine = setting.explore, setting.engine

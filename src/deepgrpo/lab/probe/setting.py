@@ -27,6 +27,8 @@ from deepgrpo.config import (
     TemplateConfig,
     load_recipe,
     shipped,
+    template_of,
+    with_template,
 )
 from deepgrpo.errors import ConfigError, MissingExtraError, ModelError
 from deepgrpo.eval.command import DEFAULT_MAX_NEW_TOKENS, check_ranges
@@ -207,13 +209,13 @@ def _data(options: ProbeOptions, config: Config | None) -> EvalSet:
             # the length of a reasoning-gym task is its size
             changes["size" if isinstance(data, ReasoningGymData) else "limit"] = options.limit
         if options.chat != "auto":
-            changes["template"] = data.template.model_copy(update={"chat": options.chat == "on"})
+            data = with_template(data, chat=options.chat == "on")
         return EvalSet(data.type, data.model_copy(update=changes), config.reward)
     # the template of a generated task does not apply to a suite
     own_words = config is not None and not isinstance(config.data, SyntheticData | ReasoningGymData)
     template = None if options.template == "auto" else TemplateConfig(preset=options.template)
     if template is None and config is not None and own_words:
-        template = config.data.template
+        template = template_of(config.data)
     one = resolve(
         options.data, data_dir=options.data_dir, template=template,
         answer_format=None if options.answer_format == "auto" else options.answer_format, limit=options.limit,
@@ -228,8 +230,8 @@ def with_chat(options: ProbeOptions, data: DataConfig, tokenizer: Any) -> DataCo
     if options.data is None:
         return data
     has_one = bool(getattr(tokenizer, "chat_template", None))
-    on = options.chat == "on" or (options.chat == "auto" and data.template.chat is not False and has_one)
-    return data.model_copy(update={"template": data.template.model_copy(update={"chat": on})})
+    on = options.chat == "on" or (options.chat == "auto" and template_of(data).chat is not False and has_one)
+    return with_template(data, chat=on)
 
 
 def _explore(options: ProbeOptions, config: Config | None) -> DeepExplore:

@@ -21,7 +21,7 @@ function overview() {
     ["warnings", (run) => (run.warnings.length ? el("b", { class: "bad" }, String(run.warnings.length)) : "0")],
   ];
   byId("runs").append(el("thead", null, el("tr", null, columns.map(([name]) => el("th", { scope: "col" }, name)))),
-    el("tbody", null, state.runs.map((run, r) => el("tr", null, columns.map(([, cell]) => el("td", null, cell(run, r)))))));
+    el("tbody", null, state.runs.map((run, r) => el("tr", null, columns.map(([name, cell]) => el("td", { "data-name": name }, el("span", null, cell(run, r))))))));
   byId("warnings").append(...state.runs.flatMap((run) => run.warnings.map((each) =>
     el("p", { class: "warning" }, el("b", null, `${state.runs.length > 1 ? `${run.name}, ` : ""}step ${each.step}: `), visible(each.text)))));
   byId("notes").append(...state.runs.flatMap((run) => run.notes.map((text) => el("p", { class: "note" }, visible(text)))));

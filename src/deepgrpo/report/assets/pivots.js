@@ -8,7 +8,7 @@ function drawPivots(run) {
   const cards = [
     heatmap({
       title: "Q(r): where pivots are drawn", full: false, unit: (n) => `of Q, ${plural(n, "rollout")}`,
-      about: `Mean mass of Q by depth of the state, over expanded rollouts${gamma}; r = 0 is the prompt, r = 1 the end. From ${plural(steps, "saved step")}.`,
+      about: `Mean mass of Q by depth of the state, over expanded rollouts${gamma}; for a rollout of m segments, r = 1 / (m + 1) is the prompt and r = 1 the end. From ${plural(steps, "saved step")}.`,
       none: steps ? "no pivot was drawn from a distribution over states" : "this run has no saved trees (log.trees_every)",
     }, q),
     heatmap({

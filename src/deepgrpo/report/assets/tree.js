@@ -47,7 +47,7 @@ class TreeView {
           el("button", { type: "button", disabled: !turn.back, on: { click: turn.back || (() => {}) } }, "← previous"),
           el("button", { type: "button", disabled: !turn.on, on: { click: turn.on || (() => {}) } }, "next →"))),
       el("p", { class: "facts" }, `${main.filter((node) => this.good(node)).length} of ${plural(main.length, "rollout")} succeed`,
-        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + n.n, 0), "sampled token")}. `,
+        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + (n.s === "given" ? 0 : n.n), 0), "sampled token")}. `,
         el("span", { class: "scale" }, "token advantage ", signed(-this.most), el("i", { "aria-hidden": "true" }), signed(this.most))),
       el("p", { class: "key" }, this.legend(real.length, tree.pivots.some((pivot) => pivot.q.length > 1)).map(([mark, words]) => el("span", null, el("i", { class: mark, "aria-hidden": "true" }, mark === "pivot" ? "◆" : ""), words))),
     ];
@@ -56,7 +56,8 @@ class TreeView {
   legend(pivots, chain) {
     const found = [["full", "success"], ["hollow", "failure"]];
     if (this.tree.nodes.some((node) => node.e.length)) found.push(["cuts", "end of a segment"]);
-    if (this.tree.nodes.some((node) => node.f === "segment")) found.push(["grey", "segment, continued below"]);
+    if (this.tree.nodes.some((node) => node.f === "segment" && node.s !== "given")) found.push(["grey", "segment, continued below"]);
+    if (this.tree.nodes.some((node) => node.s === "given")) found.push(["grey", "text of an earlier step, continued below"]);
     if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
     if (chain) found.push(["bars", "Q of each candidate state"]);
     return found;
@@ -87,7 +88,7 @@ class TreeView {
   }
 
   reward(node) {
-    if (node.f === "segment") return el("span", { class: "mark" }, "segment");
+    if (node.f === "segment") return el("span", { class: "mark" }, node.s === "given" ? "given" : "segment");
     return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${number(node.r)}`);
   }
 
@@ -110,8 +111,9 @@ class TreeView {
     const node = this.tree.nodes[i];
     const picture = el("div", { class: "picture" });
     requestAnimationFrame(() => drawWide(picture, (width) => picture.replaceChildren(this.picture(i, width))));
-    return el("section", { class: "lane", "data-root": i, "aria-label": `rollout ${n + 1}` },
-      el("h4", null, `Rollout ${n + 1} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
+    const name = node.s === "given" ? "Earlier rollout" : `Rollout ${n + 1}`;
+    return el("section", { class: "lane", "data-root": i, "aria-label": name.toLowerCase() },
+      el("h4", null, `${name} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
   }
 
   // All descendants of a node, depth first.
@@ -281,11 +283,12 @@ class TreeView {
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
     const floor = this.floor(p), better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
-    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : ["unrecoverable", "bad"];
+    const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
+    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
     const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
     if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];
-    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: ${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
+    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: `, look === "bad" ? "" : `${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
   }
 
   branch(i) {

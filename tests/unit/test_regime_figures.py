@@ -1,0 +1,113 @@
+"""Static measurement of the regimes: its figures by hand, its sampling on a tiny policy, and the shipped recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import regimes
+from benchmarks.regime_figures import Amounts, _one_per_band, chunks, measure, summary
+from deepgrpo.config import GeneratedData, load_recipe
+from deepgrpo.config.data import SearchData
+from deepgrpo.train.setup import open_run
+
+AMOUNTS = Amounts(prompts=3, samples=16, failed=4, branches=2, bands=4)
+
+
+def counts(**changes: Any) -> dict[str, Any]:
+    """Sixteen responses of one prompt, of ten tokens each: four right, one of them by luck."""
+    return {
+        "samples": 16, "successes": 4, "answered": 5, "lucky": 1, "corrected": 8, "corrected_successes": 3, "truncated": 2,
+        "tokens": 160, "surprise": 32.0, "mixed": 1, "errors": [0.5] * 6, **changes,
+    }  # fmt: skip
+
+
+def state(prompt: str, band: int, behind: bool, successes: int, corrected: int = 0) -> dict[str, Any]:
+    return {
+        "prompt": prompt, "band": band, "ratio": band / 4, "behind": behind, "marked": 0, "successes": successes,
+        "branches": 4, "tokens": 40, "corrected": corrected,
+    }  # fmt: skip
+
+
+def test_the_figures_by_hand() -> None:
+    """Two policies with a prompt each. Groups of 8: one mixed of two, and two of two, in 320 tokens."""
+    none = counts(successes=0, answered=0, lucky=0, corrected=0, corrected_successes=0, errors=[0.1] * 16, mixed=2)
+    one = {"greedy": 1.0, "rollouts": [counts()], "states": [state("a", 0, False, 4), state("a", 2, True, 1, 1)]}
+    two = {"greedy": 0.0, "rollouts": [none], "states": [state("a", 2, False, 2), state("b", 2, True, 0)]}
+    found = summary([one, two])
+    assert (found["greedy"], found["sampled"], found["sampled_of_each"]) == (0.5, 0.125, [0.25, 0.0])
+    # 1 - C(12, 4) / C(16, 4) = 1 - 495 / 1820 for one prompt, 0 for the other
+    assert found["pass"]["4"] == pytest.approx((1 - 495 / 1820) / 2) and set(found["pass"]) == {"1", "4", "16"}
+    assert (found["luck"], found["length"], found["entropy"], found["truncated"]) == (0.2, 10, 0.2, 0.125)
+    assert (found["corrected"], found["success_if_corrected"], found["success_if_not"]) == (0.25, 0.375, 1 / 24)
+    assert (found["mixed"], found["mixed_per_1k"]) == (0.75, 1000 * 3 / 320)
+    # 22 errors in 12 + 16 failures: six at .5, sixteen at .1
+    assert found["failed_with_error"] == pytest.approx(22 / 28) and found["error_position"] == pytest.approx([0.1, 0.1, 0.5])
+    root, second = found["bands"]
+    assert (root["band"], root["rescued"], root["mixed"], root["behind"]) == (0, 1.0, 0.0, None)
+    assert (second["states"], second["rescued"], second["succeed"]) == (3, pytest.approx(2 / 3), 3 / 12)
+    assert second["mixed_per_1k"] == pytest.approx(1000 * 2 / 120)
+    # the prompt is no state before an error
+    assert (found["before"]["states"], found["before"]["succeed"], found["before"]["by_correction"]) == (1, 0.5, 0.0)
+    assert (found["behind"]["states"], found["behind"]["rescued"], found["behind"]["by_correction"]) == (2, 0.5, 1.0)
+    assert found["behind"]["interval"][0] < 0.5 < found["behind"]["interval"][1]
+
+
+def test_one_state_of_each_band() -> None:
+    """A chain of 5: r = .2, .4, .6, .8. Four bands of a quarter: the prompt, then .4 in band 2, .6 in 3, .8 in 4."""
+    ratios = [0.2, 0.4, 0.6, 0.8]
+    assert list(_one_per_band(ratios, 4, np.random.default_rng(0))) == [(0, 0), (2, 1), (3, 2), (4, 3)]
+    drawn = {tuple(_one_per_band(ratios, 1, np.random.default_rng(seed))) for seed in range(40)}
+    assert drawn == {((0, 0), (1, 1)), ((0, 0), (1, 2)), ((0, 0), (1, 3))}
+    assert list(_one_per_band([0.25, 0.5], 4, np.random.default_rng(0))) == [(0, 0), (2, 1)]  # a bound belongs below
+    assert list(_one_per_band([], 4, np.random.default_rng(0))) == []
+    assert chunks([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("data", [{"recovery": "at_once", "luck": False}, {"type": "search", "most_fitting": 9}])
+def test_a_policy_is_measured(recipe: Any, data: dict[str, Any]) -> None:
+    section = {"type": "synthetic", "chain_length": 2, **data}
+    config = recipe(
+        data=section, eval={"every": 1, "data": {**section, "split": "test"}},
+        explore={"type": "deep", "segments": {"type": "tokens", "size": 4}},
+    )  # fmt: skip
+    found = measure(open_run(config, None), AMOUNTS, seed=5)
+    assert [each["samples"] for each in found["rollouts"]] == [16] * 3
+    assert all(each["successes"] == 0 for each in found["rollouts"])  # random weights
+    prompts = {each["prompt"] for each in found["states"]}
+    assert 0 < len(prompts) <= 3 and all(each["branches"] == 2 for each in found["states"])
+    assert [each["band"] for each in found["states"]].count(0) == 4
+    assert all(each["behind"] is False for each in found["states"] if each["band"] == 0)
+    assert found == measure(open_run(config, None), AMOUNTS, seed=5)
+    assert "| `x` |" in regimes.tables({"x": summary([found])})
+
+
+@pytest.mark.parametrize("name", regimes.ORDER)
+def test_the_held_out_questions_of_a_regime_are_judged_like_those_of_training(name: str) -> None:
+    config = load_recipe(regimes.recipe_path(name))
+    assert config.run.name == f"regime-{name}" and isinstance(config.data, GeneratedData)
+    assert config.eval.data is not None and config.eval.data.type == config.data.type
+    # what only the warm start reads, and the split
+    unseen = {"corrections": 0.0, "wrong_facts": 0.0} if not isinstance(config.data, SearchData) else {"most_tries": 1}
+    assert config.eval.data.model_copy(update=unseen) == config.data.model_copy(update={"split": "test", **unseen})
+
+
+def test_a_measurement_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is not measured again, and the page gets the tables of all regimes."""
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{regimes.BEGIN}\nold\n<!-- end -->\nafter\n")
+    (tmp_path / "runs").mkdir()
+    for seed in (1, 2):
+        one = {"greedy": 1.0, "rollouts": [counts()], "states": [state("a", 0, False, 4)], "seconds": 1.0}
+        (tmp_path / "runs" / f"strict-{seed}.json").write_text(json.dumps(one))
+    words = ["regimes", "strict", "--seeds", "1", "2", "--runs", "runs", "--target", "figures", "--page", "page.md"]
+    monkeypatch.setattr("sys.argv", words)
+    regimes.main()
+    result = json.loads((tmp_path / "figures" / "strict.json").read_text())
+    assert (result["policies"], result["sampled"], result["regime"]) == (2, 0.25, "strict")
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| `strict` | 100.0 | 25.0 |" in text

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notebooks import run_notebook
 from surroundings import ROOT
+
+from notebooks import run_notebook
 from tiny import save_model
 
 DEMO = """

@@ -199,6 +199,25 @@ def _other_template() -> Any:
     return tokenizer
 
 
+def test_adapters_of_an_object_are_resumed() -> None:
+    """A model wrapped by peft: the adapters are trained, and the base stays."""
+    peft = pytest.importorskip("peft")
+
+    def wrapped() -> Any:
+        model = new_model()
+        torch.manual_seed(1)
+        return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+
+    model, left, given = wrapped(), wrapped(), objects(eval_dataset=None)
+    train(RECIPE, model=model, **given, **named("whole", **{"run.steps": 2}))
+    for _ in steps(RECIPE, model=left, **given, **named("left", **{"run.steps": 2})):
+        break
+    train(resume="runs/left", model=left, **given, show=False)
+    start = wrapped()
+    moved = [name for (name, a), b in zip(model.named_parameters(), start.parameters(), strict=True) if not torch.equal(a, b)]
+    assert moved and all("lora_" in name for name in moved) and same(weights(model), weights(left))
+
+
 # ---------------------------------------------------------------- step by step, callbacks
 
 

@@ -136,7 +136,7 @@ def test_a_recipe_in_any_form(form: str, tmp_path: Path) -> None:
         ({"rewards": None, "reward_weights": [1]}, "reward_weights is given without rewards"),
         ({"model": None}, "tokenizer is given without a model"),
         ({"tokenizer": None}, "model is given without its tokenizer; pass tokenizer"),
-        ({"dataset": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, r'choose one split, e.g. dataset\["train"\]'),
+        ({"dataset": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, r'one split, e.g. dataset\["train"\]'),
         ({"dataset": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, "IterableDataset, which is read once"),
         ({"dataset": iter(ROWS)}, "pass a list of dicts, a datasets.Dataset or a data frame"),
         ({"dataset": ["1 + 1"]}, "dataset, row 1 is '1 \\+ 1' \\(a str\\); a row is a dict"),

@@ -96,16 +96,45 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Result of scoring one completion."""
+class PartScore:
+    """Score of one part of a reward that has several.
+
+    Example: PartScore(value=1.0, weight=0.2) contributes 0.2 to `Score.value`.
+    """
 
     value: float
+    """Reward of the part, before its weight."""
+    weight: float = 1.0
+    problem: str | None = None
+    """Failure of the part's check, as in `Score.problem`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Result of scoring one completion.
+
+    Example of a reward with parts, where `correct` says success:
+    Score(0.2, outcome=0.0, parts={"correct": PartScore(0.0), "format": PartScore(1.0, weight=0.2)}).
+    """
+
+    value: float
+    """The reward; of several parts, their weighted sum."""
     parsed: bool = True
     """False if the text has no answer."""
     checked: bool = True
     """False if the reward did not see the response because it was truncated."""
     problem: str | None = None
-    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; else None."""
+    """Failure of the check itself: "timeout", "crash", "raised", "not finite" or "not comparable"; of a judge also "no answer",
+    "refused" or "unreadable"; else None."""
+    outcome: float | None = None
+    """The number that says success, if it is not `value`: the value of the part `reward.success`."""
+    parts: Mapping[str, PartScore] = field(default_factory=dict, hash=False)
+    """Parts of the reward by name; empty for a reward without parts."""
+
+    @property
+    def judged(self) -> float:
+        """The number that says success: `outcome`, else `value`."""
+        return self.value if self.outcome is None else self.outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +165,11 @@ class Node:
     @property
     def reward(self) -> float:
         return self.score.value
+
+    @property
+    def outcome(self) -> float:
+        """The number that is compared with `explore.success_threshold`: the reward, or that of the part `reward.success`."""
+        return self.score.judged
 
     @property
     def complete(self) -> bool:

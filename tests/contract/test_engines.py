@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from drawn import random_requests
+from drawn import processors_of, random_requests
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm_here import needs_vllm, vllm_engine
 
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
+from deepgrpo.engines.embedded.generate import sample_with_generate
 from deepgrpo.engines.embedded.sampler import nucleus
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
@@ -116,6 +118,42 @@ def test_logprobs_are_those_of_what_was_sampled_from(
             expected = _learner_logprobs(policy, request.prefix, completion, temperature, top_p)
             assert torch.isfinite(expected).all()  # never a token outside the nucleus
             assert completion.logprobs == pytest.approx(expected.tolist(), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_k=4), SamplingParams(min_p=0.2, temperature=1.3), SamplingParams(repetition_penalty=1.7),
+        SamplingParams(repetition_penalty=0.8, temperature=0.8, top_k=6, top_p=0.9),
+    ],
+    ids=["top-k", "min-p", "penalty", "all"],
+)  # fmt: skip
+def test_logprobs_are_those_of_transformers(engine: Engine, policy: Policy, params: SamplingParams) -> None:
+    """Step by step, by the processors of `generate`, on prefixes that end in a part of a response as those of branches do."""
+    requests = [replace(r, response_start=len(r.prefix) // 2) for r in _requests(policy, count=3, new=8)]
+    groups, _ = engine.sample(requests, params)
+    processors = processors_of(params)
+    for request, group in zip(requests, groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([request.prefix + completion.tokens])
+            with torch.no_grad():
+                logits = policy.causal(ids).logits[0].float()
+            for i, token in enumerate(completion.tokens):
+                at = len(request.prefix) + i
+                scores = processors(ids[:, :at], logits[at - 1 : at].clone())
+                expected = torch.log_softmax(scores, -1)[0, token]
+                assert completion.logprobs[i] == pytest.approx(float(expected), abs=5e-4)
+
+
+def test_a_penalty_knows_the_tokens_of_each_row(policy: Policy) -> None:
+    """Rows that change their slots, as others end, keep their own tokens; the fallback by `generate` draws the same."""
+    params = SamplingParams(repetition_penalty=1.9, top_k=9, stop=("7",))
+    requests = _requests(policy, count=4, siblings=3)
+    few, many = EmbeddedEngine(policy, max_rows=3), EmbeddedEngine(policy, max_rows=64)
+    crowded, _ = few.sample(requests, params)
+    assert len({len(c.tokens) for group in crowded for c in group}) > 2  # they do end at different times
+    assert _tokens(crowded) == _tokens(many.sample(requests, params)[0])
+    assert _tokens(crowded) == _tokens(sample_with_generate(policy, requests, params, 64)[0])
 
 
 def test_first_tokens_follow_the_distribution(engine: Engine, policy: Policy) -> None:

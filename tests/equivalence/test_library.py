@@ -178,7 +178,7 @@ def test_other_objects_are_refused(whole: Any) -> None:
     before = trace(run.directory)
     for changes, message in (
         ({"rewards": other}, "rewards: the run .* was started with digits, and other is given"),
-        ({"rewards": [digits, digits]}, r"was started with digits, and digits\+digits is given"),
+        ({"rewards": [digits, digits]}, r"was started with digits, and 1 · digits \+ 1 · digits is given"),
         ({"dataset": ROWS[:5]}, "data: the rows given are not those of the checkpoint .6 rows before, 5 rows now."),
         ({"eval_dataset": ROWS[2:4]}, "eval.data: the rows given are not those of the checkpoint"),
         ({"eval_dataset": None}, r"eval_dataset is missing: .* give the same again: train\(resume=.*, model=..., dataset="),

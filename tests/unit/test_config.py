@@ -310,7 +310,7 @@ def test_the_keys_of_all_sections() -> None:
         "  loss.lambda = 1.0  (number ≥ 0)",
         "  loss.dual_clip = 3.0  (number > 1 or none)",
         "  model.path = …  (string)",
-        '  credit.scale = "none"  ("none" | "std" | "mean")',
+        '  credit.scale = "none"  ("none" | "std" | "mean" | "part_std")',
         "  optim.betas = [0.9, 0.999]  ([number ≥ 0 < 1, number ≥ 0 < 1])",
         "  sampling.stop = []  (list of string)",
         "  data.params = {}  (a table)",

@@ -102,7 +102,7 @@ def test_a_loss_of_your_own() -> None:
         ({"loss": {"importance_mode": "mask", "importance_cap": 4.0}}, "remove loss.importance_cap"),
         ({"loss": {"importance_mode": "mask", "importance": "off"}}, "so no token would be masked; set loss.importance ="),
         ({"loss": {"importance_mode": "mask", "importance_low": 6.0}}, "but loss.importance_high is 5.0: nothing"),
-        ({"credit": {"scale": "max"}}, "credit.scale is 'max'; it should be 'none', 'std' or 'mean'"),
+        ({"credit": {"scale": "max"}}, "credit.scale is 'max'; it should be 'none', 'std', 'mean' or 'part_std'"),
         (
             {"credit": {"scale": "mean"}, "reward": {"type": "math", "overlong": {"cache": 9}}},
             'credit.scale is "mean", but [reward.overlong] is set, so rewards, and the mean they are divided by',

@@ -44,7 +44,7 @@ def start(stand_in: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> None:
     engine = start(options={"tensor_parallel_size": 2})
-    groups, stats = engine.sample([REQUEST], SamplingParams(temperature=0.5, top_p=0.9))
+    groups, stats = engine.sample([REQUEST], SamplingParams(temperature=0.5, top_p=0.9, top_k=7, repetition_penalty=1.2))
     begun, trial, asked = stand_in()
     assert trial["what"] == "trial"
     settings = begun["settings"]
@@ -54,6 +54,7 @@ def test_what_is_asked_and_answered(start: Any, stand_in: Any, policy: Any) -> N
     # a request per key; the second key does not fit into 63 bits
     assert asked["prompts"] == [[3, 4, 5], [3, 4, 5]] and [p["seed"] for p in asked["params"]] == [7, 2**63 - 1]
     assert {(p["temperature"], p["top_p"], p["max_tokens"], p["detokenize"]) for p in asked["params"]} == {(0.5, 0.9, 4, False)}
+    assert {(p["top_k"], p["min_p"], p["repetition_penalty"]) for p in asked["params"]} == {(7, 0.0, 1.2)}
     assert asked["params"][0]["stop_token_ids"] == list(policy.eos_ids)
     assert [(c.tokens, c.finish) for c in groups[0]] == [((10, 11, 12, 13), "length"), ((14, 15, 16, 17), "length")]
     # of 3 tokens of each prefix one was cached

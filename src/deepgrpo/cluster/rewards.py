@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import ray
@@ -21,24 +22,25 @@ from deepgrpo.errors import ConfigError, EngineError, first_line
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards import build_reward
-from deepgrpo.rewards.base import Reward, Voting
+from deepgrpo.rewards.base import Reward, Voting, metrics_of, truncated_score
 from deepgrpo.rewards.vote import loose_answer
 
 
 class RewardWorker:
-    """A Ray actor with the recipe's reward."""
+    """A Ray actor with the recipe's reward, and its share of the limits of a judge."""
 
     def __init__(self, config: Config) -> None:
-        self.reward = build_reward(config.reward, build_task(config.data))
+        assert config.cluster is not None
+        self.reward = build_reward(config.reward.share(config.cluster.reward_workers), build_task(config.data))
 
     def ready(self) -> Ready:
         return Ready.of_this_process()
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
-    ) -> list[Score]:
-        """See `rewards.base.Reward.score`."""
-        return self.reward.score(prompts, completions, completion_ids)
+    ) -> tuple[list[Score], dict[str, float]]:
+        """Scores (see `rewards.base.Reward.score`), and metrics of the reward since the last call."""
+        return self.reward.score(prompts, completions, completion_ids), metrics_of([self.reward])
 
 
 def _require_picklable(config: Config) -> None:
@@ -69,6 +71,7 @@ class RewardPool:
         # extracts answers for maj@k without checking them: too little work to send away
         self._local: Reward = build_reward(config.reward, task)
         _require_picklable(config)
+        self._metrics: Counter[str] = Counter()
         options = {"num_cpus": self.cluster.cpus_per_reward_worker, "max_restarts": 0}
         self._start = lambda: ray.remote(RewardWorker).options(**options).remote(config)
         self.workers = [self._start() for _ in range(self.cluster.reward_workers)]
@@ -107,12 +110,22 @@ class RewardPool:
                 self._replace(number, calls.reason(answer, self.events))
                 send(number)
                 continue
-            scores[number] = answer
+            scores[number], metrics = answer
+            self._metrics.update(metrics)
         return [score for number in sorted(scores) for score in scores[number]]
 
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """See `rewards.base.Voting`."""
         return self._local.vote(prompt, completion) if isinstance(self._local, Voting) else loose_answer(completion)
+
+    def take_metrics(self) -> dict[str, float]:
+        """See `rewards.base.Measured`."""
+        taken, self._metrics = self._metrics, Counter()
+        return dict(taken)
+
+    def truncated(self, value: float) -> Score:
+        """See `rewards.base.Composite`."""
+        return truncated_score(self._local, value)
 
     def close(self) -> None:
         """See `rewards.base.Reward.close`."""

@@ -106,7 +106,7 @@ class RayBackend:
         if self.group is not None:
             self.group.close()
         # prefetched batches are sampled with older weights than the learner's
-        exact = pool.exact and config.sampling.top_p == 1.0 and not self.cluster.overlap
+        exact = pool.exact and config.sampling.of_the_policy and not self.cluster.overlap
         self.group = LearnerGroup(config, policy, self.resources, self.store, self.events, exact_sampler=exact)
         pool.learner_nodes = [each.node for each in self.group.ready]
         return Parts(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.curriculum import CurriculumConfig, Sampling, check_curriculum, check_mix
 from deepgrpo.config.placeholders import placeholders
 
 
@@ -93,6 +94,13 @@ class _DataBase(Section):
     """Use only this many rows from the start."""
     max_prompt_tokens: PositiveInt | None = None
     """Skip and count rows with a longer prompt; default: half of `sampling.max_total_tokens`, or of the model's context."""
+    sampling: Sampling = "uniform"
+    """uniform: every prompt once per epoch, in random order. Or drawn by p, the rate at which a prompt was solved so far:
+    frontier: by p · (1 - p), most often where half of the rollouts succeed. difficulty: by 1 - p."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    def check(self, recipe: Any) -> None:
+        check_curriculum(self, recipe)
 
 
 class _RowData(_DataBase):
@@ -233,6 +241,9 @@ class MixData(Section):
     """The sources, as tables [[data.sources]]."""
     limit: PositiveInt | None = None
     """Use only this many rows of each source, from the start."""
+
+    def check(self, recipe: Any) -> None:
+        check_mix(self, recipe)
 
     @model_validator(mode="after")
     def _named(self) -> MixData:

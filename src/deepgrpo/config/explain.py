@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deepgrpo.config.base import tables_of
+from deepgrpo.config.base import entries_of, tables_of
 from deepgrpo.config.recipe import Config
 from deepgrpo.errors import ConfigError
 
@@ -47,7 +47,7 @@ def _blocks(model: type[BaseModel], prefix: str) -> list[Block]:
     """All tables below a model in key order; the kinds of one section are adjacent."""
     blocks: list[Block] = []
     for field, info in model.model_fields.items():
-        name = prefix + (info.alias or field)
+        name = prefix + (info.alias or field) + (".NAME" if entries_of(info.annotation) is not None else "")
         if name in _REPEATED:
             continue
         kinds = tables_of(info.annotation)

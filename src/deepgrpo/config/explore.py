@@ -21,15 +21,13 @@ class RootExplore(Explore):
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
 
+    success_threshold: float = 0.0
+    """A reward above this is a success."""
+
     @property
     def most_branches(self) -> int:
         """Most branches per rollout."""
         return 0
-
-    @property
-    def success_threshold(self) -> float:
-        """A reward above this is a success."""
-        return 0.0
 
 
 class AdaptiveExplore(Explore):

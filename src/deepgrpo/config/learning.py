@@ -16,14 +16,27 @@ POLICY_LOSSES = ("ppo", "cispo")
 class CreditConfig(Section):
     """From rewards to advantages."""
 
-    scale: Literal["none", "std", "mean"] = "none"
+    scale: Literal["none", "std", "mean", "part_std"] = "none"
     """none: reward minus the group's mean. std: also divided by the group's standard deviation plus 1e-4 (GRPO). mean: also
-    divided by the group's mean, for rewards of at least 0 (MaxRL)."""
+    divided by the group's mean, for rewards of at least 0 (MaxRL). part_std: each of [reward.parts] minus its mean and divided
+    by its standard deviation within the group, then added by weight (GDPO)."""
     whiten: bool = False
     """Whiten advantages over the tokens of each stream."""
 
     def check(self, recipe: Any) -> None:
+        if self.scale == "part_std" and recipe.reward.type != "weighted":
+            raise ValueError(
+                f'credit.scale is "part_std", but reward.type is "{recipe.reward.type}", which has no parts; add tables '
+                '[reward.parts.NAME], or set credit.scale = "std"'
+            )
         below = recipe.reward.truncated_value or 0.0
+        if self.scale == "mean" and recipe.reward.type == "weighted":
+            for name, part in recipe.reward.parts.items():
+                if part.weight < 0:
+                    raise ValueError(
+                        f'credit.scale is "mean", but reward.parts.{name}.weight is {part.weight:g}, so rewards, and the mean '
+                        'they are divided by, may be negative; set credit.scale = "none" or "std"'
+                    )
         if self.scale == "mean" and (recipe.reward.overlong is not None or below < 0):
             raise ValueError(
                 'credit.scale is "mean", but '
@@ -71,6 +84,8 @@ class LossConfig(Section):
     """Drop rows without advantage from the loss, the KL and the denominators."""
     min_branch_sequences: Annotated[int, Field(ge=0)] = 0
     """Drop the branch stream of a step that has fewer rows than this (the reference: 128)."""
+    full_branch_sequences: Annotated[int, Field(ge=0)] = 0
+    """Branch rows of an optimizer step from which lambda counts in full; with n fewer ones, lambda · n / this. 0: always."""
     lambda_scales_kl: bool = False
     """Also multiply the KL of the branch stream by lambda."""
     importance: Literal["auto", "on", "off"] = "auto"
@@ -127,6 +142,11 @@ class LossConfig(Section):
         if self.policy != "cispo":
             used, unused = (whole, clip) if self.ratio == "sequence" else (clip, whole)
             self._refuse(unused, f'loss.ratio is "{self.ratio}"', used)
+        if self.full_branch_sequences and self.streams == "merged":
+            raise ValueError(
+                f'loss.full_branch_sequences is {self.full_branch_sequences}, but loss.streams is "merged", where each row has '
+                'the same weight however few there are; set loss.streams = "dual" or remove loss.full_branch_sequences'
+            )
         bounds = ("importance_low", "importance_high")
         if self.importance_mode == "mask":
             self._refuse(("importance_cap",), 'loss.importance_mode is "mask"', bounds)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
-from deepgrpo.config.data import GeneratedData
+from deepgrpo.config.data import GeneratedData, SyntheticData
 
 
 class LoraConfig(Section):
@@ -108,6 +108,9 @@ class WarmstartConfig(Section):
     """Stop once the sampled accuracy on the questions of [eval] reaches this (needs `eval.every` or `eval.every_tokens`)."""
     check_every: PositiveInt = 25
     """Steps between checks of `target_accuracy`."""
+    early_answers: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of examples that ask for the answer early: a solution cut before one of its steps, "#", and the answer, which alone
+    is imitated. For `explore.type = "belief"`, whose policy must answer when asked (data.type = "synthetic")."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -116,6 +119,11 @@ class WarmstartConfig(Section):
             raise ValueError(
                 f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if self.early_answers and not isinstance(recipe.data, SyntheticData):
+            raise ValueError(
+                f'warmstart.early_answers is {self.early_answers}, but data.type is "{recipe.data.type}", whose solutions are '
+                'no chains that end in "#" and an answer; set data.type = "synthetic" or remove warmstart.early_answers'
             )
         if self.target_accuracy is not None and not recipe.eval.scheduled:
             raise ValueError(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.judge import JudgeKeys
 
 _Tag = Annotated[str, Field(min_length=1)]
+
+SUM = "sum"
+"""Value of `reward.success` that stands for the weighted sum."""
+
+OVERLONG = "overlong"
+"""Name under which the length penalty is logged beside the parts."""
 
 
 class OverlongConfig(Section):
@@ -22,12 +31,23 @@ class OverlongConfig(Section):
     """Penalty at the limit."""
 
 
-class _RewardBase(Section):
+class _Whole(Section):
+    """Keys of a reward that is not a part of another."""
+
     type: str
     truncated_value: float | None = 0.0
     """Reward of a response that was cut off at the length limit; none: score it like any other."""
     overlong: OverlongConfig | None = None
     """Length penalty; none: no penalty."""
+
+    @property
+    def uses_task(self) -> bool:
+        """True if the data's own verifier scores."""
+        return False
+
+    def share(self, workers: int) -> Any:
+        """This section for one of several reward workers, with its part of the limits that they share."""
+        return self
 
     def check(self, recipe: Any) -> None:
         longest = recipe.sampling.max_new_tokens
@@ -38,13 +58,33 @@ class _RewardBase(Section):
             )
 
 
-class _AnswerReward(_RewardBase):
+class _Part(Section):
+    """Keys of a part of a reward."""
+
+    type: str
+    weight: float = 1.0
+    """Factor of this part in the weighted sum; below 0 for something to avoid."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _belongs_to_the_whole(cls, raw: Any) -> Any:
+        for key in ("truncated_value", "overlong"):
+            if isinstance(raw, Mapping) and key in raw:
+                raise ValueError(
+                    f"{key} = {raw[key]!r} stands in a part of the reward, but belongs to the whole: set reward.{key}"
+                )
+        return raw
+
+
+class _Answer(Section):
+    """Keys of rewards that read an answer."""
+
     reasoning_tags: tuple[_Tag, _Tag] | Literal["auto"] | None = "auto"
     """Tags around the model's reasoning, which holds no answer, e.g. ["<reason>", "</reason>"]. auto: <think> and </think>
     where the chat template or the response has them; none: read the whole response."""
 
 
-class MathReward(_AnswerReward):
+class MathKeys(_Answer):
     """Compare the response's answer with the reference as mathematics, in a worker process with a time limit."""
 
     type: Literal["math"] = "math"
@@ -57,7 +97,7 @@ class MathReward(_AnswerReward):
     """Worker processes."""
 
 
-class ExactReward(_AnswerReward):
+class ExactKeys(_Answer):
     """Score 1 if the text after the last marker equals the reference, ignoring white space and, in a whole number, the commas
     between thousands.
     """
@@ -67,7 +107,7 @@ class ExactReward(_AnswerReward):
     """The answer is the text after its last occurrence, up to the end of the line; "": the whole response."""
 
 
-class TaskReward(_AnswerReward):
+class TaskKeys(_Answer):
     """The task's own verifier (synthetic, reasoning_gym)."""
 
     type: Literal["task"] = "task"
@@ -78,17 +118,8 @@ class TaskReward(_AnswerReward):
     workers: PositiveInt = 1
     """For reasoning_gym: worker processes."""
 
-    def check(self, recipe: Any) -> None:
-        super().check(recipe)
-        kinds = {each.data.type for each in recipe.data.sources} if recipe.data.type == "mix" else {recipe.data.type}
-        if not kinds <= ({"reasoning_gym"} if recipe.data.type == "mix" else {"synthetic", "search", "reasoning_gym"}):
-            raise ValueError(
-                f'reward.type is "task", but data.type is "{recipe.data.type}" brings no verifier; '
-                'choose reward.type = "math", "exact" or "user"'
-            )
 
-
-class UserReward(_RewardBase):
+class UserKeys(Section):
     """Your own function, with TRL's signature: `def reward(prompts, completions, **columns) -> list[float]`."""
 
     type: Literal["user"] = "user"
@@ -101,4 +132,153 @@ class UserReward(_RewardBase):
     """Seconds per call (all completions of a round); a longer call ends the run with an error."""
 
 
-RewardConfig = Annotated[MathReward | ExactReward | TaskReward | UserReward, Field(discriminator="type")]
+class MathReward(MathKeys, _Whole):
+    __doc__ = MathKeys.__doc__
+
+
+class ExactReward(ExactKeys, _Whole):
+    __doc__ = ExactKeys.__doc__
+
+
+class TaskReward(TaskKeys, _Whole):
+    __doc__ = TaskKeys.__doc__
+
+    @property
+    def uses_task(self) -> bool:
+        return True
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        require_verifier(recipe, "reward.type")
+
+
+class UserReward(UserKeys, _Whole):
+    __doc__ = UserKeys.__doc__
+
+
+class JudgeReward(JudgeKeys, _Answer, _Whole):
+    __doc__ = JudgeKeys.__doc__
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        self.share(workers_of(recipe))
+
+
+class MathPart(MathKeys, _Part):
+    __doc__ = MathKeys.__doc__
+
+
+class ExactPart(ExactKeys, _Part):
+    __doc__ = ExactKeys.__doc__
+
+
+class TaskPart(TaskKeys, _Part):
+    __doc__ = TaskKeys.__doc__
+
+
+class UserPart(UserKeys, _Part):
+    __doc__ = UserKeys.__doc__
+
+
+class JudgePart(JudgeKeys, _Answer, _Part):
+    __doc__ = JudgeKeys.__doc__
+
+
+PartConfig = Annotated[MathPart | ExactPart | TaskPart | UserPart | JudgePart, Field(discriminator="type")]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_TAKEN = re.compile(rf"{SUM}|{OVERLONG}|problems|problem_.*|.*_problems|judge_.*")
+
+
+class WeightedReward(_Whole):
+    """Several rewards with weights: the reward of a response is the weighted sum of its parts."""
+
+    type: Literal["weighted"] = "weighted"
+    parts: Annotated[dict[str, PartConfig], Field(min_length=1)]
+    """The parts, one table each: [reward.parts.NAME] with a type, its keys, and a weight. Logged as reward/NAME."""
+    success: str | None = None
+    """The part whose value, before its weight, is compared with explore.success_threshold, wherever a response counts as a
+    success or a failure; "sum": the weighted sum. none: the only part that checks an answer (math, exact, task)."""
+
+    @property
+    def uses_task(self) -> bool:
+        return any(isinstance(part, TaskPart) for part in self.parts.values())
+
+    def share(self, workers: int) -> Any:
+        parts = {name: part.share(workers) if isinstance(part, JudgePart) else part for name, part in self.parts.items()}
+        return self.model_copy(update={"parts": parts})
+
+    @property
+    def success_part(self) -> str | None:
+        """Name of the part that says success; None: the weighted sum does."""
+        chosen = self.success or next(name for name in self.parts if name in self._checking())
+        return None if chosen == SUM else chosen
+
+    def _checking(self) -> list[str]:
+        return [name for name, part in self.parts.items() if part.type in ("math", "exact", "task")] or (
+            list(self.parts) if len(self.parts) == 1 else []
+        )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> WeightedReward:
+        for name in self.parts:
+            if not _NAME.fullmatch(name) or _TAKEN.fullmatch(name):
+                raise ValueError(
+                    f"reward.parts.{name}: {name!r} cannot name a part; choose letters, digits, - and _ after a first letter, "
+                    f'but not "{SUM}", "{OVERLONG}", "problems", "problem_…", "…_problems" or "judge_…", which are taken'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _success_is_known(self) -> WeightedReward:
+        names = ", ".join(f'"{name}"' for name in self.parts)
+        if self.success is not None and self.success not in (*self.parts, SUM):
+            raise ValueError(
+                f'reward.success is "{self.success}", but the parts are {names}; name one of them, or "{SUM}" for the weighted '
+                "sum"
+            )
+        if self.success is None and len(self._checking()) != 1:
+            found = self._checking()
+            raise ValueError(
+                f"reward.success is missing, and {'several parts check' if found else 'no part checks'} an answer by itself "
+                f'({names}); name the part that says whether a response succeeds, or "{SUM}" for the weighted sum'
+            )
+        return self
+
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        self.share(workers_of(recipe))
+        for name, part in self.parts.items():
+            if isinstance(part, TaskPart):
+                require_verifier(recipe, f"reward.parts.{name}.type")
+
+
+def workers_of(recipe: Any) -> int:
+    """Processes that score, each with a reward of its own."""
+    return max(1, recipe.cluster.reward_workers) if recipe.cluster is not None else 1
+
+
+def require_verifier(recipe: Any, key: str) -> None:
+    """Raises ValueError if the data brings no verifier.
+
+    Args:
+        key: the key that wants one.
+    """
+    mixed = recipe.data.type == "mix"
+    kinds = {each.data.type for each in recipe.data.sources} if mixed else {recipe.data.type}
+    if not kinds <= ({"reasoning_gym"} if mixed else {"synthetic", "search", "reasoning_gym"}):
+        raise ValueError(
+            f'{key} is "task", but data.type is "{recipe.data.type}" brings no verifier; '
+            f'choose {key} = "math", "exact" or "user"'
+        )
+
+
+def _parts_need_no_type(raw: Any) -> Any:
+    """`reward.type` may be left out beside parts."""
+    return {"type": "weighted", **raw} if isinstance(raw, dict) and "parts" in raw else raw
+
+
+RewardConfig = Annotated[
+    Annotated[MathReward | ExactReward | TaskReward | UserReward | JudgeReward | WeightedReward, Field(discriminator="type")],
+    BeforeValidator(_parts_need_no_type),
+]

@@ -133,6 +133,7 @@ class SPOTreeExplore(Explore):
             )
         if self.advantage == "parent":
             self._refuse_scale(recipe)
+        self._refuse_parts(recipe)
 
 
 class AttnRLExplore(Explore):

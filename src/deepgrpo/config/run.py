@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from deepgrpo.config.base import PathText, Section
+from deepgrpo.config.curriculum import sampling_of
 from deepgrpo.config.data import DataConfig
 from deepgrpo.config.reward import RewardConfig
 
@@ -46,6 +47,10 @@ class EvalConfig(Section):
         if self.scheduled and self.data is None:
             key, value = ("every", self.every) if self.every else ("every_tokens", self.every_tokens)
             raise ValueError(f"eval.{key} is {value}, but eval.data is missing; add a table [eval.data]")
+        if (sampling := sampling_of(self.data)) != "uniform":
+            raise ValueError(
+                f'eval.data.sampling is "{sampling}", but an evaluation asks every question once; remove it there'
+            )
         if self.reward is not None and self.reward.overlong is not None:
             raise ValueError(
                 f"eval.reward.overlong is set (cache {self.reward.overlong.cache}), but an evaluation measures the answer "
@@ -99,6 +104,8 @@ class LogConfig(Section):
     """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10
     """Warn after this many steps without a mixed group."""
+    few_branches: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Warn after `dead_steps` steps with full lambda for fewer branch rows than this share of the main rows; 0: never."""
 
 
 class RunConfig(Section):
@@ -114,6 +121,8 @@ class RunConfig(Section):
     """Random seed for prompts, rollouts and pivots."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Training steps (batches of prompts); 0: only the warm start and the first evaluation."""
+    epochs: PositiveInt | None = None
+    """Stop before a step once this many passes over the prompts are done. Without `steps`, they set the number of steps."""
     max_sampled_tokens: PositiveInt | None = None
     """Stop before a step once this many tokens have been sampled in total."""
     prompts_per_step: PositiveInt = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Section
 
@@ -16,6 +16,13 @@ class SamplingConfig(Section):
     """Divisor of the logits before the softmax."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: the smallest set of tokens with at least this probability mass."""
+    top_k: PositiveInt | None = None
+    """Sample only among this many most likely tokens (and those that tie with the last of them); none: among all."""
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Sample only tokens with at least this share of the most likely token's probability; not together with `top_p`."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Divisor of the positive logits, and factor of the negative ones, of tokens that occur in the prompt or the response so
+    far; 1: no penalty."""
     max_new_tokens: PositiveInt = 256
     """Longest response along a path, in tokens."""
     max_total_tokens: PositiveInt | None = None
@@ -27,6 +34,28 @@ class SamplingConfig(Section):
     carry some (DAPO). All sampled tokens are billed."""
     max_rounds: PositiveInt = 10
     """With `dynamic`: rounds of prompts per step, including the first; after that the batch stays smaller."""
+
+
+    @property
+    def of_the_policy(self) -> bool:
+        """True if tokens are drawn from the policy's own distribution at this temperature."""
+        return self.top_p == 1.0 and self.top_k is None and self.min_p == 0.0 and self.repetition_penalty == 1.0
+
+    @model_validator(mode="after")
+    def _engines_agree(self) -> SamplingConfig:
+        if self.min_p > 0.0 and self.top_p < 1.0:
+            raise ValueError(
+                f"sampling.min_p is {self.min_p} and sampling.top_p is {self.top_p}, but engines apply them in different "
+                "orders, with different results; set sampling.top_p = 1 or sampling.min_p = 0"
+            )
+        return self
+
+    def check(self, recipe: Any) -> None:
+        if self.repetition_penalty != 1.0 and recipe.loss.importance == "off":
+            raise ValueError(
+                f"sampling.repetition_penalty is {self.repetition_penalty}, and nothing would weigh for it, as "
+                'loss.importance is "off"; set loss.importance = "auto", or sampling.repetition_penalty = 1'
+            )
 
 
 class EmbeddedEngineConfig(Section):

@@ -27,6 +27,13 @@ class Explore(Section):
                 'a tree and has no group to scale by; set credit.scale = "none"'
             )
 
+    def _refuse_parts(self, recipe: Any) -> None:
+        if recipe.credit.scale == "part_std":
+            raise ValueError(
+                f'credit.scale is "part_std", but explore.type = "{self.type}" compares values along a tree and not the '
+                'rewards of siblings, which have parts; set credit.scale = "none" or "std"'
+            )
+
     def _refuse_overlap(self, recipe: Any) -> None:
         if recipe.cluster and recipe.cluster.overlap:
             raise ValueError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-Scale = Literal["none", "std", "mean"]
+Scale = Literal["none", "std", "mean", "part_std"]
 """Divisor of centred rewards, `credit.scale`."""
 
 STD_EPSILON = 1e-4
@@ -23,6 +23,7 @@ def centre(rewards: Sequence[float], scale: Scale = "none") -> np.ndarray:
 
     Scales:
         std: `A_i / (std(r) + 1e-4)`, the sample standard deviation (N - 1); GRPO (arXiv:2402.03300).
+        part_std: as std; of a reward with parts, each part by itself (`centre_parts`).
         mean: `A_i / mean(r)`; MaxRL (arXiv:2602.02710). With K successes among N rewards of 0 and 1, a success gets
             (N - K) / K and a failure -1, so rare successes weigh more. Bounded by -1 and N - 1.
 
@@ -49,6 +50,25 @@ def centre(rewards: Sequence[float], scale: Scale = "none") -> np.ndarray:
     if scale == "mean":
         # a common power of two cancels out exactly; without it, the mean of the smallest floats rounds to 0
         values = np.ldexp(values, -np.frexp(values.max())[1])
-    divisor = {"none": 1.0, "std": values.std(ddof=1) + STD_EPSILON, "mean": values.mean()}[scale]
+    divisor = {"none": 1.0, "mean": values.mean()}.get(scale, values.std(ddof=1) + STD_EPSILON)
     advantages: np.ndarray = (values - values.mean()) / divisor
+    return advantages
+
+
+def centre_parts(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> np.ndarray:
+    """Normalise each part of a reward within its group, then add. `A_i = Σ_k w_k · (r_ik - mean(r_k)) / (std(r_k) + 1e-4)`.
+
+    GDPO (arXiv:2601.05242): the standard deviation of a sum would let the part that varies most decide alone, and responses
+    with different parts and equal sums could not be told apart. A part on which the siblings agree adds nothing.
+
+    Args:
+        parts: name → `[N]` values, one per sibling, before the weight.
+        weights: of each part.
+
+    Returns:
+        `[N]` float64, sums to 0.
+
+    Raises ValueError: fewer than two siblings.
+    """
+    advantages: np.ndarray = np.sum([weights[name] * centre(values, "std") for name, values in parts.items()], axis=0)
     return advantages

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from deepgrpo.credit.group import Scale, centre
-from deepgrpo.records import Credit, CreditSpan, Group, Stream, Tree
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepgrpo.credit.group import Scale, centre, centre_parts
+from deepgrpo.records import Credit, CreditSpan, Group, Node, Stream, Tree
+
+
+def advantages_of(siblings: Sequence[Node], scale: Scale = "none") -> np.ndarray:
+    """`[N]` advantages of the nodes of a group: their rewards centred, or with "part_std" each part of them by itself."""
+    if scale != "part_std" or not siblings[0].score.parts:
+        return centre([node.reward for node in siblings], scale)
+    names = siblings[0].score.parts
+    weights = {name: part.weight for name, part in names.items()}
+    return centre_parts({name: [node.score.parts[name].value for node in siblings] for name in names}, weights)
 
 
 def sibling_credit(tree: Tree, scale: Scale = "none", stream: Stream | None = None) -> Credit:
@@ -21,9 +34,9 @@ def sibling_credit(tree: Tree, scale: Scale = "none", stream: Stream | None = No
         if stream is not None and pivot.stream != stream:
             continue
         siblings = tree.children(index)
-        rewards = tuple(tree.nodes[node].reward for node in siblings)
-        groups.append(Group(pivot.stream, rewards))
-        for node, advantage in zip(siblings, centre(rewards, scale), strict=True):
+        nodes = [tree.nodes[node] for node in siblings]
+        groups.append(Group(pivot.stream, tuple(node.reward for node in nodes)))
+        for node, advantage in zip(siblings, advantages_of(nodes, scale), strict=True):
             spans.append(CreditSpan(node, 0, len(tree.nodes[node].tokens), float(advantage), pivot.stream))
     return Credit(tuple(spans), tuple(groups))
 
@@ -39,7 +52,7 @@ def pooled_credit(tree: Tree, scale: Scale = "none", keep: int | None = None) ->
     """
     nodes = [index for index, _ in tree.stream("main")]
     rewards = tuple(tree.nodes[index].reward for index in nodes)
-    advantages = dict(zip(nodes, map(float, centre(rewards, scale)), strict=True))
+    advantages = dict(zip(nodes, map(float, advantages_of([tree.nodes[node] for node in nodes], scale)), strict=True))
     if keep is not None and keep < len(nodes):
         above = [index for index in nodes if advantages[index] > 0]
         below = [index for index in nodes if advantages[index] <= 0]

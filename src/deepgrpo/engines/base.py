@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from deepgrpo.config import SamplingConfig
 from deepgrpo.errors import EngineError
 from deepgrpo.records import Completion, SampleRequest
 
@@ -36,8 +37,19 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     greedy: bool = False
-    """Take the most likely token; `logprobs` are reported at temperature 1."""
+    """Take the most likely token, whatever the other parameters; `logprobs` are reported at temperature 1."""
     stop: tuple[str, ...] = ()
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> SamplingParams:
+        """The parameters of a recipe's section."""
+        return cls(
+            config.temperature, config.top_p, stop=config.stop, top_k=config.top_k, min_p=config.min_p,
+            repetition_penalty=config.repetition_penalty,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

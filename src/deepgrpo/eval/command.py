@@ -23,7 +23,6 @@ from deepgrpo.config import (
     ReasoningGymData,
     RewardConfig,
     SamplingConfig,
-    TaskReward,
     TemplateConfig,
     given_keywords,
     parse_section,
@@ -230,7 +229,7 @@ def _evaluate_set(
     from deepgrpo.prompts.tasks import build_task
     from deepgrpo.rewards import build_reward
 
-    reward = build_reward(one.reward, build_task(one.data) if isinstance(one.reward, TaskReward) else None)
+    reward = build_reward(one.reward, build_task(one.data) if one.reward.uses_task else None)
     try:
         with progress_bar(one.name, len(one.prompts) * (1 + options.samples)) as advance:
             result = evaluate(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deepgrpo import rng
@@ -38,11 +38,14 @@ class EvalRow:
     answer: str | None
     greedy_text: str
     greedy_reward: float
+    """The figure that is measured: the reward, or that of the part `reward.success`."""
     greedy_length: int
     greedy_finish: str
     sampled_rewards: tuple[float, ...] = ()
     sampled_answers: tuple[str | None, ...] = ()
     """Votes; None for a sample without a vote."""
+    greedy_parts: Mapping[str, float] = field(default_factory=dict)
+    """Parts of the reward by name, before their weights; empty for a reward without parts."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -59,7 +62,9 @@ class EvalResult:
     """`eval/` + greedy, greedy_se, length, truncated, unparsed, problems, prompts; with samples also sampled,
     sampled_se, sampled_length, sampled_truncated, sampled_unparsed, pass@k and maj@k. `_se` is a standard error over
     prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion that
-    the reward did not see is not unparsed. Of a mix also `eval/source/NAME/` + prompts, greedy, greedy_se and sampled."""
+    the reward did not see is not unparsed. Of a reward with parts, `greedy` and `sampled` measure the part
+    `reward.success`, and `reward/NAME` is the mean of each part among the greedy completions, before its weight.
+    Of a mix also `eval/source/NAME/` + prompts, greedy, greedy_se and sampled."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
     """Cost of both rounds of sampling."""
@@ -87,7 +92,7 @@ def evaluate(
         reward: scores the completions.
         prompts: at least one, tokenized.
         tokenizer: anything with `decode(tokens, skip_special_tokens=True)`.
-        sampling: temperature, top_p and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
+        sampling: distribution and stop strings of the sampled completions. `max_new_tokens` bounds the greedy one
             too, and is reduced so that prompt and response fit into `max_total_tokens`.
         samples: sampled completions per prompt; 0: greedy only.
         k: report pass@k and maj@k for these; each in 1..samples.
@@ -122,8 +127,9 @@ def evaluate(
     greedy = judged(prompts, greedy_requests, SamplingParams(greedy=True, stop=sampling.stop))
     scored = [only for (only,) in greedy.groups]
     metrics = _describe(scored, prefix="eval/")
-    metrics["eval/greedy"] = _mean([each.score.value for each in scored])
-    metrics["eval/greedy_se"] = standard_error([each.score.value for each in scored])
+    metrics["eval/greedy"] = _mean([each.score.judged for each in scored])
+    metrics["eval/greedy_se"] = standard_error([each.score.judged for each in scored])
+    metrics |= _part_means([each.score for each in scored])
     metrics["eval/prompts"] = float(len(prompts))
     stats = greedy.stats
 
@@ -131,22 +137,22 @@ def evaluate(
     if samples:
         keys = [tuple(rng.key(seed, "eval", p.id, i) for i in range(samples)) for p in prompts]
         requests = [SampleRequest(p.tokens, ks, _room(p, sampling)) for p, ks in zip(prompts, keys, strict=True)]
-        params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, stop=sampling.stop)
+        params = SamplingParams.of(sampling)
         sampled = judged(prompts, requests, params)
         drawn, stats = sampled.groups, stats + sampled.stats
         flat = [each for group in drawn for each in group]
         scored += flat
         metrics |= _describe(flat, prefix="eval/sampled_")
-        means = [_mean([each.score.value for each in group]) for group in drawn]
+        means = [_mean([each.score.judged for each in group]) for group in drawn]
         metrics["eval/sampled"] = _mean(means)
         metrics["eval/sampled_se"] = standard_error(means)
         for each_k in k:
-            correct = [sum(each.score.value > success_threshold for each in group) for group in drawn]
+            correct = [sum(each.score.judged > success_threshold for each in group) for group in drawn]
             metrics[f"eval/pass@{each_k}"] = _mean([pass_at_k(samples, c, each_k) for c in correct])
             winners = [maj_at_k([each.vote for each in group], each_k) for group in drawn]
             metrics[f"eval/maj@{each_k}"] = _mean(
                 [
-                    winner is not None and group[winner].score.value > success_threshold
+                    winner is not None and group[winner].score.judged > success_threshold
                     for winner, group in zip(winners, drawn, strict=True)
                 ]
             )
@@ -157,10 +163,11 @@ def evaluate(
             id=prompt.id,
             answer=prompt.answer,
             greedy_text=first.text,
-            greedy_reward=first.score.value,
+            greedy_reward=first.score.judged,
             greedy_length=len(first.completion.tokens),
             greedy_finish=first.completion.finish,
-            sampled_rewards=tuple(each.score.value for each in group),
+            greedy_parts={name: part.value for name, part in first.score.parts.items()},
+            sampled_rewards=tuple(each.score.judged for each in group),
             sampled_answers=tuple(each.vote for each in group),
         )
         for prompt, (first,), group in zip(prompts, greedy.groups, drawn, strict=True)
@@ -254,6 +261,10 @@ def _describe(judged: Sequence[_Judged], prefix: str) -> dict[str, float]:
         f"{prefix}truncated": _mean([each.completion.finish == "length" for each in judged]),
         f"{prefix}unparsed": _mean([not each.score.parsed for each in judged]),
     }
+
+
+def _part_means(scores: Sequence[Score]) -> dict[str, float]:
+    return {f"eval/reward/{name}": _mean([score.parts[name].value for score in scores]) for name in scores[0].parts}
 
 
 def _by_source(prompts: Sequence[Prompt], rows: Sequence[EvalRow]) -> dict[str, float]:

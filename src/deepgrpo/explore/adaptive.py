@@ -42,9 +42,9 @@ class AdaptiveStrategy:
         return [main_pivot(min(self.config.round_rollouts, left))]
 
     def _is_enough(self, tree: Tree) -> bool:
-        rewards = [node.reward for _, node in tree.stream("main")]
-        successes = sum(reward > self.config.success_threshold for reward in rewards)
-        return successes >= self.config.min_successes and len(rewards) - successes >= self.config.min_failures
+        outcomes = [node.outcome for _, node in tree.stream("main")]
+        successes = sum(outcome > self.config.success_threshold for outcome in outcomes)
+        return successes >= self.config.min_successes and len(outcomes) - successes >= self.config.min_failures
 
     def returns(self, level: int) -> bool:
         return False

@@ -56,7 +56,7 @@ class AllocateStrategy:
         if _rounds(tree, config.depth_bins) > config.max_rounds:
             return []
         rewards = [node.reward for _, node in tree.stream("main")]
-        successes = sum(reward > config.success_threshold for reward in rewards)
+        successes = sum(node.outcome > config.success_threshold for _, node in tree.stream("main"))
         if successes == len(rewards):
             return []
         options: dict[str, list[Pivot]] = {}
@@ -76,7 +76,7 @@ class AllocateStrategy:
         taken = {(pivot.parent, pivot.offset) for pivot in tree.pivots}
         options: dict[str, list[Pivot]] = {}
         for index, node in tree.stream("main"):
-            if node.reward > config.success_threshold:
+            if node.outcome > config.success_threshold:
                 continue
             offsets, ratios = candidates(self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot)
             bins = [depth_bin(ratio, config.depth_bins) for ratio in ratios]
@@ -161,16 +161,17 @@ def tries_of(tree: Tree, config: AllocateExplore) -> list[tuple[str, int, int]]:
     """(key, 1 if its group became mixed, its tokens) of every option that was bought for a tree, one per group."""
     found: list[tuple[str, int, int]] = []
     rewards: list[float] = []
+    successes = 0
     for number, pivot in enumerate(tree.pivots):
         children = [tree.nodes[child] for child in tree.children(number)]
         own, tokens = [node.reward for node in children], sum(len(node.tokens) for node in children)
-        successes = sum(reward > config.success_threshold for reward in rewards)
         if pivot.stream == "branch":
             found.append((key_of(str(depth_bin(pivot.ratio, config.depth_bins)), successes), int(is_mixed(own)), tokens))
             continue
         if number:
             found.append((key_of(AT_ROOT, successes), int(is_mixed([*rewards, *own])), tokens))
         rewards += own
+        successes += sum(node.outcome > config.success_threshold for node in children)
     return found
 
 

@@ -60,8 +60,8 @@ class AttnRLStrategy:
     def _expanded(self, tree: Tree, state: State, random: np.random.Generator) -> list[int]:
         """Rollouts that get pivots, in order."""
         rollouts = list(tree.stream("main"))
-        solved = [index for index, node in rollouts if node.reward > self.config.success_threshold]
-        failed = [index for index, node in rollouts if node.reward <= self.config.success_threshold]
+        solved = [index for index, node in rollouts if node.outcome > self.config.success_threshold]
+        failed = [index for index, node in rollouts if node.outcome <= self.config.success_threshold]
         if not failed and state["prompts"] and self._influence(tree) <= state["mean"]:
             return []
         count = num_expanded(len(solved), len(rollouts))
@@ -89,7 +89,7 @@ class AttnRLStrategy:
         """Update the running mean of the influence in prompts whose rollouts all succeed; count those left out of expansion."""
         prompts, mean, solved, left_out = state["prompts"], state["mean"], 0, 0
         for tree in trees:
-            if any(node.reward <= self.config.success_threshold for node in (tree.nodes[i] for i in tree.children(0))):
+            if any(node.outcome <= self.config.success_threshold for node in (tree.nodes[i] for i in tree.children(0))):
                 continue
             solved += 1
             left_out += len(tree.pivots) == 1

@@ -78,9 +78,9 @@ class Signal:
     closing: str = ""
     """For belief: text behind the answer that belongs to it, so that 1 is not the beginning of 12, e.g. "}"."""
     most_reward: float = math.inf
-    """Only nodes with at most this reward are measured."""
+    """Only nodes whose outcome (`Node.outcome`) is at most this are measured."""
     unsolved: bool = False
-    """Only nodes of trees without a reward above `most_reward` in the main stream are measured."""
+    """Only nodes of trees without an outcome above `most_reward` in the main stream are measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import FR3EExplore
-from deepgrpo.credit.group import Scale, centre
+from deepgrpo.credit.group import Scale
+from deepgrpo.credit.siblings import advantages_of
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
@@ -55,7 +56,7 @@ class FR3EStrategy(Stateless):
         return sorted(succeeded.index(outcome) for outcome in set(succeeded))
 
     def _success(self, node: Node) -> bool:
-        return node.reward > self.config.success_threshold
+        return node.outcome > self.config.success_threshold
 
     def returns(self, level: int) -> bool:
         return level == 0
@@ -67,19 +68,21 @@ class FR3EStrategy(Stateless):
         for states in _chains(tree):
             siblings = [tree.children(pivot) for pivot in states]
             rewards = [tuple(tree.nodes[node].reward for node in group) for group in siblings]
-            advantages = [centre(of_state, self.scale) for of_state in rewards]
-            factors = np.exp(value_steps(self._values(rewards, advantages), sharpen=self.config.sharpen))
+            rollouts = [[tree.nodes[node] for node in group] for group in siblings]
+            advantages = [advantages_of(group, self.scale) for group in rollouts]
+            values = [self._value(group, own) for group, own in zip(rollouts, advantages, strict=True)]
+            factors = np.exp(value_steps(values, sharpen=self.config.sharpen))
             for pivot, group, of_state, own, factor in zip(states, siblings, rewards, advantages, factors, strict=True):
                 groups.append(Group(tree.pivots[pivot].stream, of_state))
                 for node, advantage in zip(group, own / factor, strict=True):
                     spans.append(CreditSpan(node, 0, len(tree.nodes[node].tokens), float(advantage), "main"))
         return Credit(tuple(spans), tuple(groups))
 
-    def _values(self, rewards: Sequence[tuple[float, ...]], advantages: Sequence[np.ndarray]) -> list[float]:
-        """V of each state of a base."""
+    def _value(self, rollouts: Sequence[Node], advantages: np.ndarray) -> float:
+        """V of a state, from its rollouts and their advantages."""
         if self.config.values == "positive_advantage":
-            return [float(np.mean(own > 0)) for own in advantages]
-        return [float(np.mean([reward > self.config.success_threshold for reward in own])) for own in rewards]
+            return float(np.mean(advantages > 0))
+        return float(np.mean([self._success(node) for node in rollouts]))
 
 
 def anchors(node: Node, count: int, *, room: int) -> list[int]:

@@ -223,6 +223,6 @@ def _measure(
 
 
 def _is_measured(signal: Signal, tree: Tree, node: int) -> bool:
-    if signal.unsolved and any(each.reward > signal.most_reward for _, each in tree.stream("main")):
+    if signal.unsolved and any(each.outcome > signal.most_reward for _, each in tree.stream("main")):
         return False
-    return tree.nodes[node].reward <= signal.most_reward
+    return tree.nodes[node].outcome <= signal.most_reward

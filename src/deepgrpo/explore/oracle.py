@@ -53,7 +53,7 @@ class OracleStrategy:
             return []
         pivots: list[Pivot] = []
         for index, node in tree.stream("main"):
-            if node.reward > self.config.success_threshold:
+            if node.outcome > self.config.success_threshold:
                 continue
             offset = self._first_error(tree.prompt, node)
             if offset is not None and offset < limits.response(tree):
@@ -85,7 +85,7 @@ class OracleStrategy:
             (tree.prompt, node)
             for tree in trees
             for _, node in tree.stream("main")
-            if node.reward <= self.config.success_threshold
+            if node.outcome <= self.config.success_threshold
         ]
         without = sum(self._first_error(prompt, node) is None for prompt, node in failed)
         return {"failed": len(failed), "without_error": without}

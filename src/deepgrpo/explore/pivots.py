@@ -61,10 +61,10 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
         config = self.config
         pivots: list[Pivot] = []
         rollouts = list(tree.stream("main"))
-        if config.expand == "unsolved" and any(node.reward > config.success_threshold for _, node in rollouts):
+        if config.expand == "unsolved" and any(node.outcome > config.success_threshold for _, node in rollouts):
             return []
         for index, node in rollouts:
-            if config.expand == "failed" and node.reward > config.success_threshold:
+            if config.expand == "failed" and node.outcome > config.success_threshold:
                 continue
             offsets, ratios = candidates(
                 self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot, deepest=config.max_ratio

@@ -64,7 +64,7 @@ class PrefixStrategy:
         return not all(successes) if self.config.expand == "failed" else not any(successes)
 
     def _succeeds(self, node: Node) -> bool:
-        return node.reward > self.config.success_threshold
+        return node.outcome > self.config.success_threshold
 
     def returns(self, level: int) -> bool:
         return False

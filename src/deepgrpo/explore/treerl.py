@@ -108,7 +108,7 @@ def draw_leaves(tree: Tree, count: int, success_threshold: float) -> list[int]:
     leaves = [index for index, node in enumerate(tree.nodes) if node.complete]
     random = rng.generator("kept leaves", tree.prompt.id, *(token for node in tree.nodes for token in node.tokens))
     order = [leaves[i] for i in random.permutation(len(leaves))]
-    first = next((leaf for leaf in order if tree.nodes[leaf].reward > success_threshold), None)
+    first = next((leaf for leaf in order if tree.nodes[leaf].outcome > success_threshold), None)
     if first is not None:
         order = [first, *(leaf for leaf in order if leaf != first)]
     return sorted(order[:count])

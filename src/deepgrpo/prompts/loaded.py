@@ -57,6 +57,10 @@ class LoadedSource(PromptSource):
         """See `PromptSource.head`."""
         return self._sieve.prompts(self._rows[:num_prompts])
 
+    def at(self, indices: Sequence[int]) -> tuple[Prompt, ...]:
+        """Prompts by their numbers in data order."""
+        return self._sieve.prompts([self._rows[i] for i in indices])
+
     def known(self) -> tuple[Prompt, ...]:
         return self.head(self.size)
 

@@ -86,6 +86,7 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
 
     Node: p parent, o offset, v pivot, n tokens, r reward, f finish, s stream, a advantages, e ends of segments, and k token
     texts with l log-probs in hundredths of a nat; without a tokenizer x, the whole text. w: why there is no checked answer.
+    Of a reward with parts: t their values by name, u the value that says success where it is not the reward.
     """
     tree, prompt = saved.tree, saved.tree.prompt
     return {
@@ -97,7 +98,7 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
                 "p": node.parent, "o": node.offset, "v": node.pivot, "n": len(node.tokens), "r": short(node.reward),
                 "f": node.finish, "s": node.stream,
                 "a": [[s.start, s.end, short(s.advantage), s.stream] for s in saved.advantages(i)],
-                "e": segment_ends(tree, i, texts), **_why(node),
+                "e": segment_ends(tree, i, texts), **_why(node), **_parts(node),
                 **(
                     {"k": texts.pieces(node.tokens), "l": [_hundredths(lp) for lp in node.logprobs]}
                     if texts
@@ -114,6 +115,14 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
             for pivot in tree.pivots
         ],
     }  # fmt: skip
+
+
+def _parts(node: Node) -> Mapping[str, Any]:
+    """Parts of the reward, and the number that says success, of a response whose reward has parts."""
+    if not node.score.parts:
+        return {}
+    success = {} if node.score.outcome is None else {"u": short(node.score.outcome)}
+    return {**success, "t": {name: short(part.value) for name, part in node.score.parts.items()}}
 
 
 def _why(node: Node) -> Mapping[str, str]:

@@ -241,11 +241,13 @@ class _Drawing:
     def _reward(self, node: Node) -> Text:
         if not node.complete:
             return Text("segment" if node.sampled else "given", style="dim")
-        good = node.reward > self.threshold
-        return Text(f"{'✓' if good else '✗'} {node.reward:g}", style=_GOOD if good else _BAD)
+        good = node.outcome > self.threshold
+        parts = ", ".join(f"{plain(name)} {part.value:g}" for name, part in node.score.parts.items())
+        shown = f"{node.reward:g} ({parts})" if parts else f"{node.reward:g}"
+        return Text(f"{'✓' if good else '✗'} {shown}", style=_GOOD if good else _BAD)
 
     def _colour(self, node: Node) -> str:
-        return "dim" if not node.complete else _GOOD if node.reward > self.threshold else _BAD
+        return "dim" if not node.complete else _GOOD if node.outcome > self.threshold else _BAD
 
     def _advantage(self, index: int) -> str:
         spans = self.saved.advantages(index)

@@ -1,10 +1,10 @@
-"""Rewards: scores for responses, by comparison with a reference, by the task's verifier or by a user's function."""
+"""Rewards: scores for responses, by comparison with a reference, by the task's verifier, by a user's function or by a judge."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from deepgrpo.config import RewardConfig
+from deepgrpo.config import PartConfig, RewardConfig
 from deepgrpo.rewards.base import Reward, Verifier
 
 _REWARDS = {
@@ -12,6 +12,8 @@ _REWARDS = {
     "exact": "exact:ExactMatchReward",
     "task": "task:TaskVerifierReward",
     "user": "user:UserFunctionReward",
+    "judge": "judge:JudgeReward",
+    "weighted": "parts:WeightedReward",
 }
 """`reward.type` → module and class in this package; the class has `build(config, task)`.
 
@@ -19,11 +21,11 @@ Modules load when chosen: a user's function needs neither pebble nor math-verify
 """
 
 
-def build_reward(config: RewardConfig, task: Verifier | None = None) -> Reward:
+def build_reward(config: RewardConfig | PartConfig, task: Verifier | None = None) -> Reward:
     """Build the reward of a recipe.
 
     Args:
-        config: the section `reward`; its type chooses the class.
+        config: the section `reward`, or the table of a part; its type chooses the class.
         task: the verifier of the data section (`prompts.tasks.build_task`), if it has one.
 
     Raises ConfigError: `reward.type` is "task" and there is no verifier, or a user's function cannot be loaded.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 from deepgrpo.answers.reasoning import USUAL_TAGS, outside_reasoning
+from deepgrpo.config import OVERLONG
 from deepgrpo.errors import RewardError
-from deepgrpo.records import FinishReason, Prompt, Score
+from deepgrpo.records import FinishReason, PartScore, Prompt, Score
 
 
 class Reward(Protocol):
@@ -59,6 +61,22 @@ class Voting(Protocol):
         """The answer as a short text, equal for responses that agree; None without an answer."""
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """Reward with metrics of its own."""
+
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics since they were last taken."""
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """Reward whose scores have parts, also those of truncated responses."""
+
+    def truncated(self, value: float) -> Score:
+        """Score of a truncated response, with `value` in every part."""
+
+
 def judge(
     reward: Reward,
     truncated_value: float | None,
@@ -83,7 +101,7 @@ def judge(
         one score per response, in order.
     """
     asked = [i for i, finish in enumerate(finishes) if truncated_value is None or finish != "length"]
-    scores = [Score(0.0 if truncated_value is None else truncated_value, checked=False)] * len(finishes)
+    scores = [truncated_score(reward, truncated_value or 0.0)] * len(finishes)
     if asked:
         found = reward.score(
             [prompts[i] for i in asked], [completions[i] for i in asked], [completion_ids[i] for i in asked]
@@ -93,9 +111,28 @@ def judge(
     if penalty is None:
         return scores
     return [
-        replace(score, value=score.value + penalty(prompt, len(ids)))
+        _penalised(score, penalty(prompt, len(ids)))
         for score, prompt, ids in zip(scores, prompts, completion_ids, strict=True)
     ]
+
+
+def metrics_of(rewards: Iterable[Reward]) -> dict[str, float]:
+    """Metrics of rewards since they were last taken, added up."""
+    found: Counter[str] = Counter()
+    for reward in rewards:
+        found.update(reward.take_metrics() if isinstance(reward, Measured) else {})
+    return dict(found)
+
+
+def truncated_score(reward: Reward, value: float) -> Score:
+    """Score of a truncated response that the reward does not see."""
+    return reward.truncated(value) if isinstance(reward, Composite) else Score(value, checked=False)
+
+
+def _penalised(score: Score, penalty: float) -> Score:
+    """The score with a penalty added, as a part of its own if there are parts."""
+    parts = {**score.parts, OVERLONG: PartScore(penalty)} if score.parts else score.parts
+    return replace(score, value=score.value + penalty, parts=parts)
 
 
 def references(prompt: Prompt, wanted_by: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepgrpo.answers.numbers import drop_separators
-from deepgrpo.config import ExactReward
+from deepgrpo.config import ExactKeys
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier, answer_part, references
 
@@ -20,12 +20,12 @@ class ExactMatchReward:
     False. The marker "" compares the whole response.
     """
 
-    def __init__(self, config: ExactReward) -> None:
+    def __init__(self, config: ExactKeys) -> None:
         self._marker = config.marker
         self._tags = config.reasoning_tags
 
     @classmethod
-    def build(cls, config: ExactReward, task: Verifier | None) -> ExactMatchReward:
+    def build(cls, config: ExactKeys, task: Verifier | None) -> ExactMatchReward:
         return cls(config)
 
     def score(

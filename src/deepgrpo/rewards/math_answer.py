@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from deepgrpo.answers.places import AnswerFormat, find_answer
-from deepgrpo.config import MathReward
+from deepgrpo.config import MathKeys
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier, answer_part, references
 from deepgrpo.rewards.math_check import check_answer, warm_up
@@ -27,7 +27,7 @@ class MathAnswerReward:
     """1 if the answer is mathematically equal to an accepted one, else 0. Workers start with the first call."""
 
     def __init__(
-        self, config: MathReward, check: Callable[[str, tuple[str, ...]], tuple[bool, bool]] = check_answer
+        self, config: MathKeys, check: Callable[[str, tuple[str, ...]], tuple[bool, bool]] = check_answer
     ) -> None:
         """`check` runs in the workers, which import it by name; tests substitute faulty ones."""
         self._format: AnswerFormat = config.answer_format
@@ -38,7 +38,7 @@ class MathAnswerReward:
         )
 
     @classmethod
-    def build(cls, config: MathReward, task: Verifier | None) -> MathAnswerReward:
+    def build(cls, config: MathKeys, task: Verifier | None) -> MathAnswerReward:
         return cls(config)
 
     def score(

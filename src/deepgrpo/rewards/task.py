@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deepgrpo.config import TaskReward
+from deepgrpo.config import TaskKeys
 from deepgrpo.errors import ConfigError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting, answer_part
@@ -25,7 +25,7 @@ class TaskVerifierReward:
     Example: with threshold 1.0, reasoning-gym's partial credit of 0.1 becomes 0; with 0.05 it stays 0.1.
     """
 
-    def __init__(self, config: TaskReward, task: Verifier) -> None:
+    def __init__(self, config: TaskKeys, task: Verifier) -> None:
         self._threshold = config.threshold
         self._tags = config.reasoning_tags
         self._task = task
@@ -40,7 +40,7 @@ class TaskVerifierReward:
             )  # fmt: skip
 
     @classmethod
-    def build(cls, config: TaskReward, task: Verifier | None) -> TaskVerifierReward:
+    def build(cls, config: TaskKeys, task: Verifier | None) -> TaskVerifierReward:
         if task is None:
             raise ConfigError(
                 'reward.type is "task", but the data brings no verifier; choose reward.type = "math", "exact" or '

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepgrpo import rng
-from deepgrpo.config import UserReward
+from deepgrpo.config import UserKeys
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.loading import GIVEN, file_of, load_object
 from deepgrpo.records import Prompt, Score
@@ -42,7 +42,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEY
 class UserFunctionReward:
     """Reward by a user's function, called once per round of responses (`rewards.call`, `rewards.returned`)."""
 
-    def __init__(self, config: UserReward) -> None:
+    def __init__(self, config: UserKeys) -> None:
         """Load the function. Raises ConfigError if it cannot be loaded or called with named arguments."""
         self._name = config.function.removeprefix(GIVEN)
         self._timeout = config.timeout_s
@@ -53,7 +53,7 @@ class UserFunctionReward:
         self._witness = Witness(self._name, self._file)
 
     @classmethod
-    def build(cls, config: UserReward, task: Verifier | None) -> UserFunctionReward:
+    def build(cls, config: UserKeys, task: Verifier | None) -> UserFunctionReward:
         return cls(config)
 
     def score(

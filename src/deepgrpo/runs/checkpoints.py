@@ -70,6 +70,8 @@ class TrainState:
     """Fingerprint of the weights before the first step, from which the KL reference is made (train/start.py)."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Section → fingerprint of its prompts (prompts/fingerprint.py)."""
+    curriculum: Mapping[str, Any] = field(default_factory=dict)
+    """Memory of the curriculum (prompts/curriculum.py)."""
 
     def to_json(self, files: Checksums | None = None) -> str:
         """The text of a state file, with the checksums of the checkpoint's other files."""
@@ -81,7 +83,7 @@ class TrainState:
         check_keys(raw, [each.name for each in fields(cls)])
         for name in ("step", "optimizer_steps"):
             check_count(raw[name], name)
-        for name in ("cursor", "strategy", "health", "data"):
+        for name in ("cursor", "strategy", "health", "data", "curriculum"):
             check_table(raw[name], name)
         check_table(raw["ledger"], "ledger")
         check_keys(raw["ledger"], [each.name for each in fields(Ledger)], "ledger.")

@@ -52,13 +52,14 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
 
     Args:
         tree: a tree without main responses has mean reward 0.
-        threshold: rewards above it are successes.
+        threshold: outcomes (`Node.outcome`) above it are successes.
     """
-    main = [node.reward for _, node in tree.stream("main") if node.complete]
+    rollouts = [node for _, node in tree.stream("main") if node.complete]
+    main = [node.reward for node in rollouts]
     pivots = [i for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
     rescued = [is_rescued(tree, i) for i in pivots]
     chances = sum(saved or floor_of(tree, i) <= threshold for i, saved in zip(pivots, rescued, strict=True))
-    successes = sum(reward > threshold for reward in main)
+    successes = sum(node.outcome > threshold for node in rollouts)
     flags: dict[Flag, bool] = {
         "rescued": any(rescued),
         "unrecoverable": sum(rescued) < chances,
@@ -76,20 +77,20 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
 
 
 def is_rescued(tree: Tree, pivot: int) -> bool:
-    """True if a branch scores above the rollout it left; a higher bar than `succeeds` where that rollout passed."""
+    """True if the outcome of a branch is above that of the rollout it left; a higher bar than `succeeds` where that passed."""
     floor = floor_of(tree, pivot)
-    return any(tree.nodes[child].reward > floor for child in tree.children(pivot))
+    return any(tree.nodes[child].outcome > floor for child in tree.children(pivot))
 
 
 def floor_of(tree: Tree, pivot: int) -> float:
-    """Reward that a branch has to beat: that of the rollout it left, 0 at the prompt."""
+    """Outcome that a branch has to beat: that of the rollout it left, 0 at the prompt."""
     parent = tree.pivots[pivot].parent
-    return tree.nodes[parent].reward if parent != ROOT else 0.0
+    return tree.nodes[parent].outcome if parent != ROOT else 0.0
 
 
 def succeeds(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
     """True if a branch of the pivot is a success: the label of the recoverability fit."""
-    return any(tree.nodes[child].reward > threshold for child in tree.children(pivot))
+    return any(tree.nodes[child].outcome > threshold for child in tree.children(pivot))
 
 
 def is_mixed(rewards: Sequence[float]) -> bool:

@@ -135,6 +135,6 @@ class LocalBackend:
         """See `Backend.open`."""
         reward = build_reward(config.reward, task)
         engine = self.sampler(config, policy)
-        exact = engine.exact and config.sampling.top_p == 1.0
+        exact = engine.exact and config.sampling.of_the_policy
         learner = Learner(policy, None, build_optimizer(policy, config.optim), config, exact_sampler=exact)
         return Parts(engine, learner, reward)

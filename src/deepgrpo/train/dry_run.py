@@ -27,7 +27,7 @@ from deepgrpo.train.critique import build_critic
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import refuse_used
 from deepgrpo.train.room import check_room
-from deepgrpo.train.setup import held_out
+from deepgrpo.train.setup import build_curriculum, held_out, with_steps
 from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
 
@@ -69,6 +69,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    config = with_steps(config, source)
+    build_curriculum(config, source)
     task = build_task(config.data)
     build_reward(config.reward, task).close()
     eval_prompts, eval_reward, eval_source = held_out(

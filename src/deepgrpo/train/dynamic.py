@@ -13,15 +13,22 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from deepgrpo import rng
 from deepgrpo.credit.group import NegativeRewardError
 from deepgrpo.errors import TrainingError
 from deepgrpo.explore.grow import Growth
 from deepgrpo.loss.streams import ZERO_ADVANTAGE
-from deepgrpo.prompts.source import Cursor, PromptSource
+from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Credit, Prompt, Tree
+
+
+class Takes(Protocol):
+    """Prompts in order: a source, or the prompts that a curriculum drew for a step."""
+
+    def take(self, cursor: Cursor, num_prompts: int) -> tuple[tuple[Prompt, ...], Cursor]: ...
+
 
 Reason = Literal["solved", "failed", "other"]
 
@@ -48,7 +55,7 @@ class Batch:
 
 
 def gather(
-    source: PromptSource, cursor: Cursor, num_prompts: int, grow: Callable[[Sequence[Prompt], int], Growth],
+    source: Takes, cursor: Cursor, num_prompts: int, grow: Callable[[Sequence[Prompt], int], Growth],
     credit: Callable[[Tree], Credit], *, dynamic: bool = False, max_rounds: int = 1,
 ) -> Batch:  # fmt: skip
     """Sample the trees of a step. A pure function of the cursor if `grow` and `credit` are.
@@ -114,5 +121,5 @@ def _reason(tree: Tree, success_threshold: float) -> Reason:
     """
     whole = [node for node in tree.nodes if node.finish != "segment"]
     responses = [node for node in whole if node.stream == "main"] or whole
-    successes = [node.reward > success_threshold for node in responses]
+    successes = [node.outcome > success_threshold for node in responses]
     return "solved" if all(successes) else "other" if any(successes) else "failed"

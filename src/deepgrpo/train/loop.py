@@ -20,6 +20,7 @@ from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.foreign import unchanged_process
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Ledger, Prompt, StepReport
+from deepgrpo.rewards.base import metrics_of
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.lock import hold
@@ -155,12 +156,18 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         batch = sample_batch(run, state)
     trees = run.grown = batch.growth.trees
 
+    drawn = run.draw(state)
+    memory = state.curriculum
+    if drawn is not None:
+        indices = drawn.indices(drawn.start, len(trees))
+        memory = drawn.curriculum.observe(memory, step, indices, trees, config.explore.success_threshold)
+
     # before the update: a strategy of a user's own that fails here costs no step
     with unchanged_process():
         # trees without an advantage are evidence too: the fit must see the pivots from which no branch recovered
         strategy_state = run.strategy.observe(state.strategy, trees)
         fit = run.strategy.report(strategy_state)
-    following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state)
+    following = replace(state, step=step, cursor=batch.cursor.to_dict(), strategy=strategy_state, curriculum=memory)
     if run.parts.overlaps:
         _prefetch(run, following, batch.growth.sampled_tokens)
 
@@ -178,7 +185,10 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
         **fit,
         **run.source.metrics(batch.cursor),
         **run.parts.metrics(),
+        **metrics_of({id(each): each for each in (run.parts.reward, run.eval_reward)}.values()),
     }
+    if drawn is not None:
+        metrics |= drawn.curriculum.metrics(drawn.memory, step, indices)
     if run.overlong:
         metrics |= run.overlong.metrics(trees)
     if config.sampling.dynamic:
@@ -213,7 +223,8 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
 
     with named(f"step {state.step + 1}"), unchanged_process():
         return gather(
-            run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round, run.strategy.credit,
+            run.draw(state) or run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round,
+            run.strategy.credit,
             dynamic=config.sampling.dynamic, max_rounds=config.sampling.max_rounds,
         )  # fmt: skip
 
@@ -235,9 +246,13 @@ def _prefetch(run: Run, state: TrainState, sampled_tokens: int) -> None:
 
 
 def _done(run: Run, state: TrainState) -> bool:
-    """True if the run has taken all its steps, or sampled as many tokens as it may."""
-    budget = run.config.run.max_sampled_tokens
-    return state.step >= run.config.run.steps or (budget is not None and state.ledger.sampled_tokens >= budget)
+    """True if the run has taken all its steps or passes over the data, or sampled as many tokens as it may."""
+    wanted = run.config.run
+    if wanted.max_sampled_tokens is not None and state.ledger.sampled_tokens >= wanted.max_sampled_tokens:
+        return True
+    if wanted.epochs is not None and Cursor.from_dict(state.cursor).epoch >= wanted.epochs:
+        return True
+    return state.step >= wanted.steps
 
 
 def _due(run: Run, state: TrainState) -> bool:

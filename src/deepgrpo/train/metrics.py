@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from deepgrpo.explore.grow import Growth
-from deepgrpo.records import Credit, Ledger, Stream, Tree
+from deepgrpo.records import Credit, Ledger, Node, Stream, Tree
 from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, is_rescued
 from deepgrpo.stats import finite_mean
 
@@ -75,6 +76,9 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
             metrics[f"{stream}/surprisal"] = float(-np.concatenate([node.logprobs for node in nodes]).mean())
         if responses:
             metrics |= _stream_metrics(stream, responses)
+            # evidence of a part is what the prompt's own rollouts got; branches start where others failed
+            prefix = "reward" if stream == "main" else "branch/reward"
+            metrics |= part_means([tree.nodes[i] for tree, i in responses], prefix)
         groups = [group for credit in credits for group in credit.groups if group.stream == stream]
         if groups:
             metrics[f"{stream}/groups"] = float(len(groups))
@@ -86,6 +90,8 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         metrics[f"reward/problem_{problem.replace(' ', '_')}"] = float(
             sum(node.score.problem == problem for node in everything)
         )
+    failed = Counter(name for node in everything for name, part in node.score.parts.items() if part.problem)
+    metrics |= {f"reward/{name}_problems": float(count) for name, count in sorted(failed.items())}
     return metrics | given_metrics(trees) | pivot_metrics(trees) | source_metrics(trees, credits)
 
 
@@ -112,6 +118,12 @@ def given_metrics(trees: Sequence[Tree]) -> Metrics:
         "given/tokens": float(sum(len(node.tokens) for node in given)),
         "given/age": float(np.mean([now - node.version for node in given])),
     }
+
+
+def part_means(nodes: Sequence[Node], prefix: str) -> Metrics:
+    """Mean of each part of the reward, before its weight; empty for a reward without parts."""
+    names = nodes[0].score.parts
+    return {f"{prefix}/{name}": finite_mean([node.score.parts[name].value for node in nodes]) for name in names}
 
 
 def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Metrics:

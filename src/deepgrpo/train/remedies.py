@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from deepgrpo.config import Config, EmbeddedEngineConfig, LossConfig
 
 PROBLEM = "reward/problem_"
@@ -30,11 +32,14 @@ def bound(change: str, loss: LossConfig) -> str:
 def mismatch_cause(config: Config) -> str:
     """Why sampler and learner may give different log-probs in this recipe, likeliest cause first, and the remedy."""
     weights = 'keep loss.importance = "auto", which weighs for it'
-    if config.sampling.top_p < 1:
-        return (
-            f"sampling.top_p = {config.sampling.top_p} cuts the sampler's distribution and not the learner's; {weights}, or "
-            "set sampling.top_p = 1"
-        )
+    neutral = {"top_p": 1, "top_k": "none", "min_p": 0, "repetition_penalty": 1}
+    for key, value in neutral.items():
+        found = getattr(config.sampling, key)
+        if found not in (value, None):
+            return (
+                f"sampling.{key} = {found} changes the sampler's distribution and not the learner's; {weights}, or set "
+                f"sampling.{key} = {json.dumps(value)}"
+            )
     if config.cluster is not None and config.cluster.overlap:
         return f"with cluster.overlap rollouts are one update old; {weights}; lower optim.lr, or set cluster.overlap = false"
     if config.engine_dtype != config.learner.dtype:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deepgrpo.config import CheckpointConfig, Config, EvalConfig, GivenModel, RewardConfig, TaskReward, given_keywords
+from deepgrpo.config import CheckpointConfig, Config, EvalConfig, GivenModel, MixData, RewardConfig, given_keywords
 from deepgrpo.engines.base import Engine, SamplingParams
-from deepgrpo.errors import first_line
+from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
@@ -21,7 +21,9 @@ from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import require_rows
+from deepgrpo.prompts.curriculum import Curriculum, StepDraw, check_memory
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
+from deepgrpo.prompts.loaded import LoadedSource
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt, Tree
@@ -82,6 +84,8 @@ class Run:
     """The newest state, which is saved if the run fails."""
     updating: bool = False
     """True during an update."""
+    curriculum: Curriculum | None = None
+    """Draws the prompts by weight; None: all prompts are taken in turn."""
     eval_source: PromptSource | None = None
     """Source of the held-out prompts; None without an evaluation."""
     remarks: list[str] = field(default_factory=list)
@@ -117,8 +121,13 @@ class Run:
 
     @property
     def sampling_params(self) -> SamplingParams:
-        wanted = self.config.sampling
-        return SamplingParams(wanted.temperature, wanted.top_p, stop=wanted.stop)
+        return SamplingParams.of(self.config.sampling)
+
+    def draw(self, state: TrainState) -> StepDraw | None:
+        """The prompts that the curriculum draws for the step after a state; None without a curriculum."""
+        if self.curriculum is None:
+            return None
+        return self.curriculum.draw(state.curriculum, state.step + 1, Cursor.from_dict(state.cursor))
 
     @property
     def go_on(self) -> str:
@@ -181,6 +190,7 @@ class Run:
             if not isinstance(health.dead, int) or not isinstance(health.empty, int):
                 raise TypeError("health has no counts")
             self.strategy.report(state.strategy)
+            check_memory(state.curriculum, self.source.size or 0)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(
                 checkpoint, ValueError(f"its state does not fit the recipe ({type(error).__name__}: {first_line(error)}); "
@@ -267,6 +277,7 @@ def open_run(
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     limits = response_limits(config.sampling, policy.context)
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    config = with_steps(config, source)
     task = build_task(config.data)
     eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
@@ -285,7 +296,35 @@ def open_run(
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
         checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
+        curriculum=build_curriculum(config, source),
     )  # fmt: skip
+
+
+def with_steps(config: Config, source: PromptSource) -> Config:
+    """The recipe with `run.steps` set to the steps that `run.epochs` take at most, if it was left out. Raises ConfigError."""
+    wanted = config.run
+    if wanted.epochs is None or "steps" in wanted.model_fields_set:
+        return config
+    if source.size is None:
+        raise ConfigError(
+            f"run.epochs is {wanted.epochs}, but it is not known how many rows the data has; set run.steps, too: the run ends "
+            "by what comes first"
+        )
+    steps = -(-wanted.epochs * source.size // wanted.prompts_per_step)
+    return config.model_copy(update={"run": wanted.model_copy(update={"steps": steps})})
+
+
+def build_curriculum(config: Config, source: PromptSource) -> Curriculum | None:
+    """The curriculum of a recipe, None if all prompts are taken in turn. Raises ConfigError: the source has no numbers."""
+    data = config.data
+    if isinstance(data, MixData) or data.sampling == "uniform":
+        return None
+    if not isinstance(source, LoadedSource):
+        raise ConfigError(
+            f'data.sampling is "{data.sampling}", but the rows are read when their turn comes; set data.streaming = false to '
+            'hold them in memory, or data.sampling = "uniform"'
+        )
+    return Curriculum(source, data.sampling, data.curriculum, config.run.seed)
 
 
 def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
@@ -305,7 +344,7 @@ def held_out(
         return (), None, None
     source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
     chosen = config.reward or training
-    shared = config.reward is None and not isinstance(chosen, TaskReward)
+    shared = config.reward is None and not chosen.uses_task
     reward = None if shared else build_reward(chosen, build_task(config.data))
     return source.head(config.limit), reward, source
 

@@ -113,6 +113,9 @@ class SampleCall:
         self.hidden: Tensor | None = None
         """`[rows, new tokens, H]` last hidden states from the end of the prefix on, if rollouts are stored."""
 
+        self.seen: Tensor | None = None
+        """`[rows, V]` tokens that occur in each active row, with a repetition penalty."""
+
     @property
     def completions(self) -> list[list[Completion]]:
         return [[c for c in group if c is not None] for group in self.results]
@@ -206,7 +209,10 @@ class SampleCall:
         """Draw a token for rows first.., append it, and remove the rows that ended."""
         part = slice(first, first + len(logits_BV))
         draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part])).to(logits_BV.device)
-        tokens_B, logprobs_B = draw(logits_BV, draws, self.params)
+        seen_BV = self._seen(part, logits_BV) if self.params.repetition_penalty != 1.0 else None
+        tokens_B, logprobs_B = draw(logits_BV, draws, self.params, seen_BV)
+        if seen_BV is not None:
+            seen_BV.scatter_(1, tokens_B[:, None], True)
         self.last[part] = tokens_B
         self.counts[part] += 1
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
@@ -225,6 +231,16 @@ class SampleCall:
                 ended.append(first + i)
         if ended:
             self._remove(ended)
+
+    def _seen(self, part: slice, logits_BV: Tensor) -> Tensor:
+        """Tokens that occur in each of these rows, `[B, V]`: a view into `self.seen`."""
+        if self.seen is None:
+            self.seen = torch.zeros(self.max_rows, logits_BV.shape[1], dtype=torch.bool, device=logits_BV.device)
+        for slot in range(part.start, part.stop):
+            if not self.counts[slot]:  # new in its slot
+                self.seen[slot] = False
+                self.seen[slot, torch.tensor(self.requests[self.rows[slot].request].prefix, device=self.seen.device)] = True
+        return self.seen[part]
 
     def _hit_stop(self, row: _Row) -> bool:
         """Check whether the newest token completes a stop string, which may begin in the response before a pivot."""
@@ -254,6 +270,8 @@ class SampleCall:
             self.cache.move(source, target)
             if self.hidden is not None:
                 self.hidden[target] = self.hidden[source]
+            if self.seen is not None:
+                self.seen[target] = self.seen[source]
             self.last[target] = self.last[source]
             self.keys[holes], self.counts[holes] = self.keys[movers], self.counts[movers]
             for hole, mover in zip(holes, movers, strict=True):

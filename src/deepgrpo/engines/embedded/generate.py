@@ -194,7 +194,10 @@ class _Choose(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         draws_B = torch.from_numpy(uniforms(self.keys, np.full(len(self.keys), self.steps))).to(scores.device)
-        tokens_B, logprobs_B = draw(scores, draws_B, self.params)
+        seen_BV = None
+        if self.params.repetition_penalty != 1.0:
+            seen_BV = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, input_ids, True)
+        tokens_B, logprobs_B = draw(scores, draws_B, self.params, seen_BV)
         self.steps += 1
         tokens, logprobs = tokens_B.tolist(), logprobs_B.tolist()
         for row, token, logprob in zip(self.rows, tokens, logprobs, strict=True):

@@ -20,25 +20,37 @@ BLOCK = 128
 """Tokens per block of the two-level search."""
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams, seen_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row.
 
     Args:
         logits_BV: unscaled logits.
         uniforms_B: float64 in [0, 1), one per row (ignored when greedy).
-        params: temperature, top-p or greedy.
+        params: the distribution, or greedy.
+        seen_BV: True for tokens that occur in the row so far, prompt included; needed with a repetition penalty.
 
     Returns:
-        `[B]` token ids and `[B]` log-probs under the sampling distribution: temperature applied, and renormalized over
-        the nucleus. Greedy takes the most likely token and reports its log-prob at temperature 1.
+        `[B]` token ids and `[B]` log-probs under the sampling distribution: repetition penalty and temperature applied, and
+        renormalized over the tokens that top-k, min-p or top-p leave. Greedy takes the most likely token and reports its
+        log-prob at temperature 1.
     """
     logits_BV = logits_BV.float()
     if params.greedy:
         tokens_B = logits_BV.argmax(-1)
         return tokens_B, _pick(logits_BV, tokens_B) - torch.logsumexp(logits_BV, -1)
+    if params.repetition_penalty != 1.0:
+        assert seen_BV is not None
+        logits_BV = penalise(logits_BV, seen_BV, params.repetition_penalty)
     if params.temperature != 1.0:
         logits_BV = logits_BV / params.temperature
+    if params.top_k is not None:
+        least_B1 = logits_BV.topk(min(params.top_k, logits_BV.shape[1]), -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
     probability_BV = torch.softmax(logits_BV, -1)
+    if params.min_p > 0.0:
+        probability_BV = probability_BV * (probability_BV >= params.min_p * probability_BV.amax(-1, keepdim=True))
     if params.top_p < 1.0:
         probability_BV = probability_BV * nucleus(probability_BV, params.top_p)
     tokens_B, total_B = _invert(probability_BV, uniforms_B)
@@ -67,6 +79,11 @@ def _invert(probability_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]
     rest_B = torch.minimum(aim_B - before_B, torch.nextafter(end_B, torch.zeros_like(end_B)))
     inside_B = torch.searchsorted(cumulative_BC, rest_B[:, None], right=True).squeeze(1)
     return block_B * BLOCK + inside_B, total_B.to(probability_BV.dtype)
+
+
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits with those of seen tokens divided by the penalty if positive, else multiplied by it (arXiv:1909.05858)."""
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
 def nucleus(probability_BV: Tensor, top_p: float) -> Tensor:

@@ -128,7 +128,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             max_num_seqs=settings["rows"],
             enable_prefix_caching=settings["prefix_caching"],
             enforce_eager=settings["eager"],
-            # log-probs of the sampling distribution: after temperature and top-p
+            # log-probs of the sampling distribution: after penalties, temperature, and what cuts it
             logprobs_mode="processed_logprobs",
             # ignore the model's generation config (top_k, repetition penalties): the recipe decides
             generation_config="vllm",
@@ -169,7 +169,7 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
             prompts.append({"prompt_token_ids": request["prompt"]})
             params.append(
                 vllm.SamplingParams(
-                    seed=seed, temperature=job["temperature"], top_p=job["top_p"], max_tokens=request["max_tokens"],
+                    seed=seed, temperature=job["temperature"], **job["cuts"], max_tokens=request["max_tokens"],
                     logprobs=0, ignore_eos=True, stop_token_ids=job["stop_token_ids"], stop=stop, detokenize=bool(stop),
                     # special tokens may be stop strings; the tokens that complete one belong to the response
                     skip_special_tokens=False, include_stop_str_in_output=True, spaces_between_special_tokens=False,

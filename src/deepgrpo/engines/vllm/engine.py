@@ -178,7 +178,11 @@ class VLLMEngine:
                 for r in requests
             ],
             "temperature": 0.0 if params.greedy else params.temperature,
-            "top_p": 1.0 if params.greedy else params.top_p,
+            # 0 is vLLM's word for all tokens
+            "cuts": {} if params.greedy else {
+                "top_p": params.top_p, "top_k": params.top_k or 0, "min_p": params.min_p,
+                "repetition_penalty": params.repetition_penalty,
+            },
             "stop": list(params.stop),
             "stop_token_ids": [token for token in self.policy.eos_ids if token >= 0],
         }  # fmt: skip

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepgrpo.config import Config, DataConfig, GeneratedData, TaskReward, parse_section
+from deepgrpo.config import Config, DataConfig, GeneratedData, parse_section
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.lab.compare.experiment import FinalConfig
 from deepgrpo.processes import follow_parent
@@ -62,7 +62,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     prompts, left_out, skipped = final_prompts(config, spec, policy.tokenizer, context)
     require_rows(policy, lambda: prompts, "final.data")
     wanted = config.eval.reward or config.reward
-    reward = build_reward(wanted, build_task(spec.data) if isinstance(wanted, TaskReward) else None)
+    reward = build_reward(wanted, build_task(spec.data) if wanted.uses_task else None)
     engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
 
     def figures(some: tuple[Prompt, ...], samples: int, k: tuple[int, ...]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepgrpo.config import TaskReward
 from deepgrpo.engines import build_engine
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import DataError
@@ -105,7 +104,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
     if sampler.remark:
         say(out, sampler.remark)
     overlong = setting.reward.overlong
-    reward = build_reward(setting.reward, build_task(data) if isinstance(setting.reward, TaskReward) else None)
+    reward = build_reward(setting.reward, build_task(data) if setting.reward.uses_task else None)
     try:
         with _progress(out, options.rollouts) as advance:
             return sample_probe(
@@ -120,7 +119,7 @@ def _sample(options: ProbeOptions, setting: ProbeSetting, policy: Any, cap: int,
                     penalty=None if overlong is None else OverlongPenalty(overlong, limits.max_new_tokens, total),
                 ),
                 decode=lambda tokens: policy.tokenizer.decode(tokens, skip_special_tokens=True),
-                params=SamplingParams(setting.sampling.temperature, setting.sampling.top_p, stop=setting.sampling.stop),
+                params=SamplingParams.of(setting.sampling),
                 limits=limits, wanted=options.rollouts, most_tokens=cap, seed=options.seed, max_rows=engine.max_rows,
                 truncated_counts=setting.reward.truncated_value is None, progress=advance,
             )  # fmt: skip

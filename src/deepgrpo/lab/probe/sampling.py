@@ -121,7 +121,7 @@ class ProbeStrategy(Stateless):
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
             return [main_pivot(1)]
-        if len(tree.pivots) > 1 or tree.nodes[0].reward > self.success_threshold:
+        if len(tree.pivots) > 1 or tree.nodes[0].outcome > self.success_threshold:
             return []
         offsets, ratios = candidates(self.segment(tree.nodes[0].tokens), room=limits.response(tree))
         chosen = [0, *draw_states(ratios, self.bands, random)]
@@ -148,7 +148,7 @@ class ProbeStrategy(Stateless):
         for number, pivot in enumerate(tree.pivots[1:], start=1):
             band = 0 if number == 1 else band_of(pivot.ratio, self.bands)
             nodes = [tree.nodes[child] for child in tree.children(number)]
-            rewards = tuple(node.reward for node in nodes)
+            rewards = tuple(node.outcome for node in nodes)
             states.append(
                 MeasuredState(
                     band, pivot.ratio, pivot.offset, bands.count(band) if band else 1, rewards,

@@ -69,18 +69,29 @@ class TreeView {
     return [el("dl", { class: "ask" }, rows.map(([name, text]) => [el("dt", null, name), el("dd", null, this.marked(text))]))];
   }
 
-  good(node) {
-    return node.r > this.run.threshold;
+  // Number that says success: the reward, or that of the part that is chosen for it.
+  outcome(node) {
+    return node.u ?? node.r;
   }
 
-  // Reward that a branch has to beat.
+  good(node) {
+    return this.outcome(node) > this.run.threshold;
+  }
+
+  // Reward and its parts, if it has several.
+  rewardWords(node) {
+    const parts = Object.entries(node.t ?? {}).map(([name, value]) => `${name} ${number(value)}`);
+    return parts.length ? `${number(node.r)} (${parts.join(", ")})` : number(node.r);
+  }
+
+  // Outcome that a branch has to beat.
   floor(p) {
     const parent = this.tree.pivots[p].p;
-    return parent < 0 ? 0 : this.tree.nodes[parent].r;
+    return parent < 0 ? 0 : this.outcome(this.tree.nodes[parent]);
   }
 
   rescued(p) {
-    return this.children[p].some((i) => this.tree.nodes[i].r > this.floor(p));
+    return this.children[p].some((i) => this.outcome(this.tree.nodes[i]) > this.floor(p));
   }
 
   colour(node) {
@@ -89,7 +100,7 @@ class TreeView {
 
   reward(node) {
     if (node.f === "segment") return el("span", { class: "mark" }, node.s === "given" ? "given" : "segment");
-    return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${number(node.r)}`);
+    return el("span", { class: `mark ${this.good(node) ? "good" : "bad"}` }, `${this.good(node) ? "✓" : "✗"} ${this.rewardWords(node)}`);
   }
 
   advantage(node) {
@@ -282,7 +293,7 @@ class TreeView {
 
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
-    const floor = this.floor(p), better = kids.filter((i) => this.tree.nodes[i].r > floor).length;
+    const floor = this.floor(p), better = kids.filter((i) => this.outcome(this.tree.nodes[i]) > floor).length;
     const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
     const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
@@ -314,7 +325,7 @@ class TreeView {
     const bar = event.target.closest("[data-node]");
     if (bar) {
       const node = tree.nodes[Number(bar.dataset.node)];
-      tip.show(x, y, `${node.p < 0 ? "rollout" : "branch"}: ${node.f === "segment" ? "segment" : `reward ${number(node.r)}`}\n${this.facts(node)}`);
+      tip.show(x, y, `${node.p < 0 ? "rollout" : "branch"}: ${node.f === "segment" ? "segment" : `reward ${this.rewardWords(node)}`}\n${this.facts(node)}`);
     }
   }
 

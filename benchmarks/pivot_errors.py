@@ -1,13 +1,11 @@
 #!/usr/bin/env python
 """Position of pivots relative to the first error of the rollout, which the synthetic tasks know.
 
-    python -m benchmarks.pivot_errors runs/strict --json FILE                                  trees saved while training
-    python -m benchmarks.pivot_errors strict --starts runs/regimes/strict-101 --json FILE      before training, by sampling
+    python -m benchmarks.pivot_errors runs/methods --json docs/results/lab/pivot_errors.json
 
-The second form samples trees for the arms of an experiment from the start weights of runs. A pivot is *before* the error if no
-wrong segment stands in its prefix; behind one, only a correction or luck saves the rollout (two errors that cancel, a
-multiplication by 0). The distance is that of the pivot from the first error of its rollout, in tokens. Also: what Q would do
-for other gammas, on the same rollouts.
+Reads the trees that an experiment has saved while training. A pivot is *before* the error if no wrong segment stands in its
+prefix; behind one, only a correction or luck saves the rollout (two errors that cancel, a multiplication by 0). The distance is
+that of the pivot from the first error of its rollout, in tokens. Also: what Q would do for other gammas, on the same rollouts.
 """
 
 from __future__ import annotations
@@ -20,17 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.regimes import opened
 from deepgrpo.config import Config, DeepExplore, GeneratedData, load_recipe
 from deepgrpo.explore.deep import log_q
-from deepgrpo.explore.grow import grow
 from deepgrpo.explore.pivots import candidates
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
-from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
-from deepgrpo.lab.compare.plan import expand
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.source import Cursor
 from deepgrpo.prompts.synthetic import SyntheticTask, build_synthetic
 from deepgrpo.records import Tree
 from deepgrpo.runs.facts import is_mixed, succeeds
@@ -42,58 +35,30 @@ GAMMAS = (-20.0, 0.0, 1.0, 2.0, 3.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", help="directory of a finished experiment; with --starts its name or file")
-    parser.add_argument("--starts", nargs="+", type=Path, help="run directories with the weights to sample from")
+    parser.add_argument("experiment", type=Path, help="directory of an experiment with saved trees")
     parser.add_argument("--arms", nargs="+", help="default: all with pivots")
-    parser.add_argument("--prompts", type=int, default=64, help="with --starts: prompts of each arm and start")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    if options.starts:
-        path = find_experiment(options.experiment)
-        plan = expand(load_experiment(path), path)
-        arms = {arm: plan.of(arm)[0].config for arm in plan.experiment.arms}
-    else:
-        folder = Path(options.experiment) / "arms"
-        arms = {each.name: load_recipe(RunDir(next(each.glob("seed-*"))).config) for each in sorted(folder.iterdir())}
     found: dict[str, Any] = {}
-    for arm, recipe in arms.items():
-        if recipe.explore.type == "root" or arm not in (options.arms or arms):
+    for folder in sorted((options.experiment / "arms").iterdir()):
+        arm, recipe = folder.name, load_recipe(RunDir(next(folder.glob("seed-*"))).config)
+        if recipe.explore.type == "root" or arm not in (options.arms or [arm]):
             continue
         assert isinstance(recipe.data, GeneratedData), "only the synthetic tasks know first errors"
-        trees, cost = (
-            sampled_trees(recipe, options.starts, options.prompts) if options.starts else (saved_trees(options.experiment, arm), {})
-        )
-        found[arm] = pivots_of(trees, build_synthetic(recipe.data)) | cost
+        trees = saved_trees(folder)
+        found[arm] = pivots_of(trees, build_synthetic(recipe.data))
         print(arm, json.dumps(found[arm]), flush=True)
         if arm == "deep":
             found["q_before_error"] = mass_before_error(trees, recipe)
+            print(found["q_before_error"])
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def saved_trees(experiment: str, arm: str) -> list[Tree]:
+def saved_trees(arm: Path) -> list[Tree]:
     """The saved trees of all runs of an arm."""
-    runs = map(RunDir, sorted(Path(experiment).glob(f"arms/{arm}/seed-*")))
+    runs = map(RunDir, sorted(arm.glob("seed-*")))
     return [tree for run in runs for file in run.tree_files().values() for tree in load_trees(file)]
-
-
-def sampled_trees(config: Config, starts: Sequence[Path], prompts: int) -> tuple[list[Tree], dict[str, float]]:
-    """Trees of a step from each start, and their cost; a step before it, on other prompts, has fitted the strategy's state."""
-    trees: list[Tree] = []
-    sampled = signals = 0
-    for start in starts:
-        run = opened(config, RunDir(start))
-        state = run.strategy.initial_state()
-        for step in range(2):
-            chosen, _ = run.source.take(Cursor(position=step * prompts), prompts)
-            growth = grow(
-                chosen, run.strategy, state, run.engine, run.judge, decode=run.decode, params=run.sampling_params,
-                limits=run.limits, seed=77, step=step, signals=run.signals,
-            )  # fmt: skip
-            state = run.strategy.observe(state, growth.trees)
-        trees += growth.trees
-        sampled, signals = sampled + growth.stats.sampled_tokens, signals + growth.signal_tokens
-    return trees, {"tokens_per_prompt": sampled / len(trees), "signal_tokens_per_prompt": signals / len(trees)}
 
 
 def pivots_of(trees: Sequence[Tree], task: SyntheticTask) -> dict[str, float | None]:

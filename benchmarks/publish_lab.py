@@ -3,7 +3,8 @@
 
     python -m benchmarks.publish_lab runs/methods docs/results/lab
 
-writes methods.md, methods.png, methods.json (every figure of every run), methods-dynamics.png (accuracy, entropy, length and
+writes methods.md, methods.png, methods.json (every figure of every run), methods-figures.json (the tables in rows, which
+`python -m benchmarks.map` reads), methods-dynamics.png (accuracy, entropy, length and
 mixed groups over training) and methods-steps.json.gz (the columns below of every step of every run).
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from deepgrpo.lab.compare.layout import ExperimentDir, seed_name
 from deepgrpo.lab.compare.plot import colour
 from deepgrpo.lab.compare.plot import draw as draw_comparison
 from deepgrpo.runs.layout import RunDir
@@ -43,15 +45,16 @@ def main() -> None:
     options = parser.parse_args()
     name, target = options.experiment.name, options.target
     target.mkdir(parents=True, exist_ok=True)
-    for suffix in (".json", ".md"):
-        shutil.copyfile((options.experiment / "comparison").with_suffix(suffix), target / f"{name}{suffix}")
+    paths = ExperimentDir(options.experiment)
+    for source, ending in ((paths.comparison, ".json"), (paths.page, ".md"), (paths.figures, "-figures.json")):
+        shutil.copyfile(source, target / f"{name}{ending}")
     result = json.loads((target / f"{name}.json").read_text())
     draw_comparison(result, target / f"{name}.png")
     result["experiment"]["dir"] = "runs"  # wherever it was made
     # one line: it is read by programs only
     (target / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     steps = {
-        arm: {seed: read_metrics(RunDir(options.experiment / "arms" / arm / f"seed-{seed}").metrics) for seed in each["runs"]}
+        arm: {seed: read_metrics(RunDir(paths.arm(arm) / seed_name(int(seed))).metrics) for seed in each["runs"]}
         for arm, each in result["arms"].items()
     }
     compact = {

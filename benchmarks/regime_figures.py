@@ -80,7 +80,12 @@ def measure(run: Run, amounts: Amounts, seed: int) -> dict[str, Any]:
 
 
 def _sample(
-    run: Run, starts: Sequence[tuple[Prompt, tuple[int, ...]]], count: int, seed: int, stage: str, params: SamplingParams
+    run: Run,
+    starts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    count: int,
+    seed: int,
+    stage: str,
+    params: SamplingParams,
 ) -> list[list[Response]]:
     """`count` judged responses of each start, a prompt with the first tokens of a response."""
     requests = []
@@ -89,7 +94,9 @@ def _sample(
         keys = tuple(rng.key(seed, "regime", stage, prompt.id, number, i) for i in range(count))
         requests.append(SampleRequest(prompt.tokens + prefix, keys, room, len(prompt.tokens)))
     completions, _ = run.engine.sample(requests, params)
-    flat = [(prompt, prefix, done) for (prompt, prefix), group in zip(starts, completions, strict=True) for done in group]
+    flat = [
+        (prompt, prefix, done) for (prompt, prefix), group in zip(starts, completions, strict=True) for done in group
+    ]
     whole = [prefix + done.tokens for _, prefix, done in flat]
     texts = [run.decode(tokens) for tokens in whole]
     scores = run.judge([prompt for prompt, _, _ in flat], texts, whole, [done.finish for _, _, done in flat])
@@ -116,7 +123,9 @@ def _rollouts(sampled: Sequence[Sequence[Response]], task: Any, threshold: float
         good = [each.reward > threshold for each in group]
         errors = [first_error(each.prompt, each.text) if first_error else None for each in group]
         # the answer is right, whatever the reward wants besides
-        answered = [first_error is not None and task.vote(each.prompt, each.text) == each.prompt.answer for each in group]
+        answered = [
+            first_error is not None and task.vote(each.prompt, each.text) == each.prompt.answer for each in group
+        ]
         corrected = [RETRACT in each.text for each in group]
         found.append(
             {
@@ -241,7 +250,11 @@ def _side(states: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not states:
         return None
     good = sum(each["successes"] for each in states)
-    return {"states": len(states), **_rates(states), "by_correction": ratio(sum(each["corrected"] for each in states), good)}
+    return {
+        "states": len(states),
+        **_rates(states),
+        "by_correction": ratio(sum(each["corrected"] for each in states), good),
+    }
 
 
 def _rates(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

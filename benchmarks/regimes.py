@@ -36,10 +36,14 @@ BEGIN = "<!-- written by benchmarks/regimes.py -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", help="names of recipes/lab/regimes, NAME@ACCURACY, or paths; default: all of them")
+    parser.add_argument(
+        "recipes", nargs="*", help="names of recipes/lab/regimes, NAME@ACCURACY, or paths; default: all"
+    )
     parser.add_argument("--run", type=Path, help="measure this run's newest checkpoint, or its start, instead")
     parser.add_argument("--runs", type=Path, default=Path("runs/regimes"), help="warm starts and samples")
-    parser.add_argument("--target", type=Path, default=Path("docs/results/lab/regimes"), help="directory of the figures")
+    parser.add_argument(
+        "--target", type=Path, default=Path("docs/results/lab/regimes"), help="directory of the figures"
+    )
     parser.add_argument("--page", type=Path, help="page whose tables are replaced, made of all figures in --target")
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     for name, value in Amounts.__dataclass_fields__.items():

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 READING_ORDER = (
     "", "config", "runs", "prompts", "rewards", "model", "engines", "explore", "credit", "pack", "loss", "eval", "train",
-    "cluster", "lab", "report",
+    "cluster", "lab", "report", "library",
 )  # fmt: skip
 """Packages in the order of the page; a new package appears at the end until it is given a place here."""
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 from commands import Starter
+from hypotheses import register_profiles
 from leftovers import restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
@@ -24,14 +24,8 @@ from deepgrpo.records import Tree
 
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
 
-# the same examples in every run, however loaded the machine is; `--hypothesis-profile=search` draws others
-hypothesis.settings.register_profile(
-    "tests", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.register_profile("search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("tests")
-
 _home = pytest.StashKey[Path]()
+register_profiles()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ from deepgrpo.lab.compare.experiment import load_experiment
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import TrainState
+from recipes import CHAIN, HELD_OUT, recipe_text
 
 BASE = """
 [run]
@@ -40,65 +41,10 @@ type = "synthetic"
 chain_length = 2
 split = "test"
 """
-TRAINABLE = """
-[run]
-steps = 400
-prompts_per_step = 8
-device = "cpu"
-
-[model]
-type = "scratch"
-hidden_size = 16
-num_heads = 2
-intermediate_size = 32
-max_position = 32
-
-[warmstart]
-steps = 40
-batch_size = 16
-lr = 1e-2
-
-[data]
-type = "synthetic"
-chain_length = 1
-
-[reward]
-type = "task"
-
-[sampling]
-max_new_tokens = 12
-
-[explore]
-type = "deep"
-num_rollouts = 4
-branches_per_pivot = 4
-
-[explore.segments]
-type = "tokens"
-size = 3
-
-[optim]
-lr = 1e-3
-
-[loss]
-beta = 0.0
-
-[checkpoint]
-every = 2
-
-[log]
-trees_every = "none"
-
-[eval]
-every = 4
-limit = 8
-samples = 1
-
-[eval.data]
-type = "synthetic"
-chain_length = 1
-split = "test"
-"""
+TRAINABLE = recipe_text(
+    {**CHAIN, "run": {"steps": 400, "prompts_per_step": 8, "device": "cpu"}}, model={"max_position": 32}, loss={"beta": 0.0},
+    checkpoint={"every": 2}, log={"trees_every": "none"}, eval={"every": 4, "limit": 8, "samples": 1, "data": HELD_OUT},
+)  # fmt: skip
 """A base recipe whose runs take a second."""
 EXPERIMENT = """
 name = "trial"

@@ -32,6 +32,8 @@ STATED = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray starts its workers with a niceness of 15, and tests beside them would leave them no processor
     "RAY_worker_niceness": "0",
+    # on a machine that has other things to do, Ray's own half minute may not do
+    "RAY_raylet_start_wait_time_s": "300",
 }
 
 

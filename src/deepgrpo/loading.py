@@ -19,6 +19,9 @@ from deepgrpo import rng
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.foreign import unchanged_process
 
+GIVEN = "given:"
+"""Begins the name of an object of the Python program that trains, such as "given:accuracy": a section holds the object."""
+
 _numbers = itertools.count()
 """Numbers of the files loaded by this process."""
 
@@ -34,8 +37,10 @@ def load_object(reference: str, key: str) -> Any:
         key: the key of the recipe it comes from, for messages, e.g. "reward.function".
 
     Raises ConfigError: the form is wrong, the file, the module or the name is missing, importing it fails, or the object
-    cannot be called.
+    cannot be called, or was an object of another process.
     """
+    if reference.startswith(GIVEN):
+        raise not_given(key, reference.removeprefix(GIVEN))
     origin, colon, attribute = reference.rpartition(":")
     if not colon or not origin or not attribute:
         raise ConfigError(
@@ -52,6 +57,14 @@ def load_object(reference: str, key: str) -> Any:
         problem = "does not have it" if found is None else f"has it as {show(found)}, which cannot be called"
         raise ConfigError(f"{said} {origin} {problem}; it has {', '.join(public) or 'no function or class at all'}")
     return found
+
+
+def not_given(key: str, name: str) -> ConfigError:
+    """The error about an object that a recipe only names."""
+    return ConfigError(
+        f"{key}: {name} was an object of the Python program that started the run, and no file has it; name another, or "
+        "continue the run in Python, with the same objects: deepgrpo.train(resume=RUN, ...)"
+    )
 
 
 def show(value: Any) -> str:

@@ -5,28 +5,25 @@ independent makes every interval too narrow.
 
 Paired differences: the unit is the seed. Both arms of a pair start from the same weights and see the same questions, so
 their difference cancels what the seed does to both. Questions are not resampled: the interval is about other seeds on these
-questions. Worked example: differences of 3 seeds are -1, 0, 4. A resample draws 3 of them with replacement; each of the 27
-ordered draws is equally likely, and the mean is lowest, -1, in 1 of 27 = 3.7%. That exceeds 2.5%, so neither end can be cut
-off: with 3 seeds the 95% interval is always the whole range, here -1 to 4.
+questions. Worked example: the signs of 6 differences agree by chance in 2 of 64 cases = 3.1%, so a test at 5% rejects that
+the typical difference is 0 exactly then, and the 95% interval is the range of the six. With 5 seeds the signs agree in 2 of 32
+cases = 6.3%: the range is all that can be said, and it covers less than 95%.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from deepgrpo import rng
-
-EXACT_UP_TO = 9
-"""Up to this many seeds all resamples are enumerated (24,310 distinct ones for 9); beyond, they are drawn."""
-DRAWS = 100_000
-"""Number of resamples drawn where enumeration is too expensive."""
+INTERVALS = (
+    "Intervals are those of the exact signed-rank test (Wilcoxon) over the paired seeds, on these questions: at least 95% for "
+    "symmetric differences from 6 seeds on, the full range with fewer."
+)
+"""What a reader of an interval by `paired_interval` must know."""
 
 
 def finite_mean(values: Sequence[float]) -> float:
@@ -180,16 +177,16 @@ class Interval:
     """Two-sided sign test, ties left out: probability that a fair coin splits the seeds at least as unevenly."""
 
 
-def bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
-    """Percentile bootstrap over seeds of a mean difference (Efron 1979), exact for up to 9 seeds.
+def paired_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
+    """Interval over seeds of a typical difference: all values that Wilcoxon's exact signed-rank test does not reject.
 
-    A resample draws n of the n differences with replacement. `low` is the smallest mean that more than (1 - level) / 2 of
-    the resamples do not exceed, `high` the largest that more than (1 - level) / 2 reach; negating the differences negates
-    the interval. With more than 9 seeds, 100,000 resamples are drawn from a fixed seed.
+    With the averages of all pairs, `w_1 <= ... <= w_M` of `(d_i + d_j) / 2` for i <= j, it is `[w_k, w_(M+1-k)]` with the
+    largest k such that `P(W+ <= k - 1) <= (1 - level) / 2` (Hodges and Lehmann 1963). It covers the mean of symmetric
+    differences with at least `level` from 6 seeds on, whatever their tails. With fewer seeds it is the full range, which covers
+    the median with `1 - 2^(1-n)`: .94 for 5 seeds, .75 for 3.
 
-    With few seeds the interval is too narrow: the resamples spread too little by a factor sqrt((n - 1) / n), and Student's t
-    is ignored. For normal differences from 5 seeds a "95%" interval covers the true mean in about 84 of 100 cases.
-    Read it with `above`, `below` and `sign_p`.
+    Of five intervals it has the best measured coverage at 6 and 8 seeds (benchmarks/coverage.py). Under skewed differences it
+    covers the mean in 92 to 94 of 100 cases, Student's t in 88 to 91.
 
     Args:
         differences: one per seed, at least 2, in any unit.
@@ -205,15 +202,13 @@ def bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> Int
     value_N = np.array(sorted(differences), dtype=np.float64)  # sorted: no result depends on the order of the seeds
     if not np.isfinite(value_N).all():
         raise ValueError(f"differences must be finite numbers, not {list(differences)}")
-    count_RN, weight_R = _resamples(len(value_N))
-    mean_R = count_RN @ value_N / len(value_N)
-    order = np.argsort(mean_R, kind="stable")
-    mean_R, weight_R = mean_R[order], weight_R[order]
-    cut = (1.0 - level) / 2.0 * float(weight_R.sum())
-    low = mean_R[np.argmax(np.cumsum(weight_R) > cut)]
-    high = mean_R[::-1][np.argmax(np.cumsum(weight_R[::-1]) > cut)]
+    i, j = np.triu_indices(len(value_N))
+    walsh = np.sort((value_N[i] + value_N[j]) / 2)
+    k = max(1, int(np.searchsorted(_signed_rank_cdf(len(value_N)), (1.0 - level) / 2.0, side="right")))
     above, below = int((value_N > 0).sum()), int((value_N < 0).sum())
-    return Interval(float(value_N.mean()), float(low), float(high), len(value_N), above, below, sign_test(above, below))
+    return Interval(
+        float(value_N.mean()), float(walsh[k - 1]), float(walsh[-k]), len(value_N), above, below, sign_test(above, below)
+    )
 
 
 def sign_test(above: int, below: int) -> float:
@@ -227,15 +222,10 @@ def sign_test(above: int, below: int) -> float:
 
 
 @lru_cache(maxsize=16)
-def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multiplicity of each difference in a resample `[R, n]`, and the number of ordered draws it stands for `[R]`."""
-    if n > EXACT_UP_TO:
-        drawn = rng.generator("bootstrap", n).integers(0, n, size=(DRAWS, n))
-        count_RN = np.stack([(drawn == i).sum(axis=1) for i in range(n)], axis=1)
-        return count_RN.astype(np.float64), np.ones(DRAWS)
-    counts, weights = [], []
-    for bag in itertools.combinations_with_replacement(range(n), n):
-        times = Counter(bag)
-        counts.append([times[i] for i in range(n)])
-        weights.append(math.factorial(n) // math.prod(map(math.factorial, times.values())))
-    return np.array(counts, dtype=np.float64), np.array(weights, dtype=np.float64)
+def _signed_rank_cdf(n: int) -> np.ndarray:
+    """`P(W+ <= w)` for w = 0, 1, ..., n(n+1)/2: W+ is the sum of a random subset of the ranks 1..n."""
+    counts = np.ones(1)
+    for rank in range(1, n + 1):
+        counts = np.convolve(counts, np.concatenate([[1.0], np.zeros(rank - 1), [1.0]]))
+    cdf: np.ndarray = np.cumsum(counts) / counts.sum()
+    return cdf

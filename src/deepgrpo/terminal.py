@@ -19,7 +19,8 @@ class Terminal(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        # force_jupyter: in a notebook rich would make an HTML block of every line
+        super().__init__(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **how: Any) -> Text:
         """See `Console.render_str`: every string that is printed, in tables too."""

@@ -9,7 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypotheses import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepgrpo.answers.boxed import find_box
@@ -115,7 +116,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.lists(st.sampled_from(PIECES), max_size=4))
 @example(["((((5))))"], ["\\{\\{"])
 def test_no_text_makes_a_reader_raise(pieces: list[str], others: list[str]) -> None:

@@ -21,46 +21,13 @@ from safetensors.torch import load_file, save_file
 from deepgrpo import cli
 from deepgrpo.errors import MissingExtraError
 from deepgrpo.train import log, loop
+from recipes import ON_DISK, TINY, TOKENS_3, recipe_text
 from tiny import save_model, write_jsonl
 
-RECIPE = """
-[run]
-name = "tiny"
-dir = "runs"
-steps = 2
-prompts_per_step = 2
-device = "cpu"
-
-[model]
-type = "pretrained"
-path = "model"
-
-[data]
-type = "jsonl"
-path = "data.jsonl"
-
-[reward]
-type = "user"
-function = "reward.py:reward"
-
-[sampling]
-max_new_tokens = 8
-
-[explore]
-type = "deep"
-num_rollouts = 4
-branches_per_pivot = 2
-
-[explore.segments]
-type = "tokens"
-size = 3
-
-[optim]
-lr = 1e-3
-
-[loss]
-beta = 0.0
-"""
+RECIPE = recipe_text(
+    ON_DISK, run={"steps": 2}, sampling={"max_new_tokens": 8}, optim={"lr": 1e-3},
+    explore={"type": "deep", "num_rollouts": 4, "branches_per_pivot": 2, "segments": TOKENS_3},
+)  # fmt: skip
 ROWS = [{"id": f"row-{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(4)]
 # responses cut off are not shown to the function, so it is asked to score all: truncated_value = "none" below
 REWARD = "def reward(completions, **columns):\n    return [float(len(text) % 2) for text in completions]\n"
@@ -409,39 +376,11 @@ def test_a_reward_that_breaks_its_contract(deepgrpo: Any, place: Path, body: str
         assert part in done.err
 
 
-SYNTHETIC = """
-[run]
-name = "tiny"
-steps = 1
-prompts_per_step = 2
-device = "cpu"
-
-[model]
-type = "scratch"
-hidden_size = 32
-num_heads = 2
-intermediate_size = 64
-max_position = 64
-
-[warmstart]
-steps = 2
-batch_size = 4
-
-[data]
-type = "synthetic"
-chain_length = 1
-
-[reward]
-type = "user"
-function = "reward.py:reward"
-
-[sampling]
-max_new_tokens = 8
-
-[explore]
-type = "root"
-num_rollouts = 4
-"""
+SYNTHETIC = recipe_text(
+    ON_DISK, run={"steps": 1}, model={**TINY, "hidden_size": 32, "intermediate_size": 64, "max_position": 64},
+    warmstart={"steps": 2, "batch_size": 4}, data={"type": "synthetic", "chain_length": 1}, sampling={"max_new_tokens": 8},
+    explore={"type": "root", "num_rollouts": 4}, loss={},
+)  # fmt: skip
 
 
 def test_a_first_step_that_fails_after_a_warm_start_can_be_tried_again(deepgrpo: Any, place: Path) -> None:

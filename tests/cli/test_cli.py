@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import doctest
 import os
-import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Starter
 
 import deepgrpo
 from deepgrpo import arguments, cli
@@ -19,19 +20,25 @@ from deepgrpo.config import load_recipe, to_toml
 from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.errors import ConfigError
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 SRC = Path(deepgrpo.__file__).parents[1]
+SHOWN = {"COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     # whatever directory a test runs in, it is this package that is meant
-    return {**os.environ, "PYTHONPATH": str(SRC), "COLUMNS": "100", "NO_COLOR": "1", **extra}
+    return {**os.environ, "PYTHONPATH": str(SRC), **SHOWN}
 
 
-def run(*arguments: str, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deepgrpo.cli", *arguments],
-        capture_output=True, text=True, timeout=120, cwd=cwd, env=environment(**extra),
-    )  # fmt: skip
+def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an interpreter of its own; the commands of the other tests are forks (commands.py)."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment())
+
+
+@pytest.fixture
+def run(commands: Starter, tmp_path: Path) -> Run:
+    """Runs a command of `deepgrpo` in an empty directory."""
+    return lambda *arguments, **extra: commands.run(*arguments, cwd=tmp_path, **SHOWN, **extra)
 
 
 def words(text: str) -> str:
@@ -60,32 +67,39 @@ def words(text: str) -> str:
         (("train", "demo", "--help-config", "--dry-run"), ("[run]",)),
     ],
 )  # fmt: skip
-def test_help_answers(arguments: tuple[str, ...], says: tuple[str, ...]) -> None:
+def test_help_answers(run: Run, arguments: tuple[str, ...], says: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     for part in says:
         assert part in words(done.stdout)
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["train", "--help"], ["train", "--help-config"], ["eval", "--help"], ["recipes"]]
-)
-def test_help_loads_no_torch_and_answers_at_once(arguments: list[str]) -> None:
+LIGHT = [[], ["--help"], ["train", "--help"], ["train", "--help-config"], ["eval", "--help"], ["recipes"]]
+
+
+def test_help_loads_no_torch_and_answers_at_once() -> None:
+    """All commands in one interpreter, in their order: what one of them loads stands in its line and in those after it."""
     code = (
-        "import sys\n"
+        "import sys, time\n"
         "from deepgrpo.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'math_verify', 'datasets', 'peft', 'pebble', 'sympy'} & set(sys.modules)\n"
-        "print('heavy:', sorted(heavy))"
+        "before = 0.0\n"
+        f"for arguments in {LIGHT}:\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'transformers', 'math_verify', 'datasets', 'peft', 'pebble', 'sympy'} & set(sys.modules)\n"
+        "    now = time.process_time()  # seconds of the processor: the machine may be busy with other tests\n"
+        "    print('used', now - before, arguments, sorted(heavy), file=sys.stderr)\n"
+        "    before = now\n"
     )
-    plain = {key: value for key, value in environment().items() if not key.startswith("COVERAGE")}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, env=plain)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
-    # seconds of the processor: the machine may be busy with other tests
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    done = fresh("-c", code)
+    lines = [line.split(maxsplit=2) for line in done.stderr.splitlines() if line.startswith("used ")]
+    assert [rest for _, _, rest in lines] == [f"{arguments} []" for arguments in LIGHT], done.stdout + done.stderr
+    assert max(float(seconds) for _, seconds, _ in lines) < 2.0
+
+
+def test_a_command_in_an_interpreter_of_its_own() -> None:
+    done = fresh("-m", "deepgrpo.cli", "recipes", "demo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, find_recipe("demo").read_text(), "")
 
 
 def test_the_package_itself_is_light() -> None:
@@ -95,7 +109,7 @@ def test_the_package_itself_is_light() -> None:
         "print(deepgrpo.Config.__module__, deepgrpo.Ledger().sampled_tokens, 'torch' in sys.modules)\n"
         "print(all(hasattr(deepgrpo, name) for name in dir(deepgrpo)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    done = fresh("-c", code)
     assert done.stdout.splitlines() == ["[]", "deepgrpo.config.recipe 0 False", "True"]
 
 
@@ -107,7 +121,7 @@ def test_a_name_that_the_package_does_not_have() -> None:
 # ---------------------------------------------------------------- recipes
 
 
-def test_recipes_are_listed_with_their_first_line() -> None:
+def test_recipes_are_listed_with_their_first_line(run: Run) -> None:
     done = run("recipes")
     assert done.returncode == 0
     for name, comment in list_recipes():
@@ -115,7 +129,7 @@ def test_recipes_are_listed_with_their_first_line() -> None:
         assert comment in done.stdout
 
 
-def test_a_recipe_is_printed_as_it_is() -> None:
+def test_a_recipe_is_printed_as_it_is(run: Run) -> None:
     done = run("recipes", "demo")
     assert (done.returncode, done.stdout) == (0, find_recipe("demo").read_text())
 
@@ -152,8 +166,8 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         (("recipes", "--nmae"), "Unrecognized options: --nmae"),
     ],
 )
-def test_a_wrong_call_says_what_is_wrong(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    done = run(*arguments, cwd=tmp_path)
+def test_a_wrong_call_says_what_is_wrong(run: Run, arguments: tuple[str, ...], says: str) -> None:
+    done = run(*arguments)
     told = words(done.stderr + done.stdout)
     assert says in told
     assert "Traceback" not in told
@@ -162,15 +176,15 @@ def test_a_wrong_call_says_what_is_wrong(arguments: tuple[str, ...], says: str, 
     assert done.stdout == ""
 
 
-def test_a_broken_recipe_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+def test_a_broken_recipe_is_an_error_without_a_traceback(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[run\n")
-    done = run("train", "mine.toml", cwd=tmp_path)
+    done = run("train", "mine.toml")
     assert done.returncode == 2
     assert done.stderr.startswith("error: recipe 'mine.toml' is not valid TOML")
     assert "Traceback" not in done.stderr
 
 
-def test_the_traceback_is_there_when_asked_for() -> None:
+def test_the_traceback_is_there_when_asked_for(run: Run) -> None:
     done = run("train", "dmo", DEEPGRPO_DEBUG="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -21,34 +21,13 @@ from deepgrpo.eval.command import evaluate_model
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.log import RunLog
+from recipes import ON_DISK, recipe_text
 from tiny import save_model, write_jsonl
 
-RECIPE = """
-[run]
-name = "tiny"
-dir = "runs"
-steps = 1
-prompts_per_step = 2
-device = "cpu"
-[model]
-type = "pretrained"
-path = "model"
-[data]
-type = "jsonl"
-path = "data.jsonl"
-[reward]
-type = "exact"
-truncated_value = "none"
-[sampling]
-max_new_tokens = 4
-[explore]
-type = "root"
-num_rollouts = 2
-[loss]
-beta = 0.0
-[log]
-trees_every = 1
-"""
+RECIPE = recipe_text(
+    ON_DISK, run={"steps": 1}, reward={"type": "exact", "truncated_value": "none"}, sampling={"max_new_tokens": 4},
+    explore={"type": "root", "num_rollouts": 2}, log={"trees_every": 1},
+)  # fmt: skip
 ROWS = [{"id": f"row-{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(8)]
 HELD_OUT = ("--eval.data", '{type = "jsonl", path = "held_out.jsonl"}', "--eval.every", "1")
 

@@ -12,79 +12,18 @@ from typing import Any
 import pytest
 
 from deepgrpo import cli
+from recipes import ON_DISK, TINY, TOKENS_3, recipe_text
 from tiny import save_model, write_jsonl
 
-RECIPE = """
-[run]
-name = "tiny"
-dir = "runs"
-steps = 1
-prompts_per_step = 2
-device = "cpu"
-
-[model]
-type = "pretrained"
-path = "model"
-
-[data]
-type = "jsonl"
-path = "data.jsonl"
-
-[reward]
-type = "user"
-function = "reward.py:reward"
-truncated_value = "none"
-
-[sampling]
-max_new_tokens = 12
-
-[explore]
-type = "deep"
-num_rollouts = 2
-branches_per_pivot = 3
-gamma = 1.5
-
-[explore.segments]
-type = "tokens"
-size = 3
-
-[loss]
-beta = 0.0
-"""
-SCRATCH = """
-[run]
-name = "scratch"
-dir = "runs"
-device = "cpu"
-steps = 1
-prompts_per_step = 2
-
-[model]
-type = "scratch"
-hidden_size = 16
-num_layers = 1
-num_heads = 2
-intermediate_size = 32
-max_position = 96
-
-[data]
-type = "synthetic"
-chain_length = 2
-
-[reward]
-type = "user"
-function = "reward.py:reward"
-truncated_value = "none"
-
-[sampling]
-max_new_tokens = 16
-
-[explore]
-type = "root"
-
-[loss]
-beta = 0.0
-"""
+RECIPE = recipe_text(
+    ON_DISK, run={"steps": 1}, reward={"truncated_value": "none"}, sampling={"max_new_tokens": 12},
+    explore={"type": "deep", "num_rollouts": 2, "branches_per_pivot": 3, "gamma": 1.5, "segments": TOKENS_3},
+)  # fmt: skip
+SCRATCH = recipe_text(
+    ON_DISK, run={"name": "scratch", "steps": 1}, model={**TINY, "num_layers": 1, "max_position": 96},
+    data={"type": "synthetic", "chain_length": 2}, reward={"truncated_value": "none"}, sampling={"max_new_tokens": 16},
+    explore={"type": "root"},
+)  # fmt: skip
 WARM = """
 [warmstart]
 steps = 2

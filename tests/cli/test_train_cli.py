@@ -17,62 +17,15 @@ from commands import Command, Starter
 from deepgrpo import cli
 from deepgrpo.config import load_recipe
 from deepgrpo.train.loop import train
+from recipes import CHAIN, HELD_OUT, recipe_text
 
-RECIPE = """
-[run]
-name = "tiny"
-dir = "runs"
-steps = 8
-prompts_per_step = 8
-device = "cpu"
-threads = 1
 
-[model]
-type = "scratch"
-hidden_size = 32
-num_heads = 2
-intermediate_size = 64
-max_position = 64
+def recipe(reward: str) -> str:
+    return recipe_text(
+        CHAIN, run={"steps": 8}, model={"hidden_size": 32, "intermediate_size": 64}, reward={"type": reward},
+        checkpoint={"every": 2}, eval={"every": 4, "limit": 8, "data": HELD_OUT},
+    )  # fmt: skip
 
-[warmstart]
-steps = 40
-batch_size = 16
-lr = 1e-2
-
-[data]
-type = "synthetic"
-chain_length = 1
-
-[reward]
-type = "{reward}"
-
-[sampling]
-max_new_tokens = 12
-
-[explore]
-type = "deep"
-num_rollouts = 4
-branches_per_pivot = 4
-
-[explore.segments]
-type = "tokens"
-size = 3
-
-[optim]
-lr = 1e-3
-
-[checkpoint]
-every = 2
-
-[eval]
-every = 4
-limit = 8
-
-[eval.data]
-type = "synthetic"
-chain_length = 1
-split = "test"
-"""
 
 
 def lines_of(directory: Path) -> list[dict[str, Any]]:
@@ -96,7 +49,7 @@ def wait_for_step(directory: Path, step: int, process: Command) -> None:
 
 def whole_run(directory: Path, reward: str) -> Path:
     """A run that nobody disturbs, in this process."""
-    (directory / "tiny.toml").write_text(RECIPE.format(reward=reward))
+    (directory / "tiny.toml").write_text(recipe(reward))
     return train(load_recipe(directory / "tiny.toml", [("run.dir", str(directory / "runs")), ("run.name", "whole")]))
 
 
@@ -104,7 +57,7 @@ def whole_run(directory: Path, reward: str) -> Path:
 def done(tmp_path_factory: pytest.TempPathFactory, commands: Starter) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A directory with a recipe and a run that was started from the command line, and what that printed."""
     place = tmp_path_factory.mktemp("done")
-    (place / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    (place / "tiny.toml").write_text(recipe("task"))
     return place, commands.run("train", "tiny.toml", "--run.steps", "3", cwd=place)
 
 
@@ -152,7 +105,7 @@ def test_the_result_can_be_evaluated(done: Any, commands: Starter) -> None:
 
 
 def test_a_dry_run_trains_nothing(tmp_path: Path, commands: Starter) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    (tmp_path / "tiny.toml").write_text(recipe("task"))
     process = commands.run("train", "tiny.toml", "--dry-run", cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
@@ -224,7 +177,7 @@ def test_ctrl_c_loses_no_check_of_the_reward(tmp_path: Path, commands: Starter) 
 
 def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path, commands: Starter) -> None:
     """`deepgrpo train | tee` ends the reader with the same Ctrl-C; the run saves its step all the same."""
-    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    (tmp_path / "tiny.toml").write_text(recipe("task"))
     process = commands.start("train", "tiny.toml", "--run.steps", "500", "--checkpoint.every", "none", cwd=tmp_path)
     directory = tmp_path / "runs" / "tiny"
     wait_for_step(directory, 2, process)
@@ -238,7 +191,7 @@ def test_ctrl_c_in_a_pipe_loses_no_step(tmp_path: Path, commands: Starter) -> No
 
 def test_ctrl_c_during_the_warm_start(tmp_path: Path, commands: Starter) -> None:
     """It acts within a step; nothing is saved, which the output and the exit code say, and nothing is in the way."""
-    (tmp_path / "tiny.toml").write_text(RECIPE.format(reward="task"))
+    (tmp_path / "tiny.toml").write_text(recipe("task"))
     process = commands.start("train", "tiny.toml", "--warmstart.steps", "100000", cwd=tmp_path)
     log = tmp_path / "runs" / "tiny" / "log.txt"
     deadline = time.monotonic() + 90

@@ -18,6 +18,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray_workers import KILL, SETUP, RayWorkers  # noqa: E402
 
 from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
 from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
@@ -26,7 +27,7 @@ from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
 from deepgrpo.cluster.routing import RolloutIndex  # noqa: E402
 from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
 from deepgrpo.cluster.session import require_ray  # noqa: E402
-from deepgrpo.config import Config, load_recipe, parse_config  # noqa: E402
+from deepgrpo.config import Config, load_recipe, parse_config, to_toml  # noqa: E402
 from deepgrpo.errors import ConfigError  # noqa: E402
 from deepgrpo.runs.trees import load_trees  # noqa: E402
 from deepgrpo.train.loop import train  # noqa: E402
@@ -53,7 +54,7 @@ RECIPE: dict[str, Any] = {
     "log": {"trees_every": 1},
 }  # fmt: skip
 TWO = {"rollout_workers": 2, "learners": 2}
-NODE = {"num_cpus": 2}
+NODE: dict[str, Any] = {"num_cpus": 2, "setup_worker_path": SETUP}
 
 
 def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:
@@ -70,10 +71,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Any]:
+def forks() -> Iterator[RayWorkers]:
+    found = RayWorkers()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def two_nodes(forks: RayWorkers) -> Iterator[Any]:
     """A cluster of two nodes with three and two CPUs, on this machine."""
     require_ray()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 3, "include_dashboard": False})
     cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
@@ -304,38 +312,18 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
     assert "gave no answer within cluster.sample_deadline_s = 10" in (run / "log.txt").read_text()
 
 
-DRIVER = """
-import os, pathlib, signal, sys
-from deepgrpo import cli
-rename = pathlib.Path.rename
-def killed(self, target):
-    if self.name == ".tmp-step-000002":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, target)
-pathlib.Path.rename = killed
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def test_the_driver_is_killed_while_it_saves(alone: Path, tmp_path: Path) -> None:
+def test_the_driver_is_killed_while_it_saves(forks: RayWorkers, alone: Path, tmp_path: Path) -> None:
     """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own."""
     run = tmp_path / "driver"
-    config = recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 1})
-    from deepgrpo.config import to_toml
-
-    (tmp_path / "recipe.toml").write_text(to_toml(config))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    dead = subprocess.run(
-        [sys.executable, "-c", DRIVER, "train", str(tmp_path / "recipe.toml")], env=environment, timeout=1500, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 1})))
+    dead = forks.run("train", "recipe.toml", cwd=tmp_path, timeout=1500, **{KILL: ".tmp-step-000002"})
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         ".tmp-step-000002", "step-000000", "step-000001"
     ]  # fmt: skip
+    # every process an interpreter of its own, as in use
     command = [sys.executable, "-m", "deepgrpo.cli", "train", "--resume", str(run)]
-    again = subprocess.run(command, env=environment, timeout=1500, check=False, capture_output=True, text=True)
+    again = subprocess.run(command, timeout=1500, check=False, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert_same(run, alone)
     assert not again.stderr

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Console
 from surroundings import ROOT
 
 pytest.importorskip("ray")
+
+from ray_workers import RayWorkers, fork_workers
 
 from benchmarks import harness as bench
 from benchmarks.options import BenchOptions
@@ -27,10 +30,19 @@ SCRIPT = ROOT / "benchmarks" / "plot_distribution.py"
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Figures of all arms with up to two workers, two rows each, a token in 2 ms."""
-    # workers import the reward from `benchmarks`, as they do where it is started from the root of the checkout
+def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray that is started here has its workers forked."""
+    # they import the reward from `benchmarks`, as they do where it is started from the root of the checkout
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    running = RayWorkers()
+    fork_workers(monkeypatch.setattr)
+    yield
+    running.close()
+
+
+@pytest.fixture
+def measured(forks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Figures of all arms with up to two workers, two rows each, a token in 2 ms."""
     monkeypatch.setitem(WORKLOADS, "S", SMALL)
     monkeypatch.setattr(distribution, "WORKERS", (0, 1, 2))
     monkeypatch.setattr(distribution, "ROWS", 2)
@@ -42,7 +54,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(900)  # three processes load torch: on a machine that has other things to do that takes a while
+@pytest.mark.timeout(900)
 def test_what_distribution_costs_is_taken_apart(measured: Path, tmp_path: Path) -> None:
     """Equal lengths, two workers of two rows, 2 ms a token.
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -62,7 +63,7 @@ def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("device_kernel", [True, False], ids=["flash", "portable"])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     counts=st.lists(st.integers(0, 3), min_size=1, max_size=3), alone=st.integers(0, 2), prefix=st.integers(1, 9),
     extent=st.integers(1, 6), seed=st.integers(0, 2**31), ratio=st.sampled_from([1, 2, 3]),

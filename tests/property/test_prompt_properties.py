@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import assume, given, settings
+from hypotheses import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chains import first_error, solution, verify
@@ -64,7 +65,7 @@ def test_one_changed_character_marks_its_segment(problem, data):
 
 
 @given(st.integers(0, 10**6), st.integers(0, 5), st.integers(1, 6))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_made_questions_belong_to_their_split(index, seed, chain_length):
     for split in ("train", "test"):
         row = synthetic.make(index, SyntheticData(split=split, seed=seed, chain_length=chain_length))
@@ -80,7 +81,7 @@ def source(size: int | None, shuffle: bool) -> PromptSource:
 @pytest.mark.parametrize("size", [1, 7, None])
 @pytest.mark.parametrize("shuffle", [True, False])
 @given(epoch=st.integers(0, 3), position=st.integers(0, 6), n=st.integers(0, 15), m=st.integers(0, 15))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_reading_twice_is_reading_once(size, shuffle, epoch, position, n, m):
     start = Cursor(epoch, position if size is None else position % size)
     first, middle = source(size, shuffle).take(start, n)
@@ -90,7 +91,7 @@ def test_reading_twice_is_reading_once(size, shuffle, epoch, position, n, m):
 
 
 @given(st.integers(0, 50))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_every_epoch_reads_every_prompt_once(epoch):
     prompts, cursor = source(7, True).take(Cursor(epoch), 7)
     assert len({prompt.id for prompt in prompts}) == 7

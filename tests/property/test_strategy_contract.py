@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -32,6 +33,7 @@ from deepgrpo.explore.toy import Letters, ToyTask
 from deepgrpo.records import Tree
 from deepgrpo.runs.trees import load_trees, save_trees
 
+EXPLORE: TypeAdapter[Any] = TypeAdapter(ExploreConfig)
 SEGMENTS = {"type": "tokens", "size": 3}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -91,7 +93,7 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _builder(config: dict[str, Any], scale: Scale = "none") -> Callable[[], Strategy]:
-    section = TypeAdapter(ExploreConfig).validate_python(config)
+    section = EXPLORE.validate_python(config)
     return lambda: build_strategy(section, Context(scale, Letters(), ToyTask()))
 
 
@@ -103,7 +105,7 @@ worlds = given(
         st.sampled_from(["any", "any", "one", "endless"]),
     )
 )  # fmt: skip
-few = settings(max_examples=20, deadline=None)
+few = examples(8)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.required], ids=lambda rule: rule.check.__name__)

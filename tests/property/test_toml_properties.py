@@ -6,7 +6,8 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypotheses import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepgrpo.config import ReasoningGymData, parse_config, to_toml
@@ -35,7 +36,7 @@ def with_params(params: dict[str, Any]) -> Any:
 @given(st.dictionaries(TEXT, VALUES, max_size=4))
 @example({"datasets": [{"name": "chain_sum", "config": {"min terms": 2}}, {"name": "x", "config": {}}]})
 @example({"two words": {"a.b": [], "": float("inf")}, "del": "\x7f\x00\n\"'"})
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_parameters_survive_the_way_to_toml_and_back(params: dict[str, Any]) -> None:
     config = with_params(params)
     again = parse_config(tomllib.loads(to_toml(config)))

@@ -14,54 +14,15 @@ from typing import Any
 
 from commands import Starter
 
+from recipes import CHAIN, HELD_OUT, recipe_text
+
 RUN = Path("runs/storm")
-RECIPE = """
-[run]
-name = "storm"
-steps = 4
-prompts_per_step = 4
-device = "cpu"
-threads = 1
-[model]
-type = "scratch"
-hidden_size = 32
-num_layers = 1
-num_heads = 2
-intermediate_size = 64
-max_position = 64
-[warmstart]
-steps = 40
-batch_size = 16
-lr = 1e-2
-[data]
-type = "synthetic"
-chain_length = 1
-[reward]
-type = "task"
-[sampling]
-max_new_tokens = 12
-[explore]
-type = "deep"
-num_rollouts = 4
-branches_per_pivot = 2
-segments = {type = "tokens", size = 2}
-[optim]
-lr = 1e-3
-[loss]
-beta = 0.01
-[checkpoint]
-every = 1
-keep_last = 1
-[log]
-trees_every = 1
-[eval]
-every = 2
-limit = 4
-[eval.data]
-type = "synthetic"
-chain_length = 1
-split = "test"
-"""
+RECIPE = recipe_text(
+    CHAIN, run={"name": "storm", "steps": 4, "prompts_per_step": 4}, loss={"beta": 0.01},
+    model={"hidden_size": 32, "num_layers": 1, "intermediate_size": 64},
+    explore={"branches_per_pivot": 2, "segments": {"type": "tokens", "size": 2}},
+    checkpoint={"every": 1, "keep_last": 1}, log={"trees_every": 1}, eval={"every": 2, "limit": 4, "data": HELD_OUT},
+)  # fmt: skip
 RESUMES = 4
 """A run that has not come to its end after so many resumes never will."""
 PATIENCE_S = 120.0

@@ -158,6 +158,11 @@ def test_empty_messages_are_an_empty_question(tmp_path: Path) -> None:
     assert (source.skipped, [p.id for p in source.head(9)]) == ({"empty question": 2}, ["3"])
 
 
+def test_keys_that_are_null_are_left_out() -> None:
+    """A template that asks `if m.name is defined` must not see the null that parquet puts into every turn."""
+    assert with_texts([{**USER, "name": None, "weight": 0}]) == [{**USER, "weight": 0}]
+
+
 def test_tool_calls_need_no_content() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}
     assert with_texts([call]) == [{"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}]

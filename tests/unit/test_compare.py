@@ -5,24 +5,27 @@ from __future__ import annotations
 import io
 import json
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from deepgrpo import cli
 from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig, merge
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
 from deepgrpo.lab.compare.cells import as_table, short
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
-from deepgrpo.lab.compare.figures import compare, differences, training_figures
+from deepgrpo.lab.compare.figures import compare, differences, figure_rows
 from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
+from deepgrpo.lab.compare.run_figures import spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
 from deepgrpo.prompts import synthetic
 from experiments import BASE, EXPERIMENT, line, planned, write_run
@@ -93,8 +96,7 @@ def without(text: str, *lines: str) -> str:
         (EXPERIMENT.replace("budget", "bugdet"), "unknown key 'bugdet' (value 10000); did you mean 'budget'?"),
         (EXPERIMENT.replace("budget = 10_000", "budget = 0"), "budget is 0; it should be greater than 0"),
         (EXPERIMENT.replace("k = [1, 4]", "k = [1, 5]"), "final.k has 5, but final.samples is 4"),
-        (EXPERIMENT + "[curve]\nlast = 3\nlast_share = 0.2", "remove one"),
-        (EXPERIMENT + "[curve]\nlast_share = 0.0", "curve.last_share is 0"),
+        (EXPERIMENT + "[curve]\nlast_share = 0.0", "curve.last_share is 0.0; it should be greater than 0"),
         (EXPERIMENT.replace('"base.toml"', '"dmeo"'), "recipe 'dmeo' does not exist; did you mean 'demo'?"),
         (EXPERIMENT.replace('"trial"', '"../trial"'), "name is '../trial'"),
         (EXPERIMENT + FINAL + 'chain_length = 2\nsplit = "test"', "final.data is the same as eval.data"),
@@ -190,7 +192,7 @@ def test_an_arm_that_cannot_reach_its_budget(tmp_path: Path) -> None:
 @pytest.fixture
 def done(tmp_path: Path) -> Plan:
     """grpo takes 4 steps of 2,500 tokens, deep 2 of 5,000; deep is better in both seeds, by 10 and by 20 points."""
-    plan = planned(tmp_path, EXPERIMENT + "[curve]\nlast = 2\ntarget = 0.5")
+    plan = planned(tmp_path, EXPERIMENT + "[curve]\ntarget = 0.5")
     for seed, gain in ((1, 0.1), (2, 0.2)):
         grpo = [line(0, 0, 0, 0.2), *(line(i, 2500 * i, i, 0.2 + 0.05 * i) for i in (1, 2, 3, 4))]
         deep = [line(0, 0, 0, 0.2), line(1, 5000, 1, 0.3), line(2, 10_000, 2, 0.4 + gain)]
@@ -205,26 +207,61 @@ def test_a_comparison_by_hand(done: Plan) -> None:
     assert result["optimizer_steps_compared"] == 2
     grpo, deep = result["arms"]["grpo"], result["arms"]["deep"]
     one = grpo["runs"]["1"]
-    # the last two evaluations: .35 and .40; over tokens the curve is a line from .2 to .4
-    assert one["watched/greedy"] == pytest.approx(0.375) and one["watched/area"] == pytest.approx(0.3)
-    # at 2 optimizer steps it has been at .25 and .30, and has sampled 5,000 tokens; the line from .2 to .3 has mean .25
-    assert one["steps/greedy"] == pytest.approx(0.275) and one["steps/area"] == pytest.approx(0.25)
+    # over tokens the curve is a line from .2 to .4; its last fifth goes from .36 to .40
+    assert (one["watched/greedy"], one["watched/area"]) == pytest.approx((0.4, 0.3))
+    assert one["watched/late"] == pytest.approx(0.38)
+    # at 2 optimizer steps it is at .30, and has sampled 5,000 tokens; the line from .2 to .3 has mean .25
+    assert (one["steps/greedy"], one["steps/sampled"], one["steps/area"]) == pytest.approx((0.3, 0.15, 0.25))
     assert one["steps/sampled_tokens"] == 5000 and one["spent/optimizer_steps"] == 4
     two = deep["runs"]["2"]
     # .2, .3, .6 at 0, 5,000, 10,000 tokens: (.25 + .45) / 2
     assert two["watched/area"] == pytest.approx(0.35) and two["steps/area"] == pytest.approx(0.35)
     assert two["steps/sampled_tokens"] == 10_000 and two["final/pass"] == 0.9
     assert deep["mean"]["final/greedy"] == pytest.approx(0.55)
-    # .5 is two thirds of the way from .3 at 5,000 to .6 at 10,000; seed 1 gets there with its last step, grpo never does
-    assert two["watched/tokens_to_target"] == pytest.approx(5000 + 5000 * 2 / 3)
-    assert deep["tokens_to_target"] == {"reached": 2, "runs": 2, "median": pytest.approx((10_000 + 8333.33) / 2, abs=1)}
-    assert grpo["tokens_to_target"] == {"reached": 0, "runs": 2, "median": None}
+    # deep is at .5 and .6 in its last evaluation, which nothing confirms; grpo never is
+    assert two["watched/tokens_to_target"] is None
+    assert deep["tokens_to_target"] == grpo["tokens_to_target"] == {"reached": 0, "runs": 2, "median": None}
     found = deep["differences"]["final/greedy"]
     # two seeds: the interval is the range
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.15, 0.1, 0.2))
     assert (found["above"], found["below"], found["sign_p"]) == (2, 0, 0.5)
     assert "differences" not in grpo
     json.dumps(result, allow_nan=False)
+
+
+def with_changes(plan: Plan, **curve: float) -> Plan:
+    changed = plan.experiment.model_copy(update={"curve": plan.experiment.curve.model_copy(update=curve)})
+    return replace(plan, experiment=changed)
+
+
+def test_tokens_to_a_target_are_judged_at_the_same_marks(done: Plan) -> None:
+    """grpo's five evaluations and deep's three have two windows in common: 0, 5,000 and the end count for both."""
+    arms = compare(with_changes(done, target=0.28), done.runs)["arms"]
+    # .28 is four fifths of the way from .2 to .3 at 5,000; what follows is higher
+    assert {arm: each["tokens_to_target"] for arm, each in arms.items()} == {
+        arm: {"reached": 2, "runs": 2, "median": pytest.approx(4000)} for arm in ("grpo", "deep")
+    }
+
+
+def test_a_surplus_over_the_budget_is_not_counted(done: Plan) -> None:
+    """With 12,000 tokens at deep's last step, the curve is at .3 + .3 · 5/7 at 10,000 of them."""
+    path = done.of("deep")[1].paths.metrics
+    path.write_text(path.read_text().replace('"ledger/sampled_tokens": 10000', '"ledger/sampled_tokens": 12000'))
+    result = compare(done, done.runs)
+    two = result["arms"]["deep"]["runs"]["2"]
+    assert two["watched/greedy"] == pytest.approx(0.3 + 0.3 * 5 / 7) and two["steps/greedy"] == pytest.approx(0.6)
+    assert any("deep samples up to 20% more than the budget" in note for note in result["notes"])
+
+
+def test_figures_in_rows(done: Plan) -> None:
+    found = figure_rows(compare(done, done.runs))
+    rows = {(row["arm"], row["metric"]): row for row in found["rows"]}
+    row = rows["deep", "final/greedy"]
+    assert (row["mean"], row["difference"], row["low"], row["high"]) == pytest.approx((0.55, 0.15, 0.1, 0.2))
+    assert (row["seeds"], row["pairs"], row["above"], row["below"], row["sign_p"]) == (2, 2, 2, 0, 0.5)
+    assert "difference" not in rows["grpo", "final/greedy"] and rows["grpo", "spent/optimizer_steps"]["mean"] == 4
+    assert (found["name"], found["baseline"], found["budget"], found["optimizer_steps"]) == ("trial", "grpo", 10_000, 2)
+    json.dumps(found, allow_nan=False)
 
 
 def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
@@ -236,10 +273,11 @@ def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
     text = out.file.getvalue()  # type: ignore[attr-defined]
     page = as_markdown(result)
     for shown in (text, page):
-        assert "+15.0 [+10.0, +20.0] (2/0)" in shown
+        assert "+15.0 [+10.0, +20.0] (2/0, 0.5)" in shown
         assert "> 10k" in shown and "0 of 2" in shown and "55.0 ±7.1" in shown
-    assert "5 seeds cover the truth in about 84 of 100 cases" in page and "p = 0.5" in page
-    assert "only 2 in some runs" not in page
+    assert "the full range with fewer" in page and "which 2 seeds cannot bring below 0.5" in page
+    assert "The learning rate, 1e-06, is shared by all arms and tuned for none" in page
+    assert "Evaluations per run differ (grpo 5, deep 3)" in page
     pytest.importorskip("matplotlib")
     figure.draw(result, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -251,12 +289,22 @@ def test_notes_name_what_a_reader_must_know(done: Plan) -> None:
     assert missing == "not in these figures, as they are not finished: deep-seed-2"
     assert result["arms"]["deep"]["differences"] == {}  # one pair has no interval
     assert "| deep | – |" in as_markdown(result)
-    directory = done.of("deep")[0].directory
-    text = (directory / "metrics.jsonl").read_text()
-    (directory / "metrics.jsonl").write_text(text.replace('"ledger/sampled_tokens": 10000', '"ledger/sampled_tokens": 12000'))
-    more = done.experiment.model_copy(update={"curve": done.experiment.curve.model_copy(update={"last": 3})})
-    said = " ".join(compare(Plan(more, done.source, (), done.runs, done.final), done.runs)["notes"])
-    assert "deep samples up to 20% more than the budget" in said and "there are only 2 in some runs" in said
+
+
+def test_figures_of_a_running_experiment(done: Plan, capsys: Any) -> None:
+    """Another process holds the lock; one run is not finished. Nothing is written."""
+    fcntl = pytest.importorskip("fcntl")
+    (done.directory / "arms" / "deep" / "seed-2" / "final.json").unlink()
+    before = set(Path("out").rglob("*"))
+    with done.paths.lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert cli.main(["compare", "exp.toml"]) == 2
+        assert "--figures shows what is finished so far" in capsys.readouterr().err
+        assert cli.main(["compare", "exp.toml", "--figures"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("runs: 4 of 4 have sampled their budget, 0 more have begun\nUntouched questions after 10k")
+    assert "not in these figures, as they are not finished: deep-seed-2" in out
+    assert set(Path("out").rglob("*")) == before | {done.paths.lock}
 
 
 def test_training_figures_by_hand() -> None:
@@ -270,6 +318,12 @@ def test_training_figures_by_hand() -> None:
     assert (found["train/entropy"], found["train/length"]) == (0.3, 20.0)  # of two steps the last tenth is the last
     # 4 + 4 + 1 of 8 + 8 + 4 groups, in 2,000 tokens
     assert (found["train/mixed"], found["train/mixed_per_1k"]) == (0.45, 4.5)
+
+
+def test_epochs_are_those_of_the_last_step() -> None:
+    lines = [{"step": 0}, {"step": 1, "data/epochs": 1.5}, {"step": 2, "data/epochs": 3.0}]
+    assert spent_figures(lines)["spent/epochs"] == 3.0
+    assert spent_figures([{"step": 0}, {"step": 1}])["spent/epochs"] is None  # endless data
 
 
 def test_differences_need_both_arms_of_a_seed() -> None:

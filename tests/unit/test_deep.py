@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from trees import make_tree
@@ -170,7 +171,7 @@ def test_draws_follow_q_without_replacement() -> None:
 # ---------------------------------------------------------------- recoverability
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(st.tuples(st.floats(0.02, 1.0), st.booleans()), min_size=11, max_size=200),
     st.sampled_from([0.1, 1.0, 10.0]),

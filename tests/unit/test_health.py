@@ -128,6 +128,30 @@ def test_empty_branch_stream_tells_why() -> None:
     assert run(monitor(branching=False), *[none] * 5) == [()] * 5
 
 
+def test_few_branches_with_full_lambda() -> None:
+    """3 branch rows beside 500: each has the weight of 500 / 3 = 167 rollouts. The bound is 10 rows."""
+    few = {"branch/sequences": 3.0, "main/sequences": 500.0}
+    heard = run(monitor(), few, few, few, few)
+    assert [len(each) for each in heard] == [0, 0, 1, 0]
+    for words in ("3 rows in the last one, beside 500", "as much as 167 rollouts", "loss.full_branch_sequences = 10)",
+                  "loss.min_branch_sequences", "log.few_branches = 0.02"):  # fmt: skip
+        assert words in heard[2][0]
+    assert run(monitor(), *[{**few, "branch/sequences": 10.0}] * 4) == [()] * 4
+    assert run(monitor(), few, few, {**few, "branch/sequences": 30.0}, few) == [()] * 4
+    for silent in (monitor(lambda_=0.0), monitor(few_share=0.0), monitor(branching=False)):
+        assert run(silent, *[few] * 4) == [()] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [({"loss": {}}, 0.02), ({"loss": {"streams": "merged"}}, 0.0), ({"loss": {"full_branch_sequences": 8}}, 0.0),
+     ({"log": {"few_branches": 0.1}}, 0.1)],
+)  # fmt: skip
+def test_few_branches_are_watched_where_each_would_weigh_much(changes: dict[str, object], share: float) -> None:
+    config = parse_config({"model": {"type": "scratch"}, "data": {"type": "synthetic"}, "reward": {"type": "task"}, **changes})
+    assert HealthMonitor.from_config(config).few_share == share
+
+
 def test_branches_that_are_trained_in_the_main_stream_leave_no_empty_stream() -> None:
     elsewhere = {"branch/sequences": 0.0, "pivots/count": 5.0, "branch/groups": None}
     assert run(monitor(), *[elsewhere] * 9) == [()] * 9

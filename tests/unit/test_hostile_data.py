@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypotheses import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepgrpo.config import JsonlData, ParquetData, TemplateConfig
@@ -168,7 +169,7 @@ ROW = st.dictionaries(names, values, max_size=6) | st.fixed_dictionaries(
 @example([{"question": "1", "answer": "1\ud800"}], None)
 @example([{"question": "1", "answer": math.nan}], None)
 @example([{"question": "1", "answer": "1", "note": None}], "Q: {question} {note} {metadata.x}")
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_any_rows_give_prompts_or_one_of_our_errors(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], user: str | None
 ) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,7 +77,7 @@ def test_a_soft_cap_by_hand() -> None:
     assert hidden.grad.item() == pytest.approx(0.0668, abs=5e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     rows=st.integers(1, 6), chunk=st.integers(1, 8), scale=st.floats(0.01, 100), softcap=st.floats(0.1, 100) | st.none(),
     temperature=st.floats(0.1, 5), seed=st.integers(0, 2**16),

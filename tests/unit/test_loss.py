@@ -74,6 +74,18 @@ def test_lambda_scales_kl_is_a_switch() -> None:
     assert weights.kl_N.tolist() == pytest.approx([0.05, 0.05, *[0.0125] * 4])
 
 
+def test_lambda_grows_with_the_number_of_branches() -> None:
+    """Two branch sequences of five that lambda = .5 asks for: lambda .2, so each of the four branch terms weighs .2 / 4."""
+    sequences = np.array([0, 0, 1, 1, 1, 2])
+    scaled = term_weights(MAIN2_BRANCH4, sequences, lambda_=0.5, beta=0.1, full_branch_sequences=5)
+    assert scaled.policy_N.tolist() == pytest.approx([1 / 2] * 2 + [0.05] * 4)
+    assert scaled.kl_N.tolist() == pytest.approx([0.05] * 2 + [0.025] * 4)  # the KL is not lambda's
+    whole = term_weights(MAIN2_BRANCH4, sequences, lambda_=0.5, beta=0.1, full_branch_sequences=2)
+    assert whole.policy_N.tolist() == term_weights(MAIN2_BRANCH4, sequences, lambda_=0.5, beta=0.1).policy_N.tolist()
+    none = term_weights(np.zeros(2, int), np.zeros(2, int), lambda_=0.5, beta=0.1, full_branch_sequences=5)
+    assert none.policy_N.tolist() == [0.5, 0.5]
+
+
 def test_sequence_reduction_is_a_mean_of_token_means() -> None:
     # branch sequences of 3 and 1 tokens: 1/2 * 1/3 and 1/2 * 1/1
     weights = term_weights(MAIN2_BRANCH4, np.array([0, 0, 1, 1, 1, 2]), lambda_=1, beta=0, reduction="sequence")

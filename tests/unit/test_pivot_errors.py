@@ -21,7 +21,8 @@ def grown(response: str, pivots: list[tuple[int, list[float]]], reward: float = 
     """A rollout with pivots at (offset, rewards of the branches); every branch has 5 tokens."""
     tokens = tuple(TOKENIZER(response).input_ids)
     tree = Tree(Prompt("p", QUESTION, (2,), QUESTION)).add(
-        [Pivot(ROOT, 0, 1, "main")], [Node(ROOT, 0, tokens, (-1.0,) * len(tokens), "stop", response, Score(reward), "main", 0)]
+        [Pivot(ROOT, 0, 1, "main")],
+        [Node(ROOT, 0, tokens, (-1.0,) * len(tokens), "stop", response, Score(reward), "main", 0)],
     )
     for number, (offset, rewards) in enumerate(pivots, 1):
         nodes = [Node(0, offset, (3,) * 5, (-1.0,) * 5, "stop", "", Score(each), "branch", number) for each in rewards]
@@ -52,7 +53,9 @@ def test_behind_a_correction_no_error_stands() -> None:
 def test_the_mass_of_q_before_the_error(recipe) -> None:  # type: ignore[no-untyped-def]
     """Chain of root, 6, 12, 18, 20: candidates at 0, 6 before the error, 12, 18 behind it; r = .2, .4, .6, .8. With P = 1, Q is
     uniform at gamma 0, r / 2 at gamma 1: .6 / 2 = .3 of it is before."""
-    config = recipe(data={"chain_length": 3}, explore={"type": "deep", "segments": {"type": "sentence", "extra_ends": [";"]}})
+    config = recipe(
+        data={"chain_length": 3}, explore={"type": "deep", "segments": {"type": "sentence", "extra_ends": [";"]}}
+    )
     tree = grown(WRONG, [])
     tree = replace(tree, nodes=(replace(tree.nodes[0], tokens=tuple(synthetic.tokenizer()(WRONG).input_ids)),))
     found = mass_before_error([tree], config)

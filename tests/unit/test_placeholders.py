@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepgrpo.config import JsonlData, TemplateConfig
@@ -131,7 +131,6 @@ def test_columns_with_odd_names(tmp_path: Path) -> None:
 
 @given(st.text(alphabet=r"{}\_^ab.1 ", max_size=30))
 @example(r"\frac{a}{b}{ab}}{")
-@settings(deadline=None)
 def test_a_template_is_its_pieces(template: str) -> None:
     """Nothing is lost but the outer braces of {{...}}; what has no value stays."""
     joined = "".join(piece if isinstance(piece, str) else piece.text for piece in pieces(template))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from trees import make_tree
 
@@ -78,7 +79,7 @@ def test_no_pivots_are_root_and_it_remembers_nothing() -> None:
     assert strategy.report({}) == {}
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 1000), st.integers(1, 3), st.sampled_from(["failed", "all"]), st.booleans())
 def test_it_grows_the_trees_of_deep_without_depth_and_recoverability(
     seed: int, num_pivots: int, expand: str, root_pivot: bool

@@ -115,7 +115,7 @@ class TestChainSum:
         # an eighth of 400, within four standard errors of 6.6
         assert len(train) + len(questions("test", 1)) == 400 and 24 <= len(test) <= 76
         assert questions("test", 2, limit=3) == test[:3]
-        with pytest.raises(ConfigError, match="data.split is 'test', but none of data.size = 1 questions .*raise data.size"):
+        with pytest.raises(ConfigError, match=r"data\.split is 'test', but none of .* questions .*raise data\.size"):
             questions("test", 1, size=1)
 
 

@@ -46,7 +46,9 @@ def test_the_figures_by_hand() -> None:
     assert (found["corrected"], found["success_if_corrected"], found["success_if_not"]) == (0.25, 0.375, 1 / 24)
     assert (found["mixed"], found["mixed_per_1k"]) == (0.75, 1000 * 3 / 320)
     # 22 errors in 12 + 16 failures: six at .5, sixteen at .1
-    assert found["failed_with_error"] == pytest.approx(22 / 28) and found["error_position"] == pytest.approx([0.1, 0.1, 0.5])
+    assert found["failed_with_error"] == pytest.approx(22 / 28) and found["error_position"] == pytest.approx(
+        [0.1, 0.1, 0.5]
+    )
     root, second = found["bands"]
     assert (root["band"], root["rescued"], root["mixed"], root["behind"]) == (0, 1.0, 0.0, None)
     assert (second["states"], second["rescued"], second["succeed"]) == (3, pytest.approx(2 / 3), 3 / 12)

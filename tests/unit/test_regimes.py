@@ -251,7 +251,9 @@ def test_a_question_that_no_signs_solve_is_an_error() -> None:
 SEARCH_PIECES = st.sampled_from(["3+4=7;", "7*2=4;", "7+2=9;", "4-5=9;", "9+5=4;", "#", "3+4=8;", "3", ";", " ", "!"])
 
 
-@pytest.mark.parametrize("knobs", [{}, {"luck": False}, {"recovery": "at_once"}, {"recovery": "after_answer", "luck": False}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"luck": False}, {"recovery": "at_once"}, {"recovery": "after_answer", "luck": False}]
+)
 @given(st.lists(PIECES, max_size=10).map("".join))
 def test_a_chain_can_be_finished_from_before_its_first_error(knobs: dict[str, Any], completion: str) -> None:
     """The oracle's state: no error stands before it, and some continuation is right. None stands behind a success
@@ -287,7 +289,9 @@ def test_every_fact_and_every_wrong_result_are_equally_likely() -> None:
     shifts = Counter((result - chain.compute(fact, 6)) % 6 for each in drawn for fact, result in each.items())
     assert all(len(each) == 5 for each in drawn) and len(facts) == 90
     assert max(abs(count - 2000 / 90) for count in facts.values()) < 5 * np.sqrt(2000 / 90)
-    assert set(shifts) == {1, 2, 3, 4, 5} and max(abs(count - 400) for count in shifts.values()) < 5 * np.sqrt(400 * 0.8)
+    assert set(shifts) == {1, 2, 3, 4, 5} and max(abs(count - 400) for count in shifts.values()) < 5 * np.sqrt(
+        400 * 0.8
+    )
 
 
 def test_a_search_tries_every_choice_equally_often_at_first() -> None:

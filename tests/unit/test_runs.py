@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deepgrpo
@@ -187,7 +188,7 @@ spans = st.builds(CreditSpan, st.integers(0, 9), st.integers(0, 9), st.integers(
 
 
 @given(st.lists(st.tuples(trees, st.lists(spans, max_size=3).map(tuple)), max_size=3))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_trees_come_back_as_they_were_saved(tmp_path_factory: pytest.TempPathFactory, saved: list) -> None:
     for tree, credit in saved:
         assert tree_from_json(tree_to_json(tree, credit)) == (tree, credit)

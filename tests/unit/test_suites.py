@@ -322,3 +322,27 @@ def test_sampling_stays_within_the_models_context() -> None:
     one = resolve("math500")
     options = EvalOptions("m")
     assert sampling_for(options, None, one, context=1024) == SamplingConfig(max_new_tokens=2048, max_total_tokens=1024)
+
+
+def test_directories_patterns_and_saved_folders(tmp_path: Path) -> None:
+    """Columns of chat data are recognised by their names, nested ones by their paths."""
+    datasets = pytest.importorskip("datasets")
+    row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward_model": {"ground_truth": "2"}}
+    table = datasets.Dataset.from_list([row])
+    (tmp_path / "shards").mkdir()
+    table.to_parquet(str(tmp_path / "shards" / "test-00000-of-00001.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "splits"))
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text(json.dumps(row) + "\n")
+    for spec, name, kind in (
+        ("shards", "shards", ParquetData), (f"mine={tmp_path}/shards/test-*", "mine", ParquetData),
+        ("lines", "lines", JsonlData), (f"x={tmp_path}/lines/*.jsonl", "x", JsonlData), ("saved", "saved", HubData),
+        ("splits", "splits", HubData),
+    ):  # fmt: skip
+        one = resolve(spec if "=" in spec else str(tmp_path / spec))
+        assert (one.name, type(one.data)) == (name, kind)
+        assert isinstance(one.data, ParquetData | JsonlData | HubData)
+        assert (one.data.columns.question, one.data.columns.answer) == ("prompt", "reward_model.ground_truth")
+        if isinstance(one.data, HubData):
+            assert one.data.split == ("test" if spec == "splits" else "train")

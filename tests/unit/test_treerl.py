@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypotheses import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from trees import make_tree
 
@@ -323,7 +324,7 @@ def _slowly(tree: Tree) -> dict[tuple[int, int], float]:
     return advantages
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(trees())
 def test_equal_to_the_definition_token_by_token(tree: Tree) -> None:
     fast: dict[tuple[int, int], float] = {}
@@ -334,7 +335,7 @@ def test_equal_to_the_definition_token_by_token(tree: Tree) -> None:
     assert fast == pytest.approx(_slowly(tree), abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(trees())
 def test_changes_of_value_below_a_state_cancel_when_weighed_by_responses(tree: Tree) -> None:
     """V of a state is the mean of V of what follows it, each weighed by its responses."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from deepgrpo import cli
-from deepgrpo.config import to_toml
+from deepgrpo.config import EvalConfig, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.lab.compare import command
+from deepgrpo.lab.compare import command, forecast
 from deepgrpo.lab.compare import jobs as jobs_module
 from deepgrpo.lab.compare.grid import Trial, fixed_values, label, trials_of
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.tune import choose, edges, read_choices, trial_figure, tuning, write_tuning
 from deepgrpo.lab.compare.tune_tables import choice_lines, tuning_table
+from deepgrpo.lab.compare.work import make_jobs
 from deepgrpo.lab.options import CompareOptions
 from deepgrpo.runs.layout import RunDir
 from experiments import EXPERIMENT, line, planned, write_lines, write_run
@@ -192,6 +195,45 @@ def test_an_arm_without_all_figures_has_no_choice_yet(tried: Plan) -> None:
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_an_interrupted_trial_goes_on_and_has_no_final_evaluation(tmp_path: Path) -> None:
+    plan = planned(tmp_path, EXPERIMENT + TUNE)
+    begun = of(plan, "deep-lr=0.0003-seed-12")
+    write_trial(begun, (0, 0.2), (300, 0.3))
+    jobs = {job.name: job for job in make_jobs(plan, plan.trials)}
+    assert set(jobs) == {run.name for run in plan.trials} | {"_warmstart-seed-11", "_warmstart-seed-12"}
+    resumed = ("--resume", "out/trial/tune/deep/lr=0.0003/seed-12", "--run.steps", "50", "--run.max_sampled_tokens", "1000")
+    assert jobs[begun.name].command[2:] == resumed and not jobs[begun.name].finished()
+    other = jobs["deep-lr=0.0003-seed-11"]
+    assert other.command[2:] == ("out/trial/jobs/deep-lr=0.0003-seed-11.toml",) and other.after == ("_warmstart-seed-11",)
+
+
+def test_a_forecast_has_both_stages(tried: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7 of 8 trials are done; one of 1,000 tokens and six runs of 10,000 are left, at a millisecond per token."""
+    monkeypatch.setattr(forecast, "_from_runs", lambda runs: forecast.Pace(0.001, 500.0, 0.0, "here"))
+    out = Console(file=io.StringIO(), width=120)
+    forecast.forecast(tried, 2, out)
+    said = " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "trial: tuning arm" in said and "deep 1 1,000 2 0.0 here" in said and "fixed 2 10,000 20 0.2 here" in said
+    # 61 s on two workers
+    assert "7 runs, 61,000 sampled tokens, about 1 minutes with --jobs 2, and 2 warm starts before them" in said
+
+
+def test_evaluations_in_a_forecast() -> None:
+    """1,000 tokens in steps of 100: every 2 steps, every 250 tokens, or every 10, which is after each step; and two more."""
+    pace = forecast.Pace(0.0, 100.0, 1.0, "here")
+    for section, evaluations in (({"every": 2}, 5), ({"every_tokens": 250}, 4), ({"every_tokens": 10}, 10)):
+        config = SimpleNamespace(eval=EvalConfig.model_construct(**section))
+        assert pace.seconds(config, 1000, 0, 1) == 2 + evaluations  # type: ignore[arg-type]
+
+
+def test_trials_of_a_running_experiment_are_shown(tried: Plan, capsys: Any) -> None:
+    assert cli.main(["compare", "exp.toml", "--figures"]) == 0
+    out = capsys.readouterr().out
+    assert "trials: 7 of 8 have sampled their budget, 1 more have begun\nruns: 0 of 6" in out
+    assert "Chosen is the trial with the highest greedy accuracy" in out
+    assert "deep: no choice, as its trials are not complete" in out and not (tried.directory / "tune.json").exists()
 
 
 @pytest.fixture

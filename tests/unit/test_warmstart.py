@@ -135,6 +135,42 @@ def test_its_questions_are_not_those_of_the_first_steps(
     assert (tmp_path / "start" / "model.safetensors").is_file()
 
 
+def test_early_answers_are_imitated_behind_a_cut_and_the_cue(
+    policy: Policy, recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cut and the cue are context: the policy learns to answer when asked, and not to break off by itself."""
+    seen: list[Example] = []
+
+    def learned(policy: Policy, config: Any, examples: Any, **options: Any) -> Imitated:
+        seen.extend(examples(0, 400))
+        assert list(examples(100, 3)) == seen[100:103]
+        return Imitated(5, stopped=False)
+
+    monkeypatch.setattr(warmstart, "imitate", learned)
+    config = recipe(warmstart={"steps": 5, "early_answers": 0.25}, data={"chain_length": 3})
+    warm_start(SimpleNamespace(config=config, policy=policy, paths=RunDir(tmp_path)), Stop())  # type: ignore[arg-type]
+    task = ChainTask(config.data)
+    cuts: list[int] = []
+    for context, target in seen:
+        question, _, begun = policy.tokenizer.decode(context).partition(":")
+        solution, text = task.written_solution(f"{question}:"), policy.tokenizer.decode(target[:-1])
+        assert target[-1] == policy.tokenizer.eos_token_id
+        if begun:
+            assert begun[-1] == "#" and solution.startswith(begun[:-1]) and solution.endswith(f"#{text}")
+            cuts.append(begun.count(";"))
+        else:
+            assert text == solution
+    assert 70 < len(cuts) < 130  # of 400, 100 are expected
+    assert set(cuts) == {0, 1, 2} and min(map(cuts.count, (0, 1, 2))) > 15
+
+
+def test_early_answers_need_chains(recipe: Any) -> None:
+    with pytest.raises(ConfigError, match=r"warmstart.early_answers is 0.2, but data.type is .search., whose solutions are no"):
+        recipe(warmstart={"early_answers": 0.2}, data={"type": "search"})
+    with pytest.raises(ConfigError, match=r"warmstart.early_answers"):
+        recipe(warmstart={"early_answers": 1.0})
+
+
 def test_weights_of_another_run_are_loaded_or_refused(policy: Policy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"warmstart\.from is '.*nowhere', which is no directory here; name the directory"):
         load_from(policy, tmp_path / "nowhere")

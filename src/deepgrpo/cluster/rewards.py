@@ -18,7 +18,7 @@ from deepgrpo.cluster.events import Events
 from deepgrpo.cluster.failures import raise_actor_error, raise_task_error
 from deepgrpo.cluster.ready import Ready
 from deepgrpo.config import Config
-from deepgrpo.errors import EngineError
+from deepgrpo.errors import ConfigError, EngineError, first_line
 from deepgrpo.prompts.tasks import Task, build_task
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards import build_reward
@@ -43,6 +43,18 @@ class RewardWorker:
         return self.reward.score(prompts, completions, completion_ids), metrics_of([self.reward])
 
 
+def _require_picklable(config: Config) -> None:
+    """Raise ConfigError if a function that the recipe holds cannot be sent to another process."""
+    try:
+        ray.cloudpickle.dumps(config.reward)
+    except Exception as error:  # pickling runs the user's code
+        raise ConfigError(
+            f"rewards: {type(error).__name__}: {first_line(error)}: a function that cannot be pickled does not reach "
+            "cluster.reward_workers; set cluster.reward_workers = 0, or write the function into a file and name it: "
+            'reward.function = "FILE.py:NAME"'
+        ) from error
+
+
 class RewardPool:
     """Reward workers behind the `rewards.base.Reward` protocol.
 
@@ -58,6 +70,7 @@ class RewardPool:
         self.cluster, self.events = config.cluster, events
         # extracts answers for maj@k without checking them: too little work to send away
         self._local: Reward = build_reward(config.reward, task)
+        _require_picklable(config)
         self._metrics: Counter[str] = Counter()
         options = {"num_cpus": self.cluster.cpus_per_reward_worker, "max_restarts": 0}
         self._start = lambda: ray.remote(RewardWorker).options(**options).remote(config)

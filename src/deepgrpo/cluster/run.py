@@ -6,7 +6,7 @@ directory. If a learner is lost, it resumes from the last checkpoint by itself; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,16 @@ from deepgrpo.cluster.session import Resources, nodes, session
 from deepgrpo.config import Config
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
+from deepgrpo.records import StepReport
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.backend import Parts
 from deepgrpo.train.build import SamplerBuilder, build_sampler
-from deepgrpo.train.loop import train
+from deepgrpo.train.loop import steps
 from deepgrpo.train.metrics import Metrics
 from deepgrpo.train.room import check_cluster_room
+from deepgrpo.train.watch import Watcher
 
 if TYPE_CHECKING:  # these import Ray
     from deepgrpo.cluster.learners import LearnerGroup
@@ -35,6 +37,15 @@ def train_on_cluster(config: Config, *, resume: Path | None = None, step: int | 
     Raises DeepGRPOError: ConfigError also for an address that does not answer and a cluster that is too small, EngineError
     if more than `cluster.max_restarts` processes are lost in a row.
     """
+    for _ in steps_on_cluster(config, resume=resume, step=step):
+        pass
+    return (resume or RunDir.of(config.run).path).absolute()
+
+
+def steps_on_cluster(
+    config: Config, *, resume: Path | None = None, step: int | None = None, watcher: Watcher | None = None, show: bool = True
+) -> Iterator[StepReport]:
+    """`train_on_cluster`, as an iterator over the reports of its steps; see `train.loop.steps`."""
     assert config.cluster is not None
     directory = resume or RunDir.of(config.run).path
     with session(config.cluster):
@@ -42,11 +53,19 @@ def train_on_cluster(config: Config, *, resume: Path | None = None, step: int | 
         try:
             while True:
                 try:
-                    return train(config, resume=resume, step=step, backend=backend)
+                    yield from steps(config, resume=resume, step=step, backend=backend, watcher=watcher, show=show)
+                    return
                 except LearnerLostError:
                     resume, step = directory, None
         finally:
             backend.close()
+
+
+def travelling(config: Config) -> Config:
+    """The recipe for other processes, without the rows and the strategy that it may hold: only the driver needs them."""
+    held_out = config.eval.data and config.eval.data.holding(None)
+    driven = {"data": config.data.holding(None), "explore": config.explore.holding(None)}
+    return config.model_copy(update={**driven, "eval": config.eval.model_copy(update={"data": held_out})})
 
 
 class RayBackend:
@@ -62,7 +81,7 @@ class RayBackend:
         from deepgrpo.cluster.weight_store import WeightStore
 
         assert config.cluster is not None
-        self.config, self.cluster, self.sampler = config, config.cluster, sampler
+        self.config, self.cluster, self.sampler = travelling(config), config.cluster, sampler
         self.resources = Resources(config.cluster, config.run.device)
         self.resources.check()
         self.events = Events(config.cluster.max_restarts)
@@ -80,6 +99,7 @@ class RayBackend:
         """See `train.backend.Backend.open`."""
         from deepgrpo.cluster.learners import LearnerGroup
 
+        config = travelling(config)
         reward, reward_nodes = self._reward(config, task)
         pool = self.open_pool(policy)
         pool.reward_nodes = reward_nodes

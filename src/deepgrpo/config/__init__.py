@@ -12,6 +12,7 @@ from deepgrpo.config.data import (
     ColumnMap,
     DataConfig,
     GeneratedData,
+    GivenData,
     HubData,
     JsonlData,
     MixData,
@@ -35,13 +36,13 @@ from deepgrpo.config.explore import (
     RootExplore,
     UserExplore,
 )
-from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, to_toml
+from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, set_values, to_tables, to_toml
 from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
-from deepgrpo.config.model import LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
+from deepgrpo.config.model import GivenModel, LoraConfig, ModelConfig, PretrainedModel, ScratchModel, WarmstartConfig
 from deepgrpo.config.problems import parse_section
-from deepgrpo.config.recipe import Config
+from deepgrpo.config.recipe import Config, given_keywords
 from deepgrpo.config.reward import (
     OVERLONG,
     ExactKeys,
@@ -60,18 +61,20 @@ from deepgrpo.config.reward import (
 from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
+from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
     "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
     "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
-    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "HubData", "JsonlData",
-    "JudgeKeys", "LearnerConfig", "LocatedExplore", "LogConfig", "LoraConfig", "LossConfig", "MathKeys", "MathReward",
-    "MixData", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig",
-    "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
-    "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
-    "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
-    "TemplateConfig", "TreeRLExplore", "UserExplore", "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig",
-    "WeightedReward", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "tables_of",
-    "template_of", "to_toml", "with_template",
+    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "GivenData",
+    "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig", "LocatedExplore", "LogConfig", "LoraConfig",
+    "LossConfig", "MathKeys", "MathReward", "MixData", "ModelConfig", "OptimConfig", "OracleExplore",
+    "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore", "PrefixExplore", "PretrainedModel",
+    "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore",
+    "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section", "SegmentConfig",
+    "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore",
+    "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe",
+    "given_keywords", "list_recipes", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe",
+    "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -17,10 +18,34 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """An object of this process, for a section that can only name it. Two sections are equal if they hold the same one."""
+
+    value: Any
+
+
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
+    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions.
+
+    A section may hold the object that its keys describe, such as a model or a function (library/given.py puts it there). The
+    object is no key: a dump and a file do not have it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    _held: Held | None = PrivateAttr(default=None)
+
+    @property
+    def held(self) -> Any:
+        """The object that this section holds; None: it describes what is loaded or built."""
+        return None if self._held is None else self._held.value
+
+    def holding(self, value: Any) -> Self:
+        """A copy that holds an object; None: that holds none."""
+        copy = self.model_copy()
+        copy._held = None if value is None else Held(value)
+        return copy
 
     def check(self, recipe: Any) -> None:
         """Check this section against the others.

@@ -140,6 +140,13 @@ class HubData(_RowData):
     """Rows held in memory and shuffled among themselves, with `streaming` of a set that can only be read in order."""
 
 
+class GivenData(_DataBase):
+    """Rows of the Python program that trains: `deepgrpo.train(dataset=...)`."""
+
+    type: Literal["given"] = "given"
+    columns: ColumnMap = ColumnMap()
+
+
 Recovery = Literal["none", "at_once", "after_answer"]
 """Place where a written solution corrects an error."""
 
@@ -251,7 +258,8 @@ class MixData(Section):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | SyntheticData | SearchData | ReasoningGymData | MixData, Field(discriminator="type")
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | ReasoningGymData | MixData,
+    Field(discriminator="type"),
 ]
 
 

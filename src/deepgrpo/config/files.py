@@ -128,7 +128,12 @@ def to_toml(config: Config) -> str:
 
     Raises ConfigError for a None inside a free table (`data.params`, ...), which TOML cannot write.
     """
-    return tomli_w.dumps(_dump(config))
+    return tomli_w.dumps(to_tables(config))
+
+
+def to_tables(config: Config) -> dict[str, Any]:
+    """The resolved recipe as tables; `parse_config` reads them back to an equal config, without the objects it holds."""
+    return _dump(config)
 
 
 def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
@@ -159,8 +164,19 @@ def _writable(value: Any, key: str) -> Any:
     return value
 
 
-def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
-    *sections, key = dotted.split(".")
+def set_values(raw: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set keys of a recipe, as in {"optim.lr": 1e-5}; a new `type` drops the keys that it does not have.
+
+    Raises ConfigError if a key leads through a value.
+    """
+    for dotted, value in sorted(values.items(), key=lambda item: not item[0].endswith(".type")):
+        *sections, key = dotted.split(".")
+        _table_at(raw, sections, dotted)[key] = value
+        if key == "type" and sections:
+            _keep_known(raw, sections)
+
+
+def _table_at(raw: dict[str, Any], sections: Sequence[str], dotted: str) -> dict[str, Any]:
     table: Any = raw
     for section in sections:
         if isinstance(table, list) and section.isdecimal() and int(section) < len(table):
@@ -173,4 +189,9 @@ def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
         raise ConfigError(
             f"--{dotted}: {sections[-1]!r} is a list of tables; write --{'.'.join(sections)}.0.KEY VALUE for the first"
         )
-    table[key] = read_value(value, key_kinds(dotted.split("."), raw, Config))
+    return table  # type: ignore[no-any-return]
+
+
+def _set_dotted(raw: dict[str, Any], dotted: str, value: str) -> None:
+    *sections, key = dotted.split(".")
+    _table_at(raw, sections, dotted)[key] = read_value(value, key_kinds(dotted.split("."), raw, Config))

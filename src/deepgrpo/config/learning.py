@@ -84,6 +84,8 @@ class LossConfig(Section):
     """Drop rows without advantage from the loss, the KL and the denominators."""
     min_branch_sequences: Annotated[int, Field(ge=0)] = 0
     """Drop the branch stream of a step that has fewer rows than this (the reference: 128)."""
+    full_branch_sequences: Annotated[int, Field(ge=0)] = 0
+    """Branch rows of an optimizer step from which lambda counts in full; with n fewer ones, lambda · n / this. 0: always."""
     lambda_scales_kl: bool = False
     """Also multiply the KL of the branch stream by lambda."""
     importance: Literal["auto", "on", "off"] = "auto"
@@ -140,6 +142,11 @@ class LossConfig(Section):
         if self.policy != "cispo":
             used, unused = (whole, clip) if self.ratio == "sequence" else (clip, whole)
             self._refuse(unused, f'loss.ratio is "{self.ratio}"', used)
+        if self.full_branch_sequences and self.streams == "merged":
+            raise ValueError(
+                f'loss.full_branch_sequences is {self.full_branch_sequences}, but loss.streams is "merged", where each row has '
+                'the same weight however few there are; set loss.streams = "dual" or remove loss.full_branch_sequences'
+            )
         bounds = ("importance_low", "importance_high")
         if self.importance_mode == "mask":
             self._refuse(("importance_cap",), 'loss.importance_mode is "mask"', bounds)

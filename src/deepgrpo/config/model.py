@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
-from deepgrpo.config.data import GeneratedData
+from deepgrpo.config.data import GeneratedData, SyntheticData
 
 
 class LoraConfig(Section):
@@ -70,7 +70,19 @@ class ScratchModel(Section):
             )
 
 
-ModelConfig = Annotated[PretrainedModel | ScratchModel, Field(discriminator="type")]
+class GivenModel(Section):
+    """A model and a tokenizer of the Python program that trains: `deepgrpo.train(model=..., tokenizer=...)`."""
+
+    type: Literal["given"] = "given"
+    name: str
+    """Class of the model."""
+    digest: str
+    """Digest of its parameters' names and shapes and of the tokenizer, by which a resumed run knows them again."""
+    lora: LoraConfig | None = None
+    """Adapters; none: train all weights that want a gradient."""
+
+
+ModelConfig = Annotated[PretrainedModel | ScratchModel | GivenModel, Field(discriminator="type")]
 
 
 class WarmstartConfig(Section):
@@ -89,6 +101,9 @@ class WarmstartConfig(Section):
     """Stop once the sampled accuracy on the questions of [eval] reaches this (needs `eval.every` or `eval.every_tokens`)."""
     check_every: PositiveInt = 25
     """Steps between checks of `target_accuracy`."""
+    early_answers: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of examples that ask for the answer early: a solution cut before one of its steps, "#", and the answer, which alone
+    is imitated. For `explore.type = "belief"`, whose policy must answer when asked (data.type = "synthetic")."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -97,6 +112,11 @@ class WarmstartConfig(Section):
             raise ValueError(
                 f'warmstart is set, but data.type is "{recipe.data.type}" and has no written solutions to learn from; '
                 'remove [warmstart] or set data.type = "synthetic"'
+            )
+        if self.early_answers and not isinstance(recipe.data, SyntheticData):
+            raise ValueError(
+                f'warmstart.early_answers is {self.early_answers}, but data.type is "{recipe.data.type}", whose solutions are '
+                'no chains that end in "#" and an answer; set data.type = "synthetic" or remove warmstart.early_answers'
             )
         if self.target_accuracy is not None and not recipe.eval.scheduled:
             raise ValueError(

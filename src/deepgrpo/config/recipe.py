@@ -14,6 +14,26 @@ from deepgrpo.config.model import ModelConfig, WarmstartConfig
 from deepgrpo.config.reward import RewardConfig
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig
+from deepgrpo.loading import GIVEN
+
+
+def given_keywords(recipe: Config) -> list[str]:
+    """Arguments of `deepgrpo.train` whose objects a recipe only names, as in "dataset"."""
+    tables = recipe.model_dump(mode="json")
+    found = {
+        "model": tables["model"]["type"] == "given",
+        "dataset": tables["data"]["type"] == "given",
+        "eval_dataset": (tables["eval"]["data"] or {}).get("type") == "given",
+        "rewards": _names_object(tables["reward"]),
+        "strategy": _names_object(tables["explore"]),
+    }
+    return [keyword for keyword, names in found.items() if names]
+
+
+def _names_object(table: Any) -> bool:
+    if isinstance(table, dict):
+        return any(_names_object(each) for each in table.values())
+    return isinstance(table, str) and table.startswith(GIVEN)
 
 
 class Config(Section):

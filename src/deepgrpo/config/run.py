@@ -104,6 +104,8 @@ class LogConfig(Section):
     """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10
     """Warn after this many steps without a mixed group."""
+    few_branches: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Warn after `dead_steps` steps with full lambda for fewer branch rows than this share of the main rows; 0: never."""
 
 
 class RunConfig(Section):

@@ -24,6 +24,7 @@ from deepgrpo.config import (
     RewardConfig,
     SamplingConfig,
     TemplateConfig,
+    given_keywords,
     parse_section,
     template_of,
     with_template,
@@ -147,7 +148,8 @@ def _resolve_sets(options: EvalOptions, source: ModelSource) -> list[EvalSet]:
     names = [one.name for one in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--data names {twice[0]!r} twice; give one of them another name with NAME=PATH")
-    if run is not None and own_words and options.template == options.answer_format == "auto":
+    own_reward = run is not None and own_words and "rewards" not in given_keywords(run)
+    if run is not None and own_reward and options.template == options.answer_format == "auto":
         sets = [replace(one, reward=run.eval.reward or run.reward) for one in sets]
     return sets
 

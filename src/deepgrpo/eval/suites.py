@@ -3,7 +3,7 @@
     gsm8k                        a suite: NAME.jsonl or NAME_test.jsonl in the data directory, if given, else the hub
     gsm8k=path/to/file.jsonl     a suite's wording and rules on a local file
     mine=path/to/file.parquet    any file, under a chosen name
-    path/to/file.jsonl           any file
+    path/to/file.jsonl           any file; also a directory of shards, a pattern, or a folder of `save_to_disk`
     owner/name[:config][:split]  a data set on the hub (split: test)
 
 The package contains no questions: a suite only states its location, its columns and its wording.
@@ -12,8 +12,9 @@ The package contains no questions: a suite only states its location, its columns
 from __future__ import annotations
 
 import difflib
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,10 @@ from deepgrpo.config import (
     TemplateConfig,
 )
 from deepgrpo.errors import ConfigError, DataError, MissingExtraError
-from deepgrpo.prompts.jsonl import first_row
+from deepgrpo.prompts.jsonl import ENDINGS, first_row
+from deepgrpo.prompts.paths import paths_of
+from deepgrpo.prompts.readers import load_hub, plain_rows
+from deepgrpo.prompts.shards import files_of, is_saved
 
 AnswerFormat = Literal["boxed", "gsm8k", "any"]
 Preset = Literal["plain", "gsm8k", "math", "custom"]
@@ -41,8 +45,8 @@ ANSWER_FORMATS: dict[Preset, AnswerFormat] = {"gsm8k": "gsm8k", "math": "boxed",
 """Answer format of each wording: the place that it asks for."""
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-_QUESTION_COLUMNS = ("question", "problem")
-_ANSWER_COLUMNS = ("answer", "final_answer")
+_QUESTION_COLUMNS = ("question", "problem", "prompt")
+_ANSWER_COLUMNS = ("answer", "final_answer", "ground_truth", "reward_model.ground_truth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,9 @@ def resolve(
         local = _in_directory(spec, Path(data_dir)) if data_dir is not None else None
         return resolve_suite(spec, local, template=template, answer_format=answer_format, limit=limit)
     # os.path: a name that no file can have is no file, where pathlib would raise
-    if spec.endswith(_ENDINGS) or os.path.isfile(spec):
-        return _plain(Path(spec).stem.removesuffix(".jsonl"), Path(spec), template, answer_format, limit)
+    if spec.endswith(_ENDINGS) or os.path.exists(os.path.expanduser(spec)) or glob.has_magic(spec):
+        name = Path(spec).stem.removesuffix(".jsonl") or spec
+        return _plain(name, Path(spec), template, answer_format, limit)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not os.path.exists(spec):
         return _hub(spec, template or TemplateConfig(preset="math"), answer_format, limit)
     raise ConfigError(f"--data {spec!r} is neither a suite nor a .jsonl or .parquet file; {_hint(spec)}")
@@ -192,33 +197,60 @@ def _in_directory(name: str, directory: Path) -> Path:
 
 
 def _file(path: Path, template: TemplateConfig, limit: int | None, usual: ColumnMap) -> DataConfig:
-    """Data section of a local file. Its columns are the suite's if present, else common names."""
+    """Data section of local files. Its columns are the suite's if present, else common names."""
     path = Path(os.path.expanduser(path))
-    if not os.path.isfile(path):
+    if is_saved(path):
+        return _saved(path, template, limit, usual)
+    if not os.path.exists(path) and not glob.has_magic(str(path)):
         raise DataError(f"data file {str(path)!r} does not exist; check the path (relative to the working directory)")
-    if not path.name.endswith(_ENDINGS):
+    parquet = _holds(path, (".parquet",))
+    if not parquet and not _holds(path, ENDINGS):
         raise DataError(f"data file {str(path)!r} is neither .jsonl nor .parquet; convert it to one of them")
-    have = _column_names(path)
-    question = _first((usual.question, *_QUESTION_COLUMNS), have) or usual.question
-    answer = _first((str(usual.answer), *_ANSWER_COLUMNS), have) or usual.answer
-    columns = _columns(question, answer)
-    kind: Any = ParquetData if path.suffix == ".parquet" else JsonlData
-    data: DataConfig = kind(path=str(path), columns=columns, template=template, limit=limit)
+    kind: Any = ParquetData if parquet else JsonlData
+    have = _parquet_columns(path) if parquet else paths_of(first_row(str(path)))
+    data: DataConfig = kind(path=str(path), columns=_chosen(usual, list(have)), template=template, limit=limit)
     return data
 
 
-def _column_names(path: Path) -> tuple[str, ...]:
-    """Columns of the first readable row; empty if there is none, which reading the data will report."""
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise MissingExtraError("pyarrow", "data", f"--data {path}") from None
-        try:
-            return tuple(pyarrow.parquet.read_schema(path).names)
-        except (OSError, pyarrow.ArrowException):
-            return ()
-    return tuple(first_row(str(path)))
+def _holds(path: Path, endings: tuple[str, ...]) -> bool:
+    """True for a file, a directory or a pattern of files with such an ending."""
+    if path.is_dir():
+        return any(each.name.endswith(endings) for each in path.iterdir())
+    return path.name.endswith(endings) or any(each.endswith(endings) for each in glob.glob(str(path)))
+
+
+def _saved(path: Path, template: TemplateConfig, limit: int | None, usual: ColumnMap) -> DataConfig:
+    """Data section of a folder of `save_to_disk`: of several splits "test" if there is one, else the first."""
+    splits = [each.name for each in sorted(path.iterdir()) if each.is_dir()] or ["train"]
+    data = HubData(path=str(path), split="test" if "test" in splits else splits[0], template=template, limit=limit)
+    row: Mapping[str, Any] = next(plain_rows(load_hub(data)), None) or {}
+    return data.model_copy(update={"columns": _chosen(usual, list(paths_of(row)))})
+
+
+def _chosen(usual: ColumnMap, have: Sequence[str]) -> ColumnMap:
+    question = _first((usual.question, *_QUESTION_COLUMNS), have) or usual.question
+    answer = _first((str(usual.answer), *_ANSWER_COLUMNS), have) or usual.answer
+    return _columns(question, answer)
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    """Columns of parquet files and of the tables in them; empty if they are unreadable, which reading the data will report."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data", f"--data {path}") from None
+    try:
+        schema = pyarrow.parquet.read_schema(files_of(str(path), (".parquet",))[0])
+    except (OSError, pyarrow.ArrowException):
+        return []
+    inner = [
+        f"{field.name}.{field.type.field(number).name}"
+        for field in schema
+        if pyarrow.types.is_struct(field.type)
+        for number in range(field.type.num_fields)
+    ]
+    return [*schema.names, *inner]
 
 
 def _first(wanted: Sequence[str], have: Sequence[str]) -> str | None:

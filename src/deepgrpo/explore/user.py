@@ -19,7 +19,7 @@ from deepgrpo.config import UserExplore
 from deepgrpo.errors import ConfigError, DeepGRPOError, StrategyError
 from deepgrpo.explore.base import Context, Limits, Signal, State
 from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_pivots, check_state
-from deepgrpo.loading import load_object, show
+from deepgrpo.loading import GIVEN, load_object, show
 from deepgrpo.records import Credit, Pivot, Tree
 
 KEY = "explore.strategy"
@@ -51,12 +51,16 @@ class UserStrategy:
         Raises ConfigError: file or name is missing, it is no class, a method is missing or has other parameters.
         Raises StrategyError: `build` or `initial_state` raises or breaks the contract.
         """
-        found = load_object(config.strategy, KEY)
-        check_class(found, config.strategy)
-        inner = _call(config, "build", lambda: found.build(config, context))
+        found = load_object(config.strategy, KEY) if config.held is None else config.held
+        if config.held is None or isinstance(found, type):
+            check_class(found, config.strategy)
+            inner = _call(config, "build", lambda: found.build(config, context))
+        else:
+            check_class(type(found), config.strategy, built=True)
+            inner = found
         if inner is None:
             raise StrategyError(f"{_head(config)}: build returned None; return an instance, e.g. `return cls(config)`")
-        for name in PARAMETERS:
+        for name in (name for name in PARAMETERS if name != "build"):
             if not callable(getattr(inner, name, None)):
                 raise StrategyError(f"{_head(config)}: build returned {show(inner)}, without {name}; return an instance")
         signals = _call(config, "signals", lambda: inner.signals)
@@ -119,13 +123,19 @@ class UserStrategy:
             raise StrategyError(f"{_head(self.config)}: {error}") from None
 
 
-def check_class(found: Any, reference: str) -> None:
-    """Raises ConfigError unless it is a class with all methods of a strategy, each callable with their arguments."""
+def check_class(found: Any, reference: str, *, built: bool = False) -> None:
+    """Raises ConfigError unless it is a class with all methods of a strategy, each callable with their arguments.
+
+    Args:
+        built: there is an instance already, so `build` is not needed.
+    """
     if not isinstance(found, type):
         raise ConfigError(f"{KEY} is {reference!r}, which is {show(found)} and no class; name a class")
     if not hasattr(found, "signals"):
         raise ConfigError(f"{KEY} is {reference!r}, which has no signals; add `signals = frozenset()`, or inherit Stateless")
     for name, parameters in PARAMETERS.items():
+        if built and name == "build":
+            continue
         method = inspect.getattr_static(found, name, None)
         wanted = ", ".join(["cls" if name == "build" else "self", *parameters])
         if method is None:
@@ -167,4 +177,4 @@ def _place(error: BaseException) -> str:
 
 
 def _head(config: UserExplore) -> str:
-    return f"the strategy {config.strategy!r}"
+    return f"the strategy {config.strategy.removeprefix(GIVEN)!r}"

@@ -109,5 +109,7 @@ class CompareOptions:
     """Parallel runs, each in its own process with its share of the CPUs."""
     dry_run: bool = False
     """Print the number of runs, tokens and minutes; train nothing."""
+    figures: bool = False
+    """Print the figures of what is finished, also while the experiment runs; start and write nothing."""
     dir: str | None = None
     """Directory of the runs, instead of the experiment's `dir`."""

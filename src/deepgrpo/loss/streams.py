@@ -59,7 +59,7 @@ class TermWeights:
 def term_weights(
     stream_N: np.ndarray, sequence_N: np.ndarray, *, lambda_: float, beta: float,
     reduction: Literal["token", "sequence", "constant"] = "token", reduction_length: int | None = None,
-    streams: Literal["dual", "merged"] = "dual", lambda_scales_kl: bool = False,
+    streams: Literal["dual", "merged"] = "dual", lambda_scales_kl: bool = False, full_branch_sequences: int = 0,
 ) -> TermWeights:  # fmt: skip
     """Weights of the terms of one optimizer step.
 
@@ -71,6 +71,7 @@ def term_weights(
         stream_N: 0 main, 1 branch.
         sequence_N: labels, equal for terms of the same sequence.
         reduction_length: in tokens; required by "constant".
+        full_branch_sequences: with n branch sequences, fewer than this, λ is replaced by λ n / full_branch_sequences.
 
     Worked example, token, λ = 0.5: two main terms and four branch terms weigh 1/2 each and 1/8 each.
     """
@@ -86,5 +87,8 @@ def term_weights(
         else:
             assert reduction_length is not None
             base_N[members] = 1.0 / (len(labels) * reduction_length)
+    if full_branch_sequences:
+        few = len(np.unique(sequence_N[stream_N == BRANCH]))
+        lambda_ *= min(1.0, few / full_branch_sequences)
     lambda_N = np.where(stream_N == BRANCH, lambda_, 1.0)
     return TermWeights(base_N * lambda_N, base_N * beta * (lambda_N if lambda_scales_kl else 1.0))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from deepgrpo.config import PretrainedModel
+from deepgrpo.config import GivenModel, PretrainedModel
 from deepgrpo.errors import MissingExtraError, ModelError, first_line
 
 
@@ -16,7 +16,7 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "disable_adapter") and hasattr(model, "get_base_model")
 
 
-def add_adapters(model: Any, config: PretrainedModel) -> Any:
+def add_adapters(model: Any, config: PretrainedModel | GivenModel) -> Any:
     """Wrap a model with new adapters, drawn from torch's global random stream.
 
     Raises ModelError if `target_modules` does not fit the model, MissingExtraError if peft is not installed.

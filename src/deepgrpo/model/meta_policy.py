@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deepgrpo.config import ModelConfig, ScratchModel
+from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.model.adapters import add_adapters
 from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
 from deepgrpo.model.policy import Policy
@@ -18,7 +18,7 @@ from deepgrpo.model.soundness import freeze_other_parts, require_decoder, requir
 
 
 def build_meta_policy(
-    config: ModelConfig, tokenizer: Any, *, dtype: str = "float32", logprob_chunk: int = 256
+    config: PretrainedModel | ScratchModel, tokenizer: Any, *, dtype: str = "float32", logprob_chunk: int = 256
 ) -> Policy | None:
     """Build the policy of a recipe from its config.
 

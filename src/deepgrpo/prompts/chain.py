@@ -106,6 +106,20 @@ def written_solution(
     return "".join([*bad, RETRACT, *good])
 
 
+def asked_early(solution: str, draw: float) -> tuple[str, str]:
+    """A solution cut before one of its steps and asked for its answer: (beginning and '#', answer).
+
+    Args:
+        draw: in [0, 1); each step is as likely as the others.
+
+    >>> [asked_early("3+4=7;7*2=4;4-5=9;#9", draw) for draw in (0.0, 0.5, 0.99)]
+    [('#', '9'), ('3+4=7;#', '9'), ('3+4=7;7*2=4;#', '9')]
+    """
+    steps = solution.split(";")[:-1]
+    begun = steps[: int(draw * len(steps))]
+    return "".join(f"{step};" for step in begun) + "#", solution.rpartition("#")[2]
+
+
 @cache
 def wrong_facts(share: float, modulus: int, seed: int) -> Mapping[Fact, int]:
     """Draw the facts that a warm start gets wrong, always in the same way: round(share × number of facts) of them."""

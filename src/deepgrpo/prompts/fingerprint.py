@@ -83,6 +83,11 @@ def check_unchanged(key: str, data: DataConfig, saved: Fingerprint | None, now: 
         change = f"{change}, with other ids, prompts or answers"
     if saved["section"] != now["section"]:
         return f"{key} was changed: the prompts of {source} are others than those of the checkpoint ({change})"
+    if data.type == "given":
+        raise CheckpointError(
+            f"{key}: the rows given are not those of the checkpoint ({change}), so the run would repeat some and miss others; "
+            "pass the same rows (the tokenizer and sampling.max_total_tokens count too), or begin a new run"
+        )
     raise CheckpointError(
         f"{key}: the prompts of {source} have changed since the checkpoint ({change}), so the run would repeat some and miss "
         "others; restore the data (the tokenizer and sampling.max_total_tokens count too), or name the new data by another "

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from deepgrpo.config import DataConfig, MixData
-from deepgrpo.prompts import gym, readers, synthetic
+from deepgrpo.prompts import given, gym, readers, synthetic
 from deepgrpo.prompts.gym import GymTask
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
@@ -34,6 +34,7 @@ _KINDS = {
     "jsonl": _Kind(readers.jsonl_rows),
     "parquet": _Kind(readers.parquet_rows),
     "hf": _Kind(readers.hub_rows),
+    "given": _Kind(given.given_rows),
     "synthetic": _Kind(synthetic.rows, synthetic.build_synthetic),
     "search": _Kind(synthetic.rows, synthetic.build_synthetic),
     "reasoning_gym": _Kind(gym.rows, gym.build_gym),

@@ -28,7 +28,7 @@ from typing import Any
 from deepgrpo import rng
 from deepgrpo.config import UserKeys
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.loading import file_of, load_object
+from deepgrpo.loading import GIVEN, file_of, load_object
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier
 from deepgrpo.rewards.call import call_within
@@ -44,10 +44,10 @@ class UserFunctionReward:
 
     def __init__(self, config: UserKeys) -> None:
         """Load the function. Raises ConfigError if it cannot be loaded or called with named arguments."""
-        self._name = config.function
+        self._name = config.function.removeprefix(GIVEN)
         self._timeout = config.timeout_s
         self._format = config.format
-        self._function = load_object(config.function, "reward.function")
+        self._function = load_object(config.function, "reward.function") if config.held is None else config.held
         self._parameters = _parameters(self._function, config.function)
         self._file = file_of(self._function)
         self._witness = Witness(self._name, self._file)

@@ -114,6 +114,11 @@ def _holder(directory: Path, text: bytes) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(found["since"])))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return f"run.name: {at} is in use by another process; wait for it to end, or choose another with --run.name NAME"
+    if pid == os.getpid() and host == socket.gethostname():
+        return (
+            f"run.name: {at} is in use by this process: a run of `steps` is still open there; close it with .close(), or choose "
+            "another with run.name"
+        )
     said = f"run.name: {at} is in use by process {pid} on {host} since {since}"
     if host == socket.gethostname() and not _alive(pid):
         return (

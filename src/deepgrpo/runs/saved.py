@@ -30,6 +30,9 @@ class SavedRun:
         if not self.paths.has_recipe() or not self.paths.has_metrics():
             raise DataError(f"{str(directory)!r} is not a run directory: {_what_is_missing(self.paths)}")
 
+    def __fspath__(self) -> str:
+        return str(self.directory)
+
     @property
     def name(self) -> str:
         return self.directory.resolve().name

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from deepgrpo import engines
-from deepgrpo.config import Config, GeneratedData, LearnerConfig, PretrainedModel, SamplingConfig, ScratchModel
+from deepgrpo.config import (
+    Config,
+    GeneratedData,
+    GivenModel,
+    LearnerConfig,
+    PretrainedModel,
+    SamplingConfig,
+    ScratchModel,
+)
 from deepgrpo.engines.base import Engine
 from deepgrpo.errors import ModelError
 from deepgrpo.explore.base import Limits
 from deepgrpo.model.device import resolve_device
+from deepgrpo.model.given import given_policy
 from deepgrpo.model.loading import load_policy, load_tokenizer, scratch_policy
 from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy
@@ -31,8 +40,8 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
             logprob_chunk=learner.logprob_chunk,
         )  # fmt: skip
     else:
-        assert isinstance(config.model, PretrainedModel)
-        policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+        make = given_policy if isinstance(config.model, GivenModel) else load_policy
+        policy = make(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     _configure(policy, learner)
     if learner.tree_packing != "off":
         check_packing(learner.tree_packing, policy.try_tree_packing())
@@ -42,6 +51,8 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
 def build_shapes(config: Config) -> Policy | None:
     """Build the recipe's policy without weights; None if its config alone does not determine it (`model/meta_policy.py`)."""
     model, learner = config.model, config.learner
+    if isinstance(model, GivenModel):
+        return None  # it is in memory already
     tokenizer = scratch_tokenizer(config) if isinstance(model, ScratchModel) else load_tokenizer(model)
     policy = build_meta_policy(model, tokenizer, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     if policy is not None:

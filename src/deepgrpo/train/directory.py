@@ -23,10 +23,13 @@ _ON_WRITING = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
 """Error numbers that concern an open file, so that the error does not name it."""
 
 
-def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints) -> RunLog:
+def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoints, *, show: bool = True) -> RunLog:
     """Open the log in the run directory, write the recipe there, and delete what came after the origin of the run.
 
     On resume, call it after the checkpoint has been restored: then a run that cannot be resumed is left unchanged.
+
+    Args:
+        show: also show the lines on standard output.
 
     Raises ConfigError or CheckpointError if the directory cannot be written.
     """
@@ -36,7 +39,7 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
         _make_folders(run, config)
         log = RunLog(
             run.path, config.log, total_steps=config.run.steps, name=config.run.name,
-            recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step),
+            recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step), show=show,
         )  # fmt: skip
         replace_file(run.config, to_toml(config))
     except OSError as error:

@@ -31,6 +31,8 @@ class HealthState:
     """Steps in a row without a mixed group."""
     empty: int = 0
     """Steps in a row without a branch."""
+    few: int = 0
+    """Steps in a row with few branches and full lambda."""
     first_entropy: float | None = None
     """Entropy of the run's first step, in nats."""
 
@@ -40,7 +42,7 @@ class HealthState:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> HealthState:
-        return cls(tuple(raw["active"]), raw["dead"], raw["empty"], raw["first_entropy"])
+        return cls(tuple(raw["active"]), raw["dead"], raw["empty"], raw.get("few", 0), raw["first_entropy"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class HealthMonitor:
     """Main rollouts scored in a step; 0: unknown, so the share of failed checks is not watched."""
     branching: bool = True
     """True if the strategy samples branches."""
+    few_share: float = 0.02
+    """Branch rows as a share of main rows below which full lambda is too much for them; 0: not watched."""
+    lambda_: float = 1.0
+    """Weight of the branch stream."""
     answer_place: str = ""
     """Setting that says where the reward looks for the answer, e.g. `reward.answer_format = "boxed"`."""
     template: str = ""
@@ -82,7 +88,7 @@ class HealthMonitor:
     @classmethod
     def from_config(cls, config: Config) -> HealthMonitor:
         """Build the monitor of a recipe."""
-        explore, reward = config.explore, config.reward
+        explore, reward, loss = config.explore, config.reward, config.loss
         place = f'reward.type = "{reward.type}"'
         if isinstance(reward, MathReward):
             place = f'reward.answer_format = "{reward.answer_format}"'
@@ -92,6 +98,9 @@ class HealthMonitor:
             rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
             # a first epoch without branches is no fault of a strategy that waits for prompts to come again
             branching=explore.most_branches > 0 and not explore.needs_epochs,
+            # merged streams, and a lambda that falls with the rows, give no row too much weight
+            few_share=0.0 if loss.streams == "merged" or loss.full_branch_sequences else config.log.few_branches,
+            lambda_=loss.lambda_,
             answer_place=place,
             template=f'data.template.preset = "{template_of(config.data).preset}"',
             user_reward=isinstance(reward, UserReward | WeightedReward),
@@ -106,7 +115,8 @@ class HealthMonitor:
         """Check one step's metrics.
 
         Reads main/truncated, main/unparsed, main/mixed, main/reward, main/entropy, branch/mixed (shares, mean reward,
-        nats), reward/problems and reward/problem_* (counts of the step), branch/rollouts, branch/sequences, branch/groups,
+        nats), reward/problems and reward/problem_* (counts of the step), branch/rollouts, branch/groups, main/sequences,
+        branch/sequences,
         loss/dropped_few_branches, pivots/count, mismatch/kl.
 
         Returns the next state and the warnings to show now, in a fixed order.
@@ -123,6 +133,8 @@ class HealthMonitor:
             moved = (branch_mixed or 0) > 0 and not see("loss/dropped_few_branches")
             elsewhere = (see("pivots/count") or 0) > 0 and (see("branch/groups") is None or moved)
             state = replace(state, empty=state.empty + 1 if sequences <= 0 and not elsewhere else 0)
+            few = 0 < sequences < self.few_share * (see("main/sequences") or 0) and self.lambda_ > 0
+            state = replace(state, few=state.few + 1 if few else 0)
         if state.first_entropy is None and entropy is not None:
             state = replace(state, first_entropy=entropy)
 
@@ -155,6 +167,7 @@ class HealthMonitor:
         if sequences is not None and self.branching:
             long = state.empty >= self.dead_steps
             found["empty"] = self._empty(state.empty, see, reason) if long else None
+            found["few"] = self._few(sequences, see("main/sequences") or 0) if state.few >= self.dead_steps else None
 
         new = tuple(text for cause, text in found.items() if text is not None and cause not in state.active)
         active = {cause for cause in state.active if cause not in found}
@@ -266,6 +279,16 @@ class HealthMonitor:
         return (
             f"{head}: no pivot could be chosen; the rollouts may have no segment to branch at (explore.segments.type), "
             "or none has a reward at or below explore.success_threshold"
+        )
+
+    def _few(self, branches: float, rollouts: float) -> str:
+        ratio = self.lambda_ * rollouts / branches
+        return (
+            f"in {self.dead_steps} steps in a row, few branches carried the whole loss.lambda = {self.lambda_:g}: "
+            f"{branches:.0f} rows in the last one, beside {rollouts:.0f} of the main stream (below log.few_branches = "
+            f"{self.few_share:g}), so one branch weighs as much as {ratio:.0f} rollouts; raise explore.branches_per_pivot, let "
+            f"lambda grow with their number (loss.full_branch_sequences = {math.ceil(self.few_share * rollouts)}), or leave "
+            "the stream out of such steps (loss.min_branch_sequences)"
         )
 
 

@@ -70,6 +70,7 @@ class RunLog:
         name: str = "run",
         recipe: Mapping[str, Any] | None = None,
         done_steps: int = 0,
+        show: bool = True,
         console: Console | None = None,
     ) -> None:
         """Open the sinks that `config` enables; the files are opened on entering.
@@ -81,6 +82,7 @@ class RunLog:
             name: name of the run in wandb and trackio.
             recipe: the resolved config, shown by wandb and trackio.
             done_steps: step of the resumed checkpoint. Call `truncate_metrics` before entering.
+            show: write lines to the console; False: to log.txt alone.
             console: output; default: standard output.
 
         Raises:
@@ -88,7 +90,7 @@ class RunLog:
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.paths = RunDir(directory)
-        self.console = console or _Terminal()
+        self.console = console or _Terminal(quiet=not show)
         self.total_steps, self.done_steps = total_steps, done_steps
         self.sinks: list[Sink] = open_sinks(
             config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
@@ -101,7 +103,7 @@ class RunLog:
     def __enter__(self) -> Self:
         self._metrics = self.paths.metrics.open("a", encoding="utf-8")
         self._text = self.paths.log.open("a", encoding="utf-8", errors="backslashreplace")
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),

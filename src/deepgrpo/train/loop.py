@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from deepgrpo.train.rescue import lacks_evaluation, saved_on_failure
 from deepgrpo.train.setup import Run, open_run
 from deepgrpo.train.stop import Stop, graceful_stop
 from deepgrpo.train.warmstart import warm_start
+from deepgrpo.train.watch import Watcher
 
 
 def train(
@@ -58,6 +59,21 @@ def train(
     Raises:
         DeepGRPOError: see errors.py. What was reached is saved (train/rescue.py). Earlier checkpoints are never harmed.
     """
+    for _ in steps(config, resume=resume, step=step, backend=backend):
+        pass
+    return (resume or RunDir.of(config.run).path).absolute()
+
+
+def steps(
+    config: Config, *, resume: Path | None = None, step: int | None = None, backend: Backend | None = None,
+    watcher: Watcher | None = None, show: bool = True,
+) -> Iterator[StepReport]:  # fmt: skip
+    """`train`, as an iterator over the reports of its steps. Closing it ends the run as Ctrl-C does: saved, to be resumed.
+
+    Args:
+        watcher: is told of every step, evaluation and checkpoint.
+        show: show the log on standard output; RUN/log.txt has it in any case.
+    """
     if config.cluster is not None and backend is None:
         raise ConfigError(
             "the recipe has a section [cluster], and this run stays in one process; use `deepgrpo train`, or take the section "
@@ -67,14 +83,14 @@ def train(
     kept = nullcontext() if resume else recipe_kept(directory, config)
     with hold(directory) as remark, kept:
         run = open_run(config, resume, backend, step=step)
+        run.watcher = watcher or run.watcher
         try:
-            _train(run, [each for each in (remark, run.origin.remark) if each])
+            yield from _steps(run, [each for each in (remark, run.origin.remark) if each], show)
         finally:
             run.close()
-    return run.paths.path
 
 
-def _train(run: Run, remarks: Sequence[str]) -> None:
+def _steps(run: Run, remarks: Sequence[str], show: bool) -> Iterator[StepReport]:
     """Take the steps of a run from its origin on.
 
     Args:
@@ -82,7 +98,7 @@ def _train(run: Run, remarks: Sequence[str]) -> None:
     """
     with refusals_explained(run.paths, run.checkpoints):
         resumed = run.restore() if run.origin.checkpoint else None
-        with run.open_log() as log, graceful_stop(log.note) as stop:
+        with run.open_log(show=show) as log, graceful_stop(log.note) as stop:
             for line in (*remarks, run.describe()):
                 log.note(line)
             with saved_on_failure(run):
@@ -95,8 +111,14 @@ def _train(run: Run, remarks: Sequence[str]) -> None:
                 while not _done(run, state) and not stop.requested:
                     state, report = train_step(run, state)
                     log.step(report)
+                    run.reach(state)
+                    run.watcher.stepped(report, run.grown)
                     if _due(run, state):
                         state, saved = _save(run, state), state.step
+                    try:
+                        yield report
+                    except GeneratorExit:  # the caller has seen enough
+                        stop.requested = True
             # also before the first step, so that the warm start is not repeated
             if state.step != saved:
                 state = _save(run, state)
@@ -117,7 +139,9 @@ def _evaluate(run: Run, state: TrainState) -> TrainState:
     """Evaluate outside of a step, and log the figures as a line of their own."""
     run.reach(state)
     state, metrics = evaluate_run(run, state)
-    run.log.step(StepReport(state.step, metrics, state.ledger))
+    report = StepReport(state.step, metrics, state.ledger)
+    run.log.step(report)
+    run.watcher.evaluated(report)
     return state
 
 
@@ -130,7 +154,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
     if batch is None:
         run.parts.begin_step()
         batch = sample_batch(run, state)
-    trees = batch.growth.trees
+    trees = run.grown = batch.growth.trees
 
     drawn = run.draw(state)
     memory = state.curriculum
@@ -240,16 +264,15 @@ def _due(run: Run, state: TrainState) -> bool:
 def _save(run: Run, state: TrainState) -> TrainState:
     """Write a checkpoint; its time enters the ledger of the next step."""
     began = time.perf_counter()
-    run.checkpoints.save(run.policy, run.learner, state)
+    path = run.checkpoints.save(run.policy, run.learner, state)
+    run.watcher.saved(state.step, path)
     return replace(state, ledger=state.ledger + Ledger(seconds_save=time.perf_counter() - began))
 
 
 def _summarize(run: Run, state: TrainState) -> None:
     """Log how the run ended, the gain in accuracy, and the run directory."""
     if not _done(run, state):
-        run.log.note(
-            f"stopped after step {state.step} and saved; continue with: deepgrpo train --resume {run.directory}"
-        )
+        run.log.note(f"stopped after step {state.step} and saved; continue with: {run.go_on}")
     if line := closing_line(state, len(run.eval_prompts)):
         run.log.note(line)
     run.log.note(f"run directory: {run.directory}")

@@ -48,6 +48,7 @@ class Objective:
             terms.stream_N, terms.sequence_N, lambda_=config.lambda_, beta=config.beta, reduction=config.reduction,
             reduction_length=config.reduction_length or self.longest,
             streams=config.streams, lambda_scales_kl=config.lambda_scales_kl,
+            full_branch_sequences=config.full_branch_sequences,
         )  # fmt: skip
 
     def observed(self, terms: Terms) -> Observed:

@@ -49,8 +49,7 @@ def lacks_evaluation(run: Run, state: TrainState) -> bool:
 
 def _rescue(run: Run) -> str:
     """Save what was reached; return a sentence on what was saved and how to go on."""
-    go_on = f"deepgrpo train --resume {run.directory}"
-    reached, saved = run.reached, run.checkpoints.steps()
+    go_on, reached, saved = run.go_on, run.reached, run.checkpoints.steps()
     if reached is None:
         return f"no step was taken, and the warm start was not finished; begin again with: {go_on}"
     step = reached.state.step

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deepgrpo.config import CheckpointConfig, Config, EvalConfig, MixData, RewardConfig
+from deepgrpo.config import CheckpointConfig, Config, EvalConfig, GivenModel, MixData, RewardConfig, given_keywords
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.grow import Judge
+from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import require_rows
@@ -25,7 +26,7 @@ from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerpri
 from deepgrpo.prompts.loaded import LoadedSource
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
-from deepgrpo.records import Prompt
+from deepgrpo.records import Prompt, Tree
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
@@ -41,8 +42,9 @@ from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
 from deepgrpo.train.signals import build_signals, check_signals
-from deepgrpo.train.start import fingerprint, load_start, rebuild_start
+from deepgrpo.train.start import fingerprint, load_start, rebuild_start, save_start
 from deepgrpo.train.user_loss import build_loss
+from deepgrpo.train.watch import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class Run:
     """Source of the held-out prompts; None without an evaluation."""
     remarks: list[str] = field(default_factory=list)
     """Lines for `describe`, found on the way."""
+    watcher: Watcher = field(default_factory=Watcher)
+    """Is told what the run has done."""
+    grown: Sequence[Tree] = ()
+    """Trees of the newest step."""
     log: RunLog = field(init=False)
     """Set by `open_log`."""
 
@@ -123,6 +129,14 @@ class Run:
             return None
         return self.curriculum.draw(state.curriculum, state.step + 1, Cursor.from_dict(state.cursor))
 
+    @property
+    def go_on(self) -> str:
+        """The command that continues this run."""
+        given = given_keywords(self.config)
+        if not given:
+            return f"deepgrpo train --resume {self.directory}"
+        return f'deepgrpo.train(resume="{self.directory}", {", ".join(f"{each}=..." for each in given)}), with the same objects'
+
     def reach(self, state: TrainState) -> None:
         """Note the state that belongs to the present weights."""
         self.reached = Reached(state, torch.get_rng_state())
@@ -132,6 +146,9 @@ class Run:
         # whether the warm start was done in this process or read from disk
         torch.manual_seed(self.config.run.seed)
         self.learner.freeze_reference()
+        given = isinstance(self.config.model, GivenModel) and self.config.warmstart is None
+        if given and self.config.loss.beta > 0 and not has_adapters(self.policy.model):
+            save_start(self.policy, self.paths)
         return TrainState(
             cursor=Cursor().to_dict(), strategy=self.strategy.initial_state(), health=HealthState().as_dict(),
             start_weights=fingerprint(self.policy), data=self.fingerprints(),
@@ -181,9 +198,9 @@ class Run:
             ) from error
         return self.on_same_data(state)
 
-    def open_log(self) -> RunLog:
+    def open_log(self, *, show: bool = True) -> RunLog:
         """See `directory.open_log`."""
-        self.log = open_log(self.paths, self.config, self.origin, self.checkpoints)
+        self.log = open_log(self.paths, self.config, self.origin, self.checkpoints, show=show)
         self.parts.listen(self.log.note)
         return self.log
 

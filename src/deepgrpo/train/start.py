@@ -1,5 +1,8 @@
 """The start model of a run: the weights after the warm start, saved and loaded; and the fingerprint of any start model.
 
+A model that a Python program gives (`config.GivenModel`) is trained in place, so its start weights are saved if the KL term
+needs them.
+
 A resumed run builds its start model again, from `start/` or from the recipe, and compares the fingerprint: another
 seed, another model under the same path, or a missing `start/` would change the reference of the KL term, or the base model of
 adapters, without any other sign.
@@ -11,7 +14,7 @@ import zlib
 
 from safetensors import SafetensorError
 
-from deepgrpo.config import Config
+from deepgrpo.config import Config, GivenModel
 from deepgrpo.errors import CheckpointError
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.policy import Policy
@@ -65,7 +68,7 @@ def rebuild_start(policy: Policy, saved: str, config: Config, run: RunDir) -> No
     adapters = has_adapters(policy.model)
     if not adapters and config.loss.beta == 0:
         return
-    if not adapters and config.warmstart is not None:
+    if not adapters and (config.warmstart is not None or isinstance(config.model, GivenModel)):
         load_start(policy, run)
     if fingerprint(policy) == saved:
         return

@@ -59,6 +59,18 @@ def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def handlers_from_before() -> Iterator[None]:
+    """Put the handlers back that the graceful stop in force has replaced, while the caller of a run does other work."""
+    replaced = dict(_before) if threading.current_thread() is threading.main_thread() else {}
+    ours = {number: signal.signal(number, handler) for number, handler in replaced.items()}
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
 def _leave_signals_to_parent() -> None:
     """In a forked child: take the handlers of the graceful stop away, and that of a library (Ray's) with them."""
     if _before:

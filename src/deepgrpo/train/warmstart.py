@@ -23,9 +23,10 @@ from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
+from deepgrpo.prompts import chain
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import build_synthetic
-from deepgrpo.records import SampleRequest
+from deepgrpo.records import Prompt, SampleRequest
 from deepgrpo.rewards.base import judge
 from deepgrpo.runs.weights import check_weights
 from deepgrpo.train.setup import Run
@@ -33,7 +34,7 @@ from deepgrpo.train.start import save_start
 from deepgrpo.train.stop import Stop
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
-"""Prompt tokens, and the tokens of its written solution with EOS."""
+"""Context: the prompt, and the beginning of a solution if its answer is asked early; and the tokens to imitate, with EOS."""
 
 SEED_OFFSET = 1_000_003
 """Added to the seed of the data: the questions of the warm start are not those that are trained on later."""
@@ -90,7 +91,8 @@ def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
     be learned by heart.
     """
     data, tokenizer = run.config.data, run.policy.tokenizer
-    assert isinstance(data, GeneratedData)
+    assert isinstance(data, GeneratedData) and run.config.warmstart
+    early = run.config.warmstart.early_answers
     task = build_synthetic(data)
     source = build_source(
         data.model_copy(update={"seed": data.seed + SEED_OFFSET, "size": None, "limit": None}), tokenizer,
@@ -99,10 +101,15 @@ def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
 
     def examples(start: int, count: int) -> list[Example]:
         prompts, _ = source.take(Cursor(position=start), count)
-        return [
-            (p.tokens, (*tokenizer(task.solution(p), add_special_tokens=False).input_ids, tokenizer.eos_token_id))
-            for p in prompts
-        ]
+        return [example(p, start + i) for i, p in enumerate(prompts)]
+
+    def example(prompt: Prompt, place: int) -> Example:
+        asked, answer = "", task.solution(prompt)
+        chosen, where = rng.uniforms([rng.key("early answer", prompt.question, place)] * 2, range(2))
+        if chosen < early:
+            asked, answer = chain.asked_early(answer, where)
+        context, target = (tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in (asked, answer))
+        return prompt.tokens + context, (*target, tokenizer.eos_token_id)
 
     return examples
 

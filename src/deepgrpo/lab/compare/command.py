@@ -11,8 +11,9 @@ work there is not repeated.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.cells import as_table
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
-from deepgrpo.lab.compare.figures import compare
+from deepgrpo.lab.compare.figures import compare, figure_rows
 from deepgrpo.lab.compare.final_eval import refuse_too_few
 from deepgrpo.lab.compare.jobs import Jobs
 from deepgrpo.lab.compare.layout import ExperimentDir
@@ -52,6 +53,9 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
         from deepgrpo.lab.compare.forecast import forecast
 
         forecast(plan, options.jobs, out)
+        return 0
+    if options.figures:
+        _show(plan, out)
         return 0
     with _locked(plan.paths) as lock:
         keep_open = [lock] if lock is not None else []
@@ -99,7 +103,7 @@ def _locked(paths: ExperimentDir) -> Iterator[int | None]:
         except OSError:
             raise ConfigError(
                 f"{directory} is in use by another `deepgrpo compare`, or by a run it left behind; wait for it, or "
-                "end it (`ps` shows it as deepgrpo.cli train)"
+                "end it (`ps` shows it as deepgrpo.cli train); --figures shows what is finished so far"
             ) from None
         yield file.fileno()
 
@@ -111,10 +115,7 @@ def _tune(plan: Plan, jobs: int, keep_open: Sequence[int], out: Console) -> Plan
     # a run whose steps were over before its budget is a mistake in the file, and not the fault of its values
     found = tuning(plan, [run.name for run in open_trials if run.name in failed and not progress(run).over])
     write_tuning(plan, found)
-    out.print(found["rule"], markup=False, soft_wrap=True)
-    print_whole(out, as_table(tuning_table(found)))
-    for line in choice_lines(found):
-        out.print(f"· {line}", markup=False, soft_wrap=True)
+    _print_tuning(found, out)
     return expand(plan.experiment, plan.source, read_choices(plan))
 
 
@@ -149,18 +150,45 @@ def _run(plan: Plan, runs: Sequence[PlannedRun], workers: int, keep_open: Sequen
     return {name for name, state in jobs.state.items() if state == "failed"}
 
 
+def _show(plan: Plan, out: Console) -> None:
+    """Print the figures of what is finished."""
+    at = {run.name: progress(run) for run in (*plan.trials, *plan.runs)}
+    for stage, runs in (("trials", plan.trials), ("runs", plan.runs)):
+        begun = sum(at[run.name].step > 0 and not at[run.name].done for run in runs)
+        done = sum(at[run.name].done for run in runs)
+        if runs:
+            out.print(f"{stage}: {done} of {len(runs)} have sampled their budget, {begun} more have begun", markup=False)
+    finished = [run for run in plan.decided if is_finished(plan, run)]
+    if plan.trials and not finished:
+        _print_tuning(tuning(plan), out)
+    if finished:
+        _print_comparison(compare(plan, finished, read_tuning(plan)), out)
+
+
+def _print_tuning(found: Mapping[str, Any], out: Console) -> None:
+    out.print(found["rule"], markup=False, soft_wrap=True)
+    print_whole(out, as_table(tuning_table(found)))
+    for line in choice_lines(found):
+        out.print(f"· {line}", markup=False, soft_wrap=True)
+
+
+def _print_comparison(result: Mapping[str, Any], out: Console) -> None:
+    for table in comparison_tables(result):
+        print_whole(out, as_table(table))
+    for note in result["notes"]:
+        out.print(f"· {note}", markup=False, soft_wrap=True)
+
+
 def _report(plan: Plan, finished: list[PlannedRun], jobs: int, out: Console) -> None:
     from deepgrpo.lab.machine import machine_and_versions
 
     result = {**compare(plan, finished, read_tuning(plan)), "jobs": jobs, **machine_and_versions()}
     paths = plan.paths
     paths.comparison.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    paths.figures.write_text(json.dumps(figure_rows(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     paths.page.write_text(as_markdown(result), encoding="utf-8")
-    for table in comparison_tables(result):
-        print_whole(out, as_table(table))
-    for note in result["notes"]:
-        out.print(f"· {note}", markup=False, soft_wrap=True)
-    files = [paths.comparison.name, paths.page.name]
+    _print_comparison(result, out)
+    files = [paths.comparison.name, paths.figures.name, paths.page.name]
     if can_draw():
         draw(result, paths.picture)
         files.append(paths.picture.name)

@@ -12,19 +12,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 Points = Sequence[tuple[float, float]]
 """(x, y), x not descending."""
-
-
-@dataclass(frozen=True, slots=True)
-class TailMean:
-    """Mean of the last evaluations. Example: TailMean(mean=0.64, count=10)."""
-
-    mean: float
-    count: int
-    """Evaluations in the mean; fewer than requested if the curve is shorter."""
 
 
 def area(points: Points, end: float) -> float | None:
@@ -48,34 +38,49 @@ def mean_height(points: Points, start: float, end: float) -> float | None:
     return total / (end - start)
 
 
-def first_crossing(points: Points, target: float) -> float | None:
-    """The x at which the curve first reaches `target`, interpolated between evaluations; None if it never does.
+def value_at(points: Points, x: float) -> float | None:
+    """Height of the curve at `x`, between the evaluations around it; None before the first or beyond the last one.
 
-    The first crossing of a noisy curve is biased towards early, equally for every arm.
+    Where several evaluations have the same x, the last one counts.
     """
-    before: tuple[float, float] | None = None
+    if not points or not points[0][0] <= x <= points[-1][0]:
+        return None
+    before = max(i for i, (x0, _) in enumerate(points) if x0 <= x)
+    x0, y0 = points[before]
+    if x0 == x:
+        return y0
+    x1, y1 = points[before + 1]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def common_windows(curves: Sequence[Points], end: float) -> int:
+    """The largest number of equal windows of [0, `end`) such that every curve has an evaluation in each; at least 1."""
+
+    def filled(count: int) -> bool:
+        return all(len({int(x * count / end) for x, _ in curve if x < end}) == count for curve in curves)
+
+    most = min((sum(x < end for x, _ in curve) for curve in curves), default=1)
+    return next((count for count in range(most, 1, -1) if filled(count)), 1)
+
+
+def thinned(points: Points, windows: int, end: float) -> Points:
+    """The first evaluation in each of the equal windows of [0, `end`), and the first one at or beyond `end`."""
+    first: dict[int, tuple[float, float]] = {}
     for x, y in points:
-        if y >= target:
-            if before is None:
-                return x
-            x0, y0 = before
-            return x0 + (x - x0) * (target - y0) / (y - y0)
-        before = (x, y)
-    return None
+        first.setdefault(min(windows, int(x * windows / end)), (x, y))
+    return [first[window] for window in sorted(first)]
 
 
-def tail_mean(points: Points, *, last: int | None, share: float | None, end: float) -> TailMean | None:
-    """Mean of the last evaluations of a curve, without the one before training.
+def first_reached(points: Points, target: float) -> float | None:
+    """The x at which the curve reaches `target`, interpolated: the first crossing that the following evaluation confirms.
 
-    Args:
-        last: number of evaluations to average; or
-        share: average those in the last part of [0, `end`], such as 0.2 (exactly one of the two is given).
-        end: nominal end of the curve. Evaluations beyond it, made after a last step that overshot, are included unless the
-            caller cuts the curve.
-
-    None if there is no evaluation to average.
+    None if there is none. A single evaluation above the target may be luck, as may be the last one, which nothing confirms.
     """
-    assert (last is None) != (share is None)
-    after = [(x, y) for x, y in points if x > 0]
-    chosen = after[-last:] if last is not None else [(x, y) for x, y in after if x >= (1.0 - (share or 0.0)) * end]
-    return TailMean(sum(y for _, y in chosen) / len(chosen), len(chosen)) if chosen else None
+    for i in range(len(points) - 1):
+        (x, y), (_, following) = points[i], points[i + 1]
+        if y >= target and following >= target:
+            if i == 0:
+                return x
+            x0, y0 = points[i - 1]
+            return x if y0 >= target else x0 + (x - x0) * (target - y0) / (y - y0)
+    return None

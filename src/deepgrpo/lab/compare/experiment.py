@@ -52,29 +52,10 @@ class FinalConfig(Section):
 class CurveConfig(Section):
     """Summary of the learning curves, which are measured on eval.data during training."""
 
-    last: PositiveInt | None = None
-    """Number of last evaluations to average; default: 10."""
-    last_share: Probability | None = None
-    """Instead of `last`: average the evaluations in the last part of the budget, e.g. 0.2. This covers the same range of tokens
-    for every arm, even if arms are evaluated at different intervals."""
+    last_share: Annotated[Probability, Field(gt=0)] = 0.2
+    """Last part of the budget over which the "late" figure averages the curve: one evaluation alone is noisy."""
     target: Probability | None = None
     """Greedy accuracy for "tokens to reach"; absent: not reported."""
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> CurveConfig:
-        if self.last is not None and self.last_share is not None:
-            raise ValueError(
-                f"curve.last is {self.last} and curve.last_share is {self.last_share}; they are two ways to say the same: "
-                "remove one"
-            )
-        if self.last_share == 0:
-            raise ValueError("curve.last_share is 0, which holds no evaluation; set it to e.g. 0.2")
-        return self
-
-    @property
-    def window(self) -> tuple[int | None, float | None]:
-        """(last, share), exactly one of them set."""
-        return (None, self.last_share) if self.last_share is not None else (self.last or 10, None)
 
 
 Seed = Annotated[int, Field(ge=0)]

@@ -6,7 +6,8 @@
     EXPERIMENT/tune/deep/lr=0.0001/seed-101/    a trial of the tuning stage: an ordinary run
     EXPERIMENT/tune.json, tune.md               figures of the trials, and the choice of each arm
     EXPERIMENT/arms/deep/seed-1/                a fresh run: an ordinary run, with final.json
-    EXPERIMENT/comparison.json, .md, .png       the results
+    EXPERIMENT/comparison.json, .md, .png       the results: every figure of every run with its curve, tables, picture
+    EXPERIMENT/figures.json                     figures of the tables in rows, one per arm and metric
     EXPERIMENT/.lock                            held while `deepgrpo compare` runs there
 """
 
@@ -65,6 +66,10 @@ class ExperimentDir:
     @property
     def comparison(self) -> Path:
         return self.path / "comparison.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures.json"
 
     @property
     def page(self) -> Path:

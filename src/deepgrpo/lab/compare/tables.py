@@ -21,9 +21,16 @@ from deepgrpo.lab.compare.tune_tables import tuning_table
 
 def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
     """All tables of a comparison, from the result of `figures.compare`."""
-    arms, baseline = result["arms"], result["baseline"]
+    arms = result["arms"]
     budget, steps = short(result["budget"]), f"{result['optimizer_steps_compared']:.0f}"
     k = [f"pass@{each}" for each in result["final"]["k"]]
+    largest = [f"pass@{max(result['final']['k'])}"] if k else []
+    untouched = [("greedy", "final/greedy"), ("sampled", "final/sampled"), *((each, "final/pass") for each in largest)]
+    late = f"greedy, last {result['experiment']['curve']['last_share']:.0%}"
+    watched = [
+        ("greedy", "watched/greedy"), (late, "watched/late"), ("area over tokens", "watched/area"),
+        (f"greedy, {steps} steps", "steps/greedy"), (f"area over {steps} steps", "steps/area"),
+    ]  # fmt: skip
     target = result["experiment"]["curve"]["target"]
     found = [
         _means(
@@ -33,31 +40,27 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
                 *((each, f"final/{each}", percent) for each in k),
             ],
         ),
-        ComparisonTable(
-            f"Difference to {baseline} in points, paired by seed [95% interval] (seeds above/below)",
-            ("arm", *(label for label, _ in _differences(k, steps))),
-            tuple(
-                (arm, *(_difference(each["differences"].get(metric)) for _, metric in _differences(k, steps)))
-                for arm, each in arms.items() if "differences" in each
-            ),
-        ),
+        _differences("untouched questions", result, untouched),
         _means(
             f"Watched questions: at {budget} sampled tokens, and at {steps} optimizer steps, %", arms,
             [
                 ("start", "start/greedy", percent), ("greedy", "watched/greedy", percent),
-                ("sampled", "watched/sampled", percent), ("area over tokens", "watched/area", percent),
+                ("sampled", "watched/sampled", percent),
+                (late, "watched/late", percent), ("area over tokens", "watched/area", percent),
                 (f"greedy, {steps} steps", "steps/greedy", percent),
                 (f"sampled, {steps} steps", "steps/sampled", percent),
                 (f"area over {steps} steps", "steps/area", percent),
                 (f"tokens for {steps} steps", "steps/sampled_tokens", short),
             ],
         ),
+        _differences("watched questions", result, watched),
         _means(
             "What a run spent", arms,
             [
                 ("sampled tokens", "spent/sampled_tokens", short), ("optimizer steps", "spent/optimizer_steps", whole),
                 ("trained tokens", "spent/trained_tokens", short), ("forwarded tokens", "spent/learner_tokens", short),
-                ("verifier calls", "spent/verifier_calls", short), ("minutes", "spent/minutes", one),
+                ("verifier calls", "spent/verifier_calls", short), ("epochs over the data", "spent/epochs", one),
+                ("minutes", "spent/minutes", one),
             ],
         ),
         _means(
@@ -74,7 +77,7 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
     if target is not None:
         rows = tuple((arm, *_to_target(each["tokens_to_target"], budget)) for arm, each in arms.items())
         title = f"Sampled tokens to reach {target:.0%} greedy (watched)"
-        found.insert(3, ComparisonTable(title, ("arm", "median", "runs"), rows))
+        found.insert(4, ComparisonTable(title, ("arm", "median", "runs"), rows))
     return found
 
 
@@ -107,20 +110,20 @@ def _means(title: str, arms: Mapping[str, Any], columns: Sequence[tuple[str, str
     return without_empty(ComparisonTable(title, ("arm", "seeds", *(label for label, _, _ in columns)), tuple(rows)))
 
 
-def _differences(k: Sequence[str], steps: str) -> list[tuple[str, str]]:
-    largest = sorted(k, key=lambda name: int(name.partition("@")[2]))[-1:]
-    return [
-        ("greedy", "final/greedy"), ("sampled", "final/sampled"), *((name, "final/pass") for name in largest),
-        ("watched", "watched/greedy"), ("area, tokens", "watched/area"), (f"watched, {steps} steps", "steps/greedy"),
-        (f"area, {steps} steps", "steps/area"),
-    ]  # fmt: skip
+def _differences(questions: str, result: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> ComparisonTable:
+    title = f"Difference to {result['baseline']} on {questions}, points, paired by seed [95% interval] (seeds above/below, p)"
+    rows = tuple(
+        (arm, *(_difference(each["differences"].get(metric)) for _, metric in columns))
+        for arm, each in result["arms"].items() if "differences" in each
+    )  # fmt: skip
+    return ComparisonTable(title, ("arm", *(label for label, _ in columns)), rows)
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
     mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']})"
+    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']}, {found['sign_p']:.2g})"
 
 
 def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:

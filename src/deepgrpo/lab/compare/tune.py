@@ -15,9 +15,9 @@ from typing import Any
 from deepgrpo.lab.compare.cells import markdown_table
 from deepgrpo.lab.compare.curves import mean_height
 from deepgrpo.lab.compare.experiment import TuneConfig
-from deepgrpo.lab.compare.figures import points
 from deepgrpo.lab.compare.grid import Trial, Value, fixed_values, trials_of
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.lab.compare.run_figures import points
 from deepgrpo.lab.compare.tune_tables import choice_lines, tuning_table
 from deepgrpo.runs.files import replace_file
 from deepgrpo.runs.metrics import read_metrics
@@ -29,9 +29,9 @@ def rule(tune: TuneConfig) -> str:
     """The rule of the choice as a sentence."""
     seeds = ", ".join(map(str, tune.seeds))
     return (
-        f"Chosen is the trial with the highest {tune.metric} accuracy on the watched questions: mean height of the curve over "
-        f"the last {tune.last_share:.0%} of {tune.budget:,} sampled tokens, averaged over seeds {seeds}. A tie goes to the lower "
-        "value. A run that failed counts with its last evaluation."
+        f"Chosen is the trial with the highest {tune.metric} accuracy on the watched questions: mean height of its curve over "
+        f"the last {tune.last_share:.0%} of {tune.budget:,} sampled tokens, averaged over seeds {seeds}. A tie goes to the "
+        "lower value. A run that failed counts with its last evaluation."
     )
 
 

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 
 from deepgrpo.lab.compare.cells import percent, short
-from deepgrpo.lab.compare.figures import spent
 from deepgrpo.lab.compare.jobs import Job, Jobs, State, last_line
 from deepgrpo.lab.compare.plan import PlannedRun
+from deepgrpo.lab.compare.run_figures import spent
 from deepgrpo.runs.metrics import newest_metrics
 
 _REFRESH_S = 1.0

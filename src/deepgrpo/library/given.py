@@ -1,0 +1,272 @@
+"""The recipe of a run from Python: a recipe in any form, keys to change, and objects that take the place of sections.
+
+    recipe ─► tables ─► overrides ─► [model], [data], [reward], ... name the objects ─► checked ─► sections hold the objects
+
+A resumed run reads its own config.toml, and takes the same objects again: those of the same names and shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepgrpo.config import (
+    Config,
+    UserExplore,
+    find_recipe,
+    given_keywords,
+    merge,
+    parse_config,
+    read_recipe,
+    set_values,
+    to_tables,
+)
+from deepgrpo.errors import ConfigError, ModelError
+from deepgrpo.library.summed import SummedRewards
+from deepgrpo.loading import GIVEN
+from deepgrpo.prompts.given import first_row
+from deepgrpo.runs.layout import RunDir
+
+Recipe = Config | Mapping[str, Any] | str | Path | None
+"""A config, its tables as a dict, the name or path of a recipe, or None for the defaults."""
+
+Rewards = Callable[..., Any] | Sequence[Callable[..., Any]] | None
+
+_OF_DATA = ("template", "limit", "max_prompt_tokens", "columns")
+_OF_REWARD = ("truncated_value", "overlong", "format", "timeout_s")
+_OF_STRATEGY = tuple(name for name in UserExplore.model_fields if name not in ("type", "strategy"))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects in place of sections of a recipe; None: the recipe's own."""
+
+    model: Any = None
+    tokenizer: Any = None
+    dataset: Any = None
+    eval_dataset: Any = None
+    rewards: Rewards = None
+    reward_weights: Sequence[float] | None = None
+    strategy: Any = None
+
+    @property
+    def functions(self) -> list[Callable[..., Any]]:
+        """The reward functions."""
+        if self.rewards is None:
+            return []
+        return list(self.rewards) if isinstance(self.rewards, Iterable) else [self.rewards]
+
+    @property
+    def keywords(self) -> list[str]:
+        """Arguments that are objects, in the order of `given_keywords`."""
+        found = {
+            "model": self.model is not None and not isinstance(self.model, str | Path),
+            "dataset": self.dataset is not None,
+            "eval_dataset": self.eval_dataset is not None,
+            "rewards": self.rewards is not None,
+            "strategy": self.strategy is not None and not isinstance(self.strategy, str),
+        }
+        return [keyword for keyword, there in found.items() if there]
+
+
+def build_config(recipe: Recipe, overrides: Mapping[str, Any] | None, given: Given) -> Config:
+    """The recipe of a new run. Raises ConfigError if it is invalid, or an object is not what it should be."""
+    given = _complete(given)
+    if isinstance(recipe, Config) and not overrides and not given.keywords and given.model is given.strategy is None:
+        return recipe
+    raw = recipe_tables(recipe)
+    set_values(raw, overrides or {})
+    if isinstance(given.strategy, str):
+        set_values(raw, {"explore.type": given.strategy})
+    for name, table in _sections(given, raw).items():
+        raw[name] = table
+    if given.eval_dataset is not None:
+        evaluation = raw.setdefault("eval", {})
+        evaluation["data"] = _data(given.eval_dataset, evaluation.get("data") or raw["data"])
+        # before the first and after the last step
+        evaluation.setdefault("every", max(1, raw.get("run", {}).get("steps", 100)))
+    config = parse_config(raw, source=f"recipe {str(recipe)!r}" if isinstance(recipe, str | Path) else "the config")
+    return _holding(_refuse_travel(config), given)
+
+
+def resumed_config(run: Path, overrides: Mapping[str, Any] | None, given: Given) -> Config:
+    """The recipe of a run that goes on. Raises ConfigError if it was started with other objects than those given."""
+    paths = RunDir(run)
+    if not paths.has_recipe():
+        raise ConfigError(f"resume is {str(run)!r}, which has no config.toml; name the directory of an earlier run")
+    given = _complete(given)
+    raw = read_recipe(paths.config)
+    wanted = given_keywords(parse_config(raw, str(paths.config)))
+    set_values(raw, overrides or {})
+    config = parse_config(raw, str(paths.config))
+    again = ", ".join(f"{each}=..." for each in wanted)
+    for keyword in wanted:
+        if keyword not in given.keywords:
+            raise ConfigError(
+                f"{keyword} is missing: the run {run} was started with objects; give the same again: "
+                f'train(resume="{run}", {again})'
+            )
+    for keyword in given.keywords:
+        if keyword not in wanted:
+            raise ConfigError(
+                f"{keyword} is given, but the run {run} was started without it and has that section in its config.toml; "
+                "leave it out, or begin a new run"
+            )
+    if isinstance(given.model, str | Path) or isinstance(given.strategy, str):
+        raise ConfigError("model and strategy by name are for a new run; change a resumed one by overrides={...}")
+    for name, table in _sections(given, raw).items():
+        _require_same(run, name, raw[name], table)
+    return _holding(_refuse_travel(config), given)
+
+
+def recipe_tables(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in any form as tables, unchecked. Raises ConfigError if it is in none, or a file cannot be read."""
+    if recipe is None:
+        return {}
+    if isinstance(recipe, Config):
+        return to_tables(recipe)
+    if isinstance(recipe, Mapping):
+        raw = copy.deepcopy(dict(recipe))
+        base = raw.pop("base", None)
+        return raw if base is None else merge(read_recipe(find_recipe(str(base))), raw)
+    if isinstance(recipe, str | Path):
+        return read_recipe(find_recipe(str(recipe)))
+    raise ConfigError(
+        f"config is a {type(recipe).__name__}; pass a Config, a dict of its tables, or the name or path of a recipe"
+    )
+
+
+def _complete(given: Given) -> Given:
+    """Load the tokenizer that belongs to a model, if only the model was given."""
+    if given.tokenizer is not None and "model" not in given.keywords:
+        raise ConfigError("tokenizer is given without a model; a model of the recipe brings its own: set model.tokenizer there")
+    if given.reward_weights is not None and given.rewards is None:
+        raise ConfigError("reward_weights is given without rewards")
+    if "model" not in given.keywords or given.tokenizer is not None:
+        return given
+    name = getattr(getattr(given.model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("model is given without its tokenizer; pass tokenizer=..., as it was not loaded from a known place")
+    from deepgrpo.config import PretrainedModel
+    from deepgrpo.model.loading import load_tokenizer
+
+    return Given(**{**vars(given), "tokenizer": load_tokenizer(PretrainedModel(path=name))})
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _sections(given: Given, raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sections in which the recipe names the objects; keys of the former section that still apply are kept."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(given.model, str | Path):
+        found["model"] = merge(raw.get("model", {}), {"type": "pretrained", "path": str(given.model)})
+    elif given.model is not None:
+        found["model"] = _model(given.model, given.tokenizer, raw.get("model", {}))
+    if given.dataset is not None:
+        found["data"] = _data(given.dataset, raw.get("data", {}))
+    if given.rewards is not None:
+        found["reward"] = _reward(given.functions, given.reward_weights, raw.get("reward", {}))
+    if "strategy" in given.keywords:
+        kept = {key: value for key, value in raw.get("explore", {}).items() if key in _OF_STRATEGY}
+        found["explore"] = {"type": "user", "strategy": GIVEN + name_of(given.strategy), **kept}
+    return found
+
+
+def _model(model: Any, tokenizer: Any, former: Mapping[str, Any]) -> dict[str, Any]:
+    from deepgrpo.model.given import digest_of
+
+    if not hasattr(model, "named_parameters") or not hasattr(tokenizer, "get_vocab"):
+        raise ModelError(
+            f"model is a {type(model).__name__} and tokenizer a {type(tokenizer).__name__}; pass a causal language model of "
+            "transformers and its tokenizer, or the model's name"
+        )
+    kept = {key: former[key] for key in ("lora",) if key in former}
+    return {"type": "given", "name": type(model).__name__, "digest": digest_of(model, tokenizer), **kept}
+
+
+def _data(dataset: Any, former: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a data set. Where no columns are named: `question`, else `prompt`; `answer` if there is one."""
+    row = first_row(dataset)
+    table = {"type": "given", **{key: former[key] for key in _OF_DATA if key in former}}
+    columns = dict(table.get("columns", {}))
+    if "question" not in columns and "question" not in row and "prompt" in row:
+        columns["question"] = "prompt"
+    if "answer" not in columns and "answer" not in row:
+        columns["answer"] = "none"
+    return {**table, "columns": columns} if columns else table
+
+
+def _reward(functions: Sequence[Any], weights: Sequence[float] | None, former: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of reward functions: one, or the sum of several."""
+    if not functions:
+        raise ConfigError("rewards is empty; pass at least one function, or leave it out for the recipe's reward")
+    for function in functions:
+        if not callable(function):
+            raise ConfigError(f"rewards has a {type(function).__name__}; pass functions: def reward(completions, **columns)")
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"reward_weights has {len(weights)} numbers for {len(functions)} rewards; give one for each")
+    names = [name_of(each) for each in functions]
+    parts = names if weights is None else [f"{weight:g}*{name}" for weight, name in zip(weights, names, strict=True)]
+    kept = {key: former[key] for key in _OF_REWARD if key in former}
+    return {"type": "user", "function": GIVEN + "+".join(parts), **kept}
+
+
+def name_of(thing: Any) -> str:
+    """The name of a function or class, or the class of another object."""
+    while hasattr(thing, "func"):  # functools.partial
+        thing = thing.func
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+def _require_same(run: Path, section: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an object has another name or shape than the one that the run was started with."""
+    keys = {"model": ("name", "digest"), "reward": ("function",), "explore": ("strategy",), "data": ()}[section]
+    for key in keys:
+        if saved.get(key) != now[key]:
+            what = {"reward": "rewards", "explore": "strategy"}.get(section, section)
+            if key == "digest":
+                raise ConfigError(
+                    f"model: the {now['name']} or its tokenizer is not the one that the run {run} was started with: names or "
+                    "shapes of parameters, tokens or the chat template differ; pass the same ones, or begin a new run"
+                )
+            raise ConfigError(
+                f"{what}: the run {run} was started with {_plain(saved.get(key))}, and {_plain(now[key])} is given; pass the "
+                "same, or begin a new run"
+            )
+
+
+def _plain(name: Any) -> str:
+    return str(name).removeprefix(GIVEN)
+
+
+def _refuse_travel(config: Config) -> Config:
+    """Raise ConfigError for an object that cannot reach the processes of a cluster."""
+    if config.cluster is not None and config.model.type == "given":
+        raise ConfigError(
+            "model is an object of this process, and the workers of [cluster] load theirs: save it with "
+            'model.save_pretrained(DIR) and tokenizer.save_pretrained(DIR), and pass model="DIR"'
+        )
+    return config
+
+
+def _holding(config: Config, given: Given) -> Config:
+    """The config whose sections hold the objects."""
+    changes: dict[str, Any] = {}
+    if "model" in given.keywords:
+        changes["model"] = config.model.holding((given.model, given.tokenizer))
+    if given.dataset is not None:
+        changes["data"] = config.data.holding(given.dataset)
+    if given.eval_dataset is not None:
+        assert config.eval.data is not None
+        changes["eval"] = config.eval.model_copy(update={"data": config.eval.data.holding(given.eval_dataset)})
+    if functions := given.functions:
+        plain = len(functions) == 1 and given.reward_weights is None
+        whole = functions[0] if plain else SummedRewards(functions, given.reward_weights)
+        changes["reward"] = config.reward.holding(whole)
+    if "strategy" in given.keywords:
+        changes["explore"] = config.explore.holding(given.strategy)
+    return config.model_copy(update=changes)

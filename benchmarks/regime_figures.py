@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo import rng
-from deepgrpo.config import PivotExplore
+from deepgrpo.config import SegmentConfig
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.eval.pass_at_k import pass_at_k
 from deepgrpo.explore.pivots import candidates
@@ -156,9 +156,9 @@ def _states(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Continue failed rollouts from the prompt (band 0) and from one state per band."""
     failed = _failed(sampled, run.config.explore.success_threshold, amounts.failed)
-    explore = run.config.explore
-    assert isinstance(explore, PivotExplore), "the states of a regime are those of its strategy's segments"
-    segment = build_segmenter(explore.segments, run.policy.tokenizer)
+    # a strategy without pivots has no segments: the steps of a chain, or sentences
+    segments = getattr(run.config.explore, "segments", SegmentConfig(extra_ends=(";",)))
+    segment = build_segmenter(segments, run.policy.tokenizer)
     starts: list[tuple[Prompt, tuple[int, ...]]] = []
     facts: list[dict[str, Any]] = []
     for number, each in enumerate(failed):

@@ -145,6 +145,8 @@ def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
     """A section as a dict for TOML: an absent value is left out, or "none" where absent is not the default."""
     table: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
+        if name in section.unset:
+            continue
         value, key = getattr(section, name), info.alias or name
         if isinstance(value, Section):
             table[key] = _dump(value, f"{prefix}{key}.")

@@ -198,19 +198,18 @@ def test_a_checkpoint_that_goes_while_it_is_read(
     probe: Any, place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run has gone on: the next newest is read."""
-    from deepgrpo.lab.probe import session
+    from deepgrpo.train.build import build_policy
 
     shutil.copytree(trained / "runs", "runs")
-    build = session.build_policy
 
     def gone(*arguments: Any) -> Any:
         newest = place / "runs/scratch/checkpoints/step-000002"
         if newest.exists():
             shutil.rmtree(newest)
             raise OSError("gone")
-        return build(*arguments)
+        return build_policy(*arguments)
 
-    monkeypatch.setattr(session, "build_policy", gone)
+    monkeypatch.setattr("deepgrpo.lab.probe.session.build_policy", gone)
     done = probe("runs/scratch", *SMALL, "--strategies", "root")
     assert done.code == 0 and "runs/scratch/checkpoints/step-000001/model on cpu" in done.out
 

@@ -235,7 +235,7 @@ def test_the_gradient_is_the_learners(policy: Policy, recipe: Any, loss: Any, cr
     assert np.linalg.norm(expected) > 1e-3
     assert np.linalg.norm(found - expected) < 3e-6 * np.linalg.norm(expected)
     sketch = Sketch(512, 1)
-    projected = sketch.empty(policy)
+    projected: Any = sketch.empty(policy)
     offset = 0
     for name, parameter in policy.trainable().items():
         part = expected[offset : offset + parameter.numel()]

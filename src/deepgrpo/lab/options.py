@@ -56,7 +56,7 @@ class ProbeOptions:
     """Measure the arms of this experiment file instead (docs/compare.md); --strategies then names some of them."""
     step: int | None = None
     """The run's checkpoint of this step. Default: the newest."""
-    prompts: int = 48
+    prompts: int = 40
     """Prompts on which every strategy is measured."""
     reference: int | None = None
     """Prompts of the true gradient, those of the strategies included. Default: three times --prompts."""

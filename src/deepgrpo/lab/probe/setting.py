@@ -107,7 +107,7 @@ def _check(options: ProbeOptions) -> None:
     counts = ("limit", "max_new_tokens", "max_rows", "threads", "projection")
     check_ranges(options, counts, ("json", "plot"))
     if options.prompts < FEWEST:
-        raise ConfigError(f"--prompts is {options.prompts}, but fewer than {FEWEST} prove nothing; 48 is the default")
+        raise ConfigError(f"--prompts is {options.prompts}, but fewer than {FEWEST} prove nothing; 40 is the default")
     if options.reference is not None and options.reference < options.prompts:
         raise ConfigError(
             f"--reference is {options.reference}, but the prompts of the strategies, --prompts {options.prompts}, are part of "

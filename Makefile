@@ -114,7 +114,7 @@ EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
   rates strict strict_saturation recovery search facts horizon sums
 REGIMES := base strict recovery recovery-at-once search facts horizon
 
-lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/gradients.json $(LAB)/pivot_errors.json
+lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json
 
 $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
@@ -124,9 +124,8 @@ $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 $(LAB)/regimes/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks.regimes $* --page docs/results/regimes.md
 
-$(LAB)/gradients.json: $(LAB)/methods.json
-	$(BIN)/python -m benchmarks.gradients runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
-	  runs/methods/warmstart/seed-3 --json $@
+$(LAB)/probe-methods.json: $(LAB)/methods.json
+	$(BIN)/deepgrpo probe runs/methods/warmstart/seed-1/start --arms methods --prompts 256 --json $@
 
 $(LAB)/pivot_errors.json: $(LAB)/methods.json
 	$(BIN)/python -m benchmarks.pivot_errors runs/methods --json $@

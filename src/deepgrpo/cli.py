@@ -6,7 +6,7 @@
     deepgrpo doctor MODEL                              tests of a model, or of your own strategy
     deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
     deepgrpo compare EXPERIMENT.toml                   arms × seeds at equal sampled tokens
-    deepgrpo probe MODEL --data SOURCE                 do pivots help? measured before training
+    deepgrpo probe RECIPE | RUN                        would branching pay now? signal of each strategy per token
     deepgrpo report RUN ...                            one HTML page about runs, with all saved trees
     deepgrpo inspect RUN --step N --prompt ID          a tree in the terminal
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,129 +82,210 @@ def probe(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outc
     return call
 
 
+HALF, ADAPTIVE = "deep:gamma=0,loss.lambda=0.5", "adaptive:round_rollouts=2,max_rollouts=4"
+SMALL = ("--prompts", "8", "--projection", "128", "--threads", "1")
+
+
 def test_a_recipe_with_everything(probe: Any, place: Path) -> None:
-    done = probe("tiny.toml", "--rollouts", "24", "--depths", "3", "--json", "out.json", "--plot", "out.png")
+    done = probe(
+        "tiny.toml", *SMALL, "--strategies", "root", "deep", HALF, ADAPTIVE, "--json", "out.json", "--plot", "out.png",
+    )  # fmt: skip
     assert done.code == 0, done.err
-    # 24 · 12 · (1 + 3 · 2.5)
-    assert "cost: 24 failed responses, each continued 3 times from the prompt and from up to 3 depths" in done.out
-    assert "about 2,448 sampled tokens" in done.out and "after 16 responses: " in done.out
-    for word in ("depth r", "prompt", "mixed/1k tokens", "× prompt", "gamma", "figures: out.json", "plot: out.png"):
+    for word in ("after the first of 4 rounds: about", "tokens/", "snr²/1k tokens", "pivots with a branch that succeeds",
+                 "true gradient: 24 prompts", "cost: ", "one training step (deep, 2 prompts)", "plot: out.png"):  # fmt: skip
         assert word in done.out
+    assert max(map(len, done.out.split("pivots with")[0].splitlines())) <= 80
     result = json.loads((place / "out.json").read_text())
-    assert result["sentence"] in done.out and result["verdict"] in ("helps", "no_difference", "prompt_is_better")
-    assert [band["ratio"] for band in result["depths"]] == pytest.approx(_means(result, 3))
-    # 12 tokens in segments of 3 make a chain of 5, whose root is at 1/5; a response that ended earlier has a shorter one
-    whole = [rollout for rollout in result["failed"] if rollout["length"] == 12]
-    assert whole and all(rollout["states"][0]["ratio"] == pytest.approx(0.2) for rollout in whole)
-    assert [gamma["gamma"] for gamma in result["gammas"]] == [-20, 0, 0.5, 1, 1.5, 2, 3]  # the recipe's among them
-    assert result["setting"]["branches"] == 3 and result["setting"]["segments"]["size"] == 3
-    assert result["sampled"]["failed"] == len(result["failed"]) >= 24
-    assert sum(band["states"] * band["tokens"] for band in result["depths"]) + result["sampled"][
-        "rollout_tokens"
-    ] == pytest.approx(result["sampled"]["tokens"])
+    assert result["sentence"] in done.out and result["verdict"] in ("best", "some", "none", "no_truth")
+    assert list(result["strategies"]) == ["root", "deep", HALF, ADAPTIVE]
+    root, deep, half, _ = result["strategies"].values()
+    assert len(root["by_prompt"]["tokens"]) == len(result["prompts"]) == 8
+    assert root["tokens_per_prompt"] == pytest.approx(sum(root["by_prompt"]["tokens"]) / 8)
+    assert deep["loss"]["lambda"] == 1 and half["loss"]["lambda"] == 0.5 and half["explore"]["gamma"] == 0
+    assert root["cos_branch"] is None and deep["cos_branch"] is not None
+    assert (root["state"], deep["state"]) == ("initial", "learned")
+    # the rollouts from the prompt are the same
+    assert deep["by_prompt"]["reward"] == root["by_prompt"]["reward"]
+    every, branches = deep["by_prompt"]["tokens"], deep["by_prompt"]["branch_tokens"]
+    assert [a - b for a, b in zip(every, branches, strict=True)] == root["by_prompt"]["tokens"]
+    assert len(result["differences"]) == 6 and result["reference"]["prompts"] == 24
+    paid = sum(sum(each["by_prompt"]["tokens"]) for each in result["strategies"].values())
+    assert result["cost"]["sampled_tokens"] < paid + 16 * 24  # shared draws are sampled once
     assert (place / "out.png").read_bytes().startswith(b"\x89PNG")
     assert not (place / "runs").exists()
-
-
-def _means(result: dict[str, Any], bands: int) -> list[float]:
-    """Mean depth of the prompt and of the states in each band that has some, from the raw states."""
-    states = [state for rollout in result["failed"] for state in rollout["states"]]
-    found = {b: [s["ratio"] for s in states if s["band"] == b] for b in range(bands + 1)}
-    return [sum(each) / len(each) for each in found.values() if each]
 
 
 def test_the_same_seed_gives_the_same_figures(probe: Any, place: Path) -> None:
     results = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert probe("tiny.toml", "--rollouts", "10", "--seed", seed, "--json", f"{name}.json").code == 0
+        assert probe("tiny.toml", *SMALL, "--strategies", "root", "--seed", seed, "--json", f"{name}.json").code == 0
         result = json.loads((place / f"{name}.json").read_text())
-        results.append({key: value for key, value in result.items() if key not in ("seconds", "machine")})
-    assert results[0] == results[1] and results[0]["failed"] != results[2]["failed"]
-
-
-def test_a_model_from_scratch_on_the_synthetic_task(probe: Any, place: Path) -> None:
-    """A recipe of another strategy: K and the segments are the defaults of deep, or the options."""
-    done = probe(
-        "scratch.toml", "--rollouts", "12", "--branches", "4", "--segments", "count", "--segment-size", "4", "--json", "s.json"
-    )
-    assert done.code == 0, done.err
-    result = json.loads((place / "s.json").read_text())
-    assert result["setting"]["segments"] == {"type": "count", "size": 4, "extra_ends": [], "function": None}
-    assert result["setting"]["data"]["type"] == "synthetic" and result["setting"]["branches"] == 4
+        results.append({key: value for key, value in result.items() if key not in ("cost", "machine")})
+    assert results[0] == results[1] and results[0]["strategies"] != results[2]["strategies"]
 
 
 def test_a_model_with_data_as_in_eval(probe: Any, place: Path) -> None:
-    """A random model never writes a right answer in a box: nothing succeeds, from no depth."""
+    """A random model never writes a right answer in a box."""
     done = probe(
-        "model", "--data", "mine=data.jsonl", "--rollouts", "8", "--branches", "2", "--depths", "2", "--max-new-tokens", "8",
-        "--segments", "tokens", "--segment-size", "2", "--template", "plain", "--device", "cpu",
+        "model", "--data", "mine=data.jsonl", "--max-new-tokens", "8", "--template", "plain", "--device", "cpu",
+        "--strategies", "root", "deep:segments.type=tokens,segments.size=2", *SMALL,
     )  # fmt: skip
-    assert done.code == 1 and "responses were cut off at 8 tokens" in done.err  # it hardly ever ends a text by itself
+    assert done.code == 0, done.err
+    assert "no strategy has any gradient: all groups of all 8 prompts have equal rewards (mean reward 0)" in done.out
+    assert "easier questions" in done.out
 
 
-def test_a_run_and_its_start(probe: Any, place: Path) -> None:
-    (place / "warm.toml").write_text(SCRATCH + WARM)
-    done = probe("warm.toml")
-    assert done.code == 2
-    assert "`deepgrpo train warm.toml --run.steps 0`" in done.err and "deepgrpo probe runs/scratch/start" in done.err
-    assert cli.main(["train", "warm.toml"]) == 0
-    settings = ("--rollouts", "8", "--branches", "2", "--depths", "2", "--segments", "tokens", "--segment-size", "4")
-    run = probe("runs/scratch", *settings)
-    start = probe("runs/scratch/start", *settings)
-    assert (run.code, start.code) == (0, 0)
-    assert "runs/scratch/checkpoints/step-000001/model on cpu, synthetic" in run.out
-    assert "runs/scratch/start on cpu, synthetic" in start.out
-    changed = probe("runs/scratch", *settings, "--sampling.max_new_tokens", "10", "--json", "out.json")
-    assert changed.code == 0
-    assert json.loads((place / "out.json").read_text())["setting"]["sampling"]["max_new_tokens"] == 10
+def test_a_dry_run_names_the_cost(probe: Any, place: Path) -> None:
+    done = probe("tiny.toml", "--dry-run", "--prompts", "12", "--projection", "128")
+    assert done.code == 0 and "measured 4 prompts with each strategy" in done.out
+    assert "the whole probe, 12 prompts (30 for the true gradient), about: " in done.out and "snr" not in done.out
 
 
-def test_a_run_without_weights(probe: Any, place: Path) -> None:
-    (place / "runs" / "empty").mkdir(parents=True)
-    (place / "runs" / "empty" / "config.toml").write_text(RECIPE)
-    done = probe("runs/empty")
-    assert done.code == 1 and "has neither a checkpoint (checkpoints/step-*/model) nor a start model" in done.err
+def test_data_with_few_prompts(probe: Any, place: Path) -> None:
+    """Of 30 prompts at most half are the strategies'."""
+    done = probe("tiny.toml", "--prompts", "48", "--projection", "128", "--strategies", "root")
+    assert done.code == 0 and "true gradient: 30 prompts" in done.out and "strategies on 15 of them" in done.out
+    done = probe("tiny.toml", "--limit", "7", "--strategies", "root")
+    assert done.code == 1 and "the data has 7 prompts, and fewer than 8 prove nothing" in done.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a warm start, a KL term and checkpoints of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "reward.py").write_text(REWARD)
+    text = recipe_text(
+        ON_DISK, run={"name": "scratch", "steps": 2}, model={**TINY, "num_layers": 1, "max_position": 96},
+        data={"type": "synthetic", "chain_length": 2}, reward={"truncated_value": "none"}, sampling={"max_new_tokens": 16},
+        explore={"type": "deep", "num_rollouts": 4, "branches_per_pivot": 2, "segments": TOKENS_3}, loss={"beta": 0.1},
+        warmstart={"steps": 2, "batch_size": 2}, checkpoint={"every": 1},
+    )  # fmt: skip
+    (folder / "warm.toml").write_text(text)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["train", "warm.toml"]) == 0
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_checkpoint_with_its_state_and_cursor(probe: Any, place: Path, trained: Path) -> None:
+    """The run's weights, its fit, the prompts that it would take next; nothing in the run changes."""
+    shutil.copytree(trained / "runs", "runs")
+    before = contents(place / "runs")
+    found = {}
+    for name, arguments in {
+        "newest": ("runs/scratch",), "first": ("runs/scratch", "--step", "1"),
+        "path": ("runs/scratch/checkpoints/step-000001",), "start": ("runs/scratch/start",),
+    }.items():  # fmt: skip
+        done = probe(*arguments, *SMALL, "--strategies", "deep", "random", "--json", "out.json")
+        assert done.code == 0, done.err
+        found[name] = json.loads((place / "out.json").read_text())
+        assert ("deep: with the state of the run" in done.out) == (name != "start")
+        at = {"newest": "checkpoints/step-000002/model", "start": "start"}.get(name, "checkpoints/step-000001/model")
+        assert f"runs/scratch/{at} on cpu, synthetic" in done.out
+    assert contents(place / "runs") == before
+    assert found["first"]["strategies"] == found["path"]["strategies"]
+    # two prompts a step
+    first = {name: each["prompts"][0] for name, each in found.items() if name != "path"}
+    assert first == {"newest": "synthetic-train-4", "first": "synthetic-train-2", "start": "synthetic-train-0"}
+    states = [found[name]["strategies"]["deep"]["state"] for name in ("newest", "start")]
+    assert states == ["run", "learned"] and found["newest"]["strategies"]["random"]["state"] == "initial"
+
+
+def test_a_checkpoint_that_goes_while_it_is_read(
+    probe: Any, place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has gone on: the next newest is read."""
+    from deepgrpo.lab.probe import session
+
+    shutil.copytree(trained / "runs", "runs")
+    build = session.build_policy
+
+    def gone(*arguments: Any) -> Any:
+        newest = place / "runs/scratch/checkpoints/step-000002"
+        if newest.exists():
+            shutil.rmtree(newest)
+            raise OSError("gone")
+        return build(*arguments)
+
+    monkeypatch.setattr(session, "build_policy", gone)
+    done = probe("runs/scratch", *SMALL, "--strategies", "root")
+    assert done.code == 0 and "runs/scratch/checkpoints/step-000001/model on cpu" in done.out
+
+
+def test_ctrl_c_leaves_what_was_measured(probe: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepgrpo.lab.probe import measure
+
+    rounds, sample = [], measure._sample
+
+    def interrupted(*arguments: Any) -> Any:
+        rounds.append(arguments[3])
+        if arguments[3] == stop_at:
+            raise KeyboardInterrupt
+        return sample(*arguments)
+
+    monkeypatch.setattr(measure, "_sample", interrupted)
+    stop_at = 10  # the sixth round of two prompts
+    done = probe("tiny.toml", "--prompts", "32", "--projection", "128", "--strategies", "root", "--json", "out.json")
+    assert done.code == 130 and "interrupted: 9 of 15 prompts were measured" in done.out
+    assert len(json.loads((place / "out.json").read_text())["prompts"]) == 9
+    stop_at = 0
+    done = probe("tiny.toml", *SMALL, "--strategies", "root", "--json", "none.json")
+    assert done.code == 130 and done.err.endswith("interrupted\n") and not (place / "none.json").exists()
+
+
+EXPERIMENT = """
+name = "pair"
+baseline = "grpo"
+base = "tiny.toml"
+seeds = [1, 2]
+budget = 100
+
+[arms.grpo.explore]
+type = "root"
+num_rollouts = 3
+
+[arms.grpo-fast]
+explore = {type = "root", num_rollouts = 3}
+optim = {lr = 1e-2}
+
+[arms.deep.loss]
+lambda = 0.5
+"""
+
+
+def test_the_arms_of_an_experiment(probe: Any, place: Path) -> None:
+    (place / "pair.toml").write_text(EXPERIMENT)
+    done = probe("tiny.toml", *SMALL, "--arms", "pair.toml", "--json", "out.json")
+    assert done.code == 0, done.err
+    result = json.loads((place / "out.json").read_text())
+    assert list(result["strategies"]) == ["grpo", "deep"] and result["same_gradient"] == {"grpo-fast": "grpo"}
+    assert "grpo-fast has the gradient of grpo" in done.out and result["strategies"]["deep"]["loss"]["lambda"] == 0.5
+    done = probe("tiny.toml", "--arms", "pair.toml", "--strategies", "deap")
+    assert done.code == 2 and "'deap', which is no arm of pair.toml; it has grpo, grpo-fast, deep" in done.err
+    (place / "other.toml").write_text(EXPERIMENT + "\n[arms.short.data]\nlimit = 3\n")
+    done = probe("tiny.toml", "--arms", "other.toml")
+    assert done.code == 2 and "the arm 'short' changes [data]" in done.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        pytest.param(("--reward.function", "reward.py:always", "--rollouts", "8"), 0, "none of 32 responses failed", id="easy"),
-        pytest.param(
-            ("--reward.function", "reward.py:never", "--rollouts", "8"), 0,
-            "continuations of 8 failed responses succeeded, neither from any depth nor from the prompt (3 each)", id="hard",
-        ),
-        pytest.param(
-            ("--segments", "count", "--segment-size", "1", "--rollouts", "8"), 0,
-            "have no state to branch at besides the prompt (one segment, 12 tokens", id="short",
-        ),
-        pytest.param(("--max-sampled-tokens", "1", "--rollouts", "200", "--reward.function", "reward.py:always"), 1,
-            "only 0 of 16 responses failed within 192 sampled tokens", id="cap"),
-        pytest.param(("--reward.truncated_value", "0"), 1, "responses were cut off at 12 tokens", id="truncated"),
-    ],
-)  # fmt: skip
-def test_where_there_is_nothing_to_compare(probe: Any, place: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
-    done = probe("tiny.toml", *arguments, "--json", "out.json", "--plot", "out.png")
-    assert done.code == code and says in (done.err if code else done.out)
-    if code == 0:
-        result = json.loads((place / "out.json").read_text())
-        assert result["sentence"] in done.out and result["recommended_gamma"] is None
-        assert (place / "out.png").exists() == (result["depths"] is not None)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (("tiny.toml", "--branches", "1"), 2, "--branches is 1, but a group of one is never mixed"),
-        (("tiny.toml", "--explore.num_pivots", "0", "--explore.branches_per_pivot", "1"), 2, "--branches"),
-        (("tiny.toml", "--rollouts", "7"), 2, "--rollouts is 7, but fewer than 8 prove nothing"),
-        (("tiny.toml", "--depths", "0"), 2, "--depths is 0; it should be 1 or more"),
-        (("tiny.toml", "--gammas", "nan"), 2, "name at least one finite number"),
+        (("tiny.toml", "--prompts", "7"), 2, "--prompts is 7, but fewer than 8 prove nothing"),
+        (("tiny.toml", "--prompts", "20", "--reference", "10"), 2, "--reference is 10, but the prompts of the strategies"),
+        (("tiny.toml", "--rollouts", "1"), 2, "--rollouts is 1, but a group of one has no baseline"),
+        (("tiny.toml", "--projection", "0"), 2, "--projection is 0; it should be 1 or more"),
         (("tiny.toml", "--temperature", "0"), 2, "rollouts are sampled, so it should be above 0"),
         (("tiny.toml", "--top-p", "1.5"), 2, "--top-p is 1.5"),
-        (("tiny.toml", "--segment-size", "4"), 2, "--segment-size is 4, but --segments is 'auto'"),
+        (("tiny.toml", "--step", "3"), 2, "--step is 3; it names a checkpoint of a run, but MODEL 'tiny.toml'"),
+        (("tiny.toml", "--strategies", "oracle"), 2, 'explore.type is "oracle", but data.type is "jsonl"'),
         (("tiny.toml", "--json", "nowhere/out.json"), 2, "--json 'nowhere/out.json': its directory does not exist"),
-        (("tiny.toml", "--device", "abacus"), 2, "--device is 'abacus'"),
+        (("tiny.toml", "--device", "abacus"), 2, "'abacus'"),
+        (("warm.toml",), 2, "`deepgrpo train warm.toml --run.steps 0`, then probe its result: deepgrpo probe runs/scratch/s"),
+        (("runs/empty",), 1, "has neither a checkpoint (checkpoints/step-*/model) nor a start model"),
+        (("runs/empty", "--step", "5"), 1, "--step 5: runs/empty has no checkpoint of that step; it has none"),
         (("model",), 2, "--data is missing; name a suite or a file"),
         (("model", "--data", "gsm9k"), 2, "did you mean 'gsm8k'"),
         (("model", "--data", "absent.jsonl"), 1, "data file 'absent.jsonl' does not exist"),
@@ -213,6 +297,9 @@ def test_where_there_is_nothing_to_compare(probe: Any, place: Path, arguments: t
 )
 def test_what_can_be_wrong(probe: Any, place: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
     (place / "empty.jsonl").write_text("")
+    (place / "warm.toml").write_text(SCRATCH + WARM)
+    (place / "runs" / "empty").mkdir(parents=True)
+    (place / "runs" / "empty" / "config.toml").write_text(RECIPE)
     done = probe(*arguments)
     assert done.code == code and says in done.err and done.err.startswith("error: ")
 
@@ -221,4 +308,4 @@ def test_a_plot_without_matplotlib(probe: Any, monkeypatch: pytest.MonkeyPatch) 
     """It is told before anything is sampled."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = probe("tiny.toml", "--plot", "out.png")
-    assert done.code == 2 and 'pip install "deepgrpo[plots]"' in done.err and "cost:" not in done.out
+    assert done.code == 2 and 'pip install "deepgrpo[plots]"' in done.err and "round" not in done.out

@@ -22,8 +22,8 @@ SENSITIVE = (
     "cli/test_surroundings.py::test_a_test_starts_with_nothing",
     "cli/test_surroundings.py::test_so_does_what_it_starts",
     "cli/test_recipes.py::test_a_dry_run_of_a_recipe[demo]",
-    "cli/test_cli.py::test_a_recipe_is_printed_as_it_is",
-    "cli/test_cli.py::test_a_broken_recipe_is_an_error_without_a_traceback",
+    "cli/test_cli.py::test_a_command_in_an_interpreter_of_its_own",
+    "cli/test_cli.py::test_errors_in_this_process",
     "unit/test_boxed.py",
     "property/test_toml_properties.py",
 )

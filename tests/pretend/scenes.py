@@ -249,16 +249,18 @@ def updated(layout: str, dtype: str, keep_mb: int) -> Any:
 def probe(place: str) -> Any:
     from deepgrpo.config.files import to_toml
     from deepgrpo.lab.options import ProbeOptions
-    from deepgrpo.lab.probe import findings
     from deepgrpo.lab.probe.command import run_probe
+
     as_on_cuda()
-    findings.analyse.__kwdefaults__["replicates"] = 20  # of 2,000, which take seconds
     path, report = Path(place) / f"{device()}.toml", Path(place) / f"{device()}-probe.json"
     path.write_text(to_toml(recipe(place, "probe", 1)))
-    options = ProbeOptions(str(path), rollouts=8, branches=2, depths=2, device=device(), threads=1, json=str(report))
+    options = ProbeOptions(
+        str(path), strategies=("root", "deep"), prompts=8, reference=12, projection=64, device=device(), threads=1,
+        json=str(report),
+    )  # fmt: skip
     assert run_probe(options, console=Console(file=io.StringIO())) == 0
     found = json.loads(report.read_text())
-    return {key: value for key, value in found.items() if key not in ("machine", "seconds")}
+    return {key: value for key, value in found.items() if key not in ("machine", "cost", "model")}  # seconds, and a path
 
 
 def doctor(model: str) -> Any:

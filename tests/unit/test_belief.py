@@ -187,5 +187,12 @@ def test_bad_recipes_are_refused_in_words(recipe: Any) -> None:
             explore={"type": "belief"}, data=data, model={"type": "pretrained", "path": "x"},
             reward={"type": "user", "function": "x.py:f"},
         )  # fmt: skip
+    mix = {"type": "mix", "sources": [{"data": {**data, "path": f"{name}.jsonl", **more}} for name, more in
+                                      (("a", {"columns": {}}), ("b", {}))]}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"explore.type is .belief., but data.columns.answer is none"):
+        recipe(
+            explore={"type": "belief"}, data=mix, model={"type": "pretrained", "path": "x"},
+            reward={"type": "user", "function": "x.py:f"},
+        )  # fmt: skip
     with pytest.raises(ConfigError, match=r"explore.temperature"):
         recipe(explore={"type": "belief", "cue": "#", "temperature": 0})

@@ -19,7 +19,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare import plot as figure
 from deepgrpo.lab.compare.cells import as_table, short
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
-from deepgrpo.lab.compare.figures import compare, differences, figure_rows
+from deepgrpo.lab.compare.figures import compare, difference_at_own_steps, differences, figure_rows
 from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
@@ -251,6 +251,19 @@ def test_a_surplus_over_the_budget_is_not_counted(done: Plan) -> None:
     two = result["arms"]["deep"]["runs"]["2"]
     assert two["watched/greedy"] == pytest.approx(0.3 + 0.3 * 5 / 7) and two["steps/greedy"] == pytest.approx(0.6)
     assert any("deep samples up to 20% more than the budget" in note for note in result["notes"])
+
+
+def test_equal_steps_of_two_arms_do_not_depend_on_a_third(done: Plan) -> None:
+    """From 3 and 4 steps: at 3, a is at .6 and .5, b between .2 at 2 and .6 at 4 at .4, and at .1."""
+    a = {"1": [(0, 0.0), (3, 0.6)], "2": [(0, 0.0), (3, 0.5)], "9": [(0, 0.0), (1, 0.5)]}
+    b = {"1": [(0, 0.0), (2, 0.2), (4, 0.6)], "2": [(0, 0.1), (4, 0.1)]}
+    found = difference_at_own_steps(a, b)["pair/greedy"]
+    assert found["steps"] == 3 and found["seeds"] == {"1": pytest.approx(0.2), "2": pytest.approx(0.4)}
+    assert (found["mean"], found["level"]) == pytest.approx((0.3, 0.55))
+    assert difference_at_own_steps(a, {"1": b["1"]}) == {}
+    rows = {(row["arm"], row["metric"]): row for row in figure_rows(compare(done, done.runs))["rows"]}
+    # deep takes 2 steps: .5 and .6 against .3
+    assert rows["deep", "pair/greedy"]["difference"] == pytest.approx(0.25) and rows["deep", "pair/greedy"]["steps"] == 2
 
 
 def test_figures_in_rows(done: Plan) -> None:

@@ -257,6 +257,12 @@ def test_epochs_are_a_stop(short: Any, sampling: str) -> None:
     assert len(lines(train(short("one", sampling, run={"epochs": 1, "steps": 9}), backend=Backend()))) == 3
 
 
+def test_a_written_recipe_leaves_open_what_epochs_decide() -> None:
+    rest = {**REST, "data": {"type": "jsonl", "path": "x"}}
+    assert "steps" not in to_toml(parse_config({**rest, "run": {"epochs": 2}})).split("[model]")[0]
+    assert "steps = 7" in to_toml(parse_config({**rest, "run": {"epochs": 2, "steps": 7}}))
+
+
 REST: dict[str, Any] = {"model": {"type": "pretrained", "path": "m"}, "reward": {"type": "exact"}, "explore": {"type": "root"}}
 
 

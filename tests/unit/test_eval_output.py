@@ -28,7 +28,7 @@ def test_the_rows_of_a_table() -> None:
         "eval/prompts": 20.0, "eval/greedy": 0.5, "eval/greedy_se": 0.1147, "eval/length": 12.4, "eval/truncated": 0.05,
         "eval/unparsed": 0.1, "eval/sampled": 0.25, "eval/sampled_se": 0.02, "eval/sampled_length": 30.0,
         "eval/sampled_truncated": 0.15, "eval/sampled_unparsed": 0.2, "eval/problems": 3.0,
-        "eval/pass@16": 0.9, "eval/maj@4": 0.35, "eval/pass@4": 0.6,
+        "eval/pass@16": 0.9, "eval/maj@4": 0.35, "eval/pass@4": 0.6, "eval/reward/form": 0.25,
     }  # fmt: skip
     shown = io.StringIO()
     print_table({"q": {"metrics": metrics, "tokens_per_s": None}}, Console(file=shown))
@@ -36,7 +36,7 @@ def test_the_rows_of_a_table() -> None:
     assert [line for line in lines if any(letter.isalnum() for letter in line)] == [
         "q", "questions 20", "greedy % 50.0", "± 11.5", "tokens 12", "truncated % 5.0", "unparsed % 10.0",
         "sampled % 25.0", "± 2.0", "tokens 30", "truncated % 15.0", "unparsed % 20.0",
-        "pass@4 60.0", "pass@16 90.0", "maj@4 35.0", "failed checks 3", "tokens/s 0",
+        "pass@4 60.0", "pass@16 90.0", "maj@4 35.0", "failed checks 3", "reward form 0.250", "tokens/s 0",
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from deepgrpo.config import parse_config, to_toml
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards import build_reward
-from deepgrpo.rewards.base import metrics_of
+from deepgrpo.rewards.base import judge, metrics_of
 from deepgrpo.rewards.judge import JudgeReward
 from deepgrpo.rewards.judge_answer import read_score
 from deepgrpo.rewards.judge_cache import AnswerCache, key_of
@@ -243,9 +244,9 @@ def test_requests_per_minute_are_spaced_also_from_one_round_to_the_next() -> Non
     arrived: list[float] = []
     time = Time()
     with judge_server(lambda *_: (arrived.append(time.now), says("5"))[1]) as server:
-        judge = client(server, time, concurrency=1, requests_per_minute=30)
-        judge.ask([{}, {}, {}], lambda *_: None)
-        judge.ask([{}], lambda *_: None)
+        asked = client(server, time, concurrency=1, requests_per_minute=30)
+        asked.ask([{}, {}, {}], lambda *_: None)
+        asked.ask([{}], lambda *_: None)
     assert arrived == [0.0, 2.0, 4.0, 6.0]
 
 
@@ -391,6 +392,18 @@ def test_reward_workers_share_the_limits() -> None:
         assert workers[0].reward._client._config.requests_per_minute == 3e6
     with pytest.raises(ConfigError, match=r"reward.concurrency is 1, but cluster.reward_workers = 2 share it"):
         parse_config({**REST, "reward": section(concurrency=1), "cluster": {"reward_workers": 2}})
+
+
+def test_a_pool_of_workers_knows_parts_and_metrics() -> None:
+    """Truncated responses are scored by the driver, and metrics come with the scores of the workers."""
+    ray_free = pytest.importorskip("deepgrpo.cluster.rewards")
+    parts = {"a": {"type": "exact", "weight": 2.0}, "b": section()}
+    pool = object.__new__(ray_free.RewardPool)
+    pool._local = build_reward(parse_config({**REST, "reward": {"parts": parts}}).reward)
+    pool._metrics = Counter({"reward/judge_calls": 3.0})
+    (cut,) = judge(pool, 0.5, [PROMPT], ["x"], [(1,)], ["length"])
+    assert (cut.value, cut.judged, list(cut.parts)) == (1.5, 0.5, ["a", "b"])
+    assert metrics_of([pool]) == {"reward/judge_calls": 3.0} and metrics_of([pool]) == {}
 
 
 def test_a_run_with_a_judge_as_a_part(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from deepgrpo.config import (
     GivenModel,
     UserExplore,
     UserReward,
+    WeightedReward,
     given_keywords,
     parse_config,
     to_toml,
@@ -40,7 +40,6 @@ from deepgrpo.explore.base import Context, Stateless
 from deepgrpo.explore.user import UserStrategy
 from deepgrpo.library.callbacks import Callbacks
 from deepgrpo.library.given import Given, build_config
-from deepgrpo.library.summed import SummedRewards
 from deepgrpo.loading import load_object
 from deepgrpo.model import tree_attention
 from deepgrpo.model.given import digest_of, given_policy, handed_back
@@ -131,12 +130,13 @@ def test_a_recipe_in_any_form(form: str, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"rewards": []}, "rewards is empty; pass at least one function"),
-        ({"rewards": "exact"}, "rewards has a str; pass functions"),
+        ({"rewards": [3]}, "rewards has a int; pass functions"),
+        ({"rewards": ["maths", length]}, "reward.parts.maths.type is 'maths'"),
         ({"rewards": [length], "reward_weights": [1, 2]}, "reward_weights has 2 numbers for 1 rewards"),
         ({"rewards": None, "reward_weights": [1]}, "reward_weights is given without rewards"),
         ({"model": None}, "tokenizer is given without a model"),
         ({"tokenizer": None}, "model is given without its tokenizer; pass tokenizer"),
-        ({"dataset": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, r'with the keys train; choose one split, e.g. dataset\["train"\]'),
+        ({"dataset": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, r'one split, e.g. dataset\["train"\]'),
         ({"dataset": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, "IterableDataset, which is read once"),
         ({"dataset": iter(ROWS)}, "pass a list of dicts, a datasets.Dataset or a data frame"),
         ({"dataset": ["1 + 1"]}, "dataset, row 1 is '1 \\+ 1' \\(a str\\); a row is a dict"),
@@ -175,7 +175,7 @@ def test_objects_of_another_process_are_missed() -> None:
 def test_config_and_resume_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="config and resume are both given"):
         train("demo", resume=tmp_path)
-    with pytest.raises(ConfigError, match="which has no config.toml"):
+    with pytest.raises(ConfigError, match=r"which has no config.toml"):
         train(resume=tmp_path)
     with pytest.raises(ConfigError, match="config is a int; pass a Config"):
         train(3)  # type: ignore[arg-type]
@@ -204,26 +204,31 @@ def test_rows_without_answers_and_a_limit() -> None:
 # ---------------------------------------------------------------- rewards
 
 
-def test_several_rewards_are_one_sum() -> None:
+def test_several_rewards_are_weighted_parts() -> None:
     async def later(completions: list[str]) -> list[float | None]:
         return [None if text == "none" else 10.0 for text in completions]
 
-    def nothing(completions: list[str], **columns: Any) -> list[None]:
-        return [None] * len(completions)
-
     config = build_config(PLAIN, None, all_given(rewards=[ends_in_answer, length, later], reward_weights=[1, 0.5, -1]))
-    assert isinstance(config.reward, UserReward) and config.reward.function == "given:1*ends_in_answer+0.5*length+-1*later"
-    source = build_source(config.data, byte_tokenizer(), seed=0, context=64)
-    prompts = source.head(2)
+    assert isinstance(config.reward, WeightedReward) and config.reward.success == "sum"
+    weights = {name: part.weight for name, part in config.reward.parts.items()}
+    assert weights == {"ends_in_answer": 1, "length": 0.5, "later": -1}
+    prompts = build_source(config.data, byte_tokenizer(), seed=0, context=64).head(2)
     reward = build_reward(config.reward)
     scores = reward.score([*prompts, prompts[0]], ["2", "none", "x"], [(1, 2), (3,), ()])
     # 1 + .5 · 2 - 10; 0 + .5 and nothing; 0 + 0 - 10
-    assert [score.value for score in scores] == [-8.0, 0.5, -10.0] and all(score.parsed for score in scores)
+    assert [score.value for score in scores] == [-8.0, 0.5, -10.0]
     reward.close()
-    unparsed = build_reward(build_config(PLAIN, None, all_given(rewards=[nothing, nothing])).reward)
-    assert [score.parsed for score in unparsed.score(prompts, ["a", "b"], [(1,), (2,)])] == [False, False]
-    unparsed.close()
-    assert SummedRewards([functools.partial(length)]).__name__ == "partial"
+    assert given_keywords(config) == ["model", "dataset", "rewards"]
+
+
+def test_shipped_rewards_by_type_beside_functions() -> None:
+    mixed = build_config(PLAIN, None, all_given(rewards=["exact", length, length, lambda completions: completions])).reward
+    assert isinstance(mixed, WeightedReward) and list(mixed.parts) == ["exact", "length", "length_2", "lambda"]
+    assert mixed.success_part == "exact" and mixed.parts["exact"].held is None and mixed.parts["length_2"].held is length
+    named = build_config({**PLAIN, "reward": {"success": "length"}}, None, all_given(rewards=[ends_in_answer, length])).reward
+    assert isinstance(named, WeightedReward) and named.success_part == "length"
+    one = build_config(PLAIN, None, all_given(rewards="math"))
+    assert one.reward.type == "math" and given_keywords(one) == ["model", "dataset"]
 
 
 # ---------------------------------------------------------------- models

@@ -31,11 +31,17 @@ def grown(response: str, pivots: list[tuple[int, list[float]]], reward: float = 
 
 
 def test_shares_and_distances_by_hand() -> None:
-    """Pivots at 0 and 6 are before the error, 12 behind it: distances 6, 0, 6. Two of three groups are mixed, in 30 tokens."""
+    """Pivots at 0 and 6 are before the error, 12 behind it: distances 6, 0, 6. Two of three groups are mixed, in 30 tokens.
+
+    The error is in the second step: 1, 0 and -1 steps from them, and 6 is its start.
+    """
     task = ChainTask(SyntheticData())
     found = pivots_of([grown(WRONG, [(0, [1.0, 0.0]), (6, [1.0, 1.0]), (12, [0.0, 1.0])])], task)
+    low, high = found.pop("before_low"), found.pop("before_high")
+    assert low is not None and high is not None and low < 2 / 3 < high
     assert found == {
-        "pivots": 3.0, "before_error": pytest.approx(2 / 3), "distance": 4.0, "rescued_before": 1.0, "rescued_behind": 1.0,
+        "exact": pytest.approx(1 / 3), "steps": 0.0, "pivots": 3.0, "before_error": pytest.approx(2 / 3),
+        "distance": 4.0, "rescued_before": 1.0, "rescued_behind": 1.0,
         "mixed": pytest.approx(2 / 3), "mixed_per_1k": pytest.approx(1000 * 2 / 30),
     }  # fmt: skip
     assert pivots_of([grown(WRONG, [(0, [1.0, 0.0])], reward=1.0)], task)["before_error"] is None  # it did not fail

@@ -13,6 +13,8 @@ from benchmarks import regimes
 from benchmarks.regime_figures import Amounts, _one_per_band, chunks, measure, summary
 from deepgrpo.config import GeneratedData, load_recipe
 from deepgrpo.config.data import SearchData
+from deepgrpo.config.shipped import recipe_dir
+from deepgrpo.lab.compare.experiment import load_experiment
 from deepgrpo.train.setup import open_run
 
 AMOUNTS = Amounts(prompts=3, samples=16, failed=4, branches=2, bands=4)
@@ -70,12 +72,19 @@ def test_one_state_of_each_band() -> None:
     assert chunks([1, 2, 3, 4], 2) == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("data", [{"recovery": "at_once", "luck": False}, {"type": "search", "most_fitting": 9}])
-def test_a_policy_is_measured(recipe: Any, data: dict[str, Any]) -> None:
-    section = {"type": "synthetic", "chain_length": 2, **data}
+TOKENS = {"type": "deep", "segments": {"type": "tokens", "size": 4}}
+
+
+@pytest.mark.parametrize(
+    ("data", "explore"), [({"recovery": "at_once", "luck": False}, {"type": "root"}), ({"type": "search"}, TOKENS)]
+)
+def test_a_policy_is_measured(recipe: Any, data: dict[str, Any], explore: dict[str, Any]) -> None:
+    section = {"type": "synthetic", "chain_length": 2, "most_fitting": 9, **data}
+    if section["type"] == "synthetic":
+        del section["most_fitting"]
     config = recipe(
         data=section, eval={"every": 1, "data": {**section, "split": "test"}},
-        explore={"type": "deep", "segments": {"type": "tokens", "size": 4}},
+        explore=explore,
     )  # fmt: skip
     found = measure(open_run(config, None), AMOUNTS, seed=5)
     assert [each["samples"] for each in found["rollouts"]] == [16] * 3
@@ -96,6 +105,15 @@ def test_the_held_out_questions_of_a_regime_are_judged_like_those_of_training(na
     # what only the warm start reads, and the split
     unseen = {"corrections": 0.0, "wrong_facts": 0.0} if not isinstance(config.data, SearchData) else {"most_tries": 1}
     assert config.eval.data.model_copy(update=unseen) == config.data.model_copy(update={"split": "test", **unseen})
+
+
+@pytest.mark.parametrize("path", sorted((recipe_dir() / "lab").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_policy_whose_beliefs_are_asked_has_learned_to_answer_early(path: Path) -> None:
+    experiment = load_experiment(path)
+    arms = {changes.get("explore", {}).get("type") for changes in experiment.arms.values()}
+    base = load_recipe(path.parent / experiment.base) if experiment.base.endswith(".toml") else None
+    if "belief" in arms:
+        assert base is not None and base.warmstart is not None and base.warmstart.early_answers > 0
 
 
 def test_a_measurement_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

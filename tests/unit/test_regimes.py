@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains import ask, first_error, solution, verify
-from deepgrpo.config import SearchData, SyntheticData
+from deepgrpo.config import OracleExplore, SearchData, SyntheticData
 from deepgrpo.errors import DataError
+from deepgrpo.explore import build_strategy
+from deepgrpo.explore.base import Context, Limits
 from deepgrpo.prompts import chain, search, synthetic
 from deepgrpo.prompts.synthetic import ChainTask, SearchTask
+from deepgrpo.records import ROOT, Node, Pivot, Tree
 
 QUESTION = "3+4*2-5:"
 SOLUTION = "3+4=7;7*2=4;4-5=9;#9"
@@ -187,6 +190,11 @@ def test_signs_that_fit_are_found_by_trying_all() -> None:
         assert value == 9
 
 
+@pytest.mark.parametrize("question", [SEARCH, "3?4?2?5=0:", "0?9?9=1:", "5?1=5:", "7?3?8?1?6=2:"])
+def test_choices_that_fit_are_counted_without_trying_them(question: str) -> None:
+    assert search.count_fitting(question, 10) == len(search.fitting(question, 10))
+
+
 @pytest.mark.parametrize(
     ("response", "success", "error"),
     [
@@ -306,3 +314,27 @@ def test_a_search_tries_every_choice_equally_often_at_first() -> None:
             ranks[wrong.index(str(tries[0]))] += 1
     assert set(ranks) == set(range(8))
     assert max(abs(count - ranks.total() / 8) for count in ranks.values()) < 5 * np.sqrt(ranks.total() / 8 * 7 / 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "question", "failed", "offset"),
+    [
+        (SyntheticData(luck=False), QUESTION, "3+4=8;8*2=4;4-5=9;#9", 0),  # right by luck, which does not count
+        (SyntheticData(recovery="after_answer"), QUESTION, WRONG + "!3+4=7;7*2=5;5-5=0;#0", len(WRONG) + 7),
+        (SyntheticData(recovery="at_once"), QUESTION, "3+4=8;!3+4=7;7*2=5;5-5=0;#0", 13),
+        (SearchData(), SEARCH, "3+4=7;7+2=9;9+5=4;!3+4=7;7*2=5;5-5=0;#", 25),
+        (SearchData(), SEARCH, "3+4=7;7+2=9;9+5=4;#", 18),  # before the untrue claim: it can be given up there
+    ],
+)
+def test_the_oracle_branches_before_the_error_that_stands(
+    data: SyntheticData | SearchData, question: str, failed: str, offset: int
+) -> None:
+    tokenizer, task = synthetic.tokenizer(synthetic.alphabet(data)), synthetic.build_synthetic(data)
+    tokens = (*tokenizer(failed).input_ids, tokenizer.eos_token_id)
+    score = task.verify(ask(question), failed)
+    assert score.value == 0
+    node = Node(ROOT, 0, tokens, (-1.0,) * len(tokens), "stop", failed, score, "main", 0)
+    tree = Tree(ask(question)).add([Pivot(ROOT, 0, 2, "main")], [node, node])
+    oracle = build_strategy(OracleExplore(), Context("none", tokenizer, task))
+    pivots = oracle.plan(tree, oracle.initial_state(), Limits(130, 200), np.random.default_rng(0))
+    assert [pivot.offset for pivot in pivots] == [offset, offset]

@@ -213,7 +213,7 @@ def test_a_line_holds_the_keys_of_the_records_in_their_order() -> None:
     text = tree_to_json(replace(worked_tree(), nodes=worked_tree().nodes[:1], pivots=()), [CreditSpan(0, 0, 6, -0.5, "main")])
     assert text == (
         '{"prompt": {"id": "p", "text": "2+2=", "tokens": [7, 8, 9], "question": "2+2=", "answer": "4", "columns": {}, '
-        '"accepted": []}, '
+        '"accepted": [], "messages": [], "source": ""}, '
         '"nodes": [{"parent": -1, "offset": 0, "tokens": [1, 1, 1, 1, 1, 1], "logprobs": [-0.5, -0.5, -0.5, -0.5, -0.5, -0.5], '
         '"finish": "stop", "text": "", "score": {"value": 0.0, "parsed": true, "checked": true, "problem": null}, '
         '"stream": "main", "pivot": 0, "version": 0, "signals": {}}], "pivots": [], '

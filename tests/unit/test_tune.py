@@ -19,6 +19,7 @@ from deepgrpo.lab.compare import jobs as jobs_module
 from deepgrpo.lab.compare.grid import Trial, fixed_values, label, trials_of
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
+from deepgrpo.lab.compare.refusals import refuse_unreachable
 from deepgrpo.lab.compare.tune import choose, edges, read_choices, trial_figure, tuning, write_tuning
 from deepgrpo.lab.compare.tune_tables import choice_lines, tuning_table
 from deepgrpo.lab.compare.work import make_jobs
@@ -299,3 +300,9 @@ def test_a_trial_that_fails_counts_and_one_without_enough_steps_is_named(
     said = capsys.readouterr()
     assert "grpo: optim.lr = 9e-05 is the lowest value tried" in " ".join(said.out.split())
     assert "grpo/seed-1 was run with optim.lr = 0.0003, and the experiment now says 9e-05" in said.err
+
+
+def test_a_tuning_budget_out_of_reach(tmp_path: Path) -> None:
+    # 8 prompts x 8 rollouts x 256 tokens = 16,384 a step; 10,000,000 / 16,384 = 610.4
+    with pytest.raises(ConfigError, match=r"arm 'grpo' cannot reach the budget of tune.budget = 10,000,000 .* at least 611"):
+        refuse_unreachable(planned(tmp_path, EXPERIMENT + TUNE.replace("1_000\n", "10_000_000\n")))

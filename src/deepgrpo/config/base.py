@@ -56,6 +56,11 @@ class Section(BaseModel):
         Raises ValueError with key, value and remedy.
         """
 
+    @property
+    def unset(self) -> frozenset[str]:
+        """Fields that a written recipe leaves out, because their value follows from others only when a run starts."""
+        return frozenset()
+
     @field_validator("*", mode="after")
     @classmethod
     def _is_unicode(cls, value: Any) -> Any:

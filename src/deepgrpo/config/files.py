@@ -25,12 +25,17 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     """
     path = Path(path)
     raw = read_recipe(path)
+    override(raw, overrides)
+    return parse_config(raw, source=str(path))
+
+
+def override(raw: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> None:
+    """Apply `--section.key value` overrides to a nested dict, in place. Raises ConfigError for a key below a value."""
     # types first: the other keys belong to the new type
     for dotted, value in sorted(overrides, key=lambda item: not item[0].endswith(".type")):
         _set_dotted(raw, dotted, value)
         if dotted.endswith(".type"):
             _keep_known(raw, dotted.split(".")[:-1])
-    return parse_config(raw, source=str(path))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -140,6 +145,8 @@ def _dump(section: Section, prefix: str = "") -> dict[str, Any]:
     """A section as a dict for TOML: an absent value is left out, or "none" where absent is not the default."""
     table: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
+        if name in section.unset:
+            continue
         value, key = getattr(section, name), info.alias or name
         if isinstance(value, Section):
             table[key] = _dump(value, f"{prefix}{key}.")

@@ -6,9 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from deepgrpo.config.data import GeneratedData
+from deepgrpo.config.data import GeneratedData, MixData
 from deepgrpo.config.placeholders import placeholders
 from deepgrpo.config.strategy import Explore, PivotExplore, SegmentConfig
+
+
+def _lacks_answers(data: Any) -> bool:
+    """True if the rows, or those of some source of a mix, have no reference answer."""
+    parts = [each.data for each in data.sources] if isinstance(data, MixData) else [data]
+    columns = [getattr(part, "columns", None) for part in parts]
+    return any(each is not None and each.answer is None for each in columns)
 
 
 class BeliefExplore(PivotExplore):
@@ -24,8 +31,7 @@ class BeliefExplore(PivotExplore):
     """Q ∝ exp(drop / temperature); the smaller, the surer is the largest drop chosen."""
 
     def check(self, recipe: Any) -> None:
-        columns = getattr(recipe.data, "columns", None)
-        if columns is not None and columns.answer is None:
+        if _lacks_answers(recipe.data):
             raise ValueError(
                 'explore.type is "belief", but data.columns.answer is none: it measures the probability of the '
                 'reference answer; name the column, or choose explore.type = "deep"'
@@ -100,9 +106,8 @@ class LocatedExplore(PivotExplore):
         return self
 
     def check(self, recipe: Any) -> None:
-        columns = getattr(recipe.data, "columns", None)
         asks = "answer" in {each.name for each in placeholders(self.question)}
-        if asks and columns is not None and columns.answer is None:
+        if asks and _lacks_answers(recipe.data):
             raise ValueError(
                 "explore.question has {answer}, but data.columns.answer is none; name the column, or take {answer} out"
             )

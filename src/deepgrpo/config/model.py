@@ -21,6 +21,14 @@ class LoraConfig(Section):
     """Modules that get an adapter, by name."""
 
 
+def _check_adapters(lora: LoraConfig | None, recipe: Any) -> None:
+    if lora is not None and recipe.warmstart and recipe.loss.beta > 0:
+        raise ValueError(
+            f"loss.beta is {recipe.loss.beta} with model.lora and a warm start: the KL would be measured from the model "
+            "without adapters, not from the warm-started one; set loss.beta = 0, or leave out one of the other two"
+        )
+
+
 class PretrainedModel(Section):
     """A causal language model from a directory or the hub."""
 
@@ -40,11 +48,7 @@ class PretrainedModel(Section):
     """Adapters; none: train all weights."""
 
     def check(self, recipe: Any) -> None:
-        if self.lora is not None and recipe.warmstart and recipe.loss.beta > 0:
-            raise ValueError(
-                f"loss.beta is {recipe.loss.beta} with model.lora and a warm start: the KL would be measured from the model "
-                "without adapters, not from the warm-started one; set loss.beta = 0, or leave out one of the other two"
-            )
+        _check_adapters(self.lora, recipe)
 
 
 class ScratchModel(Section):
@@ -79,7 +83,10 @@ class GivenModel(Section):
     digest: str
     """Digest of its parameters' names and shapes and of the tokenizer, by which a resumed run knows them again."""
     lora: LoraConfig | None = None
-    """Adapters; none: train all weights that want a gradient."""
+    """Adapters; none: train all weights that require a gradient."""
+
+    def check(self, recipe: Any) -> None:
+        _check_adapters(self.lora, recipe)
 
 
 ModelConfig = Annotated[PretrainedModel | ScratchModel | GivenModel, Field(discriminator="type")]

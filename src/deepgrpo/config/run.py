@@ -133,6 +133,10 @@ class RunConfig(Section):
     """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
     model, at most one per available CPU. The number is saved with the run and kept on resume."""
 
+    @property
+    def unset(self) -> frozenset[str]:
+        return frozenset({"steps"}) if self.epochs is not None and "steps" not in self.model_fields_set else frozenset()
+
     @field_validator("name")
     @classmethod
     def _inside_dir(cls, name: str) -> str:

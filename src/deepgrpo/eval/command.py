@@ -183,7 +183,8 @@ def sampling_for(options: EvalOptions, run: Config | None, one: EvalSet, context
         "max_new_tokens": options.max_new_tokens,
         "max_total_tokens": min(base.max_total_tokens or context, context),
     }
-    return base.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    raw = base.model_dump() | {key: value for key, value in changes.items() if value is not None}
+    return parse_section(SamplingConfig, raw, "the options")
 
 
 # ---------------------------------------------------------------- work

@@ -87,6 +87,9 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
                 (n for n in all_metrics[0] if "@" in n), key=lambda n: ("maj" in n, int(n.split("@")[1]))
             ):
                 table.add_row(each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics))
+    for name in dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith("eval/reward/")):
+        cells = (f"{metrics[name]:.3f}" if name in metrics else "" for metrics in all_metrics)
+        table.add_row(f"reward {name.removeprefix('eval/reward/')}", *cells)
     sources = dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith("eval/source/"))
     for name in (name for name in sources if name.endswith("/greedy")):
         label = name.removeprefix("eval/source/").removesuffix("/greedy")

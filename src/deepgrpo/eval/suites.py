@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -223,7 +223,7 @@ def _saved(path: Path, template: TemplateConfig, limit: int | None, usual: Colum
     """Data section of a folder of `save_to_disk`: of several splits "test" if there is one, else the first."""
     splits = [each.name for each in sorted(path.iterdir()) if each.is_dir()] or ["train"]
     data = HubData(path=str(path), split="test" if "test" in splits else splits[0], template=template, limit=limit)
-    row: Mapping[str, Any] = next(plain_rows(load_hub(data)), None) or {}
+    row = next(plain_rows(load_hub(data)), None) or {}
     return data.model_copy(update={"columns": _chosen(usual, list(paths_of(row)))})
 
 

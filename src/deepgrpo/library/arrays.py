@@ -157,7 +157,8 @@ def dual_stream_loss(
     label = label if sequence is None else _tensor(sequence, "sequence", current).cpu()
 
     def terms(values: Any, name: str) -> torch.Tensor:
-        return _rows(_tensor(values, name, current), name, current)[keep.to(current.device)]
+        found: torch.Tensor = _rows(_tensor(values, name, current), name, current)[keep.to(current.device)]
+        return found
 
     logprob_N = current[keep.to(current.device)]
     old_N = logprob_N.detach() if old_logprobs is None else terms(old_logprobs, "old_logprobs").detach()

@@ -61,7 +61,7 @@ def evaluate(
     given = Given(None if named else model, tokenizer, dataset, None, rewards, reward_weights)
     found = build_config(_measured(raw, source.path if source else None, given), None, given)
     where = resolve_device(device, "device")
-    how = {"samples": samples, "k": tuple(k), "limit": limit, "seed": seed, "max_rows": max_rows}
+    how: dict[str, Any] = {"samples": samples, "k": tuple(k), "limit": limit, "seed": seed, "max_rows": max_rows}
     if source is not None:
         return _measure(found, load_model(source, where, found.learner.dtype), **how)
     assert isinstance(found.model, GivenModel)

@@ -8,6 +8,7 @@ A resumed run reads its own config.toml, and takes the same objects again: those
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 
 from deepgrpo.config import (
     Config,
+    RewardConfig,
     UserExplore,
+    WeightedReward,
     find_recipe,
     given_keywords,
     merge,
@@ -25,7 +28,6 @@ from deepgrpo.config import (
     to_tables,
 )
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.library.summed import SummedRewards
 from deepgrpo.loading import GIVEN
 from deepgrpo.prompts.given import first_row
 from deepgrpo.runs.layout import RunDir
@@ -33,10 +35,13 @@ from deepgrpo.runs.layout import RunDir
 Recipe = Config | Mapping[str, Any] | str | Path | None
 """A config, its tables as a dict, the name or path of a recipe, or None for the defaults."""
 
-Rewards = Callable[..., Any] | Sequence[Callable[..., Any]] | None
+Rewards = Callable[..., Any] | str | Sequence[Callable[..., Any] | str] | None
+"""Reward functions, or types of shipped rewards such as "math": one, or several that are added."""
 
 _OF_DATA = ("template", "limit", "max_prompt_tokens", "columns")
-_OF_REWARD = ("truncated_value", "overlong", "format", "timeout_s")
+_OF_WHOLE = ("truncated_value", "overlong")
+_OF_FUNCTION = ("format", "timeout_s")
+_CHECKING = ("math", "exact", "task")
 _OF_STRATEGY = tuple(name for name in UserExplore.model_fields if name not in ("type", "strategy"))
 
 
@@ -53,11 +58,12 @@ class Given:
     strategy: Any = None
 
     @property
-    def functions(self) -> list[Callable[..., Any]]:
-        """The reward functions."""
+    def all_rewards(self) -> list[Callable[..., Any] | str]:
+        """The rewards as a list."""
         if self.rewards is None:
             return []
-        return list(self.rewards) if isinstance(self.rewards, Iterable) else [self.rewards]
+        one = isinstance(self.rewards, str) or not isinstance(self.rewards, Iterable)
+        return [self.rewards] if one else list(self.rewards)  # type: ignore[list-item, arg-type]
 
     @property
     def keywords(self) -> list[str]:
@@ -66,7 +72,7 @@ class Given:
             "model": self.model is not None and not isinstance(self.model, str | Path),
             "dataset": self.dataset is not None,
             "eval_dataset": self.eval_dataset is not None,
-            "rewards": self.rewards is not None,
+            "rewards": any(not isinstance(each, str) for each in self.all_rewards),
             "strategy": self.strategy is not None and not isinstance(self.strategy, str),
         }
         return [keyword for keyword, there in found.items() if there]
@@ -86,8 +92,8 @@ def build_config(recipe: Recipe, overrides: Mapping[str, Any] | None, given: Giv
     if given.eval_dataset is not None:
         evaluation = raw.setdefault("eval", {})
         evaluation["data"] = _data(given.eval_dataset, evaluation.get("data") or raw["data"])
-        # before the first and after the last step
-        evaluation.setdefault("every", max(1, raw.get("run", {}).get("steps", 100)))
+        if "every" not in evaluation and "every_tokens" not in evaluation:  # before the first and after the last step
+            evaluation["every"] = max(1, raw.get("run", {}).get("steps", 100))
     config = parse_config(raw, source=f"recipe {str(recipe)!r}" if isinstance(recipe, str | Path) else "the config")
     return _holding(_refuse_travel(config), given)
 
@@ -169,7 +175,7 @@ def _sections(given: Given, raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     if given.dataset is not None:
         found["data"] = _data(given.dataset, raw.get("data", {}))
     if given.rewards is not None:
-        found["reward"] = _reward(given.functions, given.reward_weights, raw.get("reward", {}))
+        found["reward"] = _reward(given.all_rewards, given.reward_weights, raw.get("reward", {}))
     if "strategy" in given.keywords:
         kept = {key: value for key, value in raw.get("explore", {}).items() if key in _OF_STRATEGY}
         found["explore"] = {"type": "user", "strategy": GIVEN + name_of(given.strategy), **kept}
@@ -200,19 +206,44 @@ def _data(dataset: Any, former: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "columns": columns} if columns else table
 
 
-def _reward(functions: Sequence[Any], weights: Sequence[float] | None, former: Mapping[str, Any]) -> dict[str, Any]:
-    """The section of reward functions: one, or the sum of several."""
-    if not functions:
+def _reward(rewards: Sequence[Any], weights: Sequence[float] | None, former: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of one reward, or of several as parts of a weighted one. Success is said by the only part that checks an
+    answer, else by the sum.
+    """
+    if not rewards:
         raise ConfigError("rewards is empty; pass at least one function, or leave it out for the recipe's reward")
-    for function in functions:
-        if not callable(function):
-            raise ConfigError(f"rewards has a {type(function).__name__}; pass functions: def reward(completions, **columns)")
-    if weights is not None and len(weights) != len(functions):
-        raise ConfigError(f"reward_weights has {len(weights)} numbers for {len(functions)} rewards; give one for each")
-    names = [name_of(each) for each in functions]
-    parts = names if weights is None else [f"{weight:g}*{name}" for weight, name in zip(weights, names, strict=True)]
-    kept = {key: former[key] for key in _OF_REWARD if key in former}
-    return {"type": "user", "function": GIVEN + "+".join(parts), **kept}
+    for each in rewards:
+        if not callable(each) and not isinstance(each, str):
+            raise ConfigError(f"rewards has a {type(each).__name__}; pass functions: def reward(completions, **columns)")
+    if weights is not None and len(weights) != len(rewards):
+        raise ConfigError(f"reward_weights has {len(weights)} numbers for {len(rewards)} rewards; give one for each")
+    whole = {key: former[key] for key in _OF_WHOLE if key in former}
+    entries = [
+        {"type": each} if isinstance(each, str)
+        else {"type": "user", "function": GIVEN + name_of(each), **{key: former[key] for key in _OF_FUNCTION if key in former}}
+        for each in rewards
+    ]  # fmt: skip
+    if len(entries) == 1 and weights is None:
+        return {**entries[0], **whole}
+    weighed = weights or [1.0] * len(entries)
+    parts = {
+        name: {**entry, "weight": float(weight)}
+        for name, entry, weight in zip(_part_names(rewards), entries, weighed, strict=True)
+    }
+    checking = sum(entry["type"] in _CHECKING for entry in entries)
+    success = former.get("success", None if checking == 1 else "sum")
+    return {"type": "weighted", "parts": parts, **({} if success is None else {"success": success}), **whole}
+
+
+def _part_names(rewards: Sequence[Any]) -> list[str]:
+    """A name for each part, by which it is logged: that of its function, made unique."""
+    names: list[str] = []
+    for each in rewards:
+        plain = re.sub(r"[^A-Za-z0-9_-]", "", each if isinstance(each, str) else name_of(each)).lstrip("0123456789_-")
+        base = plain or "reward"
+        number = sum(name == base or re.fullmatch(rf"{re.escape(base)}_\d+", name) is not None for name in names)
+        names.append(f"{base}_{number + 1}" if number else base)
+    return names
 
 
 def name_of(thing: Any) -> str:
@@ -224,23 +255,26 @@ def name_of(thing: Any) -> str:
 
 def _require_same(run: Path, section: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ConfigError if an object has another name or shape than the one that the run was started with."""
-    keys = {"model": ("name", "digest"), "reward": ("function",), "explore": ("strategy",), "data": ()}[section]
-    for key in keys:
-        if saved.get(key) != now[key]:
-            what = {"reward": "rewards", "explore": "strategy"}.get(section, section)
-            if key == "digest":
-                raise ConfigError(
-                    f"model: the {now['name']} or its tokenizer is not the one that the run {run} was started with: names or "
-                    "shapes of parameters, tokens or the chat template differ; pass the same ones, or begin a new run"
-                )
-            raise ConfigError(
-                f"{what}: the run {run} was started with {_plain(saved.get(key))}, and {_plain(now[key])} is given; pass the "
-                "same, or begin a new run"
-            )
+    what = {"reward": "rewards", "explore": "strategy"}.get(section, section)
+    before, given = _named_by(saved), _named_by(now)
+    if before != given:
+        raise ConfigError(
+            f"{what}: the run {run} was started with {before}, and {given} is given; pass the same, or begin a new run"
+        )
+    if saved.get("digest") != now.get("digest"):
+        raise ConfigError(
+            f"model: the {now['name']} or its tokenizer is not the one that the run {run} was started with: names or shapes of "
+            "parameters, tokens or the chat template differ; pass the same ones, or begin a new run"
+        )
 
 
-def _plain(name: Any) -> str:
-    return str(name).removeprefix(GIVEN)
+def _named_by(table: Mapping[str, Any]) -> str:
+    """The objects that a section names, in words."""
+    if "parts" in table:
+        parts = table["parts"].values()
+        return " + ".join(f"{float(part.get('weight', 1)):g} · {_named_by(part)}" for part in parts)
+    name = next((str(table[key]) for key in ("function", "strategy", "name") if key in table), str(table["type"]))
+    return name.removeprefix(GIVEN)
 
 
 def _refuse_travel(config: Config) -> Config:
@@ -263,10 +297,18 @@ def _holding(config: Config, given: Given) -> Config:
     if given.eval_dataset is not None:
         assert config.eval.data is not None
         changes["eval"] = config.eval.model_copy(update={"data": config.eval.data.holding(given.eval_dataset)})
-    if functions := given.functions:
-        plain = len(functions) == 1 and given.reward_weights is None
-        whole = functions[0] if plain else SummedRewards(functions, given.reward_weights)
-        changes["reward"] = config.reward.holding(whole)
+    if "rewards" in given.keywords:
+        changes["reward"] = _reward_holding(config.reward, given.all_rewards)
     if "strategy" in given.keywords:
         changes["explore"] = config.explore.holding(given.strategy)
     return config.model_copy(update=changes)
+
+
+def _reward_holding(reward: RewardConfig, rewards: Sequence[Any]) -> RewardConfig:
+    if not isinstance(reward, WeightedReward):
+        return reward.holding(rewards[0])
+    parts = {
+        name: part if isinstance(each, str) else part.holding(each)
+        for (name, part), each in zip(reward.parts.items(), rewards, strict=True)
+    }
+    return reward.model_copy(update={"parts": parts})

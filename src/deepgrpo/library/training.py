@@ -40,7 +40,7 @@ def train(
         dataset: a list of dicts, a `datasets.Dataset` or a data frame. The recipe's [data] may name columns and a template.
         eval_dataset: held-out questions of the same kind; evaluated before the first and after the last step, or as
             `eval.every` says.
-        rewards: one or several functions with TRL's signature, whose sum is the reward.
+        rewards: functions with TRL's signature, or types of shipped rewards such as "math"; several are added.
         reward_weights: one factor for each of several rewards; default: 1.
         strategy: a class or an object with the methods of `Strategy`, or the name of a shipped one, such as "root".
         callbacks: objects with methods of `Callback`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,19 @@ def fitting(question: str, modulus: int) -> list[tuple[str, ...]]:
     digits, target = parse(question)
     every = itertools.product(OPERATIONS, repeat=len(digits) - 1)
     return [signs for signs in every if ending(digits, signs, modulus) == target]
+
+
+def count_fitting(question: str, modulus: int) -> int:
+    """Count the choices of signs that end at the target, by the number of ways to each value."""
+    digits, target = parse(question)
+    ways = Counter({digits[0]: 1})
+    for digit in digits[1:]:
+        after: Counter[int] = Counter()
+        for value, count in ways.items():
+            for sign in OPERATIONS:
+                after[compute((value, sign, digit), modulus)] += count
+        ways = after
+    return ways[target]
 
 
 def written_try(digits: tuple[int, ...], signs: tuple[str, ...], modulus: int) -> str:

@@ -11,6 +11,7 @@ or erase the steps before it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ ALPHABET = "0123456789+-*=;#:"
 """All characters of chains whose errors are not corrected."""
 
 _TEST_SHARE = 8  # one question in 8 belongs to the test split
-_MAX_TRIES = 2000
+_MAX_TRIES = 5000
+_BLOCK = 32
 
 
 def is_test(question: str) -> bool:
@@ -41,13 +43,10 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
     Draws until the text is in the split. Two indices may give the same question; `make_distinct` drops the second.
     Raises ConfigError if no draw is in the split.
     """
-    draws = 2 * config.chain_length + 1
-    address = np.full(draws, rng.key(config.type, config.seed, config.split, index), dtype=np.uint64)
     task = build_synthetic(config)
-    for attempt in range(_MAX_TRIES):
-        numbers = rng.uniforms(address, np.arange(draws) + attempt * draws)
+    for numbers in _draws(rng.key(config.type, config.seed, config.split, index), 2 * config.chain_length + 1):
         question = task.question(numbers)
-        if question is not None and is_test(question) == (config.split == "test"):
+        if is_test(question) == (config.split == "test") and task.allows(question):
             answer = task.answer(question)
             columns = {"question": question, "answer": answer, "solution": task.written_solution(question)}
             return QuestionRow(f"{config.type}-{config.split}-{index}", question, answer, columns)
@@ -55,6 +54,13 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
         f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} "
         f"questions, and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
     )
+
+
+def _draws(address: int, size: int) -> Iterator[np.ndarray]:
+    """`_MAX_TRIES` arrays of `size` uniforms: the first alone, which nearly always does for training, then in blocks."""
+    for start, stop in [(0, 1), *((i, i + _BLOCK) for i in range(1, _MAX_TRIES, _BLOCK))]:
+        counters = np.arange(start * size, stop * size)
+        yield from rng.uniforms(np.full(len(counters), address, dtype=np.uint64), counters).reshape(-1, size)
 
 
 def rows(config: GeneratedData, skipped: Counter[str]) -> list[QuestionRow]:
@@ -119,6 +125,9 @@ class ChainTask:
             text += str(1 + int(operand * (self.config.modulus - 1)))
         return text + ":"
 
+    def allows(self, question: str) -> bool:
+        return True
+
     def answer(self, question: str) -> str:
         return chain.right_segments(question, self.config.modulus)[-1][1:]
 
@@ -169,13 +178,16 @@ class SearchTask:
 
     config: SearchData
 
-    def question(self, numbers: np.ndarray) -> str | None:
-        """Write the question of `2 * chain_length + 1` uniforms; None if more choices of signs fit than allowed."""
+    def question(self, numbers: np.ndarray) -> str:
+        """Write the question of `2 * chain_length + 1` uniforms."""
         modulus = self.config.modulus
         digits = (int(numbers[0] * modulus), *(1 + int(each * (modulus - 1)) for each in numbers[2::2]))
         signs = tuple(chain.OPERATIONS[int(each * len(chain.OPERATIONS))] for each in numbers[1::2])
-        text = "?".join(map(str, digits)) + f"={search.ending(digits, signs, modulus)}:"
-        return text if len(search.fitting(text, modulus)) <= self.config.most_fitting else None
+        return "?".join(map(str, digits)) + f"={search.ending(digits, signs, modulus)}:"
+
+    def allows(self, question: str) -> bool:
+        """True if no more choices of signs fit than `most_fitting`."""
+        return search.count_fitting(question, self.config.modulus) <= self.config.most_fitting
 
     def answer(self, question: str) -> str:
         """The choice of signs that fits, the first of them in the order of '+-*'."""

@@ -122,7 +122,7 @@ class _Drawing:
                 line.append(f", Q = {short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
                 floor = floor_of(self.tree, number)
-                better = sum(self.tree.nodes[child].reward > floor for child in children)
+                better = sum(self.tree.nodes[child].outcome > floor for child in children)
                 line.append(": ")
                 if better or floor > self.threshold:
                     line.append(f"{better} of {len(children)} branches better, ")

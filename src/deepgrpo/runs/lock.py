@@ -116,8 +116,8 @@ def _holder(directory: Path, text: bytes) -> str:
         return f"run.name: {at} is in use by another process; wait for it to end, or choose another with --run.name NAME"
     if pid == os.getpid() and host == socket.gethostname():
         return (
-            f"run.name: {at} is in use by this process: a run of `steps` is still open there; close it with .close(), or choose "
-            "another with run.name"
+            f"run.name: {at} is in use by this process: a run of `steps` is still open there, as after an error in a loop over "
+            "it; close it with .close() or by a with block, or choose another with run.name"
         )
     said = f"run.name: {at} is in use by process {pid} on {host} since {since}"
     if host == socket.gethostname() and not _alive(pid):

@@ -56,6 +56,9 @@ def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
     # columns and messages apart: asdict copies them deeply, which not every value allows
     line = asdict(_Line(replace(tree.prompt, columns={}, messages=()), tree.nodes, tree.pivots, tuple(spans)))
     line["prompt"]["columns"] = plain_json(tree.prompt.columns)
+    for node in line["nodes"]:
+        if not node["score"]["parts"]:  # most rewards have none
+            del node["score"]["parts"], node["score"]["outcome"]
     line["prompt"]["messages"] = plain_json(tree.prompt.messages)
     return json_text(line)
 
@@ -94,7 +97,8 @@ def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
         check((0 if node.sampled else NO_PIVOT) <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
         check(all(0 <= token < 2**31 for token in node.tokens), f"{where}.tokens")
         check(len(node.logprobs) == lengths[number], f"{where}.logprobs")
-        check(math.isfinite(node.reward), f"{where}.score")
+        score = node.score
+        check(all(map(math.isfinite, (score.value, score.judged, *(p.value for p in score.parts.values())))), f"{where}.score")
     for number, pivot in enumerate(tree.pivots):
         where = f"pivots.{number}"
         check(ROOT <= pivot.parent < len(tree.nodes), f"{where}.parent = {pivot.parent}")

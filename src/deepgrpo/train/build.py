@@ -39,9 +39,10 @@ def build_policy(config: Config, device: str | None = None) -> Policy:
             config.model, scratch_tokenizer(config), seed=config.run.seed, device=device, dtype=learner.dtype,
             logprob_chunk=learner.logprob_chunk,
         )  # fmt: skip
+    elif isinstance(config.model, GivenModel):
+        policy = given_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     else:
-        make = given_policy if isinstance(config.model, GivenModel) else load_policy
-        policy = make(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+        policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
     _configure(policy, learner)
     if learner.tree_packing != "off":
         check_packing(learner.tree_packing, policy.try_tree_packing())

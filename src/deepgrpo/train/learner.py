@@ -29,11 +29,10 @@ from deepgrpo.pack.packs import pack_layout
 from deepgrpo.records import Credit, Ledger, Tree
 from deepgrpo.train.belief import sequence_logprobs
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
-from deepgrpo.train.objective import Objective
+from deepgrpo.train.objective import build_objective
 from deepgrpo.train.optim import learning_rate, set_learning_rate
 from deepgrpo.train.ranks import Ranks, SingleRank, clip
 from deepgrpo.train.update_metrics import Observed, count_sequences
-from deepgrpo.train.user_loss import build_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,7 @@ class Learner:
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.optimizer, self.config = policy, reference, optimizer, config
         self.updates, self.optimizer_steps, self.ranks = 0, 0, ranks or SingleRank()
-        wanted = config.loss.importance
-        self.objective = Objective(
-            config.loss, build_loss(config.loss), config.sampling.temperature, config.sampling.max_new_tokens,
-            weigh=wanted == "on" or (wanted == "auto" and not exact_sampler),
-        )
+        self.objective = build_objective(config, exact_sampler=exact_sampler)
 
     def adopt(self) -> None:
         """See `train.backend.UpdatesPolicy`. The policy is this learner's own, so there is nothing to do."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepgrpo.config import LossConfig
+from deepgrpo.config import Config, LossConfig
 from deepgrpo.loss.inputs import LossInputs
 from deepgrpo.loss.kl import k3
 from deepgrpo.loss.policy import WEIGHT, policy_loss
@@ -23,7 +23,7 @@ from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack
 from deepgrpo.pack.layout import Terms
 from deepgrpo.train.update_metrics import Observed, figure_column, summarise
-from deepgrpo.train.user_loss import ChosenLoss
+from deepgrpo.train.user_loss import ChosenLoss, build_loss
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,21 @@ class Objective:
         """Metrics of an update from the figures of its optimizer steps."""
         masks = self.weigh and self.config.importance_mode == "mask"
         return summarise(seen, reference=reference, importance=self.weigh, masks=masks)
+
+
+def build_objective(config: Config, *, exact_sampler: bool) -> Objective:
+    """Objective of a recipe.
+
+    Args:
+        exact_sampler: the engine's log-probs equal the learner's up to rounding.
+
+    Raises ConfigError if a user's loss cannot be used.
+    """
+    wanted = config.loss.importance
+    return Objective(
+        config.loss, build_loss(config.loss), config.sampling.temperature, config.sampling.max_new_tokens,
+        weigh=wanted == "on" or (wanted == "auto" and not exact_sampler),
+    )  # fmt: skip
 
 
 def pack_logprobs(

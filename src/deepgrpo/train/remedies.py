@@ -17,6 +17,9 @@ REMEDIES = {
     "crash": "the process that checks died: give it memory, or look for what the responses in trees/ make it do",
     "raised": "the check raised an error: try it on the responses in trees/ that scored 0",
     "not_finite": "the reward was NaN or infinite: return a finite number, or None for a response that cannot be scored",
+    "no_answer": "the judge's server fails: look at it, raise retries or timeout_s, or lower concurrency",
+    "refused": "the judge's server refuses requests: look at its log; the responses may be too long for its context",
+    "unreadable": "the judge's answers have no score on the scale: ask in its prompt for the form that read and scale expect",
 }
 """Kind of a failed check → remedy."""
 

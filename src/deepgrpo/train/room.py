@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from deepgrpo.config import Config, ModelConfig, PretrainedModel
+from deepgrpo.config import Config, GivenModel, ModelConfig, PretrainedModel
 from deepgrpo.errors import ModelError
 from deepgrpo.model.policy import Policy
 from deepgrpo.train.memory import GIB, Counts, MemoryEstimate, learner_memory
@@ -81,7 +81,10 @@ def _needs(config: Config, policy: Policy, estimate: MemoryEstimate) -> str:
 
 
 def _named(model: ModelConfig, counts: Counts) -> str:
-    key = f"model.path = {model.path!r}" if isinstance(model, PretrainedModel) else f"model.hidden_size = {model.hidden_size}"
+    if isinstance(model, PretrainedModel):
+        key = f"model.path = {model.path!r}"
+    else:
+        key = f"the {model.name} given" if isinstance(model, GivenModel) else f"model.hidden_size = {model.hidden_size}"
     return f"the model of {counts.every / 1e9:,.2f} billion parameters ({key})"
 
 

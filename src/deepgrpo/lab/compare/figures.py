@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from deepgrpo.lab.compare.curves import common_windows, first_reached, thinned
+from deepgrpo.lab.compare.curves import Points, common_windows, first_reached, thinned, value_at
 from deepgrpo.lab.compare.notes import notes
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.run_figures import Figures, Lines, points, read_lines, run_figures, spent
@@ -57,9 +57,16 @@ def compare(plan: Plan, finished: Sequence[PlannedRun], tuned: Mapping[str, Any]
             "curve": {str(run.seed): _curve(lines[run.name]) for run in mine},
         }
     baseline = plan.experiment.baseline
+    over_steps = {
+        arm: {str(run.seed): points(lines[run.name], "eval/greedy", "optimizer_steps") for run in finished if run.arm == arm}
+        for arm in arms
+    }
     for arm in arms:
         if arm != baseline:
-            arms[arm]["differences"] = differences(arms[arm]["runs"], arms[baseline]["runs"])
+            arms[arm]["differences"] = {
+                **differences(arms[arm]["runs"], arms[baseline]["runs"]),
+                **difference_at_own_steps(over_steps[arm], over_steps[baseline]),
+            }
     settings = plan.experiment.model_dump(mode="json")
     return {
         "name": plan.experiment.name, "experiment": settings, "final": plan.final.model_dump(mode="json"),
@@ -80,6 +87,25 @@ def differences(runs: Mapping[str, Figures], baseline: Mapping[str, Figures]) ->
         if len(values) >= 2:
             found[metric] = {**asdict(paired_interval(list(values.values()))), "seeds": values}
     return found
+
+
+def difference_at_own_steps(mine: Mapping[str, Points], baseline: Mapping[str, Points]) -> dict[str, Any]:
+    """`pair/greedy`: arm minus baseline at the fewest optimizer steps of any run of these two arms.
+
+    A third arm with few, large steps does not cut this comparison short.
+
+    Args:
+        mine, baseline: seed → greedy accuracy over optimizer steps.
+    """
+    both = [seed for seed in mine if seed in baseline]
+    if len(both) < 2:
+        return {}
+    steps = min(curves[seed][-1][0] for curves in (mine, baseline) for seed in both)
+    heights = {seed: (value_at(mine[seed], steps), value_at(baseline[seed], steps)) for seed in both}
+    values = {seed: a - b for seed, (a, b) in heights.items() if a is not None and b is not None}
+    level = statistics.fmean(a for a, _ in heights.values() if a is not None)
+    interval = asdict(paired_interval(list(values.values())))
+    return {"pair/greedy": {**interval, "seeds": values, "steps": steps, "level": level}}
 
 
 def tokens_to_target(plan: Plan, lines: Mapping[str, Lines]) -> dict[str, float | None]:
@@ -107,9 +133,11 @@ def figure_rows(result: Mapping[str, Any]) -> dict[str, Any]:
         for metric, mean in each["mean"].items():
             row = {"arm": arm, "metric": metric, "seeds": len(each["runs"]), "mean": mean, "sd": each["sd"][metric]}
             if (paired := each.get("differences", {}).get(metric)) is not None:
-                row |= {"difference": paired["mean"], "pairs": paired["n"]}
-                row |= {key: paired[key] for key in ("low", "high", "above", "below", "sign_p")}
+                row |= _paired_row(paired)
             rows.append(row)
+        if (paired := each.get("differences", {}).get("pair/greedy")) is not None:
+            row = {"arm": arm, "metric": "pair/greedy", "seeds": paired["n"], "mean": paired["level"], "steps": paired["steps"]}
+            rows.append(row | _paired_row(paired))
     tuned = result["tuning"]
     return {
         "name": result["name"], "baseline": result["baseline"], "budget": result["budget"],
@@ -122,6 +150,11 @@ def figure_rows(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _paired_row(paired: Mapping[str, Any]) -> dict[str, Any]:
+    same = {key: paired[key] for key in ("low", "high", "above", "below", "sign_p")}
+    return {"difference": paired["mean"], "pairs": paired["n"], **same}
 
 
 def _curve(lines: Lines) -> list[dict[str, float]]:

@@ -147,9 +147,10 @@ def expand(experiment: Experiment, source: Path, chosen: Mapping[str, Mapping[st
         return PlannedRun(arm, seed, parse_config(raw, source=where), trial if is_trial else None)
 
     tries = {arm: trials_of(grid, changes) for arm, changes in experiment.arms.items()}
+    tune_seeds, tune_budget = (tune.seeds, tune.budget) if tune else ((), 0)
     trials = [
-        planned(arm, seed, trial, tune.budget, paths.trial(arm, trial.name), is_trial=True)
-        for seed in (tune.seeds if tune else ()) for arm in tries for trial in tries[arm] if len(tries[arm]) > 1
+        planned(arm, seed, trial, tune_budget, paths.trial(arm, trial.name), is_trial=True)
+        for seed in tune_seeds for arm in tries for trial in tries[arm] if len(tries[arm]) > 1
     ]  # fmt: skip
     best = {arm: Trial("its choice", chosen[arm]) if arm in chosen else (each or (None,))[0] for arm, each in tries.items()}
     runs = [
@@ -157,7 +158,7 @@ def expand(experiment: Experiment, source: Path, chosen: Mapping[str, Mapping[st
         for seed in experiment.seeds for arm in experiment.arms
     ]  # fmt: skip
     warmstarts = []
-    for seed in (*(tune.seeds if tune else ()), *experiment.seeds) if _trains_start(template) else ():
+    for seed in (*tune_seeds, *experiment.seeds) if _trains_start(template) else ():
         raw = _for_seed(shared, seed, paths.warmstarts)
         raw["run"]["steps"] = 0  # warm start only
         warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))

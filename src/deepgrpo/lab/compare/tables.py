@@ -30,6 +30,7 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
     watched = [
         ("greedy", "watched/greedy"), (late, "watched/late"), ("area over tokens", "watched/area"),
         (f"greedy, {steps} steps", "steps/greedy"), (f"area over {steps} steps", "steps/area"),
+        ("greedy, equal steps of the two", "pair/greedy"),
     ]  # fmt: skip
     target = result["experiment"]["curve"]["target"]
     found = [
@@ -123,7 +124,8 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
     mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']}, {found['sign_p']:.2g})"
+    at = f", {found['steps']:.0f} steps" if "steps" in found else ""
+    return f"{mean} [{low}, {high}] ({found['above']}/{found['below']}, {found['sign_p']:.2g}){at}"
 
 
 def _to_target(found: Mapping[str, Any], budget: str) -> tuple[str, str]:

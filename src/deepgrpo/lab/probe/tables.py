@@ -1,7 +1,8 @@
-"""A probe's results in the terminal: figures, tables, notes and verdict."""
+"""Tables of a probe, for 80 columns."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich import box
@@ -9,78 +10,82 @@ from rich.console import Console
 from rich.table import Table
 
 from deepgrpo.eval.output import print_whole
-from deepgrpo.lab.probe.findings import Band, Findings
-from deepgrpo.lab.probe.sampling import Sampled
+from deepgrpo.lab.probe.cost import Cost
+from deepgrpo.lab.probe.findings import Figure, Findings
+from deepgrpo.lab.probe.measure import DEPTHS, Measured
 from deepgrpo.lab.probe.verdict import ProbeVerdict
-from deepgrpo.stats import Proportion
+from deepgrpo.stats import Proportion, clustered_proportion
 
 
-def show(out: Console, sampled: Sampled, findings: Findings | None, said: ProbeVerdict, notes: Sequence[str]) -> None:
+def show(
+    out: Console, measured: Measured, findings: Findings, said: ProbeVerdict, notes: Sequence[str], cost: Cost
+) -> None:  # fmt: skip
+    """Print everything that was found."""
+    print_whole(out, _strategies(findings))
+    streams = _streams(findings) if findings.truth_shown else None
+    if streams is not None:
+        print_whole(out, streams)
+    if rescued := rescue_by_depth(measured):
+        shares = [f"{at} {share.rate:.0%} of {share.trials}" for at, share in rescued.items()]
+        say(out, f"pivots with a branch that succeeds, by depth: {' · '.join(shares)}")
+    whole = len(measured.shared) + len(measured.further)
     say(
         out,
-        f"{sampled.rollouts} responses, {len(sampled.failed)} failed ({sampled.failure_rate:.0%}), "
-        f"{sampled.rollout_tokens / max(sampled.rollouts, 1):.0f} tokens each; {sampled.tokens:,} tokens in "
-        f"{duration(sampled.seconds)}",
+        f"true gradient: {whole} prompts, two halves agree with cosine {findings.agreement:.2f}; strategies on "
+        f"{measured.count} of them",
     )
-    if findings is not None:
-        print_whole(out, _depths(findings))
-        fit = findings.fit
-        if fit.fitted:
-            say(
-                out,
-                f"P(rescue | r) = sigmoid(w r + b), fitted to {fit.items} states: w {fit.w:.2f} [{fit.w_low:.2f}, "
-                f"{fit.w_high:.2f}], b {fit.b:.2f} [{fit.b_low:.2f}, {fit.b_high:.2f}]",
-            )
-        else:
-            say(out, f"no fit: {fit.items} states, all with the same outcome or too few; P = 1 at every depth")
-        if findings.gammas:
-            print_whole(out, _gammas(findings))
-        say(out, "[ ] are 95% intervals over prompts; those of × prompt hold simultaneously for all lines of a table")
+    say(out, cost.sentence())
     for note in notes:
         say(out, f"note: {note}")
     say(out, said.sentence)
 
 
-def _depths(findings: Findings) -> Table:
+def rescue_by_depth(measured: Measured) -> dict[str, Proportion]:
+    """Range of the depth ratio → share of the pivots of all strategies from which a branch succeeds; prompts are clusters."""
+    found: dict[str, Proportion] = {}
+    for depth in range(DEPTHS):
+        total, saved = Counter[int](), Counter[int]()
+        for result in measured.arms:
+            for prompt, at, success in result.pivots:
+                if at == depth:
+                    total[prompt] += 1
+                    saved[prompt] += success
+        if total:
+            prompts = sorted(total)
+            share = clustered_proportion([saved[p] for p in prompts], [total[p] for p in prompts])
+            found[f"{depth / DEPTHS:g}-{(depth + 1) / DEPTHS:g}"] = share
+    return found
+
+
+def _strategies(findings: Findings) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("depth r", "states", "rescued", "succeed", "tokens/group", "mixed", "mixed/1k tokens", "× prompt"):
-        table.add_column(name, justify="left" if name == "depth r" else "right", no_wrap=True)
-    for band in findings.bands:
-        table.add_row(
-            _place(band), str(band.states), _share(band.rescue), _share(band.success), f"{band.tokens:.0f}",
-            f"{band.mixed / band.states:.2f}", f"{band.mixed_per_1k:.2f} [{band.mixed_low:.2f}, {band.mixed_high:.2f}]",
-            "" if band.gain is None else f"{band.gain:.2f} [{band.gain_low:.2f}, {band.gain_high:.2f}]",
-        )  # fmt: skip
+    table.add_column("strategy", max_width=22, overflow="fold")
+    for column in ("tokens/\nprompt", "cos of a step", "snr²/1k tokens", "mixed/1k"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm in findings.arms:
+        # without a true gradient there is nothing to measure against
+        cos, snr = (_interval(arm.cos, ".2f"), _interval(arm.snr, ".2g")) if findings.truth_shown else ("?", "?")
+        table.add_row(arm.name, f"{arm.tokens_per_prompt:,.0f}", cos, snr, f"{arm.mixed.value:.2f}")
     return table
 
 
-def _gammas(findings: Findings) -> Table:
-    """One line per gamma, one column of Q per possible position of a pivot."""
-    places = [band.band for band in findings.bands]
+def _streams(findings: Findings) -> Table | None:
+    """Main and branch stream apart, of the strategies with branches."""
+    chosen = [arm for arm in findings.arms if arm.cos_branch is not None]
+    if not chosen:
+        return None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("gamma", justify="right", no_wrap=True)
-    for band in findings.bands:
-        table.add_column("Q(prompt)" if not band.band else f"Q({band.ratio:.2f})", justify="right", no_wrap=True)
-    for name in ("mean r", "mixed/1k tokens", "× prompt"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for gamma in findings.gammas:
-        table.add_row(
-            f"{gamma.gamma:g}", *(f"{gamma.q[place]:.2f}" for place in places), f"{gamma.depth:.2f}",
-            f"{gamma.mixed_per_1k:.2f}", f"{gamma.gain:.2f} [{gamma.gain_low:.2f}, {gamma.gain_high:.2f}]",
-        )  # fmt: skip
+    table.add_column("with branches", max_width=22, overflow="fold")
+    for column in ("cos main", "cos branch", "branch/main norm", "tokens in branches"):
+        table.add_column(column, justify="right")
+    for arm in chosen:
+        ratio = "" if arm.norm_ratio is None else f"{arm.norm_ratio:.2f}"
+        table.add_row(arm.name, f"{arm.cos_main:.2f}", f"{arm.cos_branch:.2f}", ratio, f"{arm.branch_share:.0%}")
     return table
 
 
-def _place(band: Band) -> str:
-    return f"{band.ratio:.2f} prompt" if not band.band else f"{band.ratio:.2f} ({band.low:.2f}–{band.high:.2f}]"
-
-
-def _share(p: Proportion) -> str:
-    return f"{p.rate:.2f} [{p.low:.2f}, {p.high:.2f}]"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _interval(figure: Figure, form: str) -> str:
+    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
 
 
 def say(console: Console, line: str) -> None:

@@ -2,144 +2,108 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from deepgrpo.errors import DataError
-from deepgrpo.lab.probe.findings import MIN_MIXED, Findings
-from deepgrpo.lab.probe.sampling import MIN_FAILED, Sampled
-from deepgrpo.stats import wilson_interval
+from deepgrpo.lab.probe.findings import ArmFigures, Findings
+from deepgrpo.lab.probe.measure import Measured
 
-Code = Literal[
-    "helps", "no_difference", "prompt_is_better", "too_few_mixed", "nothing_fails", "nothing_succeeds", "too_short"
-]
+Code = Literal["best", "some", "none", "no_truth", "no_signal", "single"]
 
-ROOT = 'explore.type = "root"'
-MANY_CUT = 0.25
-"""Share of truncated responses from which a remark mentions them."""
-FEW_PROMPTS = 20
-"""Number of distinct prompts below which the intervals are unreliable."""
+MUCH_FORWARDED = 0.05
+"""Signal tokens per sampled token from which a remark mentions them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeVerdict:
-    """Example: ProbeVerdict("helps", 2.0, "pivots would help: groups at depth 0.61 are mixed 1.5 [1.2, 1.8] times as ...")."""
+    """Example: ProbeVerdict("best", ("deep",), "deep is best: ...")."""
 
     code: Code
-    gamma: float | None
-    """Recommended gamma; None: none is shown to beat sampling from the prompt."""
+    best: tuple[str, ...]
+    """The best strategy; with "some", those that cannot be told apart at the top; empty if nothing is told apart."""
     sentence: str
 
 
-def early_verdict(sampled: Sampled, *, wanted: int, branches: int) -> ProbeVerdict | None:
-    """The verdict if it needs no comparison of depths; None if depths can be compared.
-
-    Raises DataError if too few rollouts failed for any conclusion.
-    """
-    failed = sampled.failed
-    if not failed and sampled.rollouts >= 4 * wanted:
-        _, most = wilson_interval(0, sampled.rollouts)
+def verdict(findings: Findings, measured: Measured) -> ProbeVerdict:
+    """One sentence: the best strategy, or that none can be told apart."""
+    ranked = sorted(findings.arms, key=lambda arm: -arm.snr.value)
+    prompts, whole = measured.count, len(measured.shared) + len(measured.further)
+    more = f"--prompts {4 * prompts} halves the intervals"
+    if not findings.any_signal:
+        rewards = [reward for arm in measured.arms for reward in arm.rewards if reward == reward]
+        mean = sum(rewards) / max(1, len(rewards))
         return ProbeVerdict(
-            "nothing_fails", None,
-            f"pivots would not help: none of {sampled.rollouts} responses failed (95%: at most {most:.1%} do), and only failed "
-            f"ones get pivots; these questions are too easy for this model",
+            "no_signal", (),
+            f"no strategy has any gradient: all groups of all {prompts} prompts have equal rewards (mean reward {mean:.3g}); "
+            f"take {'harder' if mean > 0.5 else 'easier'} questions, and check that the reward finds answers (deepgrpo eval)",
         )  # fmt: skip
-    if len(failed) < MIN_FAILED:
-        raise DataError(
-            f"only {len(failed)} of {sampled.rollouts} responses failed within {sampled.tokens:,} sampled tokens, and fewer "
-            f"than {MIN_FAILED} failed ones prove nothing; raise --max-sampled-tokens, or take harder questions"
+    if not findings.truth_shown:
+        return ProbeVerdict(
+            "no_truth", (),
+            f"nothing can be said: the true gradient itself cannot be told from the noise of {whole} prompts (two halves of "
+            f"them agree with cosine {findings.agreement:.2f}); take more with --prompts {4 * prompts}",
+        )  # fmt: skip
+    first = ranked[0]
+    if len(ranked) == 1:
+        return ProbeVerdict(
+            "single", (),
+            f"{first.name} is alone and has nothing to be compared with: its snr² is {_snr(first)} per 1,000 sampled tokens",
         )
-    short = [each for each in failed if not each.deep]
-    if len(failed) - len(short) < MIN_FAILED:
-        length = statistics.median(each.length for each in short)
-        return ProbeVerdict(
-            "too_short", None,
-            f"pivots would not help: {len(short)} of {len(failed)} failed responses have no state to branch at besides the "
-            f"prompt (one segment, {length:g} tokens in the median); train with {ROOT}, or cut finer: --segments tokens "
-            "--segment-size 8, in a recipe explore.segments",
-        )  # fmt: skip
-    if not any(state.successes for each in failed for state in each.states):
-        tried = sum(len(state.rewards) for each in failed for state in each.states)
-        return ProbeVerdict(
-            "nothing_succeeds", None,
-            f"pivots would not help: none of {tried:,} continuations of {len(failed)} failed responses succeeded, neither "
-            f"from any depth nor from the prompt ({branches} each); no method learns from groups that all fail: take easier "
-            "questions or a better start model, and check that the reward finds the answers (deepgrpo eval)",
-        )  # fmt: skip
-    return None
-
-
-def verdict(findings: Findings, *, wanted: int, branches: int) -> ProbeVerdict:
-    """The verdict from the comparison of depths."""
-    best, band = findings.best_gamma, findings.best_band
-    if best is None:
-        succeeded = sum(each.success.rate * each.success.trials for each in findings.bands)
-        share = succeeded / sum(each.success.trials for each in findings.bands)
-        return ProbeVerdict(
-            "too_few_mixed", None,
-            f"too few groups are mixed to compare depths: {findings.mixed}, and {MIN_MIXED} are needed; {share:.1%} of the "
-            f"continuations succeed; raise --branches (now {branches}) or --rollouts (now {wanted}), or take other questions",
-        )  # fmt: skip
-    # a gamma that mostly samples from the prompt does not use pivots
-    deep = max((gamma for gamma in findings.gammas if gamma.q[0] < 0.5), key=lambda gamma: gamma.gain, default=None)
-    if deep is None:
-        return ProbeVerdict(
-            "no_difference", None,
-            "no difference could be shown: with every gamma that was compared most pivots are the prompt itself; cut responses "
-            "into more segments, or name larger --gammas",
-        )  # fmt: skip
-    if deep.gain_low > 1:
-        if band is not None and band.gain and band.gain_low and band.gain_high and band.gain_low > 1:
-            there = _times(band.gain, band.gain_low, band.gain_high)
-            said = f"groups at depth {band.ratio:.2f} are mixed {there} as often per sampled token as at the prompt"
-            said += f"; gamma {deep.gamma:g} ({_times(deep.gain, deep.gain_low, deep.gain_high)} in expectation)"
-        else:
-            there = _times(deep.gain, deep.gain_low, deep.gain_high)
-            said = f"with gamma {deep.gamma:g} groups are mixed {there} as often per sampled token as at the prompt"
-        return ProbeVerdict("helps", deep.gamma, f"pivots would help: {said}")
-    there = _times(deep.gain, deep.gain_low, deep.gain_high)
-    said = f"with gamma {deep.gamma:g}, the best that goes deep, groups are mixed {there} as often per sampled token as at "
-    said += "the prompt"
-    if deep.gain_high < 1:
-        return ProbeVerdict("prompt_is_better", None, f"pivots would not help: {said}; train with {ROOT}{_why(findings)}")
+    level = [arm for arm in ranked[1:] if not findings.between(first.name, arm.name).apart]
+    worse = [arm for arm in ranked[1:] if arm not in level]
+    if not level:
+        second = ranked[1]
+        return ProbeVerdict("best", (first.name,), f"{first.name} is best: {_against(first, second)}")
+    leads = f"{first.name} leads with snr² {_snr(first)} per 1,000 sampled tokens"
+    if not worse:
+        others = ", ".join(f"{arm.name} {_snr(arm)}" for arm in level)
+        return ProbeVerdict("none", (), f"none can be told apart: {leads}, before {others}; {more}")
     return ProbeVerdict(
-        "no_difference", None,
-        f"no difference could be shown: {said}; train with {ROOT}, or probe more: --rollouts {4 * wanted} halves the interval",
+        "some", tuple(arm.name for arm in (first, *level)),
+        f"{_list([first.name, *(arm.name for arm in level)], 'or')}: {leads} and cannot be told apart from "
+        f"{_list([arm.name for arm in level], 'and')}; {_list([arm.name for arm in worse], 'and')} "
+        f"{'is' if len(worse) == 1 else 'are'} worse; {more}",
     )  # fmt: skip
 
 
-def remarks(sampled: Sampled, *, wanted: int, most_tokens: int) -> list[str]:
+def remarks(findings: Findings, measured: Measured) -> list[str]:
     """Remarks on how to read the figures, one line each."""
     found: list[str] = []
-    if MIN_FAILED <= len(sampled.failed) < wanted and sampled.tokens >= most_tokens:
+    if measured.count < measured.plan.prompts:
+        found.append(f"interrupted: {measured.count} of {measured.plan.prompts} prompts were measured")
+    for result in measured.arms:
+        ratio = result.signal_tokens / max(1, sum(result.tokens))
+        if ratio > MUCH_FORWARDED:
+            found.append(
+                f"{result.arm.name} also forwards {ratio:.1f} tokens per sampled token to choose its pivots, which snr² per "
+                "sampled token does not count"
+            )
+    learned = [result.arm.name for result in measured.arms if result.learned]
+    if learned:
+        whose = "its" if len(learned) == 1 else "their"
+        found.append(f"{_list(learned, 'and')} learned {whose} state from one batch of prompts first")
+    saved = [result.arm.name for result in measured.arms if result.saved]
+    if saved:
+        found.append(f"{_list(saved, 'and')}: with the state of the run")
+    by_mixed = max(findings.arms, key=lambda arm: arm.mixed.value)
+    by_snr = max(findings.arms, key=lambda arm: arm.snr.value)
+    if len(findings.arms) > 1 and by_mixed is not by_snr and findings.truth_shown:
         found.append(
-            f"{len(sampled.failed)} failed responses instead of {wanted}: the limit of {most_tokens:,} sampled tokens was "
-            "reached (--max-sampled-tokens)"
+            f"{by_mixed.name} has the most mixed groups per token: how often there is a gradient, not where it points"
         )
-    if sampled.rollouts and sampled.truncated >= MANY_CUT * sampled.rollouts:
-        found.append(
-            f"{sampled.truncated / sampled.rollouts:.0%} of the responses were cut off at the length limit; many failures may "
-            "be just that (--max-new-tokens)"
-        )
-    short = sum(not each.deep for each in sampled.failed)
-    if short:
-        found.append(f"{short} of {len(sampled.failed)} failed responses have no state to branch at besides the prompt")
-    prompts = len({each.prompt for each in sampled.failed})
-    if sampled.failed and prompts < FEW_PROMPTS:
-        found.append(f"they come from only {prompts} different prompts: the intervals, which are over prompts, are rough")
     return found
 
 
-def _why(findings: Findings) -> str:
-    root, last = findings.bands[0], findings.bands[-1]
-    if last.band and root.rescue.rate > 2 * last.rescue.rate:
-        return (
-            f" (at depth {last.ratio:.2f} {last.rescue.rate:.0%} of the states are rescued, at the prompt "
-            f"{root.rescue.rate:.0%}: what goes wrong goes wrong early)"
-        )
-    return ""
+def _against(first: ArmFigures, second: ArmFigures) -> str:
+    said = f"its snr² per 1,000 sampled tokens is {_snr(first)}"
+    if second.snr.value > 0:
+        return f"{said}, {first.snr.value / second.snr.value:.1f} times that of {second.name}, the next"
+    return f"{said}; that of {second.name}, the next, is {_snr(second)}"
 
 
-def _times(gain: float, low: float, high: float) -> str:
-    return f"{gain:.2f} [{low:.2f}, {high:.2f}] times"
+def _snr(arm: ArmFigures) -> str:
+    return f"{arm.snr.value:.2g}"
+
+
+def _list(names: list[str], word: str) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -100,11 +101,14 @@ def test_known_answers_are_not_asked_for_again() -> None:
 
 
 def test_requests_in_flight_reach_the_limit_and_never_more() -> None:
-    """Nine requests, three at once: each waits until two others are there, so fewer at once would hang."""
+    """Nine requests, three at once: each waits until two others are there, so fewer at once would hang, and then a moment more,
+    in which a fourth would come.
+    """
     together = threading.Barrier(3)
 
     def meet(*_: Any) -> Answer:
         together.wait(60)
+        server.ends.wait(0.2)
         return says("5")
 
     with judge_server(meet) as server:
@@ -229,7 +233,15 @@ def test_waits_before_retries() -> None:
 
 def test_a_pause_that_the_server_asks_for_holds_for_all() -> None:
     arrived: list[float] = []
-    time = Time()
+
+    class Patient(Time):
+        """Others get their turn before the clock moves."""
+
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.sleep(0.2)
+            await super().sleep(seconds)
+
+    time = Patient()
 
     def behave(number: int, _: Any) -> Answer:
         arrived.append(time.now)
@@ -369,6 +381,7 @@ def test_reward_workers_share_the_limits() -> None:
 
     def meet(*_: Any) -> Answer:
         meeting.wait(60)
+        server.ends.wait(0.2)
         return says("5")
 
     with judge_server(meet) as server:
@@ -461,8 +474,6 @@ def test_an_interrupt_ends_the_wait() -> None:
 
 
 def test_a_caller_with_an_event_loop_of_its_own() -> None:
-    import asyncio
-
     async def cell() -> list[Score]:
         return grade(reward_of(server), "a")
 

@@ -117,7 +117,7 @@ class JudgeClient:
     async def _ask(self, bodies: Sequence[Mapping[str, Any]], heard: Callable[[int, str], None]) -> list[Reply]:
         turns = asyncio.Semaphore(self._config.concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=self._config.concurrency)
+        limits = httpx.Limits(max_connections=None)  # a wait for a connection would count as time of the server
         replies: dict[int, Reply] = {}
         refusals: list[_FailedError] = []
 

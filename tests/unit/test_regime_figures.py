@@ -54,6 +54,7 @@ def test_the_figures_by_hand() -> None:
     root, second = found["bands"]
     assert (root["band"], root["rescued"], root["mixed"], root["behind"]) == (0, 1.0, 0.0, None)
     assert (second["states"], second["rescued"], second["succeed"]) == (3, pytest.approx(2 / 3), 3 / 12)
+    assert (second["before"]["states"], second["behind"]["states"]) == (1, 2)
     assert second["mixed_per_1k"] == pytest.approx(1000 * 2 / 120)
     # the prompt is no state before an error
     assert (found["before"]["states"], found["before"]["succeed"], found["before"]["by_correction"]) == (1, 0.5, 0.0)

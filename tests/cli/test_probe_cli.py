@@ -143,7 +143,7 @@ def test_a_dry_run_names_the_cost(probe: Any, place: Path) -> None:
 
 def test_data_with_few_prompts(probe: Any, place: Path) -> None:
     """Of 30 prompts at most half are the strategies'."""
-    done = probe("tiny.toml", "--prompts", "48", "--projection", "128", "--strategies", "root")
+    done = probe("tiny.toml", "--prompts", "48", "--projection", "0", "--strategies", "root")
     assert done.code == 0 and "true gradient: 30 prompts" in done.out and "strategies on 15 of them" in done.out
     done = probe("tiny.toml", "--limit", "7", "--strategies", "root")
     assert done.code == 1 and "the data has 7 prompts, and fewer than 8 prove nothing" in done.err
@@ -198,19 +198,18 @@ def test_a_checkpoint_that_goes_while_it_is_read(
     probe: Any, place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run has gone on: the next newest is read."""
-    from deepgrpo.lab.probe import session
+    from deepgrpo.train.build import build_policy
 
     shutil.copytree(trained / "runs", "runs")
-    build = session.build_policy
 
     def gone(*arguments: Any) -> Any:
         newest = place / "runs/scratch/checkpoints/step-000002"
         if newest.exists():
             shutil.rmtree(newest)
             raise OSError("gone")
-        return build(*arguments)
+        return build_policy(*arguments)
 
-    monkeypatch.setattr(session, "build_policy", gone)
+    monkeypatch.setattr("deepgrpo.lab.probe.session.build_policy", gone)
     done = probe("runs/scratch", *SMALL, "--strategies", "root")
     assert done.code == 0 and "runs/scratch/checkpoints/step-000001/model on cpu" in done.out
 
@@ -276,7 +275,7 @@ def test_the_arms_of_an_experiment(probe: Any, place: Path) -> None:
         (("tiny.toml", "--prompts", "7"), 2, "--prompts is 7, but fewer than 8 prove nothing"),
         (("tiny.toml", "--prompts", "20", "--reference", "10"), 2, "--reference is 10, but the prompts of the strategies"),
         (("tiny.toml", "--rollouts", "1"), 2, "--rollouts is 1, but a group of one has no baseline"),
-        (("tiny.toml", "--projection", "0"), 2, "--projection is 0; it should be 1 or more"),
+        (("tiny.toml", "--projection", "-1"), 2, "--projection is -1; it should be 1 or more, or 0 to keep whole gradients"),
         (("tiny.toml", "--temperature", "0"), 2, "rollouts are sampled, so it should be above 0"),
         (("tiny.toml", "--top-p", "1.5"), 2, "--top-p is 1.5"),
         (("tiny.toml", "--step", "3"), 2, "--step is 3; it names a checkpoint of a run, but MODEL 'tiny.toml'"),

@@ -191,7 +191,7 @@ def test_a_directory_in_use_is_refused_and_read_all_the_same(run: RunDir) -> Non
     with hold(run):
         for arguments in (("--resume", "runs/run"), ("recipe.toml",)):
             code, said = call("train", *arguments)
-            assert code == 2 and said.startswith("error: run.name: ") and "runs/run is in use by process" in said
+            assert code == 2 and said.startswith("error: run.name: ") and "runs/run is in use by this process" in said
         assert call("report", "runs/run")[0] == 0 and call("inspect", "runs/run")[0] == 0
     assert contents(run.path) - {"report.html"} == before
 

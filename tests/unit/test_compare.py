@@ -15,7 +15,7 @@ from rich.console import Console
 from deepgrpo import cli
 from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig, merge
 from deepgrpo.config.shipped import recipe_dir
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.lab.compare import plot as figure
 from deepgrpo.lab.compare.cells import as_table, short
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
@@ -28,6 +28,8 @@ from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.run_figures import spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
 from deepgrpo.prompts import synthetic
+from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.state_file import read_sealed, sealed
 from experiments import BASE, EXPERIMENT, line, planned, write_run
 
 FINAL = '[final.data]\ntype = "synthetic"\n'
@@ -199,6 +201,31 @@ def done(tmp_path: Path) -> Plan:
         write_run(plan, f"grpo-seed-{seed}", grpo, 0.4, 0.3)
         write_run(plan, f"deep-seed-{seed}", deep, 0.4 + gain, 0.3)
     return plan
+
+
+def test_runs_of_another_version_are_counted(done: Plan) -> None:
+    """A state with an unknown field and without one that resuming needs; a final evaluation that lacks a key."""
+    run = done.runs[0]
+    path = run.directory / "checkpoints" / "step-000004" / "state.json"
+    raw, files = read_sealed(path)
+    del raw["cursor"]
+    path.write_text(sealed({**raw, "novelty": 1}, files))
+    newest = newest_checkpoint(run.paths)
+    assert newest is not None and newest.sampled_tokens() == 10_000
+    with pytest.raises(CheckpointError, match="the field cursor is missing"):
+        newest.read_state()
+    final = json.loads(run.paths.final.read_text())
+    del final["spec"]["k"]
+    run.paths.final.write_text(json.dumps(final))
+    assert not is_finished(done, run)  # k was [1, 4], and the default is another
+    del final["spec"]["data"]["max_prompt_tokens"]
+    final["spec"]["k"] = [1, 4]
+    run.paths.final.write_text(json.dumps(final))
+    assert is_finished(done, run)
+    # damage is still found
+    path.write_text(path.read_text().replace("10000", "10001"))
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        progress(run)
 
 
 def test_a_comparison_by_hand(done: Plan) -> None:

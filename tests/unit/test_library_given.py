@@ -201,6 +201,20 @@ def test_rows_without_answers_and_a_limit() -> None:
     assert (prompt.question, prompt.answer, prompt.id) == ("a", None, "1")
 
 
+def test_rows_of_messages_as_trl_has_them() -> None:
+    def as_trl_writes_it(prompts: list[Any], completions: list[Any], ground_truth: list[str], **columns: Any) -> list[float]:
+        assert prompts[0][-1] == {"role": "user", "content": "1 + 1"}
+        return [float(each[0]["content"] == right) for each, right in zip(completions, ground_truth, strict=True)]
+
+    row = {"prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1"}], "ground_truth": "2"}
+    config = build_config(None, None, all_given(dataset=[row], rewards=as_trl_writes_it))
+    (prompt,) = build_source(config.data, byte_tokenizer(), seed=0, context=256).head(9)
+    assert (prompt.question, prompt.text) == ("1 + 1", "<|system|>Add.\n<|user|>1 + 1\n<|assistant|>")
+    reward = build_reward(config.reward)
+    assert [score.value for score in reward.score([prompt, prompt], ["2", "3"], [(1,), (2,)])] == [1.0, 0.0]
+    reward.close()
+
+
 # ---------------------------------------------------------------- rewards
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from surroundings import ROOT as CHECKOUT
 from trees import make_tree
 
@@ -25,6 +28,7 @@ from deepgrpo.prompts.chat import build_renderer
 from deepgrpo.records import Completion, Prompt, SampleRequest, Tree
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.critique import Critic, read_step
+from deepgrpo.train.dry_run import TokenEstimate, dry_run, estimate_tokens
 from deepgrpo.train.loop import train
 
 ROOM = Limits(max_new_tokens=100, max_total_tokens=200)
@@ -214,6 +218,17 @@ def test_a_run_bills_questions_and_answers(recipe: Any) -> None:
     ]  # fmt: skip
     assert any(1.0 in values for _, values in placed)
     assert all(values.index(1.0) == offset for offset, values in placed if 1.0 in values)
+
+
+def test_a_dry_run_counts_answers_and_refuses_wordings(recipe: Any) -> None:
+    """4 prompts x 4 rollouts: 16 x 10 tokens, 32 branches x 10, 16 answers x 3: 528 in a step."""
+    config = recipe(explore=EXPLORE, sampling={"max_new_tokens": 10}, run={"steps": 2})
+    assert estimate_tokens(config) == TokenEstimate(160, 320, 48) and estimate_tokens(config).total == 528
+    out = io.StringIO()
+    dry_run(config, Console(file=out, width=120))
+    assert re.search(r"answers about rollouts\W+48\b", out.getvalue())
+    with pytest.raises(ConfigError, match="which the tokenizer cannot encode"):
+        dry_run(recipe(explore={"type": "located"}), Console(file=io.StringIO()))
 
 
 def test_bad_recipes_are_refused_in_words(recipe: Any) -> None:

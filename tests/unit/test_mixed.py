@@ -148,6 +148,9 @@ def test_a_mix_of_tasks_has_their_verifiers(tmp_path: Path) -> None:
         assert prompt.answer is not None and task.verify(prompt, prompt.answer).value == 1.0
         check = task.check(prompt, prompt.answer)
         assert check is not None and check() == (1.0, True) and task.vote(prompt, prompt.answer) == prompt.answer
+        for ask in (task.verify, task.check, task.vote):  # each asks the task of the prompt's own source
+            with pytest.raises(KeyError):
+                ask(replace(prompt, source="another"), prompt.answer)
     assert build_task(mix(tmp_path, {})) is None
 
 

@@ -276,6 +276,12 @@ def test_a_stream_without_addresses_is_shuffled_in_windows_of_shards(tables: Pat
     assert cursor.place is not None and cursor.place["window"] == 2
     bare = Cursor(cursor.epoch, cursor.position)
     assert source_of(kinds(tables)["stream"]).take(bare, 50)[0] == source.take(cursor, 50)[0]
+    # resumed again and again, also twice in one window
+    place, resumed = Cursor(), ()
+    for _ in range(6):
+        prompts, place = source_of(kinds(tables)["stream"]).take(Cursor.from_dict(json.loads(json.dumps(place.to_dict()))), 13)
+        resumed += prompts
+    assert resumed == source.take(Cursor(), 78)[0]
     limited = source_of(kinds(tables)["stream"].model_copy(update={"limit": 40}))
     prompts, after = limited.take(Cursor(), 40)
     assert sorted(ids(prompts)) == sorted(row["id"] for row in ROWS[:40])

@@ -98,6 +98,11 @@ class LocatedExplore(PivotExplore):
     fallback: Literal["random", "first", "none"] = "random"
     """Pivot where no step is named, or none that may be a pivot: random, the first candidate, or none."""
 
+    @property
+    def most_asked_tokens(self) -> int:
+        """See `Explore.most_asked_tokens`."""
+        return self.answer_tokens
+
     @model_validator(mode="after")
     def _question_shows_the_steps(self) -> LocatedExplore:
         for key, text, name in (("question", self.question, "steps"), ("step", self.step, "text")):

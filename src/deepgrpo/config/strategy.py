@@ -20,6 +20,11 @@ class Explore(Section):
 
     type: str
 
+    @property
+    def most_asked_tokens(self) -> int:
+        """Most tokens sampled about a rollout, besides itself and its branches."""
+        return 0
+
     def _refuse_scale(self, recipe: Any) -> None:
         if recipe.credit.scale != "none":
             raise ValueError(

@@ -56,7 +56,7 @@ class ProbeOptions:
     """Measure the arms of this experiment file instead (docs/compare.md); --strategies then names some of them."""
     step: int | None = None
     """The run's checkpoint of this step. Default: the newest."""
-    prompts: int = 48
+    prompts: int = 40
     """Prompts on which every strategy is measured."""
     reference: int | None = None
     """Prompts of the true gradient, those of the strategies included. Default: three times --prompts."""
@@ -84,7 +84,7 @@ class ProbeOptions:
     answer_format: Literal["auto", "boxed", "gsm8k", "any"] = "auto"
     """Position of the answer in a response to --data. auto: by the recipe's own reward, else as the template asks."""
     projection: int = 16384
-    """Numbers to which a gradient is projected; cosines are off by 1 / sqrt of it."""
+    """Numbers to which a gradient is projected; cosines are off by 1 / sqrt of it. 0: no projection, for tiny models."""
     seed: int = 0
     """Random seed for rollouts and the projection."""
     device: str = "auto"

@@ -1,9 +1,9 @@
 """A source of prompts, and the cursor that marks a place in it.
 
-LoadedSource     all rows in memory                       (loaded.py)
-EndlessSource    generated without end                    (loaded.py)
-StreamedSource   rows read when they are needed           (streamed.py)
-MixedSource      several of these, mixed by weight        (mixed.py)
+    LoadedSource     all rows in memory                       (loaded.py)
+    EndlessSource    generated without end                    (loaded.py)
+    StreamedSource   rows read when they are needed           (streamed.py)
+    MixedSource      several of these, mixed by weight        (mixed.py)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lines of a JSONL file by their number, without the file in memory.
 
-index   byte offset of every 64th line, found in one pass that also digests the file: 0.1 bytes of memory per line
-line    seek to the 64th before it, and read on
+    index   byte offset of every 64th line, found in one pass that also digests the file: 0.1 bytes of memory per line
+    line    seek to the 64th before it, and read on
 """
 
 from __future__ import annotations

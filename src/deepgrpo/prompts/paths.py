@@ -1,7 +1,7 @@
 """Columns by path: `reward_model.ground_truth`, `prompt.1.content`, `prompt.-1.content`; names that have dots of their own.
 
-path        a key of a table, or the index of a list (negative: from its end), at every dot
-exact name  a key that equals the path, or the longest part of it, comes first: a column "a.b" hides b in a column "a"
+    path        a key of a table, or the index of a list (negative: from its end), at every dot
+    exact name  a key that equals the path, or the longest part of it, comes first: a column "a.b" hides b in a column "a"
 """
 
 from __future__ import annotations

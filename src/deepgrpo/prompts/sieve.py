@@ -1,6 +1,6 @@
 """Rows that can be used: rendered, tokenized, and counted under a reason where they cannot.
 
-row ─► all placeholders have a value? ─► rendered, tokenized ─► too long? ─► prompt
+    row ─► all placeholders have a value? ─► rendered, tokenized ─► too long? ─► prompt
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A section `data` as a source of prompts: loaded whole, streamed, generated, or mixed of several.
 
-rows of a file or a task ─► rendered ─► too long? ─► shuffled every epoch ─► take(cursor, n)
+    rows of a file or a task ─► rendered ─► too long? ─► shuffled every epoch ─► take(cursor, n)
 """
 
 from __future__ import annotations

@@ -136,6 +136,22 @@ class Checkpoint:
         """The saved state. Raises CheckpointError if it cannot be read, has changed, or is that of another step."""
         return self._read()[0]
 
+    def sampled_tokens(self) -> int:
+        """Tokens sampled up to here. No other field is read, so a checkpoint of another version can be counted as well.
+
+        Raises CheckpointError if the state cannot be read, has changed, or is that of another step.
+        """
+        try:
+            raw, _ = read_sealed(self.state_file)
+            if raw.get("step") != self.step:
+                raise ValueError(f"{self.state_file.name} is that of step {raw.get('step')!r}")
+            check_table(raw.get("ledger"), "ledger")
+            tokens = raw["ledger"].get("sampled_tokens")
+            check_count(tokens, "ledger.sampled_tokens")
+        except (OSError, ValueError) as error:
+            raise unreadable(self, error) from error
+        return int(tokens)
+
     def verify(self, *, below: str = "") -> TrainState:
         """The saved state, after a check that the checkpoint's files are as they were written.
 

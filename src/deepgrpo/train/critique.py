@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.answers.boxed import last_boxed
-from deepgrpo.config import Config, TemplateConfig
-from deepgrpo.config.data import template_of
+from deepgrpo.config import Config, TemplateConfig, template_of
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore.base import UNASKED, UNREAD, Critique, Limits, Measured

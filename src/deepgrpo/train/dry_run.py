@@ -42,17 +42,21 @@ class TokenEstimate:
     main: int
     branches: int
     """If every rollout is expanded and every branch reaches the length limit."""
+    answers: int = 0
+    """If the strategy asks about every rollout."""
 
     @property
     def total(self) -> int:
-        return self.main + self.branches
+        return self.main + self.branches + self.answers
 
 
 def estimate_tokens(config: Config) -> TokenEstimate:
     explore = config.explore
     rollouts = config.run.prompts_per_step * explore.num_rollouts
     longest = config.sampling.max_new_tokens
-    return TokenEstimate(rollouts * longest, rollouts * explore.most_branches * longest)
+    return TokenEstimate(
+        rollouts * longest, rollouts * explore.most_branches * longest, rollouts * explore.most_asked_tokens
+    )
 
 
 def dry_run(config: Config, console: Console | None = None) -> None:
@@ -105,6 +109,8 @@ def dry_run(config: Config, console: Console | None = None) -> None:
         table.add_row(f"rows of eval.data skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
+    if tokens.answers:
+        table.add_row("sampled tokens, answers about rollouts", f"{tokens.answers:,}")
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
     slot = min(limits.max_total_tokens, len(prompt.tokens) + limits.max_new_tokens)
     if config.cluster is None:

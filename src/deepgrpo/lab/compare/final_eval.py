@@ -35,7 +35,15 @@ def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] 
         return None
     needed = ("eval/greedy", "eval/sampled", *(f"eval/pass@{k}" for k in spec.k))
     whole = all(isinstance(metrics.get(name), int | float) and abs(metrics[name]) <= 1 for name in needed)
-    return found if whole and found.get("spec") == spec.model_dump(mode="json") and found.get("step") == step else None
+    return found if whole and found.get("step") == step and _same_spec(found.get("spec"), spec) else None
+
+
+def _same_spec(found: Any, spec: FinalConfig) -> bool:
+    """True if an evaluation was made as `spec` says; a key that it did not know had the default."""
+    try:
+        return parse_section(FinalConfig, found, "final.json") == spec
+    except ConfigError:
+        return False
 
 
 def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:

@@ -26,8 +26,7 @@ def progress(run: PlannedRun) -> Progress:
     newest = newest_checkpoint(run.paths)
     if newest is None:
         return Progress(0, 0, False, False)
-    state = newest.read_state()
-    step, tokens = state.step, state.ledger.sampled_tokens
+    step, tokens = newest.step, newest.sampled_tokens()
     budget = run.config.run.max_sampled_tokens
     done = budget is not None and tokens >= budget
     return Progress(step, tokens, done, not done and step >= run.config.run.steps)

@@ -30,7 +30,7 @@ from deepgrpo.lab.probe.measure import ArmResult, Measured, Plan, measure
 from deepgrpo.lab.probe.measure import Progress as Report
 from deepgrpo.lab.probe.session import Session, open_session
 from deepgrpo.lab.probe.setting import FEWEST, Setting, resolve_setting
-from deepgrpo.lab.probe.sketch import Sketch
+from deepgrpo.lab.probe.sketch import Sketch, Whole
 from deepgrpo.lab.probe.tables import rescue_by_depth, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, remarks, verdict
 from deepgrpo.runs.text import json_text
@@ -77,7 +77,8 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
         say(out, f"{session.weights} on {session.policy.device}, {setting.config.data.type} · {session.threads}")
         for line in _preamble(session, arms):
             say(out, line)
-        meter = GradientMeter(session.policy, session.start, Sketch(options.projection, options.seed))
+        projection = Sketch(options.projection, options.seed) if options.projection else Whole()
+        meter = GradientMeter(session.policy, session.start, projection)
         if options.dry_run:
             _forecast(session, arms, reference, meter, plan, setting, out)
             return 0

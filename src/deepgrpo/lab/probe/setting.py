@@ -104,15 +104,17 @@ def checkpoint_of(setting: Setting) -> Checkpoint | None:
 
 
 def _check(options: ProbeOptions) -> None:
-    counts = ("limit", "max_new_tokens", "max_rows", "threads", "projection")
+    counts = ("limit", "max_new_tokens", "max_rows", "threads")
     check_ranges(options, counts, ("json", "plot"))
     if options.prompts < FEWEST:
-        raise ConfigError(f"--prompts is {options.prompts}, but fewer than {FEWEST} prove nothing; 48 is the default")
+        raise ConfigError(f"--prompts is {options.prompts}, but fewer than {FEWEST} prove nothing; 40 is the default")
     if options.reference is not None and options.reference < options.prompts:
         raise ConfigError(
             f"--reference is {options.reference}, but the prompts of the strategies, --prompts {options.prompts}, are part of "
             "it; set it to more than that, or leave it out"
         )
+    if options.projection < 0:
+        raise ConfigError(f"--projection is {options.projection}; it should be 1 or more, or 0 to keep whole gradients")
     if options.rollouts is not None and options.rollouts < 2:
         raise ConfigError(f"--rollouts is {options.rollouts}, but a group of one has no baseline; set it to 2 or more")
     if options.temperature is not None and not options.temperature > 0:

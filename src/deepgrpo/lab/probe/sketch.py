@@ -61,15 +61,10 @@ class Sketch:
     def empty(self, policy: Policy) -> np.ndarray:
         return np.zeros(self.size)
 
-    @property
-    def error(self) -> float:
-        """Standard deviation of the cosine of two unrelated gradients."""
-        return 1 / math.sqrt(self.size)
-
 
 @dataclass
 class Whole:
-    """No projection: the gradient itself, parameter after parameter. For tests and tiny models."""
+    """No projection: the gradient itself, parameter after parameter. For tiny models."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     size: int = 0
@@ -86,10 +81,6 @@ class Whole:
         begin = self.offsets[name]
         found[begin : begin + gradient.numel()] = gradient.detach().reshape(-1).double().cpu().numpy()
         return found
-
-    @property
-    def error(self) -> float:
-        return 0.0
 
 
 def _turned(rows: Tensor, shifts: np.ndarray) -> Tensor:

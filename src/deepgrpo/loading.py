@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from deepgrpo import rng
+from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.foreign import unchanged_process
-
-GIVEN = "given:"
-"""Begins the name of an object of the Python program that trains, such as "given:accuracy": a section holds the object."""
 
 _numbers = itertools.count()
 """Numbers of the files loaded by this process."""

@@ -113,11 +113,6 @@ def test_the_package_itself_is_light() -> None:
     assert done.stdout.splitlines() == ["[]", "deepgrpo.config.recipe 0 False", "True"]
 
 
-def test_a_name_that_the_package_does_not_have() -> None:
-    with pytest.raises(AttributeError, match="public names: Completion, Config"):
-        deepgrpo.Confg
-
-
 # ---------------------------------------------------------------- recipes
 
 

@@ -107,8 +107,9 @@ def it_is_finished_after_all(done: dict[str, Any]) -> None:
     out, err, code = done["finished"]
     assert (code, err) == (0, ""), out
     assert not set("\r\x1b") & set(out)
-    assert "Untouched questions after 8k sampled tokens, %" in out and "Difference to grpo in points" in out
-    assert out.rstrip().splitlines()[-1].startswith("runs/tiny: comparison.json, comparison.md")
+    assert "Untouched questions after 8k sampled tokens, %" in out
+    assert "Difference to grpo on untouched questions, points" in out
+    assert out.rstrip().splitlines()[-1].startswith("runs/tiny: comparison.json, figures.json, comparison.md")
     assert not list((done["place"] / "runs").rglob(".tmp*"))
     for run in ("grpo/seed-1", "deep/seed-1", "grpo/seed-2", "deep/seed-2"):
         lines = lines_of(done["arms"] / run)

@@ -130,14 +130,14 @@ def test_a_pack_makes_its_lists_once_for_all_layers(monkeypatch: pytest.MonkeyPa
     assert len(made) == 2
 
 
-def test_other_lengths_are_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(recompile_limit=3)
+def test_other_lengths_are_not_compiled_again() -> None:
     """Every pack has another length. Compiled once for packs of a single block (a size of 1 is a case of its own to torch)
     and once for all others; then for other numbers of heads, more often than torch's own limit, here three.
     """
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     counter = CompileCounter()
     compiled = flex.compiled_attention(counter)
     for length in (352, 384, 1000, 257, 90, 128, 17, 640):

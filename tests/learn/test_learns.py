@@ -30,13 +30,13 @@ def test_the_reward_rises(recipe: Any, explore: str) -> None:
     run = train(
         recipe(
             run={"steps": STEPS, "prompts_per_step": 8}, data={"chain_length": 1, "size": 8},
-            warmstart={"steps": 60, "batch_size": 16, "lr": 5e-3}, sampling={"max_new_tokens": 10},
+            warmstart={"steps": 120, "batch_size": 16, "lr": 5e-3}, sampling={"max_new_tokens": 10},
             explore=kinds[explore], optim={"lr": 2e-3}, engine={"max_rows": 256},
         )
     )  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rewards = [line["main/reward"] for line in lines]
     before, after = mean(rewards[:3]), mean(rewards[-3:])
-    # seen with this seed: .05 to .56 (root), .09 to .57 (deep)
+    # seen with this seed: .09 to .56 (root), .10 to .57 (deep)
     assert before < 0.2
     assert after > before + 0.22

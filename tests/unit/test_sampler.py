@@ -104,7 +104,7 @@ def test_what_is_refused(sections: dict[str, Any], problem: str) -> None:
     assert problem in str(refused.value)
 
 
-@pytest.mark.parametrize("sampling", [{"top_k": 3}, {"min_p": 0.5}, {"repetition_penalty": 2.0}])
+@pytest.mark.parametrize("sampling", [{"top_k": 3}, {"repetition_penalty": 2.0}])
 def test_training_weighs_for_it(recipe: Any, sampling: dict[str, Any]) -> None:
     """Of a cut distribution, each weight learner / sampler is the mass that was left, below 1."""
     made = recipe(

@@ -17,6 +17,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
+GIVEN = "given:"
+"""Begins the name of an object of the Python program that trains, such as "given:accuracy": a section holds the object."""
+
 
 @dataclass(frozen=True, eq=False)
 class Held:

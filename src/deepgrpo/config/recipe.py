@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from deepgrpo.config.base import Section
+from deepgrpo.config.base import GIVEN, Section
 from deepgrpo.config.data import DataConfig
 from deepgrpo.config.explore import DeepExplore, ExploreConfig
 from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, OptimConfig
@@ -14,7 +14,6 @@ from deepgrpo.config.model import ModelConfig, WarmstartConfig
 from deepgrpo.config.reward import RewardConfig
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig
-from deepgrpo.loading import GIVEN
 
 
 def given_keywords(recipe: Config) -> list[str]:

@@ -1,15 +1,15 @@
-"""Engines sample continuations of prefixes from the current policy; `base.py` defines the protocol."""
+"""Engines sample continuations of prefixes from the current policy; `base.py` defines the protocol. Loads no torch"""
 
 from __future__ import annotations
 
 import pkgutil
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from deepgrpo.config import EngineConfig
 from deepgrpo.engines.base import Engine
-from deepgrpo.model.policy import Policy
+
+if TYPE_CHECKING:
+    from deepgrpo.model.policy import Policy
 
 ENGINES = {
     "embedded": "deepgrpo.engines.embedded.engine:EmbeddedEngine",
@@ -31,6 +31,8 @@ def build_engine(
         longest: longest prompt plus response, in tokens; None: the model's context.
         trust_remote_code: as in the section `model`, for an engine that loads the model itself.
     """
+    import torch
+
     wanted = dtype or config.dtype
     chosen: torch.dtype = policy.dtype if wanted == "learner" else getattr(torch, wanted)
     kind = pkgutil.resolve_name(ENGINES[config.type])

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from deepgrpo.config import UserExplore
+from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, DeepGRPOError, StrategyError
 from deepgrpo.explore.base import Context, Limits, Signal, State
 from deepgrpo.explore.checks import BrokenRuleError, check_credit, check_metrics, check_pivots, check_state
-from deepgrpo.loading import GIVEN, load_object, show
+from deepgrpo.loading import load_object, show
 from deepgrpo.records import Credit, Pivot, Tree
 
 KEY = "explore.strategy"

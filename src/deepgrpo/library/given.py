@@ -27,8 +27,8 @@ from deepgrpo.config import (
     set_values,
     to_tables,
 )
+from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.loading import GIVEN
 from deepgrpo.prompts.given import first_row
 from deepgrpo.runs.layout import RunDir
 

@@ -27,8 +27,9 @@ from typing import Any
 
 from deepgrpo import rng
 from deepgrpo.config import UserKeys
+from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.loading import GIVEN, file_of, load_object
+from deepgrpo.loading import file_of, load_object
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier
 from deepgrpo.rewards.call import call_within

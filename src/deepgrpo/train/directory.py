@@ -71,8 +71,7 @@ def cut_back(run: RunDir, origin: Origin, checkpoints: Checkpoints) -> None:
     checkpoints.delete_after(origin.step)
     if origin.kind == "anew":
         delete_tree(run.start)
-        delete_tree(run.tensorboard)
-        for each in (run.report, run.final, run.wandb_id):
+        for each in (run.report, run.final):
             each.unlink(missing_ok=True)
     truncate_metrics(run.metrics, origin.step)
     for step, path in [*run.tree_files().items(), *run.eval_files().items()]:

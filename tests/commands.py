@@ -25,6 +25,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,10 +79,16 @@ class Command:
         return self.returncode
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """Wait for the end. What a test's command prints fits into a pipe's buffer of 64 KB."""
-        self.wait(timeout)
-        with self.stdout, self.stderr:
-            return self.stdout.read(), self.stderr.read()
+        """Wait for the end, and read meanwhile: a pipe holds 64 KB."""
+        with ThreadPoolExecutor(2) as readers, self.stdout, self.stderr:
+            found = [readers.submit(each.read) for each in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()  # which ends what is read
+                raise
+            out, err = (each.result() for each in found)
+        return out, err
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -39,7 +39,7 @@ UNTOUCHED = 7_919
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """How much is sampled from one policy."""
+    """Numbers of prompts, responses and states sampled from one policy."""
 
     prompts: int = 128
     samples: int = 64

@@ -1,4 +1,4 @@
-"""How many examples hypothesis draws, and which: the same ones in every run, so that no run fails where another passed.
+"""Profiles of hypothesis: the same examples in every run, so that no run fails where another passed.
 
     make test ARGS="--hypothesis-profile=search tests/property"      draws others each time, and ten times as many
 """

@@ -1,4 +1,4 @@
-"""What a test could leave behind in its process, put back after every test: no test may depend on those before it.
+"""Settings of the process restored after every test: no test may depend on those before it.
 
 pytest itself puts back warnings' filters and standard streams, `monkeypatch` what goes through it, and the fixture in
 conftest.py the directory and the environment.

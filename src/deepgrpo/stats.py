@@ -23,7 +23,7 @@ INTERVALS = (
     "Intervals are those of the exact signed-rank test (Wilcoxon) over the paired seeds, on these questions: at least 95% for "
     "symmetric differences from 6 seeds on, the full range with fewer."
 )
-"""What a reader of an interval by `paired_interval` must know."""
+"""Note for readers of intervals by `paired_interval`."""
 
 
 def finite_mean(values: Sequence[float]) -> float:

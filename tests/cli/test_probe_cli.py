@@ -142,7 +142,7 @@ def test_a_dry_run_names_the_cost(probe: Any, place: Path) -> None:
 
 
 def test_data_with_few_prompts(probe: Any, place: Path) -> None:
-    """Of 30 prompts at most half are the strategies'."""
+    """At most half of 30 prompts go to the strategies."""
     done = probe("tiny.toml", "--prompts", "48", "--projection", "0", "--strategies", "root")
     assert done.code == 0 and "true gradient: 30 prompts" in done.out and "strategies on 15 of them" in done.out
     done = probe("tiny.toml", "--limit", "7", "--strategies", "root")

@@ -36,7 +36,7 @@ class LineIndex:
     """Byte offset of lines 0, 64, 128, ..."""
     count: int
     digest: str
-    """Of all bytes."""
+    """Digest of all bytes."""
 
     def read(self, lines: Sequence[int]) -> list[dict[str, Any] | bool | None]:
         """Rows of some lines, numbered from 0; None for one that is not UTF-8, False for a blank one.

@@ -52,7 +52,7 @@ class RawRow:
     name: str | None = None
     """Id of a row that has none of its own; default: the number."""
     place: str | None = None
-    """Where it is, for messages; default: by the name of the source and the number."""
+    """Location for messages; default: name of the source, unit and number."""
 
 
 def pick(

@@ -32,7 +32,7 @@ class Rows(Protocol):
 
     count: int
     digest: str
-    """Of the content, as far as it is covered (docs/data.md)."""
+    """Digest of the content that the fingerprint covers (docs/data.md)."""
 
     def fetch(self, numbers: Sequence[int]) -> list[RawRow | None]:
         """Rows by their numbers from 0; None for a blank line."""

@@ -25,7 +25,7 @@ from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
-from deepgrpo.train.origin import refuse_used
+from deepgrpo.train.origin import new_origin
 from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import build_curriculum, held_out, with_steps
 from deepgrpo.train.signals import check_signals
@@ -67,8 +67,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """
     out = console or Terminal()
     directory = RunDir.of(config.run).path
-    if not config.run.overwrite:
-        refuse_used(RunDir(directory))
+    new_origin(RunDir(directory), overwrite=config.run.overwrite)  # refuses a directory that holds a run
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)

@@ -37,10 +37,15 @@ class Origin:
 
 def new_origin(run: RunDir, *, overwrite: bool) -> Origin:
     """The origin of a new run. Raises ConfigError if the directory already holds one that is not to be overwritten."""
-    if overwrite and _is_used(run):
-        return Origin("anew", remark=f"the run that {shown(run.path)} held is deleted (run.overwrite)")
-    refuse_used(run)
-    return Origin("anew")
+    if not _is_used(run):
+        return Origin("anew")
+    at = shown(run.path)
+    if not overwrite:
+        raise ConfigError(
+            f"run.name: the directory {at} already holds a run; continue it with: deepgrpo train --resume {at}, "
+            "choose another with --run.name NAME, or delete it with --run.overwrite true"
+        )
+    return Origin("anew", remark=f"the run that {at} held is deleted (run.overwrite)")
 
 
 def resumed_origin(run: RunDir, step: int | None, config: Config) -> Origin:
@@ -74,17 +79,8 @@ def resumed_origin(run: RunDir, step: int | None, config: Config) -> Origin:
     return Origin("anew", remark=f"no checkpoint yet: the run begins anew with its warm start{why}")
 
 
-def refuse_used(run: RunDir) -> None:
-    """Raise ConfigError if a directory already holds a run. A run that failed before its first step does not count."""
-    at = shown(run.path)
-    if _is_used(run):
-        raise ConfigError(
-            f"run.name: the directory {at} already holds a run; continue it with: deepgrpo train --resume {at}, "
-            "choose another with --run.name NAME, or delete it with --run.overwrite true"
-        )
-
-
 def _is_used(run: RunDir) -> bool:
+    """True if a directory already holds a run. A run that failed before its first step does not count."""
     return bool(saved_checkpoints(run)) or (run.metrics.exists() and run.metrics.stat().st_size > 0)
 
 

@@ -134,8 +134,7 @@ def _forecast(
     trial = Measured(small, [ArmResult(arm) for arm in arms.measured])
     began = time.perf_counter()
     measure(session, arms.measured, reference, meter, small, into=trial)
-    rounds = trial.spent + trial.learning * -1
-    spent = rounds * (plan.prompts / small.prompts) + trial.learning * (plan.batch / small.batch)
+    spent = trial.measuring * (plan.prompts / small.prompts) + trial.learning * (plan.batch / small.batch)
     cost = cost_of(trial, Arm("own", setting.config), spent)
     say(out, f"measured {small.prompts} prompts with each strategy in {duration(time.perf_counter() - began)}")
     say(out, cost.sentence(f"the whole probe, {plan.prompts} prompts ({plan.reference} for the true gradient), about"))

@@ -36,9 +36,9 @@ class ArmFigures:
     mixed: Figure
     """Mixed groups per 1,000 sampled tokens."""
     cos_main: float
-    """Of a step with the main stream alone."""
+    """Cosine of a step with the main stream alone."""
     cos_branch: float | None
-    """Of a step with the branch stream alone; None without branches."""
+    """Cosine of a step with the branch stream alone; None without branches."""
     norm_ratio: float | None
     """Norm of the branch stream's gradient in a step, divided by the main stream's."""
     branch_share: float

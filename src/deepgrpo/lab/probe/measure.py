@@ -155,13 +155,17 @@ class Measured:
     """`[K]` reference gradient of each prompt of the strategies."""
     further: list[np.ndarray] = field(default_factory=list)
     """`[K]` reference gradient of each further prompt."""
-    spent: Spent = field(default_factory=Spent)
+    measuring: Spent = field(default_factory=Spent)
     learning: Spent = field(default_factory=Spent)
-    """The part of it in which strategies learned their state."""
+    """Cost of the batch from which strategies learn their state, before the first round."""
     prompts: list[str] = field(default_factory=list)
     """Ids of the strategies' prompts."""
     further_prompts: list[str] = field(default_factory=list)
     rounds: int = 0
+
+    @property
+    def spent(self) -> Spent:
+        return self.measuring + self.learning
 
     @property
     def count(self) -> int:
@@ -199,14 +203,14 @@ def measure(
             if number == 0:
                 _learn(session, parts, found, (further or own)[: plan.batch], plan)
             batch: Any = []
-            shared = _of_reference(session, truth, own, 2 * number, meter, plan, found.spent)
+            shared = _of_reference(session, truth, own, 2 * number, meter, plan, found.measuring)
             progress(found, "the true gradient")
             for each, result in zip(parts, found.arms, strict=True):
-                growth, credits = _sample(session, each, own, 2 * number, plan, found.spent)
-                gradients = _differentiate(meter, each, growth.trees, credits, found.spent)
+                growth, credits = _sample(session, each, own, 2 * number, plan, found.measuring)
+                gradients = _differentiate(meter, each, growth.trees, credits, found.measuring)
                 batch.append((result, growth, credits, gradients))
                 progress(found, each.arm.name)
-            others = _of_reference(session, truth, further, 2 * number + 1, meter, plan, found.spent)
+            others = _of_reference(session, truth, further, 2 * number + 1, meter, plan, found.measuring)
             progress(found, "the true gradient")
             session.engine.clear()
             meter.clear()
@@ -232,7 +236,6 @@ def _learn(session: Session, parts: Sequence[ArmParts], found: Measured, prompts
         growth, _ = _sample(session, each, prompts, 1, plan, found.learning)
         each.state = each.strategy.observe(each.state, growth.trees)
         result.learned = True
-    found.spent += found.learning
 
 
 def _of_reference(

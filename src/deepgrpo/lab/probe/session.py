@@ -77,7 +77,7 @@ class Session:
     """The source, or what the curriculum of the run draws next."""
     cursor: Cursor
     state: TrainState | None
-    """Of the checkpoint."""
+    """State of the checkpoint that is probed."""
     run_config: Config | None
     """Recipe of the run, without the changes of the command line."""
     limits: Limits

@@ -1,4 +1,4 @@
-"""What a probe measures: a recipe, a checkpoint of a run, or a model with data, as one recipe and the place of its weights.
+"""Setting of a probe: a recipe, a checkpoint of a run, or a model with data, as one recipe and the place of its weights.
 
 Invalid options are reported before a model is loaded. Models, data and templates are named as in `deepgrpo eval`
 (eval/command.py, eval/suites.py).
@@ -37,7 +37,7 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """What is probed. Example: Setting("demo", Config(...)) for a recipe."""
+    """Recipe and weights of a probe. Example: Setting("demo", Config(...)) for a recipe."""
 
     name: str
     """For the headline."""

@@ -57,7 +57,8 @@ def test_states_are_values(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, body: str, message: str) -> None:
-    env = _env(tmp_path, f"class Count:\n  def start(self, prompt):\n    return 0\n  def step(self, state, text):\n    {body}\n")
+    source = "class Count:\n  def start(self, prompt):\n    return 0\n  def step(self, state, text):\n    "
+    env = _env(tmp_path, source + body)
     with pytest.raises(EnvError, match=message):
         env.step(env.start(PROMPT), "x")
 
@@ -65,5 +66,5 @@ def test_mistakes_are_named(tmp_path: Path, body: str, message: str) -> None:
 def test_what_cannot_be_built(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no method 'step'"):
         _env(tmp_path, "class Count:\n    def start(self, prompt):\n        return 0\n")
-    with pytest.raises(ConfigError, match="env.options = {'least': 1} raised TypeError"):
+    with pytest.raises(ConfigError, match=r"env.options = \{'least': 1\} raised TypeError"):
         _env(tmp_path, COUNT, least=1)

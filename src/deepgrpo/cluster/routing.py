@@ -36,7 +36,7 @@ class RolloutIndex:
         wanted = request.prefix[: request.known or None]
         for start in {len(prefix) for prefix in self._groups}:
             rest = wanted[start:]
-            for tokens, worker in self._groups.get(wanted[:start], ()) if rest else ():
+            for tokens, worker in self._groups.get(wanted[:start], ()) if rest or request.known else ():
                 if tokens[: len(rest)] == rest:
                     return worker
         return None

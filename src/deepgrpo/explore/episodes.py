@@ -108,6 +108,10 @@ class Episodes:
             return [None] * len(prompts)
         return [self.environment.start(prompt) for prompt in prompts]
 
+    def close(self) -> None:
+        """Release what the environment has started."""
+        self.environment.close()
+
     # ------------------------------------------------------------ places
 
     def begin(self, prompt: Prompt, state: State, count: int) -> list[Place]:
@@ -198,10 +202,22 @@ class Episodes:
             self.end([each.state for each in everything])
         return [[_completion(episode) for episode in group] for group in groups], cost, stats
 
+    def answer(
+        self, engine: Engine, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> tuple[list[list[Completion]], SampleStats, EpisodeStats]:
+        """Play episodes from the prompt on, one request each; for evaluations. The engine keeps nothing afterwards."""
+        places = [
+            self.begin(prompt, state, len(request.keys))
+            for prompt, state, request in zip(prompts, self.start(prompts), requests, strict=True)
+        ]
+        try:
+            return self.sample(engine, requests, places, params)
+        finally:
+            engine.forget()
+
     def _first(self, episode: _Episode, request: SampleRequest) -> SampleRequest:
-        return replace(
-            request, max_new_tokens=self._turn_limit(episode), response_start=episode.begins, known=request.known or 0
-        )
+        known = len(request.prefix) if episode.place.turns else 0
+        return replace(request, max_new_tokens=self._turn_limit(episode), response_start=episode.begins, known=known)
 
     def _next(self, episode: _Episode) -> SampleRequest:
         path, last = episode.path, episode.replies[-1]
@@ -270,7 +286,9 @@ def _completion(episode: _Episode) -> Completion:
     return Completion(tuple(episode.tokens), tuple(episode.logprobs), episode.finish, tuple(episode.replies))
 
 
-def for_reward(prompt: Prompt, replies: Sequence[Reply], response: Sequence[int]) -> tuple[Prompt, Sequence[int]]:
+def for_reward(
+    prompt: Prompt, replies: Sequence[Reply], response: tuple[int, ...]
+) -> tuple[Prompt, tuple[int, ...]]:
     """What a reward sees of an episode: the prompt with columns about it, and the tokens of the model's last turn.
 
     Columns: `turn_rewards`, the environment's reward of each turn, and `observations`, both in order.

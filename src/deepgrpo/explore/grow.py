@@ -213,7 +213,7 @@ def _score(
     trees: Sequence[Tree], plans: Sequence[tuple[int, list[Pivot]]], completions: Sequence[Sequence[Completion]],
     judge: Judge, decode: Callable[[Sequence[int]], str], limits: Limits, version: int, played: bool,
 ) -> list[list[Node]]:  # fmt: skip
-    """Nodes of each planned tree; one call of the reward for all responses, of episodes that were played for their last turns."""
+    """Nodes of each planned tree; one call of the reward for all responses, of episodes (`played`) for their last turns."""
     remaining = iter(completions)
     drafts: list[tuple[Tree, int, Pivot, Completion, tuple[int, ...]]] = []
     sizes: list[int] = []

@@ -16,6 +16,7 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
+from deepgrpo.explore.environments import build_episodes, tools_of
 from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
@@ -39,7 +40,6 @@ from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.directory import open_log
-from deepgrpo.train.episodes import build_episodes, tools_of
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
@@ -251,7 +251,7 @@ class Run:
         if self.eval_reward is not self.parts.reward:
             self.eval_reward.close()
         if self.episodes is not None:
-            self.episodes.environment.close()
+            self.episodes.close()
 
 
 def open_run(

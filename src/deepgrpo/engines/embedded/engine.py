@@ -58,6 +58,11 @@ class EmbeddedEngine:
         """Build the engine from the section `engine` of a recipe."""
         return cls(policy, max_rows=config.max_rows, keep_bytes=config.keep_mb * 2**20, dtype=dtype)
 
+    @classmethod
+    def for_evaluation(cls, policy: Policy, max_rows: int) -> EmbeddedEngine:
+        """An engine that keeps the turns of episodes, within the default memory."""
+        return cls(policy, max_rows=max_rows, keep_bytes=EmbeddedEngineConfig().keep_mb * 2**20)
+
     @torch.no_grad()
     def sample(
         self, requests: Sequence[SampleRequest], params: SamplingParams, *, keep: bool = False

@@ -255,6 +255,7 @@ def _sample(
     growth = grow(
         prompts, parts.strategy, parts.state, session.engine, parts.judge, decode=session.decode, params=parts.params,
         limits=session.limits, seed=rng.key(plan.seed, "probe"), step=step, signals=parts.signals,
+        episodes=session.episodes,
     )  # fmt: skip
     spent.sampled_tokens += growth.sampled_tokens
     spent.seconds_sample += growth.stats.seconds

@@ -1,4 +1,4 @@
-"""A tiny environment for tests: a turn that ends with "=" is answered by a digit; a turn without it ends the episode."""
+"""A tiny environment for tests: a digit answers a turn that ends with one of `turn_ends`; any other turn is the last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Digits(Environment):
     def step(self, state: State, text: str) -> Turn:
         after = {**state, "turns": state["turns"] + 1, "characters": state["characters"] + len(text)}
         total = after["seed"] + 3 * after["turns"] + after["characters"]
-        asked = text.endswith("=")
+        asked = text.endswith(self.turn_ends)
         return Turn(
             after, f"{total % 10};", reward=total % 3 - 1.0, done=not asked, calls=int(asked), failed_calls=int(len(text) > 6)
         )

@@ -62,14 +62,25 @@ class Between:
 
     def _tokens(self, head: str, text: str, tail: str) -> tuple[int, ...]:
         whole = self._encode(head + text + tail)
-        fixed = [token for part in (head, tail) for token in self._encode(part) if token in self._added]
+        before, after = self._fixed(head), self._fixed(tail)
+        fixed = [token for token in (*before, *after) if token in self._added]
         if [token for token in whole if token in self._added] == fixed:
             return tuple(whole)
         # the text has the name of a token: cut the name in two, so that its characters are encoded
         pieces = [self._encode(piece) for piece in _cut(text, self._names)]
         special = {*getattr(self.tokenizer, "all_special_ids", ())} - {getattr(self.tokenizer, "unk_token_id", None)}
         plain = [token for piece in pieces for token in piece if token not in special]
-        return (*self._encode(head), *plain, *self._encode(tail))
+        return (*before, *plain, *after)
+
+    def _fixed(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text of the template."""
+        if text not in self._known:
+            self._known[text] = tuple(self._encode(text))
+        return self._known[text]
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[int, ...]]:
+        return {}
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

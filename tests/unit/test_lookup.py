@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepgrpo.config import LookupData, parse_section
+from deepgrpo.config import LookupData
 from deepgrpo.envs.lookup import LookupEnvironment
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.prompts import lookup, synthetic
@@ -65,7 +65,7 @@ def test_progress_by_hand(episode: str, hops: int, error: int | None, solved: bo
 def test_an_episode_of_another_table_is_refused() -> None:
     with pytest.raises(DataError, match=r"'f3\?' is answered by '7;'"):
         list(turns(TABLE, "f3?8;"))
-    with pytest.raises(DataError, match='has no table to look up; set data.type = "lookup"'):
+    with pytest.raises(DataError, match=r'has no table to look up; set data\.type = "lookup"'):
         lookup.table_of(Prompt("p", "q", (1,), "q"))
 
 
@@ -83,7 +83,8 @@ def test_questions_and_tables_are_uniform() -> None:
 
 def test_the_splits_share_no_question() -> None:
     train, test = (
-        {synthetic.make(i, LookupData(hops=2, functions=4, split=split)).question for i in range(300)} for split in ("train", "test")
+        {synthetic.make(i, LookupData(hops=2, functions=4, split=split)).question for i in range(300)}
+        for split in ("train", "test")
     )
     assert not train & test and len(train) > 80 and len(test) > 10
     task = LookupTask(LookupData(hops=2, functions=4))
@@ -165,7 +166,10 @@ def test_an_episode_by_hand(environment: LookupEnvironment) -> None:
     assert environment.turn_ends == ("?",) and environment.tools() is None and environment.rewinds
 
 
-@given(texts=st.lists(st.sampled_from(["f3?", "g7?", "h2?", "i0?", "g8?", "zz?", "?"]), max_size=7), last=st.sampled_from(["#5", "#", "5", ""]))
+@given(
+    texts=st.lists(st.sampled_from(["f3?", "g7?", "h2?", "i0?", "g8?", "zz?", "?"]), max_size=7),
+    last=st.sampled_from(["#5", "#", "5", ""]),
+)
 def test_the_environment_pays_what_the_verifier_says(texts: list[str], last: str) -> None:
     transcript, reward, done, calls, _ = play(LookupEnvironment(price=0.0), [*texts, last])
     assert done and calls == len(texts)
@@ -187,6 +191,9 @@ def test_a_guess_is_never_right_and_random_lookups_hardly_ever() -> None:
     assert solved <= 30
 
 
-def test_the_section(recipe: Any) -> None:
-    with pytest.raises(ConfigError, match="hops"):
-        parse_section(LookupData, {"hops": 0}, "data")
+def test_the_section_refuses_what_does_not_fit(recipe: Any) -> None:
+    with pytest.raises(ConfigError, match=r'env.type is "lookup", but data.type is "synthetic" and has no tables to look up'):
+        recipe(env={"type": "lookup"})
+    with pytest.raises(ConfigError, match=r"env.price is 0.2, and env.max_turns = 5 lookups would cost as much as the answer"):
+        recipe(data={"type": "lookup"}, env={"type": "lookup", "price": 0.2, "max_turns": 5})
+    assert recipe(data={"type": "lookup"}, env={"type": "lookup", "price": 0.2, "max_turns": 4}).env.price == 0.2

@@ -3,7 +3,7 @@
     table      f: 0→4, 1→9, 2→0, 3→7, …   g: …   h: …      drawn anew for each question, not part of the prompt
     question   3fgh:                                       what is h(g(f(3)))?
     episode    f3?7;g7?2;h2?5;#5                           a turn asks one lookup; the observation is its result and ';'
-    recovered  f3?7;g8?4;h4?1;g7?2;h2?5;#5                 g8 is wrong, h4 carries it on; g7 follows and the chain is right again
+    recovered  f3?7;g8?4;h4?1;g7?2;h2?5;#5                 g8 is wrong, h4 carries it on; g7 and h2 put it right
 
 A turn ends with '?'; the text behind the last observation is the answer. A lookup that is not of this form, or of a function
 that the table lacks, is answered by '!;'. An episode is right if it has asked the lookups of all hops, in order, and its answer

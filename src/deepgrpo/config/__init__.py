@@ -27,7 +27,7 @@ from deepgrpo.config.data import (
     template_of,
     with_template,
 )
-from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, UserEnv
+from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, ToolsEnv, UserEnv
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
@@ -76,8 +76,8 @@ __all__ = [
     "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
     "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
     "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
-    "TemplateConfig", "TreeRLExplore", "UserEnv", "UserExplore", "UserKeys", "UserReward", "VLLMEngineConfig",
-    "WarmstartConfig", "WeightedReward", "find_recipe", "given_keywords", "list_recipes", "load_recipe", "merge",
-    "parse_config", "parse_section", "read_recipe", "set_values", "tables_of", "template_of", "to_tables",
-    "to_toml", "with_template",
+    "TemplateConfig", "ToolsEnv", "TreeRLExplore", "UserEnv", "UserExplore", "UserKeys", "UserReward",
+    "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe", "given_keywords", "list_recipes",
+    "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "set_values", "tables_of",
+    "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

@@ -194,7 +194,7 @@ class SearchData(_SyntheticBase):
 
 
 class LookupData(_SyntheticBase):
-    """Questions of several hops through tables that only lookups show, for `env.type = "lookup"`: `3fgh:` asks for h(g(f(3)))."""
+    """Questions of several hops, for `env.type = "lookup"`: `3fgh:` asks for h(g(f(3))), in tables that only lookups show."""
 
     type: Literal["lookup"] = "lookup"
     hops: PositiveInt = 4

@@ -22,7 +22,10 @@ class EnvBase(Section):
     """Longest turn of the model, in tokens; an episode with a longer one is truncated. none: only `sampling.max_new_tokens`,
     which limits a whole episode, observations included."""
 
-    def check(self, recipe: Any) -> None:
+
+def check_episodes(recipe: Any) -> None:
+    """Raise ValueError for keys that do not go with an environment, or that only an environment gives a meaning."""
+    if recipe.env is not None:
         if not recipe.explore.in_episodes:
             raise ValueError(
                 f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose "root", '
@@ -33,11 +36,6 @@ class EnvBase(Section):
                 "reward.overlong is a penalty for one long response, and an episode of [env] has several turns; remove it, and "
                 "set env.max_turn_tokens"
             )
-
-
-def check_episodes(recipe: Any) -> None:
-    """Raise ValueError for keys that only an environment gives a meaning."""
-    if recipe.env is not None:
         return
     segments = getattr(recipe.explore, "segments", None)
     if segments is not None and segments.type == "turn":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepgrpo.config import DataConfig, EnvBase, GeneratedData, MixData
+from deepgrpo.config import DataConfig, EnvConfig, GeneratedData, MixData
 from deepgrpo.envs import build_environment
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.episodes import Episodes
@@ -11,7 +11,7 @@ from deepgrpo.prompts.between import Between
 from deepgrpo.prompts.chat import Tools, build_renderer
 
 
-def build_episodes(env: EnvBase | None, data: DataConfig, policy: Policy) -> Episodes | None:
+def build_episodes(env: EnvConfig | None, data: DataConfig, policy: Policy) -> Episodes | None:
     """Build the episodes of a recipe; None without an environment. The caller closes `environment`.
 
     Raises ConfigError or ModelError: the environment cannot be built, or the template cannot show its observations.

@@ -88,12 +88,12 @@ class Between:
     @cached_property
     def _added(self) -> frozenset[int]:
         """Tokens that are no text: special ones, and others that a template or a model's format has added."""
-        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(self.tokenizer, "get_added_vocab", dict)()
         return frozenset({*added.values(), *getattr(self.tokenizer, "all_special_ids", ())})
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        added = getattr(self.tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(self.tokenizer, "get_added_vocab", dict)()
         return tuple({*added, *getattr(self.tokenizer, "all_special_tokens", ())})
 
     @cached_property

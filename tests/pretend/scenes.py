@@ -314,7 +314,7 @@ def dry(place: str) -> Any:
 def exported(model: str) -> Any:
     """The weights that vLLM is given, adapters merged; and weights that are laid out as a learner without a copy fills them."""
     from deepgrpo.config import LoraConfig, PretrainedModel
-    from deepgrpo.engines.vllm.weights import merged_state
+    from deepgrpo.model.merge import merged_state
     from deepgrpo.model.loading import load_policy
 
     torch.manual_seed(0)

@@ -128,7 +128,8 @@ class RunConfig(Section):
     prompts_per_step: PositiveInt = 64
     """Prompts in a batch."""
     device: str = "auto"
-    """auto (cuda if available), cpu, cuda, cuda:1, ..."""
+    """auto (cuda if available, else cpu), cpu, cuda, cuda:1, ...; also xpu and mps, which were never run and are tried against
+    the CPU at load."""
     threads: PositiveInt | None = None
     """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
     model, at most one per available CPU. The number is saved with the run and kept on resume."""

@@ -175,10 +175,13 @@ def test_a_worker_builds_its_policy_where_it_is_counted(
 def test_an_outline_has_the_parameters_of_the_loaded_model(tmp_path: Path, family: Any, lora: Any) -> None:
     if lora:
         pytest.importorskip("peft")
-    model = PretrainedModel.model_validate({"path": save_model(tmp_path, family), "lora": lora})
+    path = save_model(tmp_path, family, dtype="bfloat16")
+    model = PretrainedModel.model_validate({"path": path, "lora": lora})
     outline, loaded = build_meta_policy(model, load_tokenizer(model)), load_policy(model)
     assert outline is not None and {p.device.type for p in outline.model.parameters()} == {"meta"}
-    assert Counts.of(outline) == Counts.of(loaded)
+    counts = Counts.of(outline)
+    assert counts == Counts.of(loaded) and counts.weights == sum(p.nbytes for p in loaded.model.parameters())
+    assert (counts.narrow > 0.8 * counts.every) == (lora is not None)
     shapes = [{name: tuple(p.shape) for name, p in policy.trainable().items()} for policy in (outline, loaded)]
     assert shapes[0] == shapes[1]
     assert (outline.context, outline.plain_head, outline.eos_ids) == (loaded.context, loaded.plain_head, loaded.eos_ids)

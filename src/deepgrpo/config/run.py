@@ -190,6 +190,11 @@ class ClusterConfig(Section):
     compensate."""
 
     def check(self, recipe: Any) -> None:
+        if recipe.run.device.startswith(("mps", "xpu")):
+            raise ValueError(
+                f'run.device is "{recipe.run.device}" with a section [cluster], whose processes run on cpu or cuda; change one of '
+                "the two"
+            )
         if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
             raise ValueError(
                 f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get "

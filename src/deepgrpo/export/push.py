@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from deepgrpo.errors import ConfigError, HubError, first_line
+
+_OF_THE_NETWORK = HfHubHTTPError.__bases__[0]
+"""The error of the HTTP library that huggingface_hub uses, for a hub that does not answer."""
 
 
 def check_target(repository: str) -> None:
@@ -20,14 +22,8 @@ def check_target(repository: str) -> None:
         raise ConfigError(f"--push is {repository!r}; name a repository as OWNER/NAME ({first_line(error)})") from error
     if "/" not in repository:
         raise ConfigError(f"--push is {repository!r}; name a repository as OWNER/NAME")
-    if HfApi().token is None and _found_token() is None:
+    if get_token() is None:
         raise ConfigError("--push needs a token of the hub with write access; run: hf auth login, or set HF_TOKEN")
-
-
-def _found_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def push(directory: Path, repository: str, *, public: bool, message: str) -> str:
@@ -39,7 +35,7 @@ def push(directory: Path, repository: str, *, public: bool, message: str) -> str
     try:
         address = api.create_repo(repository, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=directory, commit_message=message)
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, _OF_THE_NETWORK, OSError, ValueError) as error:
         code = getattr(getattr(error, "response", None), "status_code", None)
         cure = {
             401: "log in again with: hf auth login, or set HF_TOKEN",

@@ -90,8 +90,10 @@ def _write_merged(config: Config, model: Path, to: Path, dtype: torch.dtype) -> 
             "alone, and merge them there with peft (merge_and_unload)"
         )
     policy = load_model(ModelSource(str(model), config), "cpu", "float32")
-    policy.causal.config.dtype = dtype
     policy.causal.save_pretrained(to, state_dict=merged_state(policy, dtype))
+    settings = json.loads((to / "config.json").read_text(encoding="utf-8"))
+    settings["dtype"] = str(dtype).removeprefix("torch.")  # transformers writes that of the model in memory
+    (to / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     policy.tokenizer.save_pretrained(to)
 
 

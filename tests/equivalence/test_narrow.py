@@ -11,12 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from trees import make_tree
 
-from deepgrpo.config import PretrainedModel
+from deepgrpo.cluster.sharding import gather_weights
+from deepgrpo.config import GivenModel, LoraConfig, PretrainedModel
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import ModelError
 from deepgrpo.model import adapters
+from deepgrpo.model.given import given_policy, handed_back
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.narrow import NarrowEmbedding, NarrowLinear, narrow, stored_dtype
 from deepgrpo.model.policy import Policy
@@ -73,6 +75,9 @@ def test_bytes_are_two_per_frozen_matrix_and_four_for_the_rest(base: str) -> Non
     assert policy.narrow and size == 2 * 26_688 + 4 * (288 + 4_096) == 70_912
     assert sum(p.nbytes for p in load(base, "float32").model.parameters()) == 4 * (26_688 + 288 + 4_096) == 124_288
     assert all(p.dtype == torch.float32 for p in policy.trainable().values())
+    # to the workers of a cluster go the adapters alone
+    sent = gather_weights(policy, keep=True)
+    assert sent is not None and sum(array.nbytes for array in sent.values()) == 4 * 4_096
     tied = policy.causal.get_output_embeddings().weight
     assert tied is policy.causal.get_input_embeddings().weight and tied.dtype == torch.bfloat16
     wide = dict(load(base, "float32").model.named_buffers())
@@ -176,3 +181,24 @@ def test_the_dtype_a_model_came_in_is_that_of_its_files(base: str, tmp_path: Pat
     assert stored_dtype(str(tmp_path), Says) == torch.float32
     save_file({"a": torch.zeros(2).half(), "n": torch.zeros(2, dtype=torch.long)}, tmp_path / "model.safetensors")
     assert stored_dtype(str(tmp_path), None) == torch.float16
+
+
+def test_a_given_model_in_bfloat16_comes_back_as_it_was(base: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(base)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        said = model(input_ids=ids).logits
+    section = GivenModel(name="Qwen2ForCausalLM", digest="", lora=LoraConfig(rank=2)).holding((model, tokenizer))
+    with handed_back(model):
+        policy = given_policy(section)
+        assert policy.narrow and policy.causal is model and model.model.norm.weight.dtype == torch.float32
+        with torch.no_grad():
+            assert policy.model(input_ids=ids).logits.dtype == torch.float32
+    after = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == torch.bfloat16 and torch.equal(after[name], before[name]) for name in before)
+    with torch.no_grad():  # new adapters add nothing
+        assert torch.equal(model(input_ids=ids).logits, said)

@@ -362,3 +362,10 @@ def test_the_formulas_of_the_documentation_agree_with_a_dry_run(tmp_path: Path, 
     ours, theirs = script.formula(name, learners), script.printed(name, learners, tmp_path)
     for what, value in ours.items():
         assert theirs[what] == pytest.approx(value, rel=0.01), what
+
+
+def test_the_formulas_of_adapters_agree_with_a_dry_run(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    script = table_script()
+    theirs = script.printed("Qwen2.5-0.5B", 1, tmp_path, {"rank": script.RANK})
+    assert theirs["held"] == pytest.approx(script.adapted("Qwen2.5-0.5B")["bfloat16"], abs=0.02)

@@ -67,7 +67,7 @@ def adapted(name: str) -> dict[str, float]:
 
     Matrices take 4 or 2 bytes, vectors 4; the adapters 16, with their gradient and moments. There is no reference.
     """
-    vocabulary, hidden, feed_forward, layers, heads, key_heads, tied, biases = SHAPES[name]
+    vocabulary, hidden, feed_forward, layers, heads, key_heads, tied, _ = SHAPES[name]
     keys = key_heads * (hidden // heads)
     matrices = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * feed_forward)
     matrices += vocabulary * hidden * (1 if tied else 2)

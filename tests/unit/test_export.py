@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import HubServer, hub_server
 from safetensors.torch import load_file
 
 from deepgrpo.config import Config, parse_config, to_toml
@@ -26,6 +25,7 @@ from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.saved import SavedRun
+from hub_server import HubServer, hub_server
 from tiny import save_model
 
 LEDGER = Ledger(sampled_tokens=1_234_567, verifier_calls=72, optimizer_steps=3, seconds_sample=7200.0, seconds_learn=1800.0)
@@ -72,7 +72,8 @@ def save_run(directory: Path, base: str, *, steps: Sequence[int] = (1,), best: i
             "eval/sampled_se": 0.1, "eval/length": 12.0,
         })  # fmt: skip
         rows = [
-            {"id": f"q{i}", "greedy_reward": reward, "sampled_rewards": [1, 0] if i else [0, 0]} for i, reward in enumerate(rewards)
+            {"id": f"q{i}", "greedy_reward": reward, "sampled_rewards": [1, 0] if i else [0, 0]}
+            for i, reward in enumerate(rewards)
         ]
         run.eval(step).write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -149,7 +150,7 @@ def test_what_does_not_fit(tmp_path: Path, base: str) -> None:
     save_run(tmp_path / "run", base, steps=(1, 3), best=1)
     run = RunDir(tmp_path / "run")
     assert [choose_checkpoint(run, each).step for each in ("newest", "best", "3", "1")] == [3, 1, 3, 1]
-    with pytest.raises(CheckpointError, match="--checkpoint 2: .* no checkpoint of that step; name newest, best or 1, 3"):
+    with pytest.raises(CheckpointError, match=r"--checkpoint 2: .* no checkpoint of that step; name newest, best or 1, 3"):
         choose_checkpoint(run, "2")
     with pytest.raises(ConfigError, match="--merge: the run trains all weights"):
         run_export(ExportOptions(run.path, merge=True))
@@ -183,7 +184,8 @@ def test_the_card_says_what_was_done(tmp_path: Path, base: str) -> None:
     assert "base_model" not in front  # a directory of this machine is nothing on the hub
     assert "library_name: transformers" in front and "datasets:\n- openai/gsm8k" in front and "- deep\n" in front
     for part in (
-        f"`{base}`", "all weights in bfloat16", "1 of 5", "`deep`, gamma = -2.5", 'path = "openai/gsm8k", name = "main"', "| seed | 9 |",
+        f"`{base}`", "all weights in bfloat16", "1 of 5", "`deep`, gamma = -2.5",
+        'path = "openai/gsm8k", name = "main"', "| seed | 9 |",
         "| sampled tokens | 1,234,567 |", "| hours | 2.50 (sample 2.00, learn 0.50) |", 'from_pretrained("me/mine")',
         "deepgrpo train recipe.toml",
     ):  # fmt: skip
@@ -197,7 +199,8 @@ def test_a_recipe_with_fences_stays_one_block(tmp_path: Path, base: str) -> None
     path = tmp_path / "run" / "config.toml"
     path.write_text('# ```\n' + path.read_text())
     saved = SavedRun(tmp_path / "run")
-    text = model_card(saved, parse_config(tomllib.loads(saved.recipe)), CardFacts(1, LEDGER, WrittenModel("all weights", "x", 1)))
+    facts = CardFacts(1, LEDGER, WrittenModel("all weights", "x", 1))
+    text = model_card(saved, parse_config(tomllib.loads(saved.recipe)), facts)
     assert "````toml\n# ```\n" in text
 
 
@@ -227,7 +230,7 @@ def test_a_difference_needs_the_same_questions() -> None:
     rows = [{"id": name, "greedy_reward": reward} for name, reward in (("a", 0), ("b", 1))]
     later = [{"id": name, "greedy_reward": 1} for name in ("a", "b", "c")]
     mean, low, high, count = paired_difference(rows, later) or (0, 0, 0, 0)
-    assert (mean, count) == (0.5, 2) and low == pytest.approx(0.5 - 1.96 * 0.5, abs=1e-4) and high == pytest.approx(1.48, abs=1e-4)
+    assert (mean, count, low, high) == (0.5, 2, pytest.approx(-0.48, abs=1e-4), pytest.approx(1.48, abs=1e-4))
     assert paired_difference(rows[:1], later) is None
 
 

@@ -192,8 +192,8 @@ class ClusterConfig(Section):
     def check(self, recipe: Any) -> None:
         if recipe.run.device.startswith(("mps", "xpu")):
             raise ValueError(
-                f'run.device is "{recipe.run.device}" with a section [cluster], whose processes run on cpu or cuda; change one of '
-                "the two"
+                f'run.device is "{recipe.run.device}" with a section [cluster], whose processes run on cpu or cuda; change one '
+                "of the two"
             )
         if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def model_card(saved: SavedRun, config: Config, facts: CardFacts) -> str:
         "## Evaluation\n\n" + evaluation_table(saved, config, facts.step),
         "## Cost\n\nUp to this step, warm start left out:\n\n" + _table(_cost(facts.ledger), ("", "")),
         "## Use\n\n" + _use(config, facts),
-        "## Reproduce\n\n`recipe.toml` beside this card is the resolved recipe of the run: every setting, defaults included.\n\n"
+        "## Reproduce\n\n`recipe.toml` beside this card is the resolved recipe of the run, with every setting.\n\n"
         + _fenced(f'pip install "deepgrpo=={__version__}"\ndeepgrpo train recipe.toml')
-        + "\n\nPaths in it are those of the machine that trained. The same versions, machine and number of threads give the same "
-        "weights, bit by bit; others differ by rounding, which grows over the steps.\n\n"
+        + "\n\nPaths in it are those of the machine that trained. The same versions, machine and number of threads give the "
+        "same weights, bit by bit; others differ by rounding, which grows over the steps.\n\n"
         "<details><summary>recipe.toml</summary>\n\n" + _fenced(saved.recipe.rstrip(), "toml") + "\n\n</details>",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -141,17 +141,17 @@ def _table(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> str:
 
 def _use(config: Config, facts: CardFacts) -> str:
     name = facts.repository or "DIRECTORY"
-    kind, package = ("AutoPeftModelForCausalLM", "peft") if facts.written.adapters else ("AutoModelForCausalLM", "transformers")
+    kind, package = "AutoModelForCausalLM", "transformers"
+    if facts.written.adapters:
+        kind, package = "AutoPeftModelForCausalLM", "peft"
     code = (
         f"from {package} import {kind}\nfrom transformers import AutoTokenizer\n\n"
         f'model = {kind}.from_pretrained("{name}")\ntokenizer = AutoTokenizer.from_pretrained("{name}")'
     )
-    template: Mapping[str, Any] = {}
-    for source in _sources(config):
-        template = source.template.model_dump(mode="json", exclude_defaults=True)
-        break
-    worded = f"Prompts were worded by `data.template` = {json.dumps(template, ensure_ascii=False)}; " if template else ""
-    return f"{_fenced(code, 'python')}\n\n{_plain(worded)} Responses had at most {config.sampling.max_new_tokens} tokens.".strip()
+    template = _sources(config)[0].template.model_dump(mode="json", exclude_defaults=True)
+    worded = f"Prompts were worded by `data.template` = {json.dumps(template, ensure_ascii=False)}. " if template else ""
+    said = _plain(f"{worded}Responses had at most {config.sampling.max_new_tokens} tokens.")
+    return f"{_fenced(code, 'python')}\n\n{said}"
 
 
 def _fenced(text: str, language: str = "") -> str:

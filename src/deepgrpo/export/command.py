@@ -1,6 +1,6 @@
 """`deepgrpo export`: a checkpoint of a run in, a model directory with its card out, and perhaps up to the hub.
 
-    options ─► checkpoint, its checksums ─► weights (weights.py) ─► recipe.toml, README.md (card.py) ─► directory ─► hub (push.py)
+    options ─► checkpoint, checksums ─► weights (weights.py) ─► recipe.toml, README.md (card.py) ─► directory ─► hub (push.py)
 
 The directory is written aside and renamed: it is whole or it is not there.
 """

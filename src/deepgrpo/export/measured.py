@@ -73,13 +73,11 @@ def _figures(line: Line, rows: Sequence[Row], config: Config) -> dict[str, str]:
         found["sampled accuracy" if share else "sampled reward"] = (_percent if share else _mean)(
             sampled, _number(line.get("eval/sampled_se"))
         )
+    draws = [[r > config.explore.success_threshold for r in row.get("sampled_rewards", ())] for row in rows]
     for k in config.eval.k if sampled is not None else ():
         value = _number(line.get(f"eval/pass@{k}"))
         if value is not None:
-            each = [
-                pass_at_k(len(row["sampled_rewards"]), sum(r > config.explore.success_threshold for r in row["sampled_rewards"]), k)
-                for row in rows if len(row.get("sampled_rewards", ())) >= k
-            ]  # fmt: skip
+            each = [pass_at_k(len(own), sum(own), k) for own in draws if len(own) >= k]
             found[f"pass@{k}"] = _percent(value, standard_error(each) if len(each) > 1 else None)
     length = _number(line.get("eval/length"))
     if length is not None:

@@ -26,7 +26,7 @@ class ExportOptions:
     overwrite: bool = False
     """Replace the directory if it exists."""
     push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
-    """Also upload to this repository of the hub, which is made (private) if it does not exist. Needs a token: `hf auth login`, or
-    HF_TOKEN."""
+    """Also upload to this repository of the hub, which is made (private) if it does not exist. Needs a token: `hf auth login`,
+    or HF_TOKEN."""
     public: bool = False
     """With --push: make a new repository public."""

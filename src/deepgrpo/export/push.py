@@ -43,7 +43,7 @@ def push(directory: Path, repository: str, *, public: bool, message: str) -> str
             404: "look at the name of the owner",
         }.get(code or 0, "look at the network and try again")
         raise HubError(
-            f"--push {repository}: the hub refused the upload ({first_line(error)}); {cure}. The model is whole in {directory}: "
-            f"`hf upload {repository} {directory}` uploads it, too"
+            f"--push {repository}: the hub refused the upload ({first_line(error)}); {cure}. The model is whole in "
+            f"{directory}: `hf upload {repository} {directory}` uploads it, too"
         ) from error
     return f"uploaded to {address}"

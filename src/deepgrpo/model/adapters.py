@@ -20,7 +20,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 def adapter_rank(model: Any) -> int:
     """Largest rank of the active adapters of a model."""
-    layers = (module for module in model.modules() if hasattr(module, "active_adapters") and isinstance(getattr(module, "r", 0), dict))
+    layers = (module for module in model.modules() if isinstance(getattr(module, "r", None), dict))
     return max(int(layer.r[name]) for layer in layers for name in layer.active_adapters)
 
 

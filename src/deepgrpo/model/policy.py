@@ -26,7 +26,7 @@ from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer. Weights are float32, frozen ones perhaps narrower (`narrow.py`); arithmetic is in `dtype`.
+    """A causal LM with its tokenizer. Weights are float32, frozen ones may be narrower (`narrow.py`); arithmetic is in `dtype`.
 
     The model's weights are the only mutable state; `version` counts the optimizer steps that produced them.
     """

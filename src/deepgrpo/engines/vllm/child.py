@@ -208,7 +208,7 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapter(job: dict[str, Any]) -> Any:
-    """vLLM's name for the adapter of a job; None without one. A number is never used twice, so no cached key is of another."""
+    """VLLM's name for the adapter of a job; None without one. A number is never used twice, so no cached key is of another."""
     wanted = job["adapters"]
     if wanted is None:
         return None

@@ -264,8 +264,10 @@ class VLLMEngine:
         asleep = ", asleep while the policy learns" if self.process.can_sleep else ""
         dtype = str(self.dtype).removeprefix("torch.")
         adapted = ", which gets the adapters alone" if self.alone else ""
-        merged = f"; adapters are merged for it, as it did not start with them alone: {self.why_merged}" if self.why_merged else ""
-        return f"sampled by vLLM {self.process.version} on {self.process.device}, in {dtype}{adapted}{asleep}{merged}"
+        said = f"sampled by vLLM {self.process.version} on {self.process.device}, in {dtype}{adapted}{asleep}"
+        if self.why_merged:
+            said += f"; adapters are merged for it, as it did not start with them alone: {self.why_merged}"
+        return said
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`. Also puts vLLM to sleep until the next call, where the device supports it."""

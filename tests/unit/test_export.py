@@ -155,6 +155,10 @@ def test_what_does_not_fit(tmp_path: Path, base: str) -> None:
     with pytest.raises(ConfigError, match="--merge: the run trains all weights"):
         run_export(ExportOptions(run.path, merge=True))
     assert not run.export.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="is no export, which is all that --overwrite replaces"):
+        run_export(ExportOptions(run.path, to=tmp_path / "mine", overwrite=True))
     # the base is where it was trained: a dtype must be named
     run.config.write_text(run.config.read_text().replace(base, str(tmp_path / "gone")))
     with pytest.raises(ModelError, match=r"the dtype in which the base model came cannot be read .*; name one with --dtype"):

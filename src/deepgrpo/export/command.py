@@ -38,8 +38,7 @@ def run_export(options: ExportOptions) -> int:
     config = load_recipe(saved.paths.config)
     checkpoint = choose_checkpoint(saved.paths, options.checkpoint)
     target = options.to or saved.paths.export
-    if target.exists() and not options.overwrite:
-        raise ConfigError(f"--to {str(target)!r} exists; choose another with --to DIR, or replace it with --overwrite")
+    _refuse_used(target, overwrite=options.overwrite)
     if options.push is not None:
         from deepgrpo.export.push import check_target
 
@@ -65,6 +64,16 @@ def run_export(options: ExportOptions) -> int:
 
         print(visible(push(target, options.push, public=options.public, message=f"Step {checkpoint.step} of {saved.name}")))
     return 0
+
+
+def _refuse_used(target: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError if a directory exists and may not be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise ConfigError(f"--to {str(target)!r} exists; choose another with --to DIR, or replace it with --overwrite")
+    if not (target / RECIPE).is_file() or not (target / CARD).is_file():
+        raise ConfigError(f"--to {str(target)!r} is no export, which is all that --overwrite replaces; choose another with --to DIR")
 
 
 def describe(written: WrittenModel) -> str:

@@ -24,7 +24,7 @@ class ExportOptions:
     to: Path | None = None
     """Directory to write. Default: RUN/export."""
     overwrite: bool = False
-    """Replace the directory if it exists."""
+    """Replace the directory if it holds an earlier export."""
     push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
     """Also upload to this repository of the hub, which is made (private) if it does not exist. Needs a token: `hf auth login`,
     or HF_TOKEN."""

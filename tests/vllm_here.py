@@ -85,6 +85,8 @@ class LLM:
         return self
 
     def add_lora(self, request):
+        if os.environ.get("REFUSES"):
+            raise ValueError(os.environ["REFUSES"])
         self.hear(what="add_lora", number=request.lora_int_id, path=request.lora_path,
                   files=sorted(p.name for p in pathlib.Path(request.lora_path).iterdir()),
                   left=sorted(p.name for p in pathlib.Path(request.lora_path).parent.glob("*.safetensors")))

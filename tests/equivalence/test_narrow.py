@@ -113,7 +113,7 @@ def test_sampling_draws_the_same_tokens_and_shares_the_matrices(base: str, dtype
         groups, _ = engine.sample(PROMPTS, SamplingParams(greedy=True))
         drawn.append([(c.tokens, c.logprobs) for group in groups for c in group])
         if kind == "auto" and dtype == "bfloat16":  # no copy of what is frozen already in that dtype
-            copied = engine.weights.current().model
+            copied: Any = engine.weights.current().model
             own = policy.causal.get_input_embeddings().weight
             assert copied.get_base_model().get_input_embeddings().weight.data_ptr() == own.data_ptr()
             assert all(p.dtype == torch.bfloat16 for p in copied.parameters())

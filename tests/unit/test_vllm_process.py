@@ -275,6 +275,14 @@ def test_adapters_are_merged_where_that_is_asked_or_vllm_takes_no_others(
     assert "ValueError: this model has no adapters in vLLM" in other.remark
     with pytest.raises(EngineError, match="this model has no adapters in vLLM"):
         start(adapters="alone")
+    # it starts with room for adapters, and does not take these
+    monkeypatch.delenv("NO_LORA")
+    monkeypatch.setenv("REFUSES", "expected target modules in ['q_proj'] but received ['odd']")
+    third = start()
+    third.sample([REQUEST], SamplingParams())
+    assert stand_in()[-1]["lora"] is None and "received ['odd']" in third.remark and "adapters alone" not in third.remark[:70]
+    with pytest.raises(EngineError, match=r'does not take the adapters \(ValueError: .*; set engine.adapters = "merged"'):
+        start(adapters="alone")
 
 
 def test_the_fingerprint_sees_one_bit(policy: Any) -> None:

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from deepgrpo.errors import ConfigError, HubError, first_line
 
-_OF_THE_NETWORK = HfHubHTTPError.__bases__[0]
+_OF_THE_NETWORK: type[Exception] = HfHubHTTPError.__bases__[0]
 """The error of the HTTP library that huggingface_hub uses, for a hub that does not answer."""
 
 

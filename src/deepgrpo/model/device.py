@@ -54,7 +54,7 @@ def free_memory(device: str) -> int:
         return int(module.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
     if kind == "mps":  # the host's memory, of which Metal takes a part
-        return min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+        return min(free, int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
     return free
 
 

@@ -157,7 +157,10 @@ def frozen_dtype(config: PretrainedModel) -> torch.dtype:
     """The dtype in which the frozen matrices of a model are stored: float32 without adapters, as then all are trained."""
     if config.lora is None:
         return torch.float32
-    return came_in(config) if config.lora.base_dtype == "auto" else getattr(torch, config.lora.base_dtype)
+    if config.lora.base_dtype == "auto":
+        return came_in(config)
+    named: torch.dtype = getattr(torch, config.lora.base_dtype)
+    return named
 
 
 def code_options(config: PretrainedModel) -> dict[str, Any]:

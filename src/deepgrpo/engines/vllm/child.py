@@ -8,7 +8,8 @@ the standard library and vllm. `process.py` is the parent side.
               {"failed": "missing" | "version" | "start", "message": ...}, and the process ends with code 1
     jobs      {"do": "sample", "requests": [{"prompt": [ids], "seeds": [...], "max_tokens": 256}], "temperature": 1.0, ...}
               {"do": "load", "model": directory}        load new weights and clear the prefix cache
-              {"do": "adapt", "adapters": {"number": 2, "path": directory}}   replace adapter 1 likewise; "sample" names it, too
+              {"do": "adapt", "adapters": {"number": 2, "path": directory}}   replace adapter 1 likewise, and "sample" names it, too;
+              answers {"refused": reason} if vLLM does not take it
               {"do": "drop"}                            clear the prefix cache
               {"do": "sleep"}, {"do": "wake"}           release the device's memory, reclaim it
     answers   {...}, and the peak memory of the process
@@ -220,8 +221,11 @@ def _adapt(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     if job["adapters"]["number"] > 1:
         llm.llm_engine.remove_lora(job["adapters"]["number"] - 1)
-    if not llm.llm_engine.add_lora(_adapter(job)):
-        raise RuntimeError("vLLM did not load the adapters")
+    try:
+        if not llm.llm_engine.add_lora(_adapter(job)):
+            return {"refused": "it gives no reason"}
+    except Exception as error:  # a module or a shape that this model has no adapters for
+        return {"refused": f"{type(error).__name__}: {error}"}
     _drop(vllm, llm, job)
     return {"seconds": time.perf_counter() - began}
 

@@ -127,11 +127,11 @@ class VLLMEngine:
             except (EngineError, ModelError) as error:
                 if not self.alone or config.adapters == "alone":
                     raise
-                self.alone, self.why_merged = False, first_line(error)
+                self._close_process()
+                self.alone, self._adapters, self.why_merged = False, None, first_line(error)
                 self._start(trust_remote_code)
         except BaseException:
-            if hasattr(self, "process"):
-                self.process.close()
+            self._close_process()
             self._remove()
             raise
         self._end = weakref.finalize(self, VLLMProcess.close, self.process)
@@ -163,11 +163,19 @@ class VLLMEngine:
             remove_weights(self.directory)
             self._send_adapters()
 
+    def _close_process(self) -> None:
+        if hasattr(self, "process"):
+            self.process.close()
+            del self.process
+
     def _send_adapters(self) -> None:
         number = self._adapters["number"] + 1 if self._adapters else 1
         self._adapters = {"number": number, "path": str(self.directory / "adapters")}
         self.sent_bytes = write_adapters(self.policy, self.directory / "adapters")
-        self._ask({"do": "adapt", "adapters": self._adapters})
+        answer = self._ask({"do": "adapt", "adapters": self._adapters})
+        if "refused" in answer:
+            reason = answer["refused"].splitlines()[0]
+            raise EngineError(f'vLLM does not take the adapters ({reason}); set engine.adapters = "merged"')
 
     def _settings(self, tokenizer: bool, trust_remote_code: bool) -> dict[str, Any]:
         config = self.config

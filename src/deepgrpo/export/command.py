@@ -8,6 +8,7 @@ The directory is written aside and renamed: it is whole or it is not there.
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from safetensors import SafetensorError
 
@@ -73,7 +74,9 @@ def _refuse_used(target: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise ConfigError(f"--to {str(target)!r} exists; choose another with --to DIR, or replace it with --overwrite")
     if not (target / RECIPE).is_file() or not (target / CARD).is_file():
-        raise ConfigError(f"--to {str(target)!r} is no export, which is all that --overwrite replaces; choose another with --to DIR")
+        raise ConfigError(
+            f"--to {str(target)!r} is no export, which is all that --overwrite replaces; choose another with --to DIR"
+        )
 
 
 def describe(written: WrittenModel) -> str:

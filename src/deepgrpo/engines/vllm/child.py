@@ -8,7 +8,7 @@ the standard library and vllm. `process.py` is the parent side.
               {"failed": "missing" | "version" | "start", "message": ...}, and the process ends with code 1
     jobs      {"do": "sample", "requests": [{"prompt": [ids], "seeds": [...], "max_tokens": 256}], "temperature": 1.0, ...}
               {"do": "load", "model": directory}        load new weights and clear the prefix cache
-              {"do": "adapt", "adapters": {"number": 2, "path": directory}}   replace adapter 1 likewise; "sample" names it, too;
+              {"do": "adapt", "adapters": {"number": 2, "path": directory}}  replace adapter 1 likewise; "sample" names it, too;
                                                         {"refused": reason} if vLLM does not take it
               {"do": "drop"}                            clear the prefix cache
               {"do": "sleep"}, {"do": "wake"}           release the device's memory, reclaim it

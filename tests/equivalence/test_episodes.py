@@ -403,7 +403,7 @@ def test_a_run_with_an_environment(recipe: Callable[..., Any]) -> None:
     assert trace(whole) == trace(cut)
     last = trace(whole)[-1]
     assert last["ledger/given_tokens"] > 0 and last["ledger/tool_calls"] > 0 and last["env/turns"] > 0.5
-    assert last["pivots/count"] > 0 and 1 <= last["eval/turns"] <= 3
+    assert last["pivots/count"] > 0 and last["eval/turns"] <= 3
     for step in (1, 2, 3):
         assert RunDir(whole).trees(step).read_bytes()[10:] == RunDir(cut).trees(step).read_bytes()[10:]  # behind gzip's time
 

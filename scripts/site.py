@@ -26,7 +26,6 @@ PAGES = ROOT / "build" / "pages"
 
 HOME = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages of the repository's root -> their place on the site."""
-GENERATED = ("reference/api.md", "reference/keys.md", "reference/commands.md")
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
@@ -35,15 +34,15 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
 def main(arguments: list[str]) -> None:
     folder = Path(arguments[0]) if arguments else PAGES
     shutil.rmtree(folder, ignore_errors=True)
-    for name, text in pages().items():
+    for name, text in (written() | {name: make() for name, make in GENERATED.items()}).items():
         _write(folder / name, text)
     for name in _files_of_docs():
         if not name.endswith(".md"):
             _write(folder / place(f"docs/{name}"), (ROOT / "docs" / name).read_bytes())
 
 
-def pages() -> dict[str, str]:
-    """Every page by its place on the site: written ones, sources that they link, generated ones."""
+def written() -> dict[str, str]:
+    """Pages of the repository and the source files that they link, by their place on the site."""
     made: dict[str, str] = {}
     linked: set[str] = set()
     for name in [*HOME, *(f"docs/{name}" for name in _files_of_docs() if name.endswith(".md"))]:
@@ -53,7 +52,7 @@ def pages() -> dict[str, str]:
     while missing := sorted(name for name in linked if place(name) not in made):
         for name in missing:
             made[place(name)] = source_page(name, linked)
-    return made | dict(zip(GENERATED, (api_page(), keys_page(), commands_page()), strict=True))
+    return made
 
 
 def _files_of_docs() -> list[str]:
@@ -73,7 +72,7 @@ def place(name: str) -> str:
 def with_links_of_the_site(text: str, name: str, linked: set[str]) -> str:
     """A page with relative links as they are on the site; adds source files that it links to `linked`.
 
-    A link to a folder becomes its text, as does one that leaves the repository.
+    A link to a folder becomes its text.
     """
     here = posixpath.dirname(name)
 
@@ -87,14 +86,10 @@ def with_links_of_the_site(text: str, name: str, linked: set[str]) -> str:
         return posixpath.relpath(place(path), posixpath.dirname(place(name)) or ".") + anchor
 
     def of_prose(prose: str) -> str:
-        prose = re.sub(r"\[([^\]\[]+)\]\(([^)\s]+)\)", lambda link: link[1] if _is_folder(here, link[2]) else link[0], prose)
+        prose = re.sub(r"\[([^\]\[]+)\]\(([^)\s#]+)\)", lambda link: link[1] if (ROOT / here / link[2]).is_dir() else link[0], prose)
         return _LINK.sub(there, prose)
 
     return _outside_fences(text, of_prose)
-
-
-def _is_folder(here: str, target: str) -> bool:
-    return not re.match(r"[a-z]+:", target) and (ROOT / here / target.partition("#")[0]).is_dir()
 
 
 def _outside_fences(text: str, change: Callable[[str], str]) -> str:
@@ -205,6 +200,9 @@ def _help_of(command: Callable[[list[str]], int], name: str) -> str:
 def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+GENERATED = {"reference/keys.md": keys_page, "reference/commands.md": commands_page, "reference/api.md": api_page}
 
 
 if __name__ == "__main__":

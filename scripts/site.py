@@ -28,6 +28,7 @@ HOME = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELO
 """Pages of the repository's root -> their place on the site."""
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+_WHOLE_LINK = re.compile(r"\[([^\]\[]+)\]\(([^)\s#]+)\)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -86,8 +87,7 @@ def with_links_of_the_site(text: str, name: str, linked: set[str]) -> str:
         return posixpath.relpath(place(path), posixpath.dirname(place(name)) or ".") + anchor
 
     def of_prose(prose: str) -> str:
-        prose = re.sub(r"\[([^\]\[]+)\]\(([^)\s#]+)\)", lambda link: link[1] if (ROOT / here / link[2]).is_dir() else link[0], prose)
-        return _LINK.sub(there, prose)
+        return _LINK.sub(there, _WHOLE_LINK.sub(lambda link: link[1] if (ROOT / here / link[2]).is_dir() else link[0], prose))
 
     return _outside_fences(text, of_prose)
 
@@ -158,8 +158,8 @@ def keys_page() -> str:
     from deepgrpo.config.explain import describe_keys
 
     parts = [
-        "# Recipe keys\n\nEvery table and key of a recipe with its default and type; `deepgrpo train --help-config SECTION` prints "
-        "the same. `…` marks a key without a default.\n"
+        "# Recipe keys\n\nEvery table and key of a recipe with its default and type; `deepgrpo train --help-config SECTION` "
+        "prints the same. `…` marks a key without a default.\n"
     ]
     for block in describe_keys(width=100_000).strip().split("\n\n"):
         title, *lines = block.splitlines()
@@ -176,7 +176,8 @@ def keys_page() -> str:
 
 def _prose(text: str) -> str:
     """Text of a docstring with what Markdown would take for markup escaped, code in backticks aside."""
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_\[\]<>|])", r"\\\1", part) for part in re.split("(`[^`]*`)", text))
+    parts = re.split("(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([\\*_\[\]<>|])", r"\\\1", part) for part in parts)
 
 
 def commands_page() -> str:

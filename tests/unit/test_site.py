@@ -69,7 +69,8 @@ def test_what_becomes_of_a_link(site: ModuleType) -> None:
         "[a](../concepts.md#gamma) [b](root.md) [c](#here) [d](https://x.y/z)"
     )
     assert there("[r](../../README.md#use) [c](../../CONTRIBUTING.md)") == "[r](../index.md#use) [c](../contributing.md)"
-    assert there("[r](docs/results/README.md) ![p](docs/images/a.png)", "README.md") == "[r](results/index.md) ![p](images/a.png)"
+    pictures = there("[r](docs/results/README.md) ![p](docs/images/a.png)", "README.md")
+    assert pictures == "[r](results/index.md) ![p](images/a.png)"
     assert there("[home](../../README.md)", "docs/results/README.md") == "[home](../index.md)"
     assert linked == set()
     assert there("[loop](../../src/deepgrpo/train/loop.py)") == "[loop](../source/src/deepgrpo/train/loop.py.md)"

@@ -40,7 +40,8 @@ def evaluate(
         model: a model of transformers, a run or its path, a checkpoint, a model directory, or a hub name.
         dataset: a list of dicts, a `datasets.Dataset` or a data frame; default: the held-out data of the recipe.
         tokenizer: of a model that is an object.
-        rewards, reward_weights: as for `train`; default: the reward of the recipe.
+        rewards: as for `train`; default: the reward of the recipe.
+        reward_weights: as for `train`.
         config: the recipe; default: that of the run that the model comes from.
         overrides: keys to change, as in {"sampling.max_new_tokens": 256}.
         samples: drawn responses per question.

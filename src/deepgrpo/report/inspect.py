@@ -40,7 +40,9 @@ def run_inspect(options: InspectOptions) -> int:
         sys.stdout.reconfigure(errors="replace")
     console = Terminal(width=options.width)
     if options.prompt is not None:
-        draw_tree(console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only)
+        draw_tree(
+            console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only, states=options.states
+        )
     elif options.step is not None:
         _list_trees(console, run, _step(run, options.step), options)
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Starter
+from commands import SHARED, Starter, shared_process
 from hypotheses import register_profiles
 from leftovers import restorer, seed_everything
 from surroundings import clean_environment
@@ -33,6 +33,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Clean the environment of this process, which a worker of xdist inherits and cleans again."""
     session.config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="deepgrpo-tests-"))
     clean_environment(os.environ, home)
+    if SHARED not in os.environ:
+        shared = shared_process()
+        shared.__enter__()
+        session.config.add_cleanup(lambda: shared.__exit__(None, None, None))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,11 +85,9 @@ def _around_a_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Starter]:
+def commands() -> Starter:
     """Starts commands of `deepgrpo` in processes of their own."""
-    starter = Starter()
-    yield starter
-    starter.close()
+    return Starter()
 
 
 @pytest.fixture

@@ -71,10 +71,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[RayWorkers]:
-    found = RayWorkers()
-    yield found
-    found.close()
+def forks() -> RayWorkers:
+    return RayWorkers()
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +310,33 @@ def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
     assert "gave no answer within cluster.sample_deadline_s = 10" in (run / "log.txt").read_text()
 
 
+RESUME = """
+import os, sys
+import psutil
+from deepgrpo import cli
+from deepgrpo.cluster.run import RayBackend
+
+begin_step = RayBackend.begin_step
+
+def look_first(self):
+    begin_step(self)
+    me = psutil.Process()
+    print("listening:", sorted({
+        each.laddr.ip.removeprefix("::ffff:") for process in [me, *me.children(recursive=True)]
+        for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN
+    }), os.environ["RAY_AUTH_MODE"])
+
+RayBackend.begin_step = look_first
+sys.exit(cli.main(["train", "--resume", sys.argv[1]]))
+"""
+
+
 def test_the_driver_is_killed_while_it_saves(forks: RayWorkers, alone: Path, tmp_path: Path) -> None:
-    """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own."""
+    """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own.
+
+    Every process of the resumed run is an interpreter of its own, as in use, and without what the tests tell Ray of addresses:
+    all of them listen on loopback only, and ask for Ray's token.
+    """
     run = tmp_path / "driver"
     (tmp_path / "recipe.toml").write_text(to_toml(recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 1})))
     dead = forks.run("train", "recipe.toml", cwd=tmp_path, timeout=1500, **{KILL: ".tmp-step-000002"})
@@ -321,12 +344,15 @@ def test_the_driver_is_killed_while_it_saves(forks: RayWorkers, alone: Path, tmp
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         ".tmp-step-000002", "step-000000", "step-000001"
     ]  # fmt: skip
-    # every process an interpreter of its own, as in use
-    command = [sys.executable, "-m", "deepgrpo.cli", "train", "--resume", str(run)]
-    again = subprocess.run(command, timeout=1500, check=False, capture_output=True, text=True)
+    kept = ("RAY_worker_niceness", "RAY_raylet_start_wait_time_s")
+    environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith("RAY_")}
+    again = subprocess.run(
+        [sys.executable, "-c", RESUME, str(run)], timeout=1500, check=False, capture_output=True, text=True, env=environ
+    )
     assert again.returncode == 0, again.stderr
     assert_same(run, alone)
     assert not again.stderr
+    assert again.stdout.count("listening: ['127.0.0.1'] token\n") == again.stdout.count("listening:") == 2  # steps 2 and 3
 
 
 # ---------------------------------------------------------------- what a user may get wrong

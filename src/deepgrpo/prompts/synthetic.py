@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
 
 def _draws(address: int, size: int) -> Iterator[np.ndarray]:
     """`_MAX_TRIES` arrays of `size` uniforms: the first alone, which nearly always does for training, then in blocks."""
-    for start, stop in [(0, 1), *((i, i + _BLOCK) for i in range(1, _MAX_TRIES, _BLOCK))]:
+    for start in range(1 - _BLOCK, _MAX_TRIES, _BLOCK):
+        start, stop = max(start, 0), start + _BLOCK
         counters = np.arange(start * size, stop * size)
         yield from rng.uniforms(np.full(len(counters), address, dtype=np.uint64), counters).reshape(-1, size)
 
@@ -74,16 +76,30 @@ def make_distinct(size: int, config: GeneratedData) -> list[QuestionRow]:
     Raises ConfigError if the split has too few.
     """
     found: dict[str, QuestionRow] = {}
-    for index in range(20 * size + 10_000):
+    most = 20 * size + 10_000
+    for index in range(most):
         row = make(index, config)
         found.setdefault(row.question, row)
         if len(found) == size:
             return list(found.values())
+        # not enough yet: count what there is, where that is quicker than drawing on
+        if index == 2 * size and _count(config) < most and (there := _count_split(config)) < size:
+            break
+    else:
+        there = len(found)
     raise ConfigError(
         f"data.size (or data.limit) is {size}, but data.chain_length = {config.chain_length} and data.modulus = "
-        f"{config.modulus} allow {_count(config)} questions in both splits, {len(found)} of them found in "
+        f"{config.modulus} allow {_count(config)} questions in both splits, {there} of them in "
         f"{config.split!r}; lower the size or raise one of the two"
     )
+
+
+def _count_split(config: GeneratedData) -> int:
+    """Number of distinct questions in the split, by writing every question of the task once."""
+    task, operations = build_synthetic(config), len(chain.OPERATIONS)
+    first, sign, operand = ((np.arange(n) + 0.5) / n for n in (config.modulus, operations, config.modulus - 1))
+    questions = {task.question(np.array(each)) for each in product(first, *[sign, operand] * config.chain_length)}
+    return sum(is_test(each) == (config.split == "test") and task.allows(each) for each in questions)
 
 
 def tokenizer(characters: str = ALPHABET) -> Any:

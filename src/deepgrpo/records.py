@@ -20,7 +20,7 @@ step, that no credit may train, and that costs prefix tokens only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ROOT = -1
@@ -295,55 +295,3 @@ class Credit:
 
     spans: tuple[CreditSpan, ...]
     groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Cost so far, counted the same way for every method. `a + b` adds field by field.
-
-    Example: `Ledger(sampled_tokens=4096) + Ledger(verifier_calls=72)`.
-    """
-
-    sampled_tokens: int = 0
-    """Tokens sampled from the policy."""
-    sampled_sequences: int = 0
-    prefix_tokens: int = 0
-    """Prefix tokens of all continuations: the number that an engine without prefix sharing would encode."""
-    prefix_tokens_encoded: int = 0
-    """Prefix tokens actually encoded by the engine."""
-    signal_tokens: int = 0
-    """Tokens forwarded only to compute `Node.signals`."""
-    learner_tokens: int = 0
-    """Tokens forwarded by the learner for the update, padding excluded."""
-    learner_tokens_unique: int = 0
-    """Distinct tokens among them; the prompt counts once per tree."""
-    trained_tokens: int = 0
-    """Tokens with a loss term."""
-    verifier_calls: int = 0
-    optimizer_steps: int = 0
-    seconds_sample: float = 0.0
-    seconds_signals: float = 0.0
-    seconds_reward: float = 0.0
-    seconds_learn: float = 0.0
-    seconds_eval: float = 0.0
-    seconds_save: float = 0.0
-
-    def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-    def as_dict(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Results of one training step: one line of metrics.jsonl.
-
-    Example: StepReport(step=12, metrics={"main/reward": 0.45, ...}, ledger=Ledger(...), warnings=()).
-    """
-
-    step: int
-    metrics: Mapping[str, float | list[float] | None]
-    ledger: Ledger
-    """Totals since the start of the run."""
-    warnings: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from deepgrpo.records import ROOT, Completion, FinishReason, Group, Ledger, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.ledger import Ledger
+from deepgrpo.records import ROOT, Completion, FinishReason, Group, Node, Pivot, Prompt, Score, Tree
 
 PROMPT = Prompt(id="p", text="abc", tokens=(1, 2, 3), question="abc", answer="1")
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import deepgrpo
 from deepgrpo.config import RunConfig
 from deepgrpo.errors import CheckpointError, DataError
-from deepgrpo.records import ROOT, Credit, CreditSpan, Ledger, Node, Pivot, Prompt, Score, StepReport, Tree
+from deepgrpo.ledger import Ledger, StepReport
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints
 from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds
 from deepgrpo.runs.layout import RunDir, run_around, step_of

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from deepgrpo.errors import CheckpointError
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.checksums import Checksums, changed_files, checksums
 from deepgrpo.runs.files import WRITING, delete_leftovers, delete_tree, flush_to_disk, remedy
 from deepgrpo.runs.layout import RunDir, shown, step_of

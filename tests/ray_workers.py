@@ -4,7 +4,7 @@ Ray starts every worker with an interpreter that imports ray twice, torch and tr
 each rollout worker, learner and reward worker of each run. A Ray node that is told `setup_worker_path=SETUP` runs this file
 instead, which asks the waiting process for a fork. It has the environment, arguments and pipes that Ray meant, and tells Ray
 its own process number. Commands of `deepgrpo` that are started here do the same. That real workers start is tested in
-test_cluster.py, by the run whose driver was killed.
+test_driver.py, by the run whose driver was killed.
 """
 
 from __future__ import annotations
@@ -56,13 +56,16 @@ def ask(arguments: list[str]) -> int:
 
 
 def fork_workers(patch: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Have a Ray that this process starts fork its workers, while there is the waiting process."""
+    """Have a Ray that this process starts fork its workers, and leave out its monitors, which take seconds to start."""
     from ray._private.parameter import RayParams
 
     original = RayParams.update_if_absent
-    patch(
-        RayParams, "update_if_absent", lambda self, **given: original(self, **{**given, "setup_worker_path": SETUP})
-    )  # fmt: skip
+
+    def forking(self: Any, **given: Any) -> None:
+        self.no_monitor = True
+        original(self, **{**given, "setup_worker_path": SETUP, "include_log_monitor": False})
+
+    patch(RayParams, "update_if_absent", forking)
 
 
 def kill_before_rename(name: str) -> None:

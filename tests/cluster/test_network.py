@@ -1,6 +1,6 @@
 """Ports: on one machine every process of a run listens on loopback only; elsewhere Ray's token is asked for.
 
-That Ray's own processes listen there is tested in test_cluster.py, by the run that is resumed.
+That Ray's own processes listen there is tested in test_driver.py, by the run that is resumed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Cost so far, counted the same way for every method. `a + b` adds field by field.
+    """Cost so far, counted the same way for every method. `a + b` adds field by field, `a * 2.5` multiplies likewise.
 
     Example: `Ledger(sampled_tokens=4096) + Ledger(verifier_calls=72)`.
     """
@@ -39,6 +39,15 @@ class Ledger:
 
     def __add__(self, other: Ledger) -> Ledger:
         return Ledger(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __mul__(self, times: float) -> Ledger:
+        """The cost of so many times as much; counts are rounded down."""
+        return Ledger(**{name: type(value)(value * times) for name, value in self.as_dict().items()})
+
+    @property
+    def seconds(self) -> float:
+        """All seconds together."""
+        return sum(value for name, value in self.as_dict().items() if name.startswith("seconds_"))
 
     def as_dict(self) -> dict[str, float]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

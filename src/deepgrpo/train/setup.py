@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deepgrpo.config import Config, GivenModel, given_keywords
+from deepgrpo.config import Config, GivenModel
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
@@ -29,6 +29,7 @@ from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState, unreadable
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
@@ -129,11 +130,8 @@ class Run:
 
     @property
     def go_on(self) -> str:
-        """The command that continues this run."""
-        given = given_keywords(self.config)
-        if not given:
-            return f"deepgrpo train --resume {self.directory}"
-        return f'deepgrpo.train(resume="{self.directory}", {", ".join(f"{each}=..." for each in given)}), with the same objects'
+        """The command or call that continues this run."""
+        return resume_command(RunDir(self.directory), recipe=self.config)
 
     def reach(self, state: TrainState) -> None:
         """Note the state that belongs to the present weights."""

@@ -39,6 +39,8 @@ MODULES = (
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """Modules that the waiting process imports. Not ray, which reads its settings from the environment when it is imported."""
+PATIENCE_S = 280.0
+"""Seconds that a test waits for a command: on a machine that has other things to do, everything takes its time."""
 SHARED = "DEEPGRPO_TESTS_COMMANDS"
 """Environment variable: the directory in which all workers of a session find the waiting process."""
 
@@ -73,7 +75,7 @@ class Command:
                 self.returncode = int(self._line())
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -83,7 +85,7 @@ class Command:
         assert self.returncode is not None
         return self.returncode
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = PATIENCE_S) -> tuple[str, str]:
         """Wait for the end, and read meanwhile: a pipe holds 64 KB."""
         with ThreadPoolExecutor(2) as readers, self.stdout, self.stderr:
             found = [readers.submit(each.read) for each in (self.stdout, self.stderr)]
@@ -129,7 +131,7 @@ class Starter:
             os.close(end)
         return Command(link, os.fdopen(out), os.fdopen(err))
 
-    def run(self, *arguments: str, cwd: Path, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, cwd: Path, timeout: float = PATIENCE_S, **extra: str) -> subprocess.CompletedProcess[str]:
         command = self.start(*arguments, cwd=cwd, **extra)
         out, err = command.communicate(timeout)
         return subprocess.CompletedProcess(arguments, command.wait(), out, err)

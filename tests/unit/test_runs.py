@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepgrpo
-from deepgrpo.config import RunConfig
+from deepgrpo.config import RunConfig, parse_config, to_toml
 from deepgrpo.errors import CheckpointError, DataError
 from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
@@ -51,11 +51,12 @@ def test_how_to_continue_a_run(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a")
     assert resume_command(run) == "deepgrpo train --resume a" and resume_command(run, 20).endswith("a --step 20")
     run.path.mkdir()
-    run.config.write_text('[data]\ntype = "given"\n[reward]\ntype = "user"\nfunction = "given:mine"\n')
+    sections = {"reward": {"type": "user", "function": "given:mine"}, "data": {"type": "given"}, "explore": {"type": "root"}}
+    run.config.write_text(to_toml(parse_config({"model": {"type": "pretrained", "path": "m"}, **sections})))
     call = 'deepgrpo.train(resume="a", dataset=..., rewards=..., step=0), with the same objects'
     assert resume_command(run, 0) == call
     run.checkpoint(3).mkdir(parents=True)
-    refusal = unreadable(Checkpoint(run.checkpoint(3), 3), ValueError("torn"))
+    refusal = unreadable(Checkpoint(3, run.checkpoint(3)), ValueError("torn"))
     assert str(refusal).endswith(f"there is no earlier one: begin again with: {call}")
 
 

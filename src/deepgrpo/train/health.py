@@ -147,7 +147,7 @@ class HealthMonitor:
             found["unparsed"] = self._unparsed(share) if share >= self.unparsed_share else None
         if (problems := see("reward/problems")) is not None and self.rollouts_per_step:
             failed = problems / (self.rollouts_per_step + (see("branch/rollouts") or 0))
-            found["problems"] = self._problems(see, problems, failed) if failed > self.problem_share else None
+            found["problems"] = self._problems(metrics, problems, failed) if failed > self.problem_share else None
         else:
             failed = 0.0
         # rollouts that all fail for one of these reasons need no easier questions
@@ -224,8 +224,8 @@ class HealthMonitor:
             "or choose questions of middling difficulty"
         )
 
-    def _problems(self, see: _See, count: float, share: float) -> str:
-        kinds = {name.removeprefix(PROBLEM): see(name) or 0.0 for name in see.metrics if name.startswith(PROBLEM)}
+    def _problems(self, metrics: Metrics, count: float, share: float) -> str:
+        kinds = {name.removeprefix(PROBLEM): _finite(metrics, name) or 0.0 for name in metrics if name.startswith(PROBLEM)}
         worst = max(kinds, key=lambda kind: kinds[kind], default="")
         remedy = REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
         named = ", ".join(f"{kind.replace('_', ' ')}: {number:.0f}" for kind, number in sorted(kinds.items()))

@@ -91,8 +91,8 @@ def make_distinct(size: int, config: GeneratedData) -> list[QuestionRow]:
     else:
         there = len(found)
     raise ConfigError(
-        f"data.size (or data.limit) is {size}, but {task.shape} allow {task.count} questions in both splits, {there} of them in "
-        f"{config.split!r}; lower the size or raise one of the two"
+        f"data.size (or data.limit) is {size}, but {task.shape} allow {task.count} questions in both splits, {there} of them "
+        f"in {config.split!r}; lower the size or raise one of the two"
     )
 
 

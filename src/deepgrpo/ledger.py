@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,10 @@ class Ledger:
     """Prefix tokens actually encoded by the engine."""
     signal_tokens: int = 0
     """Tokens forwarded only to compute `Node.signals`."""
+    given_tokens: int = 0
+    """Tokens of replies of an environment: forwarded, never trained, and no part of `sampled_tokens`."""
+    tool_calls: int = 0
+    """Calls of tools, those of replayed episodes included."""
     learner_tokens: int = 0
     """Tokens forwarded by the learner for the update, padding excluded."""
     learner_tokens_unique: int = 0
@@ -33,6 +37,8 @@ class Ledger:
     seconds_sample: float = 0.0
     seconds_signals: float = 0.0
     seconds_reward: float = 0.0
+    seconds_tools: float = 0.0
+    """Time in which the environment replied."""
     seconds_learn: float = 0.0
     seconds_eval: float = 0.0
     seconds_save: float = 0.0
@@ -42,7 +48,7 @@ class Ledger:
 
     def __mul__(self, times: float) -> Ledger:
         """The cost of so many times as much; counts are rounded down."""
-        return Ledger(**{name: type(value)(value * times) for name, value in self.as_dict().items()})
+        return Ledger(**{name: type(value)(value * times) for name, value in asdict(self).items()})
 
     @property
     def seconds(self) -> float:
@@ -50,7 +56,13 @@ class Ledger:
         return sum(value for name, value in self.as_dict().items() if name.startswith("seconds_"))
 
     def as_dict(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Field → total; the columns of an environment only where there was one."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value or name not in OF_ENVIRONMENT}
+
+
+OF_ENVIRONMENT = ("given_tokens", "tool_calls", "seconds_tools")
+"""Columns of the ledger that stay 0 without an environment."""
 
 
 @dataclass(frozen=True, slots=True)

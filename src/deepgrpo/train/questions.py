@@ -7,6 +7,7 @@ from typing import Any
 
 from deepgrpo.config import Config, EvalConfig, MixData, RewardConfig
 from deepgrpo.errors import ConfigError
+from deepgrpo.prompts.chat import Tools
 from deepgrpo.prompts.curriculum import Curriculum
 from deepgrpo.prompts.loaded import LoadedSource
 from deepgrpo.prompts.source import PromptSource, build_source
@@ -44,17 +45,18 @@ def build_curriculum(config: Config, source: PromptSource) -> Curriculum | None:
 
 
 def held_out(
-    config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int
+    config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int, tools: Tools = None
 ) -> tuple[Sequence[Prompt], Reward | None, PromptSource | None]:
     """Return the held-out prompts, their reward (None: that of the training is used), and their source.
 
     Args:
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
+        tools: schemas of the environment's tools.
     """
     if config.data is None or not config.scheduled:
         return (), None, None
-    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
+    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data", tools=tools)
     chosen = config.reward or training
     shared = config.reward is None and not chosen.uses_task
     reward = None if shared else build_reward(chosen, build_task(config.data))

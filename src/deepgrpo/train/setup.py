@@ -15,6 +15,8 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
@@ -77,6 +79,8 @@ class Run:
     threads: Threads
     signals: Signals | None = None
     """Computes the per-token signals that the strategy requests; None if it requests none."""
+    episodes: Episodes | None = None
+    """Plays episodes with the environment; None without one."""
     prefetch: Prefetch = field(default_factory=Prefetch)
     """The next batch, if the backend samples it during an update."""
     reached: Reached | None = None
@@ -203,9 +207,10 @@ class Run:
     def describe(self) -> str:
         """Describe the run in one line, and what deserves attention in further lines."""
         count = sum(p.numel() for p in self.policy.trainable().values())
+        base = " over a base in 16 bits" if self.policy.narrow else ""
         size = self.source.size
         facts = [
-            f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            f"{count / 1e6:.2f}M trainable parameters{base} on {self.policy.device}",
             str(self.threads),
             self.source.described,
             f"explore {self.config.explore.type}",
@@ -241,6 +246,8 @@ class Run:
         self.parts.close()
         if self.eval_reward is not self.parts.reward:
             self.eval_reward.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
 
 def open_run(config: Config, resume: Path | None, backend: Backend | None = None, *, step: int | None = None) -> Run:
@@ -270,11 +277,15 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
         config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads.number})})
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     limits = response_limits(config.sampling, policy.context)
-    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, config.data, policy)
+    tools = tools_of(episodes)
+    source = build_source(
+        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
+    )
     config = with_steps(config, source)
     task = build_task(config.data)
     eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
+        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
     )
     require_rows(policy, source.known)
     require_rows(policy, lambda: eval_prompts, "eval.data")
@@ -289,6 +300,6 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     )
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
-        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
+        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, episodes, eval_source=eval_source,
         curriculum=build_curriculum(config, source),
     )  # fmt: skip

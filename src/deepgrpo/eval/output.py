@@ -1,42 +1,17 @@
-"""Output of `deepgrpo eval`: the progress bar, the table, the JSON file and the rows file."""
+"""Output of `deepgrpo eval`: the table, the JSON file and the rows file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deepgrpo.errors import DataError
 from deepgrpo.runs.text import json_text
-from deepgrpo.terminal import Terminal
-
-
-@contextmanager
-def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for finished responses; stderr shows a bar on a terminal, else a line at every tenth."""
-    console = Terminal(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, speed_estimate_period=3600.0) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done = shown = 0
-
-    def advance(count: int) -> None:
-        nonlocal done, shown
-        done += count
-        if done * 10 // total > shown:
-            shown = done * 10 // total
-            console.print(f"{name}: {done}/{total} responses", markup=False, soft_wrap=True)
-
-    yield advance
 
 
 def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:

@@ -17,6 +17,7 @@ from deepgrpo.lab.strategy_check import check_strategy
 from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
+from deepgrpo.progress import Display, showing
 from deepgrpo.records import SampleRequest
 from deepgrpo.terminal import Terminal
 
@@ -33,7 +34,8 @@ def run_doctor(options: DoctorOptions, console: Console | None = None) -> int:
     if options.strategy is not None:
         code = check_strategy(options.strategy, options.explore, out)
     if options.model is not None:
-        code = max(code, _check_model(options.model, options, out))
+        with Display(Terminal(stderr=True)) as display, showing(display):
+            code = max(code, _check_model(options.model, options, out))
     return code
 
 

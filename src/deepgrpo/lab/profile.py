@@ -31,6 +31,7 @@ from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
+from deepgrpo.train.log import opening
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -116,12 +117,13 @@ def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], conso
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
     out = console or Terminal()
     config, resume = _config_of(options.what, overrides)
-    run = open_run(config, resume)
-    try:
-        state = run.restore() if resume else run.begin()
-        result = profile_steps(run, state, options.steps)
-    finally:
-        run.close()
+    with opening():
+        run = open_run(config, resume)
+        try:
+            state = run.restore() if resume else run.begin()
+            result = profile_steps(run, state, options.steps)
+        finally:
+            run.close()
     result |= {"what": config.run.name, **machine_and_versions()}
     show(out, result)
     if options.json:

@@ -26,6 +26,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from deepgrpo.errors import RewardError
 from deepgrpo.processes import end_worker_with_parent
+from deepgrpo.progress import phase
 from deepgrpo.records import Score
 
 Check = Callable[[], tuple[float, bool]]
@@ -88,12 +89,14 @@ class Workers:
         except (RuntimeError, OSError):
             return list(indices)
         lost = []
-        for index, future in futures:
-            score = _outcome(future)
-            if score is None:
-                lost.append(index)
-            else:
-                done[index] = score
+        with phase("scoring", len(futures)) as advance:
+            for index, future in futures:
+                score = _outcome(future)
+                if score is None:
+                    lost.append(index)
+                else:
+                    done[index] = score
+                advance()
         return lost
 
     def _healthy_pool(self) -> ProcessPool:

@@ -24,6 +24,7 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
+from deepgrpo.train.log import opening
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
 from deepgrpo.train.room import check_room
@@ -66,6 +67,11 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     DataError, ModelError.
     """
     out = console or Terminal()
+    with opening():
+        _dry_run(config, out)
+
+
+def _dry_run(config: Config, out: Console) -> None:
     directory = RunDir.of(config.run).path
     new_origin(RunDir(directory), overwrite=config.run.overwrite)  # refuses a directory that holds a run
     device = _device(config.run.device, on_cluster=config.cluster is not None)

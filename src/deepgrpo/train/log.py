@@ -2,7 +2,7 @@
 
     StepReport ─► metrics.jsonl   one JSON object per step, flushed at once
                ─► log.txt         the lines of the terminal, with timestamps
-               ─► terminal        one line per step, and a live progress bar with the remaining time
+               ─► terminal        one line per step, and live bars of the steps and of the work within one (progress.py)
                ─► sinks           TensorBoard, wandb, trackio, if enabled
 
 Without a terminal (a pipe, a batch job) the output is plain text: no colours, no bar, no control characters.
@@ -14,17 +14,18 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
+from deepgrpo.progress import Display, showing
 from deepgrpo.records import StepReport
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
@@ -53,6 +54,13 @@ class _Terminal(Terminal):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def opening(*, show: bool = True) -> Iterator[None]:
+    """Show the progress of the work before a run has its log, such as loading the model."""
+    with Display(_Terminal(quiet=not show)) as display, showing(display):
+        yield
 
 
 class RunLog:
@@ -97,32 +105,23 @@ class RunLog:
         )
         self._metrics: TextIO | None = None
         self._text: TextIO | None = None
-        self._bar: Progress | None = None
+        self.display = Display(self.console, say=self.note, transient=False)
         self._task: TaskID | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         self._metrics = self.paths.metrics.open("a", encoding="utf-8")
         self._text = self.paths.log.open("a", encoding="utf-8", errors="backslashreplace")
-        if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[figures]}", markup=False),
-                console=self.console,
-                # a step may take minutes: with rich's window of 30 s no earlier step would count, and no estimate appear
-                speed_estimate_period=24 * 3600.0,
-            )
-            self._task = self._bar.add_task("step", total=self.total_steps, completed=self.done_steps, figures="")
-            self._bar.start()
+        self._open.enter_context(self.display)
+        if self.display.live:
+            self._task = self.display.add("step", self.total_steps, completed=self.done_steps)
+        self._open.enter_context(showing(self.display))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._open.close()
         for sink in self.sinks:
             sink.close()
         for file in (self._metrics, self._text):
@@ -139,9 +138,9 @@ class RunLog:
         self._show(step_line(report, self.total_steps))
         for warning in report.warnings:
             self.warn(warning)
-        if self._bar is not None and self._task is not None:
+        if (live := self.display.live) and self._task is not None:
             figures = _figures(report.metrics, ("main/reward", "eval/greedy", "main/entropy", "tokens_per_s"))
-            self._bar.update(self._task, completed=report.step, total=self.total_steps, figures="  ".join(figures))
+            live.update(self._task, completed=report.step, total=self.total_steps, figures=figures)
 
     def note(self, text: str) -> None:
         """Show a line about the progress of the run."""

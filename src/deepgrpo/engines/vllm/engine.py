@@ -33,6 +33,7 @@ from deepgrpo.engines.vllm.process import VLLMProcess
 from deepgrpo.engines.vllm.weights import fingerprint, transfer_directory, write_tokenizer, write_weights
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
+from deepgrpo.progress import phase
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.threads import spin_settings
 
@@ -103,11 +104,12 @@ class VLLMEngine:
             write_weights(policy, self.directory, self.dtype)
             tokenizer = write_tokenizer(policy, self.directory)
             python = config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
-            self.process = VLLMProcess(
-                python, self._settings(tokenizer, trust_remote_code),
-                {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
-                own_gpu_first(policy.device, os.environ),
-            )  # fmt: skip
+            with phase("starting vLLM"):
+                self.process = VLLMProcess(
+                    python, self._settings(tokenizer, trust_remote_code),
+                    {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                    config.start_timeout_s, own_gpu_first(policy.device, os.environ),
+                )  # fmt: skip
         except BaseException:
             self._remove()
             raise
@@ -146,7 +148,8 @@ class VLLMEngine:
         if not params.greedy and params.temperature > 2:
             raise EngineError(f"the temperature is {params.temperature}, but vLLM takes at most 2")
         self._update_weights()
-        answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
+        with phase(f"sampling {sum(len(r.keys) for r in requests):,} responses with vLLM"):
+            answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
         self.vllm_seconds += answer["seconds"]
         groups: list[list[Completion]] = []
         sampled = encoded = row = 0

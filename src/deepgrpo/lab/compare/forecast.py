@@ -25,8 +25,10 @@ from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.jobs import environment, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
+from deepgrpo.progress import Display, phase, showing
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import read_metrics
+from deepgrpo.terminal import Terminal
 
 _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
@@ -64,7 +66,8 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
     missing = [arm for arm in plan.experiment.arms if arm not in paces]
     if missing:
         out.print(f"no finished run of {', '.join(missing)}: measuring two small steps of each", markup=False, soft_wrap=True)
-        paces |= _calibrate(plan, missing, jobs)
+        with Display(Terminal(stderr=True)) as display, showing(display):
+            paces |= _calibrate(plan, missing, jobs)
     paces = {arm: paces[arm] for arm in known}
     final = plan.final
     answers = final.limit + final.sampled_limit * (1 + final.samples)
@@ -129,13 +132,19 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
 def _calibrate(plan: Plan, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
-    with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder:
+    warmstarts = plan.warmstarts[:1]
+    with (
+        tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder,
+        phase("trials", len(warmstarts) + len(arms)) as advance,
+    ):
         start: dict[str, str] | None = None
-        for warm in plan.warmstarts[:1]:
+        for warm in warmstarts:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            start = {"from": str(_train(settings, Path(folder), "warm", jobs).start)}
+            with phase("a short warm start"):
+                start = {"from": str(_train(settings, Path(folder), "warm", jobs).start)}
+            advance()
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -144,7 +153,9 @@ def _calibrate(plan: Plan, arms: list[str], jobs: int) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            run = _train(settings, Path(folder), f"arm-{i}", jobs)
+            with phase(f"two steps of {arm}"):
+                run = _train(settings, Path(folder), f"arm-{i}", jobs)
+            advance()
             scale = config.run.prompts_per_step / prompts
             paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces

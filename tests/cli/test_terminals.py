@@ -61,7 +61,8 @@ def test_long_work_of_a_run_is_followed(recipe: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Display, "close", closed)
     keys = ["--run.steps", "1", "--run.prompts_per_step", "2", "--explore", "{type = 'root', num_rollouts = 3}"]
-    keys += ["--warmstart", "{steps = 3}", "--eval", "{every = 1, limit = 2, samples = 2}", "--loss.drop_zero_advantage", "false"]
+    keys += ["--warmstart", "{steps = 3}", "--eval", "{every = 1, samples = 2, data = {type = 'synthetic', size = 2}}"]
+    keys += ["--loss.drop_zero_advantage", "false"]
     assert main(["train", recipe, *keys]) == 0
     assert {"reading data", "reading eval.data", "testing tree packs", "saving", "learning"} <= set(done)
     total, steps, figures = done["warm start"]

@@ -99,7 +99,7 @@ def test_live_lines_fit_the_terminal(width: int) -> None:
     with display, showing(display):
         first, second = frames(width, work(), display, screen)
         assert display.live is not None and not display.live.tasks
-    assert re.search(r"sampling +━+ +128/512 0:00 +34,200 tokens", first)
+    assert re.search(r"sampling +[━╺╸]+ +128/512 0:00 +34,200 tokens", first)
     assert "evaluation" in first and "0/1024" in first
     assert "sampling" not in second and "512/1024" in second
     assert "…" not in first + second

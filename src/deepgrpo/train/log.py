@@ -135,7 +135,8 @@ class RunLog:
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
         for sink in self.sinks:
             sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
-        self._show(step_line(report, self.total_steps))
+        line = step_line(report, self.total_steps)
+        self._show(line, shown="\n    ".join(broken(line, self.console.width - 4)) if self.console.is_terminal else line)
         for warning in report.warnings:
             self.warn(warning)
         if (live := self.display.live) and self._task is not None:
@@ -150,11 +151,12 @@ class RunLog:
         """Show a highlighted warning."""
         self._show(f"warning: {text}", style="yellow")
 
-    def _show(self, text: str, style: str | None = None) -> None:
+    def _show(self, text: str, style: str | None = None, *, shown: str | None = None) -> None:
+        """Print a text, or in its place `shown`, and write it to log.txt."""
         text = visible(text)
         # Text: brackets are not markup, and the colour does not spill into the progress bar
         # soft_wrap: in a pipe rich would otherwise break lines at 80 columns
-        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+        self.console.print(Text(shown or text, style=style or ""), soft_wrap=True)
         if self._text:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self._text.flush()
@@ -167,6 +169,17 @@ def step_line(report: StepReport, total_steps: int) -> str:
     """
     figures = _figures(report.metrics, tuple(_LABELS))
     return "  ".join([f"step {report.step:>{len(str(total_steps))}}/{total_steps}", *figures])
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line of figures, broken between figures into lines of at most `width` columns."""
+    lines: list[str] = []
+    for figure in line.split("  "):
+        if lines and len(lines[-1]) + 2 + len(figure) <= width:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(figure)
+    return lines
 
 
 def _finite_only(value: Any) -> Any:

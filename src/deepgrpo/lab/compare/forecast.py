@@ -15,20 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.jobs import environment, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
 from deepgrpo.progress import Display, phase, showing
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import read_metrics
-from deepgrpo.terminal import Terminal
+from deepgrpo.terminal import Terminal, print_columns
 
 _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
@@ -91,9 +88,8 @@ def _stage(
     title: str, runs: Sequence[PlannedRun], paces: Mapping[str, Pace], final_answers: float, out: Console
 ) -> float:
     """Print the table of a stage; returns the seconds of its runs that are left, one after the other."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from"):
-        table.add_column(column, justify="left" if column in ("arm", "from") else "right")
+    columns = ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from")
+    rows = []
     total = 0.0
     for arm, pace in paces.items():
         mine = [run for run in runs if run.arm == arm]
@@ -102,10 +98,10 @@ def _stage(
         left, config, budget = sum(not has_budget(run) for run in mine), mine[0].config, mine[0].budget
         seconds = pace.seconds(config, budget, final_answers, config.eval.limit * (1 + config.eval.samples))
         total += seconds * left
-        table.add_row(
-            arm, str(left), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
+        rows.append(
+            (arm, str(left), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source)
         )
-    print_whole(out, table)
+    print_columns(out, columns, rows, title=title, left=(0, 5))
     return total
 
 

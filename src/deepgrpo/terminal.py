@@ -89,8 +89,8 @@ def fitted(
         if len(blocks[-1]) > 1 and not fits(build([*blocks[-1], i], narrow=True)):
             blocks.append([0])
         blocks[-1].append(i)
-    found = [build(block, narrow=True) for block in blocks]
-    return [each if fits(each) else build(block, narrow=True, cells_wrap=True) for each, block in zip(found, blocks, strict=True)]
+    found = [(block, build(block, narrow=True)) for block in blocks]
+    return [each if fits(each) else build(block, narrow=True, cells_wrap=True) for block, each in found]
 
 
 def _width(console: Console, table: Table) -> int:

@@ -62,7 +62,7 @@ def test_compare(width: int) -> None:
     text = shown(width, lambda out: print_comparison(out, table))
     has(text, [*cells, "area over 120 steps", "pass@4"])
     assert text.count("deep") == 3 and text.count("arm") == 3
-    columns = ("arm", "seeds", "gradient norm", "entropy at the end", "length at the end", "mixed groups, %", "tokens for 9 steps")
+    columns = ("arm", "seeds", "gradient norm", "entropy at the end", "length at the end", "mixed groups, %", "tokens")
     row = ("deep", "8", "0.812", "0.333", "38.2", "62.0 ±7.1", "1.25M")
     has(shown(width, lambda out: print_comparison(out, ComparisonTable("How it went", columns, (row, row)))), row)
 

@@ -36,7 +36,16 @@ from deepgrpo.config.explore import (
     RootExplore,
     UserExplore,
 )
-from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, set_values, to_tables, to_toml
+from deepgrpo.config.files import (
+    load_recipe,
+    merge,
+    override,
+    parse_config,
+    read_recipe,
+    set_values,
+    to_tables,
+    to_toml,
+)
 from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
@@ -75,6 +84,6 @@ __all__ = [
     "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section", "SegmentConfig",
     "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore",
     "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe",
-    "given_keywords", "list_recipes", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe",
-    "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
+    "given_keywords", "list_recipes", "load_recipe", "merge", "override", "parse_config", "parse_section",
+    "read_recipe", "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.terminal import Terminal, print_columns
 from deepgrpo.train.log import opening
 from deepgrpo.train.loop import train_step
@@ -135,7 +136,7 @@ def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Pat
     """Load the recipe and switch off evaluations and saved trees, which are no part of a step."""
     stored = RunDir(Path(what))
     resume = stored.path if stored.has_recipe() else None
-    config = load_recipe(stored.config if resume else shipped.find_recipe(what), overrides)
+    config = load_run_recipe(stored, overrides) if resume else load_recipe(shipped.find_recipe(what), overrides)
     quiet = {
         "eval": config.eval.model_copy(update={"every": None}), "log": config.log.model_copy(update={"trees_every": None})
     }  # fmt: skip

@@ -178,6 +178,13 @@ def loading_error(config: PretrainedModel, path: str, error: Exception) -> Model
             f"model.path = {config.path!r} is a {found}, which transformers does not load as a causal language model of text "
             "alone; name one, such as the text-only model of the same family"
         )
+    wanted = config.attn_implementation or ""
+    if "flash" in wanted and isinstance(error, ImportError):
+        return ModelError(
+            f'model.attn_implementation is "{wanted}", which cannot be used here ({first_line(error)}); on an NVIDIA GPU with '
+            "a CUDA compiler run: pip install flash-attn --no-build-isolation; elsewhere leave the key out: the default needs "
+            "no package"
+        )
     said = " ".join(str(error).split("\n")[:2])  # where transformers checks a config, the second line has the cause
     return ModelError(
         f"no causal language model could be loaded from {path!r} ({' '.join(said.split())[:300] or type(error).__name__}); "

@@ -66,6 +66,11 @@ class JudgeReward:
         self._counts.failures += sum(scores[key].problem is not None for key in keys)
         return [scores[key] for key in keys]
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        for prompt in prompts:
+            self._body(prompt, "")
+
     def take_metrics(self) -> dict[str, float]:
         """See `rewards.base.Measured`."""
         return self._counts.take()

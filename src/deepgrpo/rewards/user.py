@@ -79,6 +79,10 @@ class UserFunctionReward:
                 seed=rng.key("reward", *(token for ids in completion_ids for token in ids)) >> 1,
             )  # fmt: skip
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        self._arguments(prompts, [""] * len(prompts), [()] * len(prompts))
+
     def close(self) -> None:
         """See `Reward.close`."""
         self._witness.close()

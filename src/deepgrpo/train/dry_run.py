@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
-from deepgrpo.errors import ModelError
+from deepgrpo.errors import ModelError, RewardError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.device import resolve_device
@@ -20,6 +20,7 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import NeedsColumns, Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
@@ -31,6 +32,9 @@ from deepgrpo.train.room import check_room
 from deepgrpo.train.setup import build_curriculum, held_out, with_steps
 from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
+
+CHECKED = 8
+"""Prompts whose columns are checked against what the reward needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """Show what a run would do, and train nothing. Weights are loaded only if config and tokenizer are not enough.
 
     Raises the errors that the run would raise before its first step, except those that depend on weights: ConfigError,
-    DataError, ModelError.
+    DataError, ModelError; RewardError if the data lack a column that the reward needs.
     """
     out = console or Terminal()
     with opening():
@@ -81,10 +85,14 @@ def _dry_run(config: Config, out: Console) -> None:
     config = with_steps(config, source)
     build_curriculum(config, source)
     task = build_task(config.data)
-    build_reward(config.reward, task).close()
+    reward = build_reward(config.reward, task)
+    prompts, _ = source.take(Cursor(), CHECKED)
+    _check_columns(reward, prompts)
+    reward.close()
     eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
     )
+    _check_columns(eval_reward or reward, eval_prompts[:CHECKED], "eval.data: ")
     if eval_reward is not None:
         eval_reward.close()
     require_rows(policy, source.known)
@@ -93,7 +101,7 @@ def _dry_run(config: Config, out: Console) -> None:
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals
     check_signals(policy, strategy, build_critic(config, policy, limits))
-    (prompt,), _ = source.take(Cursor(), 1)
+    prompt = prompts[0]
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
@@ -142,6 +150,15 @@ USES = {
     "start": "while it starts", "total": "total",
 }  # fmt: skip
 """Field of `MemoryEstimate` → label."""
+
+
+def _check_columns(reward: Reward, prompts: Sequence[Prompt], where: str = "") -> None:
+    """Raise RewardError if the prompts lack a column that the reward needs."""
+    try:
+        if isinstance(reward, NeedsColumns) and prompts:
+            reward.check_prompts(prompts)
+    except RewardError as error:
+        raise RewardError(f"{where}{error}") from error
 
 
 def _device(wanted: str, *, on_cluster: bool) -> str | None:

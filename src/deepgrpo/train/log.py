@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,11 @@ from rich.text import Text
 
 from deepgrpo.config import LogConfig
 from deepgrpo.progress import Display, showing
-from deepgrpo.records import StepReport
+from deepgrpo.records import StepReport, Tree
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
 from deepgrpo.terminal import Terminal
+from deepgrpo.train.shown import Shown, shown_of
 from deepgrpo.train.sinks import Sink, open_sinks
 from deepgrpo.visible import visible
 
@@ -100,8 +101,9 @@ class RunLog:
         self.paths = RunDir(directory)
         self.console = console or _Terminal(quiet=not show)
         self.total_steps, self.done_steps = total_steps, done_steps
+        self.config = config or LogConfig()
         self.sinks: list[Sink] = open_sinks(
-            config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
+            self.config, self.paths, name=name, recipe=recipe, first_step=done_steps + 1
         )
         self._metrics: TextIO | None = None
         self._text: TextIO | None = None
@@ -128,13 +130,22 @@ class RunLog:
             if file:
                 file.close()
 
-    def step(self, report: StepReport) -> None:
-        """Write one step to all outputs and show its line, then its warnings."""
+    def step(self, report: StepReport, trees: Sequence[Tree] = ()) -> None:
+        """Write one step to all outputs and show its line, then its warnings.
+
+        Args:
+            trees: of the step, of which the sinks show distributions and some responses.
+        """
         assert self._metrics is not None, "RunLog.step outside of its with statement"
         line = write_step(self._metrics, report)
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
+        every = self.config.responses_every
+        shown = Shown()
+        if self.sinks:
+            count = self.config.responses if every and report.step % every == 0 else 0
+            shown = shown_of(report.step, trees, count)
         for sink in self.sinks:
-            sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
+            sink.write(report.step, {k: _finite_only(v) for k, v in values.items()}, shown)
         line = step_line(report, self.total_steps)
         self._show(line, shown="\n    ".join(broken(line, self.console.width - 4)) if self.console.is_terminal else line)
         for warning in report.warnings:

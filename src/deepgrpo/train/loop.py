@@ -113,7 +113,7 @@ def _steps(run: Run, remarks: Sequence[str], show: bool) -> Iterator[StepReport]
                     state, saved = _save(run, state), state.step
                 while not _done(run, state) and not stop.requested:
                     state, report = train_step(run, state)
-                    log.step(report)
+                    log.step(report, run.grown)
                     run.reach(state)
                     run.watcher.stepped(report, run.grown)
                     if _due(run, state):

@@ -52,6 +52,9 @@ _HOME = {
     "main_pivot": "explore.base",
     "build_segmenter": "explore.segments",
     "sibling_credit": "credit.siblings",
+    # environments
+    "Environment": "envs.base",
+    "Turn": "envs.base",
     # records
     "Completion": "records",
     "Credit": "records",
@@ -72,6 +75,7 @@ _HOME = {
     "ConfigError": "errors",
     "DataError": "errors",
     "EngineError": "errors",
+    "EnvError": "errors",
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "RewardError": "errors",

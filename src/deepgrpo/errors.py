@@ -6,6 +6,7 @@
     ├── ModelError         a model or tokenizer cannot be loaded or lacks a required capability
     ├── RewardError        a reward function breaks its contract
     ├── StrategyError      a user's strategy or segmenter breaks its contract
+    ├── EnvError           an environment breaks its contract
     ├── CallbackError      a callback of `deepgrpo.train` raises
     ├── EngineError        sampling failed
     │   └── EngineLostError    the sampling process died or hangs; another process may retry
@@ -45,6 +46,10 @@ class RewardError(DeepGRPOError):
 
 class StrategyError(DeepGRPOError):
     """A user's strategy or segmenter breaks its contract."""
+
+
+class EnvError(DeepGRPOError):
+    """An environment breaks its contract."""
 
 
 class CallbackError(DeepGRPOError):

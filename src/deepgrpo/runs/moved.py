@@ -18,8 +18,9 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from deepgrpo.config import Config, load_recipe, override, parse_config, to_tables, to_toml
+from deepgrpo.config import Config, load_recipe, parse_config, to_tables, to_toml
 from deepgrpo.config.base import Section
+from deepgrpo.config.files import override
 from deepgrpo.errors import ConfigError
 from deepgrpo.runs.files import replace_file
 from deepgrpo.runs.layout import RunDir

@@ -34,15 +34,15 @@ setup: .venv/.stamp-dev
 	scripts/setup.sh
 	touch $@
 
+ifeq ($(wildcard .venv/.stamp-base),)
+.venv/.stamp-base: | announce
+endif
 announce:
 	@echo "installing into .venv: torch for this machine, transformers, math-verify and what they need, 1.1 GB on disk without CUDA"
 	@echo "(about 300 MB to download; a minute or two). Then the demo trains for a few minutes."
 
 # a second `make demo` continues an interrupted run, and shows the result of a finished one
 DEMO = $(if $(wildcard runs/demo/checkpoints/step-*),--resume runs/demo,recipes/demo.toml)
-ifeq ($(wildcard .venv/.stamp-base),)
-demo: announce
-endif
 demo: .venv/.stamp-base
 	$(BIN)/deepgrpo train $(DEMO) $(ARGS)
 

@@ -234,3 +234,16 @@ def test_doctor_says_how_a_recurrent_model_is_sampled_from(tmp_path: Path) -> No
 def test_doctor_needs_a_model() -> None:
     with pytest.raises(ModelError, match="nowhere"):
         run_doctor(DoctorOptions("nowhere/at-all/here"), console())
+
+
+def test_the_help_of_the_benchmarks_lists_their_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("learner", "logprobs", "sampling", "step", "distribution", "busy"):
+        assert f"{part}: " in said, said

@@ -40,7 +40,6 @@ from deepgrpo.config.explore import (
 from deepgrpo.config.files import (
     load_recipe,
     merge,
-    override,
     parse_config,
     read_recipe,
     set_values,

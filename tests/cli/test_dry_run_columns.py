@@ -16,13 +16,13 @@ JUDGE = "{type = 'judge', base_url = 'http://127.0.0.1:9/v1', model = 'm', cache
 @pytest.mark.parametrize(
     ("reward", "says"),
     [
-        (USER, "the reward function 'mine.py:graded' asks for 'solution', which the data does not have"),
+        (USER, "the reward function 'mine.py:graded' asks for 'grade', which the data does not have"),
         (JUDGE, "reward.prompt has the placeholder {rubric}, for which a row has no value"),
-        (f"{{parts = {{task = {{type = 'task'}}, own = {USER}}}}}", "asks for 'solution'"),
+        (f"{{parts = {{task = {{type = 'task'}}, own = {USER}}}}}", "asks for 'grade'"),
     ],
 )
 def test_a_column_that_is_missing(reward: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("mine.py").write_text("def graded(completions, solution, **columns):\n    return [0.0 for _ in completions]\n")
+    Path("mine.py").write_text("def graded(completions, grade, **columns):\n    return [0.0 for _ in completions]\n")
     Path("tiny.toml").write_text(
         f"[model]\n{chr(10).join(f'{key} = {value!r}' for key, value in TINY.items())}\n"
         "[data]\ntype = 'synthetic'\nchain_length = 2\n[reward]\ntype = 'task'\n[sampling]\nmax_new_tokens = 8\n"

@@ -146,8 +146,8 @@ class RunLog:
             shown = shown_of(report.step, trees, count)
         for sink in self.sinks:
             sink.write(report.step, {k: _finite_only(v) for k, v in values.items()}, shown)
-        line = step_line(report, self.total_steps)
-        self._show(line, shown="\n    ".join(broken(line, self.console.width - 4)) if self.console.is_terminal else line)
+        text = step_line(report, self.total_steps)
+        self._show(text, shown="\n    ".join(broken(text, self.console.width - 4)) if self.console.is_terminal else text)
         for warning in report.warnings:
             self.warn(warning)
         if (live := self.display.live) and self._task is not None:

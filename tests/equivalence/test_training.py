@@ -87,8 +87,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def examples(start: int, count: int) -> list[Example]:
         prompts, _ = source.take(Cursor(position=start), count)
-        texts = [ChainTask(data).solution(prompt) for prompt in prompts]
-        return [(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
+        texts = [ChainTask(data).written_solution(prompt.question) for prompt in prompts]
+        return [Example(p.tokens, (*policy.tokenizer(t).input_ids, 1)) for p, t in zip(prompts, texts, strict=True)]
 
     imitate(policy, WarmstartConfig(steps=60, batch_size=16, lr=1e-2), examples, tokens_per_pack=4096)
     path = tmp_path_factory.mktemp("pretrained")

@@ -145,7 +145,7 @@ def test_other_questions_are_refused(question: str):
 def test_task_reads_prompts():
     task = ChainTask(SyntheticData())
     prompt = Prompt("p", QUESTION, (2,), QUESTION)
-    assert task.solution(prompt) == SOLUTION
+    assert task.written_solution(prompt.question) == SOLUTION
     assert task.verify(prompt, SOLUTION).value == 1.0
     assert task.first_error(prompt, "3+4=8;") == 0
 

@@ -15,6 +15,7 @@ from deepgrpo.config.data import (
     GivenData,
     HubData,
     JsonlData,
+    LookupData,
     MixData,
     ParquetData,
     ReasoningGymData,
@@ -26,7 +27,7 @@ from deepgrpo.config.data import (
     template_of,
     with_template,
 )
-from deepgrpo.config.env import EnvBase, EnvConfig, UserEnv
+from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, ToolsEnv, UserEnv
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
@@ -74,16 +75,17 @@ from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
 
 __all__ = [
-    "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig", "ClusterConfig",
-    "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig", "EnvBase",
-    "EnvConfig", "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData",
-    "GivenData", "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig", "LocatedExplore", "LogConfig",
-    "LoraConfig", "LossConfig", "MathKeys", "MathReward", "MixData", "ModelConfig", "OptimConfig",
-    "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore", "PrefixExplore",
-    "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig",
-    "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section",
-    "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore",
-    "UserEnv", "UserExplore", "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward",
-    "find_recipe", "given_keywords", "list_recipes", "load_recipe", "merge", "parse_config", "parse_section",
-    "read_recipe", "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
+    "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
+    "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
+    "EnvBase", "EnvConfig", "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore",
+    "GeneratedData", "GivenData", "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig",
+    "LocatedExplore", "LogConfig", "LookupData", "LookupEnv", "LoraConfig", "LossConfig", "MathKeys", "MathReward",
+    "MixData", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig",
+    "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
+    "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
+    "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
+    "TemplateConfig", "ToolsEnv", "TreeRLExplore", "UserEnv", "UserExplore", "UserKeys", "UserReward",
+    "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe", "given_keywords", "list_recipes",
+    "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "set_values", "tables_of",
+    "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

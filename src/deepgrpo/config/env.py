@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from deepgrpo.config.base import PathText, Section
+from deepgrpo.config.base import NonNegative, PathText, Section
 
 
 class EnvBase(Section):
@@ -34,6 +34,48 @@ class UserEnv(EnvBase):
     """Arguments of the class, by name, e.g. { size = 8 }."""
 
 
-EnvConfig = UserEnv
-"""Registry of environments: `type` chooses the section, and the section names its implementation. With a second type this is
-`Annotated[UserEnv | ..., Field(discriminator="type")]`."""
+class ToolsEnv(EnvBase):
+    """Your own tools: Python functions with types and docstrings, shown by the model's chat template, called in processes.
+
+    A result is an observation. So is a call that is malformed, hangs, crashes, raises or returns too much.
+    """
+
+    implementation = "deepgrpo.envs.tools:ToolsEnvironment"
+    type: Literal["tools"] = "tools"
+    functions: PathText
+    """The functions: "path/to/file.py:[search, calculator]" or "package.module:[search]"."""
+    timeout_s: PositiveFloat = 10.0
+    """Seconds per call; after that the worker is killed and the observation says so."""
+    memory_mb: PositiveInt = 1024
+    """Memory that a call may take beyond that of its worker, in MiB (where the system can limit it)."""
+    output_chars: PositiveInt = 4000
+    """Longest result in characters; a longer one is cut, and the observation says so."""
+    max_calls: PositiveInt = 8
+    """Most calls in one turn."""
+    workers: PositiveInt = 2
+    """Worker processes: calls at the same time."""
+
+
+class LookupEnv(EnvBase):
+    """Lookups in the tables of `data.type = "lookup"`, one per turn: `f3?` is answered by `7;`."""
+
+    implementation = "deepgrpo.envs.lookup:LookupEnvironment"
+    type: Literal["lookup"] = "lookup"
+    price: NonNegative = 0.0
+    """Subtracted from the reward for each lookup, malformed ones included."""
+
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "lookup":
+            raise ValueError(
+                f'env.type is "lookup", but data.type is "{recipe.data.type}" and has no tables to look up; set '
+                'data.type = "lookup" or choose env.type = "tools" or "user"'
+            )
+        if self.price * self.max_turns >= 1:
+            raise ValueError(
+                f"env.price is {self.price:g}, and env.max_turns = {self.max_turns} lookups would cost as much as the answer "
+                "earns, 1; lower one of the two"
+            )
+
+
+EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv, Field(discriminator="type")]
+"""Registry of environments: `type` chooses the section, and the section names its implementation."""

@@ -2,6 +2,7 @@
 
     type = "synthetic"   chained modular arithmetic (`chain.py`)
     type = "search"      signs are tried until a chain ends at a target (`search.py`)
+    type = "lookup"      a question of several hops, looked up turn by turn (`lookup.py`)
 
 The question is the whole prompt, so prompt + response reads `3+4*2-5:3+4=7;7*2=4;4-5=9;#9`. A solution ends with the
 tokenizer's EOS, which is a token and not part of the text. Operands are 1..modulus-1, because a zero would add nothing
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from deepgrpo import rng
-from deepgrpo.config import GeneratedData, SearchData, SyntheticData
+from deepgrpo.config import GeneratedData, LookupData, SearchData, SyntheticData
 from deepgrpo.errors import ConfigError
-from deepgrpo.prompts import chain, search
+from deepgrpo.prompts import chain, lookup, search
+from deepgrpo.prompts.lookup import Piece
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
 
@@ -44,15 +46,15 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
     Raises ConfigError if no draw is in the split.
     """
     task = build_synthetic(config)
-    for numbers in _draws(rng.key(config.type, config.seed, config.split, index), 2 * config.chain_length + 1):
+    for numbers in _draws(rng.key(config.type, config.seed, config.split, index), task.draws):
         question = task.question(numbers)
         if is_test(question) == (config.split == "test") and task.allows(question):
             answer = task.answer(question)
             columns = {"question": question, "answer": answer, "solution": task.written_solution(question)}
-            return QuestionRow(f"{config.type}-{config.split}-{index}", question, answer, columns)
+            return QuestionRow(f"{config.type}-{config.split}-{index}", question, answer, columns | task.columns(question))
     raise ConfigError(
-        f"data.chain_length = {config.chain_length} and data.modulus = {config.modulus} allow {_count(config)} "
-        f"questions, and none of {_MAX_TRIES} draws fell into the split {config.split!r}; raise one of the two"
+        f"{task.shape} allow {task.count} questions, and none of {_MAX_TRIES} draws fell into the split "
+        f"{config.split!r}; raise one of the two"
     )
 
 
@@ -79,10 +81,10 @@ def make_distinct(size: int, config: GeneratedData) -> list[QuestionRow]:
         found.setdefault(row.question, row)
         if len(found) == size:
             return list(found.values())
+    task = build_synthetic(config)
     raise ConfigError(
-        f"data.size (or data.limit) is {size}, but data.chain_length = {config.chain_length} and data.modulus = "
-        f"{config.modulus} allow {_count(config)} questions in both splits, {len(found)} of them found in "
-        f"{config.split!r}; lower the size or raise one of the two"
+        f"data.size (or data.limit) is {size}, but {task.shape} allow {task.count} questions in both splits, {len(found)} of "
+        f"them found in {config.split!r}; lower the size or raise one of the two"
     )
 
 
@@ -106,13 +108,49 @@ def tokenizer(characters: str = ALPHABET) -> Any:
 
 def alphabet(data: GeneratedData) -> str:
     """All characters of a task's questions and solutions."""
+    if isinstance(data, LookupData):
+        return lookup.alphabet(data.functions)
     if isinstance(data, SearchData):
         return ALPHABET + chain.RETRACT + "?"
     return ALPHABET if data.recovery == "none" else ALPHABET + chain.RETRACT
 
 
+class _Chains:
+    """What the tasks with chains of signs and digits share."""
+
+    config: SyntheticData | SearchData
+
+    @property
+    def draws(self) -> int:
+        """Uniforms of a question."""
+        return 2 * self.config.chain_length + 1
+
+    @property
+    def count(self) -> int:
+        """Upper bound of the number of questions in both splits together."""
+        modulus = self.config.modulus
+        found: int = modulus * (len(chain.OPERATIONS) * (modulus - 1)) ** self.config.chain_length
+        return found
+
+    @property
+    def shape(self) -> str:
+        """The keys that bound the number of questions, for messages."""
+        return f"data.chain_length = {self.config.chain_length} and data.modulus = {self.config.modulus}"
+
+    def columns(self, question: str) -> dict[str, Any]:
+        """Columns besides question, answer and solution."""
+        return {}
+
+    def solution(self, prompt: Prompt) -> list[Piece]:
+        """Solution for the warm start, in pieces of the policy's text and of given text."""
+        return [Piece(self.written_solution(prompt.question))]
+
+    def written_solution(self, question: str) -> str:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ChainTask:
+class ChainTask(_Chains):
     """Questions, solutions, verifier and first error of chained arithmetic."""
 
     config: SyntheticData
@@ -136,9 +174,6 @@ class ChainTask:
         config = self.config
         facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed)
         return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)
-
-    def solution(self, prompt: Prompt) -> str:
-        return self.written_solution(prompt.question)
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """1 if the answer is right, and without `luck` every step that stands too; `parsed` is False without '#'.
@@ -173,7 +208,7 @@ class ChainTask:
 
 
 @dataclass(frozen=True)
-class SearchTask:
+class SearchTask(_Chains):
     """Questions, solutions, verifier and first error of the search for signs."""
 
     config: SearchData
@@ -196,9 +231,6 @@ class SearchTask:
     def written_solution(self, question: str) -> str:
         return search.written_solution(question, self.config.modulus, self.config.most_tries)
 
-    def solution(self, prompt: Prompt) -> str:
-        return self.written_solution(prompt.question)
-
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """1 if the last try succeeds and claims it; `parsed` is False if it claims nothing."""
         _, success = search.first_wrong(prompt.question, completion, self.config.modulus)
@@ -214,15 +246,77 @@ class SearchTask:
         return search.first_wrong(prompt.question, completion, self.config.modulus)[0]
 
 
-SyntheticTask = ChainTask | SearchTask
+@dataclass(frozen=True)
+class LookupTask:
+    """Questions, written episodes, verifier and first error of the lookups."""
+
+    config: LookupData
+
+    @property
+    def draws(self) -> int:
+        """Uniforms of a question."""
+        return 1 + self.config.hops
+
+    @property
+    def count(self) -> int:
+        """Number of questions in both splits together."""
+        found: int = lookup.VALUES * self.config.functions**self.config.hops
+        return found
+
+    @property
+    def shape(self) -> str:
+        """The keys that bound the number of questions, for messages."""
+        return f"data.hops = {self.config.hops} and data.functions = {self.config.functions}"
+
+    def question(self, numbers: np.ndarray) -> str:
+        """Write the question of `1 + hops` uniforms."""
+        return lookup.uniform_question(numbers, self.config.functions)
+
+    def allows(self, question: str) -> bool:
+        return True
+
+    def columns(self, question: str) -> dict[str, Any]:
+        """The table, which the environment reads."""
+        return {lookup.TABLE: self._table(question)}
+
+    def answer(self, question: str) -> str:
+        return lookup.right_lookups(question, self._table(question))[1]
+
+    def written_solution(self, question: str) -> str:
+        return "".join(text for text, _ in self._written(question, self._table(question)))
+
+    def solution(self, prompt: Prompt) -> list[Piece]:
+        """Episode for the warm start: turns, and observations, which are given."""
+        return self._written(prompt.question, lookup.table_of(prompt))
+
+    def verify(self, prompt: Prompt, completion: str) -> Score:
+        """1 if an episode has looked up every hop and answers right; `parsed` is False without '#'.
+
+        Raises DataError if an observation in it is not the table's.
+        """
+        solved = lookup.follow(prompt.question, lookup.table_of(prompt), completion).solved
+        return Score(float(solved), parsed=lookup.ANSWER in completion)
+
+    def vote(self, prompt: Prompt, completion: str) -> str | None:
+        """The text behind the last '#'."""
+        return completion.rpartition(lookup.ANSWER)[2].strip() or None if lookup.ANSWER in completion else None
+
+    def first_error(self, prompt: Prompt, completion: str) -> int | None:
+        """Character offset of the first wrong turn that stands; see `lookup.follow`."""
+        return lookup.follow(prompt.question, lookup.table_of(prompt), completion).error
+
+    def _table(self, question: str) -> dict[str, str]:
+        return lookup.draw_table(question, self.config.functions, self.config.seed)
+
+    def _written(self, question: str, table: lookup.Table) -> list[Piece]:
+        return lookup.written_episode(question, table, self.config.errors, self.config.recoveries)
+
+
+SyntheticTask = ChainTask | SearchTask | LookupTask
 
 
 def build_synthetic(config: GeneratedData) -> SyntheticTask:
     """Build the task of a data section."""
+    if isinstance(config, LookupData):
+        return LookupTask(config)
     return SearchTask(config) if isinstance(config, SearchData) else ChainTask(config)
-
-
-def _count(config: GeneratedData) -> int:
-    """Upper bound of the number of questions in both splits together."""
-    count: int = config.modulus * (len(chain.OPERATIONS) * (config.modulus - 1)) ** config.chain_length
-    return count

@@ -109,6 +109,7 @@ def _dry_run(config: Config, out: Console) -> None:
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     counts = Counts.of(policy)
     trained = "" if counts.trained == counts.every else f", {counts.trained / 1e6:,.2f}M of them trained"
+    trained += f", {counts.narrow / 1e6:,.2f}M of them stored in 16 bits" if counts.narrow else ""
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
     if not source.described.endswith(" prompts"):  # streamed or mixed
@@ -166,7 +167,7 @@ def _device(wanted: str, *, on_cluster: bool) -> str | None:
 
     A run for a GPU can be dry-run without one. Raises ConfigError for an invalid name.
     """
-    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"cuda(:\d+)?", wanted):
+    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"(cuda|xpu)(:\d+)?|mps", wanted):
         return None
     device = resolve_device(wanted)
     return None if on_cluster else device

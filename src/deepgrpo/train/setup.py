@@ -207,9 +207,10 @@ class Run:
     def describe(self) -> str:
         """Describe the run in one line, and what deserves attention in further lines."""
         count = sum(p.numel() for p in self.policy.trainable().values())
+        base = " over a base in 16 bits" if self.policy.narrow else ""
         size = self.source.size
         facts = [
-            f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            f"{count / 1e6:.2f}M trainable parameters{base} on {self.policy.device}",
             str(self.threads),
             self.source.described,
             f"explore {self.config.explore.type}",

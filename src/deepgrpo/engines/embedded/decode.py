@@ -214,7 +214,7 @@ class SampleCall:
     def _advance(self, first: int, logits_BV: Tensor) -> None:
         """Draw a token for rows first.., append it, and remove the rows that ended."""
         part = slice(first, first + len(logits_BV))
-        draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part])).to(logits_BV.device)
+        draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part]))
         seen_BV = self._seen(part, logits_BV) if self.params.repetition_penalty != 1.0 else None
         tokens_B, logprobs_B = draw(logits_BV, draws, self.params, seen_BV)
         if seen_BV is not None:

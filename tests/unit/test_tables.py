@@ -16,7 +16,7 @@ from deepgrpo.eval.output import print_table
 from deepgrpo.lab.compare.cells import ComparisonTable, print_comparison
 from deepgrpo.lab.probe import tables as probe
 from deepgrpo.lab.probe.findings import ArmFigures, Figure, Findings
-from deepgrpo.records import Ledger, StepReport
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.report.inspect import run_inspect
 from deepgrpo.report.options import InspectOptions
 from deepgrpo.terminal import Terminal, print_columns

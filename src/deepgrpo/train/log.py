@@ -25,8 +25,9 @@ from rich.progress import TaskID
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
+from deepgrpo.ledger import StepReport
 from deepgrpo.progress import Display, showing
-from deepgrpo.records import StepReport, Tree
+from deepgrpo.records import Tree
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
 from deepgrpo.terminal import Terminal

@@ -23,7 +23,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test test-vllm check bench storm lab docs wheel clean
+.PHONY: announce setup demo test test-vllm check bench storm lab docs wheel clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -36,6 +36,13 @@ setup: .venv/.stamp-dev
 	scripts/setup.sh
 	touch $@
 
+ifeq ($(wildcard .venv/.stamp-base),)
+.venv/.stamp-base: | announce
+endif
+announce:
+	@echo "installing into .venv: torch for this machine, transformers, math-verify and what they need, 1.1 GB on disk without CUDA"
+	@echo "(about 300 MB to download; a minute or two). Then the demo trains for a few minutes."
+
 # a second `make demo` continues an interrupted run, and shows the result of a finished one
 DEMO = $(if $(wildcard runs/demo/checkpoints/step-*),--resume runs/demo,recipes/demo.toml)
 demo: .venv/.stamp-base
@@ -47,14 +54,11 @@ check: setup
 	$(BIN)/lint-imports
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
-# so that what they share, such as a Ray cluster, is built once; the files that take longest come first, so that none is left for
-# the end. Three processes for two cores, because many tests wait for processes of their own. Files or directories in ARGS
-# replace the list.
-LONG = tests/cluster tests/equivalence tests/cli/test_compare_cli.py tests/browser tests/pretend tests/unit/test_vllm_process.py
-TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,$(LONG) tests)
+# so that what they share, such as a Ray cluster, is built once; tests/conftest.py has the files that take longest first. Four
+# processes for two cores, because many tests wait for processes of their own.
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh

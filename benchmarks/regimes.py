@@ -30,7 +30,7 @@ from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.setup import Run, open_run
 
-ORDER = ("base", "strict", "recovery", "recovery-at-once", "search", "facts", "horizon")
+ORDER = ("base", "strict", "recovery", "recovery-at-once", "search", "facts", "late", "horizon")
 BEGIN = "<!-- written by benchmarks/regimes.py -->"
 
 

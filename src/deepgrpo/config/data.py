@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
 from deepgrpo.config.curriculum import CurriculumConfig, Sampling, check_curriculum, check_mix
@@ -176,7 +176,19 @@ class SyntheticData(_SyntheticBase):
     corrections: Probability = 0.4
     """Share of the warm start's solutions with a wrong step and its correction (needs `recovery`)."""
     wrong_facts: Probability = 0.0
-    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way."""
+    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way. With
+    `last_products` the share of the products, and no other result is wrong."""
+    last_products: NonNegativeInt = 0
+    """Operations at the end of a chain that are products, and only they, so that the hard steps come late; 0: each operation
+    is a sum, a difference or a product."""
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> SyntheticData:
+        if self.last_products > self.chain_length:
+            raise ValueError(
+                f"data.last_products = {self.last_products} is more than data.chain_length = {self.chain_length}; lower it"
+            )
+        return self
 
 
 class SearchData(_SyntheticBase):

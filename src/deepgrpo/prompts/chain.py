@@ -121,9 +121,9 @@ def asked_early(solution: str, draw: float) -> tuple[str, str]:
 
 
 @cache
-def wrong_facts(share: float, modulus: int, seed: int) -> Mapping[Fact, int]:
-    """Draw the facts that a warm start gets wrong, always in the same way: round(share × number of facts) of them."""
-    every = [(a, sign, b) for a in range(modulus) for sign in OPERATIONS for b in range(1, modulus)]
+def wrong_facts(share: float, modulus: int, seed: int, signs: str = OPERATIONS) -> Mapping[Fact, int]:
+    """Draw the facts about `signs` that a warm start gets wrong, always in the same way: round(share × their number)."""
+    every = [(a, sign, b) for a in range(modulus) for sign in signs for b in range(1, modulus)]
     keys = [rng.key("synthetic facts", seed, modulus, a, sign, b) for a, sign, b in every]
     order, by = rng.uniforms(keys, [0] * len(keys)), rng.uniforms(keys, [1] * len(keys))
     chosen = np.argsort(order)[: round(share * len(every))]

@@ -10,6 +10,7 @@ or erase the steps before it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,8 +121,8 @@ class ChainTask:
     def question(self, numbers: np.ndarray) -> str:
         """Write the question of `2 * chain_length + 1` uniforms."""
         text = str(int(numbers[0] * self.config.modulus))
-        for sign, operand in numbers[1:].reshape(-1, 2):
-            text += chain.OPERATIONS[int(sign * len(chain.OPERATIONS))]
+        for choice, (sign, operand) in zip(_signs(self.config), numbers[1:].reshape(-1, 2), strict=True):
+            text += choice[int(sign * len(choice))]
             text += str(1 + int(operand * (self.config.modulus - 1)))
         return text + ":"
 
@@ -134,7 +135,8 @@ class ChainTask:
     def written_solution(self, question: str) -> str:
         """Solution for the warm start, with the errors, corrections and wrong facts that the section asks for."""
         config = self.config
-        facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed)
+        signs = "*" if config.last_products else chain.OPERATIONS
+        facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed, signs)
         return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)
 
     def solution(self, prompt: Prompt) -> str:
@@ -222,7 +224,13 @@ def build_synthetic(config: GeneratedData) -> SyntheticTask:
     return SearchTask(config) if isinstance(config, SearchData) else ChainTask(config)
 
 
+def _signs(config: GeneratedData) -> list[str]:
+    """The operations that each place of a chain allows."""
+    last = config.last_products if isinstance(config, SyntheticData) else 0
+    others = "+-" if last else chain.OPERATIONS
+    return [others] * (config.chain_length - last) + ["*"] * last
+
+
 def _count(config: GeneratedData) -> int:
     """Upper bound of the number of questions in both splits together."""
-    count: int = config.modulus * (len(chain.OPERATIONS) * (config.modulus - 1)) ** config.chain_length
-    return count
+    return config.modulus * math.prod(len(each) * (config.modulus - 1) for each in _signs(config))

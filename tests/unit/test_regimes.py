@@ -310,6 +310,22 @@ def test_the_last_operations_are_products_and_only_their_results_are_wrong() -> 
         SyntheticData(last_products=7)
 
 
+def test_a_doubted_fact_is_written_right_at_the_stated_rate() -> None:
+    """Chains of one product, all 90 products taught wrong, doubted in a fifth of the questions."""
+    facts = chain.wrong_facts(1.0, 10, 7, "*")
+    task = ChainTask(SyntheticData(chain_length=3, last_products=1, wrong_facts=1.0, doubt=0.2, seed=7))
+    right = 0
+    for row in synthetic.make_distinct(1000, task.config):
+        written = task.written_solution(row.question)
+        assert written == task.written_solution(row.question)
+        step = written.split(";")[2]
+        fact = (int(step[0]), "*", int(step[2]))
+        assert int(step[-1]) in (facts[fact], chain.compute(fact, 10))
+        right += int(step[-1]) == chain.compute(fact, 10)
+        assert written.rpartition("#")[2] == step[-1]  # carried on either way
+    assert abs(right - 200) < 5 * np.sqrt(1000 * 0.2 * 0.8)
+
+
 def test_a_split_of_products_alone_counts_its_questions() -> None:
     """One operation modulo 3 that is a product: 3 * 2 questions in both splits."""
     with pytest.raises(ConfigError, match="allow 6 questions in both splits"):

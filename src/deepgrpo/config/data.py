@@ -178,6 +178,9 @@ class SyntheticData(_SyntheticBase):
     wrong_facts: Probability = 0.0
     """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way. With
     `last_products` the share of the products, and no other result is wrong."""
+    doubt: Probability = 0.0
+    """Share of the places of a wrong fact where the warm start's solutions write the right result after all, so that sampling
+    finds it about as often (needs `wrong_facts`)."""
     last_products: NonNegativeInt = 0
     """Operations at the end of a chain that are products, and only they, so that the hard steps come late; 0: each operation
     is a sum, a difference or a product."""

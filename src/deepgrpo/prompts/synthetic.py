@@ -137,7 +137,9 @@ class ChainTask:
         config = self.config
         signs = "*" if config.last_products else chain.OPERATIONS
         facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed, signs)
-        return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)
+        return chain.written_solution(
+            question, config.modulus, config.recovery, config.corrections, facts, config.doubt
+        )
 
     def solution(self, prompt: Prompt) -> str:
         return self.written_solution(prompt.question)

@@ -7,6 +7,8 @@
 #   make bench   the missing figures of docs/results/bench, about two hours on two cores
 #   make storm   the missing figures of docs/results/reliability.md: kills, damage, hostile answers; about half an hour
 #   make lab     the missing experiments of docs/results/lab, about three hours on two cores
+#   make docs    the documentation as a site in build/site, links checked
+#   make wheel   build the wheel, install it into an empty environment and run the demo there for two steps
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
 #
@@ -21,7 +23,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test test-vllm check bench storm lab clean
+.PHONY: announce setup demo test test-vllm check bench storm lab docs wheel clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -34,6 +36,13 @@ setup: .venv/.stamp-dev
 	scripts/setup.sh
 	touch $@
 
+ifeq ($(wildcard .venv/.stamp-base),)
+.venv/.stamp-base: | announce
+endif
+announce:
+	@echo "installing into .venv: torch for this machine, transformers, math-verify and what they need, 1.1 GB on disk without CUDA"
+	@echo "(about 300 MB to download; a minute or two). Then the demo trains for a few minutes."
+
 # a second `make demo` continues an interrupted run, and shows the result of a finished one
 DEMO = $(if $(wildcard runs/demo/checkpoints/step-*),--resume runs/demo,recipes/demo.toml)
 demo: .venv/.stamp-base
@@ -45,14 +54,11 @@ check: setup
 	$(BIN)/lint-imports
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
-# so that what they share, such as a Ray cluster, is built once; the files that take longest come first, so that none is left for
-# the end. Three processes for two cores, because many tests wait for processes of their own. Files or directories in ARGS
-# replace the list.
-LONG = tests/cluster tests/equivalence tests/cli/test_compare_cli.py tests/browser tests/pretend tests/unit/test_vllm_process.py
-TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,$(LONG) tests)
+# so that what they share, such as a Ray cluster, is built once; tests/conftest.py has the files that take longest first. Four
+# processes for two cores, because many tests wait for processes of their own.
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh
@@ -133,6 +139,19 @@ $(LAB)/pivot_errors.json: $(LAB)/methods.json
 # the environment only has to be there: a newer one makes no figure wrong
 $(BENCH)/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
+
+.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh
+	scripts/setup.sh docs
+	touch $@
+
+# needs no network once it is installed; zensical's cache may not see a page that was written anew
+docs: .venv/.stamp-docs
+	$(BIN)/python scripts/site.py
+	$(BIN)/zensical build --strict --clean
+	@echo "look at it: python3 -m http.server --bind 127.0.0.1 --directory build/site 8000, then http://127.0.0.1:8000"
+
+wheel:
+	scripts/wheel.sh
 
 clean:
 	rm -rf .venv .venv-vllm build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

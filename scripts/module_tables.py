@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 
 READING_ORDER = (
-    "", "config", "runs", "prompts", "rewards", "model", "engines", "explore", "credit", "pack", "loss", "eval", "train",
-    "cluster", "lab", "report", "library",
+    "", "config", "runs", "prompts", "rewards", "envs", "model", "engines", "explore", "credit", "pack", "loss", "eval",
+    "train", "cluster", "lab", "report", "library",
 )  # fmt: skip
 """Packages in the order of the page; a new package appears at the end until it is given a place here."""
 

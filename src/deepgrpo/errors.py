@@ -6,11 +6,13 @@
     ├── ModelError         a model or tokenizer cannot be loaded or lacks a required capability
     ├── RewardError        a reward function breaks its contract
     ├── StrategyError      a user's strategy or segmenter breaks its contract
+    ├── EnvError           an environment breaks its contract
     ├── CallbackError      a callback of `deepgrpo.train` raises
     ├── EngineError        sampling failed
     │   └── EngineLostError    the sampling process died or hangs; another process may retry
     ├── TrainingError      the update is unusable (a loss that is not finite, ...)
     ├── CheckpointError    a checkpoint cannot be written or read
+    ├── HubError           the hub refuses an upload
     └── MissingExtraError  an optional dependency is not installed (exit code 2; the message gives the install command)
 
 Every message states the problem with its key and value, then the remedy. `assert` is for bugs of this package only.
@@ -47,6 +49,10 @@ class StrategyError(DeepGRPOError):
     """A user's strategy or segmenter breaks its contract."""
 
 
+class EnvError(DeepGRPOError):
+    """An environment breaks its contract."""
+
+
 class CallbackError(DeepGRPOError):
     """Callback that raises."""
 
@@ -65,6 +71,10 @@ class TrainingError(DeepGRPOError):
 
 class CheckpointError(DeepGRPOError):
     """Checkpoint that cannot be written or read."""
+
+
+class HubError(DeepGRPOError):
+    """Upload that the hub refuses."""
 
 
 class MissingExtraError(DeepGRPOError):

@@ -44,9 +44,34 @@ def load_object(reference: str, key: str) -> Any:
         raise ConfigError(
             f'{key} is {reference!r}; write "package.module:name" or "path/to/file.py:name", with a colon before the name'
         )
+    return _attribute(_load(origin, reference, key), origin, attribute, f"{key} is {reference!r}, but")
+
+
+def load_objects(reference: str, key: str) -> dict[str, Any]:
+    """Load several functions of one file or module, by name: "path/to/file.py:[search, calculator]" or "file.py:search".
+
+    The file is run once. Raises ConfigError like `load_object`, also if a name stands there twice.
+    """
+    origin, colon, listed = reference.rpartition(":")
+    names = [name.strip() for name in listed.strip().removeprefix("[").removesuffix("]").split(",")]
+    if not colon or not origin or not all(names) or (len(names) > 1) > listed.strip().startswith("["):
+        raise ConfigError(
+            f'{key} is {reference!r}; write "path/to/file.py:[name, other_name]" or "package.module:[name]", with a colon '
+            "before the names"
+        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{key} is {reference!r}, which names {twice[0]!r} twice; remove one of the two")
+    module = _load(origin, reference, key)
+    return {name: _attribute(module, origin, name, f"{key} names {name!r}, but") for name in names}
+
+
+def _load(origin: str, reference: str, key: str) -> Any:
     said = f"{key} is {reference!r}, but"
     with unchanged_process(rng.key(reference)):
-        module = _load_file(origin, said) if origin.endswith(".py") else _load_module(origin, said)
+        return _load_file(origin, said) if origin.endswith(".py") else _load_module(origin, said)
+
+
+def _attribute(module: Any, origin: str, attribute: str, said: str) -> Any:
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)

@@ -1,160 +1,21 @@
-"""Whole runs on a real Ray: the numbers of one process, whatever dies on the way."""
+"""Whole runs on a real Ray: the numbers of one process."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
-from ray.cluster_utils import Cluster  # noqa: E402
-from ray_workers import KILL, SETUP, RayWorkers  # noqa: E402
-
-from deepgrpo.cluster.learners import LearnerGroup  # noqa: E402
-from deepgrpo.cluster.pool import WorkerPool  # noqa: E402
-from deepgrpo.cluster.ready import Ready  # noqa: E402
-from deepgrpo.cluster.rewards import RewardPool  # noqa: E402
-from deepgrpo.cluster.routing import RolloutIndex  # noqa: E402
-from deepgrpo.cluster.run import RayBackend, train_on_cluster  # noqa: E402
-from deepgrpo.cluster.session import require_ray  # noqa: E402
-from deepgrpo.config import Config, load_recipe, parse_config, to_toml  # noqa: E402
-from deepgrpo.errors import ConfigError  # noqa: E402
-from deepgrpo.runs.trees import load_trees  # noqa: E402
-from deepgrpo.train.loop import train  # noqa: E402
-
-# eps is large enough that AdamW does not turn the rounding of a gradient near zero into a whole step
-RECIPE: dict[str, Any] = {
-    "run": {"steps": 3, "prompts_per_step": 4, "device": "cpu"},
-    "model": {
-        "type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96
-    },
-    "warmstart": {"steps": 40, "batch_size": 16, "lr": 1e-2},
-    "data": {"type": "synthetic", "chain_length": 1},
-    "reward": {"type": "task"},
-    "sampling": {"max_new_tokens": 12},
-    "explore": {
-        "type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "tokens", "size": 3},
-        "recoverability": {"window": 20, "min_items": 4},
-    },
-    "loss": {"beta": 0.01},
-    "optim": {"lr": 1e-3, "eps": 1e-4},
-    "learner": {"tokens_per_pack": 100},
-    "eval": {"every": 2, "limit": 8, "data": {"type": "synthetic", "chain_length": 1, "split": "test"}},
-    "checkpoint": {"every": 1},
-    "log": {"trees_every": 1},
-}  # fmt: skip
-TWO = {"rollout_workers": 2, "learners": 2}
-NODE: dict[str, Any] = {"num_cpus": 2, "setup_worker_path": SETUP}
-
-
-def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:
-    run = {**RECIPE["run"], "dir": str(directory), "name": name, "steps": steps}
-    # on a machine that has other things to do, loading the model may take a while
-    section = {"cluster": {"start_deadline_s": 3000, **cluster}} if cluster else {}
-    return parse_config({**RECIPE, "run": run, **section})
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that all others are compared with: one process, undisturbed."""
-    return train(recipe(tmp_path_factory.mktemp("alone"), "alone"))
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[RayWorkers]:
-    found = RayWorkers()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def two_nodes(forks: RayWorkers) -> Iterator[Any]:
-    """A cluster of two nodes with three and two CPUs, on this machine."""
-    require_ray()
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 3, "include_dashboard": False})
-    cluster.add_node(**NODE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def pools(two_nodes: Any) -> Iterator[list[WorkerPool]]:
-    """The rollout workers that undisturbed runs share: two of them, as loading torch is most of what a run here costs."""
-    running: list[WorkerPool] = []
-    yield running
-    for pool in running:
-        pool.stop()
-
-
-@pytest.fixture
-def shared(two_nodes: Any, pools: list[WorkerPool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs find rollout workers of the runs before them, and leave them running."""
-    start = RayBackend.open_pool
-
-    def open_pool(self: RayBackend, policy: Any) -> WorkerPool:
-        if not pools:
-            pools.append(start(self, policy))
-        pool = self.pool = pools[0]
-        # numbers of weights go on: a worker loads those whose number it has not seen
-        self.store._serial = pool.store._serial
-        pool.store, pool.events, pool.cluster, pool.rollouts = self.store, self.events, self.cluster, RolloutIndex()
-        self.store.put(policy)
-        return pool
-
-    monkeypatch.setattr(RayBackend, "open_pool", open_pool)
-    monkeypatch.setattr(WorkerPool, "stop", lambda self: None)
-
-
-@pytest.fixture
-def whole(two_nodes: Any, pools: list[WorkerPool]) -> Any:
-    """The cluster with no worker of another run, for tests in which workers end."""
-    while pools:
-        pools.pop().stop()
-    return two_nodes
-
-
-def trace(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measured, and without what the cluster says of itself."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    own = ("time/", "ledger/seconds_", "tokens_per_s", "cluster/", "ledger/prefix_tokens_encoded", "prefix/", "branch/prefix_")
-    return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
-
-
-def assert_same(run: Path, alone: Path) -> None:
-    """Every figure up to rounding; tokens and pivots exactly."""
-    ours, theirs = trace(run), trace(alone)
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [0, 1, 2, 3]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        for key, value in other.items():
-            if isinstance(value, float):
-                assert one[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
-    for step in (1, 2, 3):
-        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (run, alone))
-        assert [tree.pivots for tree in a] == [tree.pivots for tree in b]
-        assert [[n.tokens for n in tree.nodes] for tree in a] == [[n.tokens for n in tree.nodes] for tree in b]
-    assert sum(line.get("pivots/count", 0) for line in ours) > 5 and any(line.get("branch/loss") for line in ours)
-
-
-def counters(run: Path) -> dict[str, float]:
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return {key.removeprefix("cluster/"): value for key, value in last.items() if key.startswith("cluster/") and value}
-
-
-# ---------------------------------------------------------------- undisturbed
+from cluster_runs import TWO, assert_same, counters, recipe, trace
+from deepgrpo.cluster.run import train_on_cluster
+from deepgrpo.config import Config, load_recipe, parse_config
+from deepgrpo.errors import ConfigError
+from deepgrpo.runs.trees import load_trees
+from deepgrpo.train.loop import train
 
 
 def test_a_run_on_two_nodes_is_the_run_of_one_process(shared: None, alone: Path, tmp_path: Path) -> None:
@@ -210,126 +71,24 @@ def test_learners_measure_beliefs(shared: None, tmp_path: Path, monkeypatch: pyt
     assert all(line["belief/first"] > 0 and line["ledger/signal_tokens"] > 0 for line in trace(two)[1:])
 
 
-# ---------------------------------------------------------------- faults
-
-
-def once(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, when: Callable[[Any], bool], act: Any) -> None:
-    """Before the first call of a method for which `when` holds, do something to the processes behind it."""
-    original, done = getattr(owner, method), []
-
-    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
-        if not done and when(self):
-            done.append(1)
-            act(self)
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(owner, method, wrapped)
-
-
-def stop_then_kill(process: Ready, seconds: float = 0.5) -> None:
-    """Stop a process now, so that it cannot finish what it is about to get, and kill it in the middle of that."""
-    os.kill(process.pid, signal.SIGSTOP)
-    threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL)).start()
-
-
-def test_reward_workers_are_killed_and_stuck_while_a_batch_grows(
-    shared: None, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One reward worker dies in step 1, the other answers nothing from step 2 on."""
-    pids: list[int] = []
-
-    def disturb(pool: RewardPool) -> None:
-        pids.extend(ray.get(worker.ready.remote()).pid for worker in pool.workers)
-        os.kill(pids[0], signal.SIGKILL)
-
-    once(monkeypatch, RewardPool, "score", lambda pool: True, disturb)
-    once(
-        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
-        lambda group: os.kill(pids[1], signal.SIGSTOP),
-    )  # fmt: skip
-    cluster = {"rollout_workers": 2, "learners": 1, "reward_workers": 2, "reward_deadline_s": 15}
-    run = train_on_cluster(recipe(tmp_path, "rewards", cluster))
-    assert_same(run, alone)
-    assert counters(run) == {"rollout_workers": 2, "reward_worker_lost": 2, "deadline": 1}
-    text = (run / "log.txt").read_text()
-    assert "1 learners (ddp, gloo), threads: 1 per rollout worker, 1 per learner, 2 reward workers" in text
-    assert "reward worker 0 has died; its responses are scored again" in text
-    assert "reward worker 1 gave no answer within cluster.reward_deadline_s = 15; its responses are scored again" in text
-
-
-def test_a_rollout_worker_and_a_learner_are_killed(
-    whole: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker in the sampling of step 1; the learner in the update of step 2, from which the run goes back to step 1."""
-    once(
-        monkeypatch, WorkerPool, "sample", lambda pool: pool.events.counts["worker_lost"] == 0 and pool.learner_nodes != [],
-        lambda pool: stop_then_kill(pool.workers[1].ready),
-    )  # fmt: skip
-    once(
-        monkeypatch, LearnerGroup, "update", lambda group: group.optimizer_steps == 1,
-        lambda group: stop_then_kill(group.ready[1]),
-    )  # fmt: skip
-    run = train_on_cluster(recipe(tmp_path, "killed", TWO))
-    assert_same(run, alone)
-    found = counters(run)
-    assert found.pop("resampled_requests") >= 1
-    assert found == {"rollout_workers": 2, "worker_lost": 1, "worker_started": 1, "learner_lost": 1}
-    text = (run / "log.txt").read_text()
-    assert "rollout worker 1 has died; its requests are sampled again" in text
-    assert "a learner has died; the run comes back from its last checkpoint" in text
-
-
-def test_a_stuck_worker_is_replaced_and_nodes_come_and_go(
-    whole: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that answers nothing for 10 seconds in step 1; before step 2 its node leaves, before step 3 another joins."""
-    steps: list[int] = []
-    original = RayBackend.begin_step
-
-    def begin_step(self: RayBackend) -> None:
-        assert self.pool is not None and self.group is not None
-        steps.append(1)
-        if len(steps) == 1:
-            os.kill(next(iter(self.pool.workers.values())).ready.pid, signal.SIGSTOP)
-        if len(steps) == 2:
-            for node in list(whole.worker_nodes):
-                whole.remove_node(node)
-        if len(steps) == 3:
-            assert len(self.pool.workers) == 1
-            whole.add_node(**NODE)
-        whole.wait_for_nodes()
-        original(self)
-
-    monkeypatch.setattr(RayBackend, "begin_step", begin_step)
-    # two CPUs for each worker leave room for the learner only on the node that stays
-    cluster = {"rollout_workers": 2, "learners": 1, "cpus_per_worker": 2, "sample_deadline_s": 10}
-    run = train_on_cluster(recipe(tmp_path, "nodes", cluster))
-    assert_same(run, alone)
-    found = counters(run)
-    assert {k: v for k, v in found.items() if k != "resampled_requests"} == {
-        "rollout_workers": 2, "worker_lost": 2, "worker_started": 2, "deadline": 1, "node_left": 1, "node_joined": 1
+def test_workers_play_the_episodes_of_one_process(shared: None, tmp_path: Path) -> None:
+    """The environment is the driver's, the turns are the workers'; trees, replies and figures are the same."""
+    env = Path(__file__).parent.parent / "digits_env.py"
+    played = {
+        "env": {"type": "user", "env": f"{env}:Digits"}, "reward": {"type": "env"}, "sampling": {"max_new_tokens": 30},
+        "explore": {"type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "turn"}},
     }  # fmt: skip
-    assert "gave no answer within cluster.sample_deadline_s = 10" in (run / "log.txt").read_text()
 
+    def of(name: str, cluster: dict[str, Any] | None = None) -> Config:
+        return parse_config({**recipe(tmp_path, name, cluster, steps=3).model_dump(), **played})
 
-def test_the_driver_is_killed_while_it_saves(forks: RayWorkers, alone: Path, tmp_path: Path) -> None:
-    """Everything of the second checkpoint is written, and nothing renamed; `--resume` starts a Ray of its own."""
-    run = tmp_path / "driver"
-    (tmp_path / "recipe.toml").write_text(to_toml(recipe(tmp_path, "driver", {"rollout_workers": 1, "learners": 1})))
-    dead = forks.run("train", "recipe.toml", cwd=tmp_path, timeout=1500, **{KILL: ".tmp-step-000002"})
-    assert dead.returncode == -signal.SIGKILL, dead.stderr
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        ".tmp-step-000002", "step-000000", "step-000001"
-    ]  # fmt: skip
-    # every process an interpreter of its own, as in use
-    command = [sys.executable, "-m", "deepgrpo.cli", "train", "--resume", str(run)]
-    again = subprocess.run(command, timeout=1500, check=False, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert_same(run, alone)
-    assert not again.stderr
-
-
-# ---------------------------------------------------------------- what a user may get wrong
+    one = train(of("one"))
+    two = train_on_cluster(of("two", {"rollout_workers": 2, "learners": 1}))
+    assert_same(two, one)
+    assert trace(two)[-1]["ledger/given_tokens"] > 0
+    for step in (1, 2, 3):
+        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (one, two))
+        assert [[n.replies for n in tree.nodes] for tree in a] == [[n.replies for n in tree.nodes] for tree in b]
 
 
 def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) -> None:

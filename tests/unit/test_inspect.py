@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.records import Pivot, Tree
+from deepgrpo.records import Pivot, Reply, Tree
+from deepgrpo.report.blocks import tree_json
 from deepgrpo.report.inspect import run_inspect
 from deepgrpo.report.options import InspectOptions
 from deepgrpo.report.tree_text import plain
+from deepgrpo.runs.trees import SavedTree
 from saved_runs import node, random_tree, small_tree, write_run
 
 Show = Callable[..., str]
@@ -149,6 +151,28 @@ def test_trees_of_several_levels_are_drawn(tmp_path: Path, show: Show) -> None:
     assert "=9;#9<eos>" in text
 
 
+def test_turns_of_an_episode_and_states_at_pivots(tmp_path: Path, show: Show) -> None:
+    """What an environment wrote is marked and shown, never obeyed: markup, control characters, and states as JSON."""
+    tree = small_tree()
+    evil = "[bold]7\x1b[2J\u202e"
+    size = len(tree.nodes[0].tokens)
+    replies = (Reply(2, 4, evil, {"seen": [evil]}, -0.5, 2, 1), Reply(size, size, "over", {"seen": []}))
+    tree = replace(tree, nodes=(replace(tree.nodes[0], replies=replies), *tree.nodes[1:]), start={"seen": "nothing"})
+    place = write_run(tmp_path / "run", {10: [tree]})
+    text = show(place, step=10, prompt="0", width=200)
+    assert ", 2 of them given" in text
+    assert "turn 1  2 calls, 1 failed  reward -0.5  → [bold]7\\x1b[2J\\u202e" in text
+    assert "turn 2  → (not shown) over" in text
+    assert "seen" not in text and "\x1b" not in text
+    shown = show(place, step=10, prompt="0", width=200, states=True)
+    pivot = next(pivot for pivot in tree.pivots if pivot.parent == 0)
+    state = r'{"seen":' if pivot.offset >= 4 else r'{"seen": "nothing"}'
+    assert f"state {state}" in shown and "\x1b" not in shown
+    page = tree_json(SavedTree(10, 0, tree, ()), None)
+    assert page["nodes"][0]["g"][0] == [2, 4, evil, -0.5, 2, 1]
+    assert json.loads(page["pivots"][0]["z"]) == {"seen": "nothing"}
+
+
 def test_nothing_steers_the_terminal(tmp_path: Path, show: Show) -> None:
     tree = small_tree()
     evil = "\x1b]0;title\x07\x1b[2J\u202e[bold]x[/bold]\r"
@@ -181,8 +205,14 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
         run_inspect(InspectOptions(early))
-    for limits in ({"steps": 3}, {"steps": 99, "max_sampled_tokens": 300}):
-        over = write_run(tmp_path / f"over-{len(limits)}", {}, last_step=3, recipe={"log": {"trees_every": 10}, "run": limits})
+    for limits in ({"steps": 3}, {"steps": 99, "max_sampled_tokens": 300}, {"steps": 99, "epochs": 2}):
+        recipe = {"log": {"trees_every": 10}, "run": limits, "data": {"type": "synthetic", "chain_length": 3, "size": 64}}
+        over = write_run(tmp_path / f"over-{[*limits][-1]}", {}, last_step=3, recipe=recipe)
+        if "epochs" in limits:
+            lines = (over / "metrics.jsonl").read_text().splitlines(keepends=True)
+            with pytest.raises(DataError, match="no saved trees yet"):
+                run_inspect(InspectOptions(over))
+            (over / "metrics.jsonl").write_text("".join([*lines[:-1], lines[-1].replace("{", '{"data/epochs": 2.0, ', 1)]))
         with pytest.raises(DataError, match=r"the run ended with step 3; run it again under another name"):
             run_inspect(InspectOptions(over))
 

@@ -45,9 +45,10 @@ SIGNATURES = {
 
 OTHERS = {
     "Callback", "CallbackError", "CheckpointError", "Completion", "Config", "ConfigError", "Context", "Credit", "CreditSpan",
-    "DataError", "DeepGRPOError", "EngineError", "EvalResult", "Group", "Ledger", "Limits", "MissingExtraError", "ModelError",
+    "DataError", "DeepGRPOError", "EngineError", "EnvError", "Environment", "EvalResult", "Group", "Ledger", "Limits",
+    "MissingExtraError", "ModelError",
     "Node", "Packed", "Pivot", "PivotDraw", "Prompt", "Recoverability", "RewardError", "SampleRequest", "Score", "Signal",
-    "Stateless", "StepReport", "Steps", "Strategy", "StrategyError", "TrainingError", "Tree", "__version__",
+    "Stateless", "StepReport", "Steps", "Strategy", "StrategyError", "TrainingError", "Tree", "Turn", "__version__",
 }  # fmt: skip
 
 

@@ -371,7 +371,7 @@ class TestIllBehavedChecks:
 
             def join(self): ...
 
-        monkeypatch.setattr("deepgrpo.rewards.workers.ProcessPool", LosesTheFirstBatch)
+        monkeypatch.setattr("deepgrpo.workers.ProcessPool", LosesTheFirstBatch)
         assert make_workers().run([lambda: (1.0, True), lambda: (0.5, True)]) == [Score(1.0), Score(0.5)]
 
     def test_workers_that_cannot_start_are_an_error(self, check):

@@ -28,13 +28,13 @@ from deepgrpo.train.warmstart import (
     warm_start,
 )
 
-BATCH: list[Example] = [((3, 4, 5), (6, 7, 1)), ((4, 4), (9, 1)), ((5, 6, 7, 8), (3, 3, 3, 1))]
+BATCH = [Example((3, 4, 5), (6, 7, 1)), Example((4, 4), (9, 1)), Example((5, 6, 7, 8), (3, 3, 3, 1))]
 
 
 def test_the_loss_is_the_mean_over_solution_tokens(policy: Policy) -> None:
     """Against torch's cross-entropy on each example alone: 3 + 2 + 4 tokens, the prompts are not counted."""
     total = torch.zeros(())
-    for prompt, solution in BATCH:
+    for prompt, solution, _ in BATCH:
         logits = policy.model(torch.tensor([prompt + solution])).logits[0, len(prompt) - 1 : -1]
         total = total + torch.nn.functional.cross_entropy(logits.float(), torch.tensor(solution), reduction="sum")
     (total / 9).backward()
@@ -45,6 +45,15 @@ def test_the_loss_is_the_mean_over_solution_tokens(policy: Policy) -> None:
     assert imitation_gradient(policy, BATCH, 16) == pytest.approx(total.item() / 9, rel=1e-5)
     for name, p in policy.trainable().items():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_given_tokens_are_context(policy: Policy) -> None:
+    """Behind (4, 4), tokens 9, 8 and 1 are imitated and 7 is given: three terms of the whole row, and the rest is a control."""
+    logits = policy.model(torch.tensor([[4, 4, 9, 7, 8, 1]])).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits[[1, 3, 4]].float(), torch.tensor([9, 8, 1]), reduction="mean")
+    example = Example((4, 4), (9, 7, 8, 1), frozenset({1}))
+    assert imitation_gradient(policy, [example], 64) == pytest.approx(losses.item(), rel=1e-5)
+    assert imitation_gradient(policy, [example._replace(given=frozenset())], 64) != pytest.approx(losses.item(), rel=1e-3)
 
 
 def test_the_learning_rate_by_hand() -> None:
@@ -118,7 +127,7 @@ def test_its_questions_are_not_those_of_the_first_steps(
     def learned(policy: Policy, config: Any, examples: Any, **options: Any) -> Imitated:
         seen.extend(examples(0, 5))
         assert list(examples(2, 1)) == seen[2:3] and options["tokens_per_pack"] == 128
-        assert len({prompt for prompt, _ in examples(0, 64)}) > 60
+        assert len({each.context for each in examples(0, 64)}) > 60
         return Imitated(5, stopped=False)
 
     monkeypatch.setattr(warmstart, "imitate", learned)
@@ -126,9 +135,9 @@ def test_its_questions_are_not_those_of_the_first_steps(
     warm_start(SimpleNamespace(config=config, policy=policy, paths=RunDir(tmp_path)), Stop())  # type: ignore[arg-type]
     source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=96)
     trained = {prompt.tokens for prompt in source.take(Cursor(), 5)[0]}
-    assert len(seen) == 5 and not trained & {prompt for prompt, _ in seen}
+    assert len(seen) == 5 and not trained & {each.context for each in seen}
     task = ChainTask(config.data)
-    for prompt, solution in seen:
+    for prompt, solution, _ in seen:
         text = policy.tokenizer.decode(prompt)
         assert solution[-1] == policy.tokenizer.eos_token_id
         assert policy.tokenizer.decode(solution[:-1]) == task.written_solution(text)
@@ -151,7 +160,7 @@ def test_early_answers_are_imitated_behind_a_cut_and_the_cue(
     warm_start(SimpleNamespace(config=config, policy=policy, paths=RunDir(tmp_path)), Stop())  # type: ignore[arg-type]
     task = ChainTask(config.data)
     cuts: list[int] = []
-    for context, target in seen:
+    for context, target, _ in seen:
         question, _, begun = policy.tokenizer.decode(context).partition(":")
         solution, text = task.written_solution(f"{question}:"), policy.tokenizer.decode(target[:-1])
         assert target[-1] == policy.tokenizer.eos_token_id

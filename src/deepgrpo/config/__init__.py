@@ -15,6 +15,7 @@ from deepgrpo.config.data import (
     GivenData,
     HubData,
     JsonlData,
+    LookupData,
     MixData,
     ParquetData,
     ReasoningGymData,
@@ -26,6 +27,7 @@ from deepgrpo.config.data import (
     template_of,
     with_template,
 )
+from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, ToolsEnv, UserEnv
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
@@ -36,7 +38,15 @@ from deepgrpo.config.explore import (
     RootExplore,
     UserExplore,
 )
-from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, set_values, to_tables, to_toml
+from deepgrpo.config.files import (
+    load_recipe,
+    merge,
+    parse_config,
+    read_recipe,
+    set_values,
+    to_tables,
+    to_toml,
+)
 from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore
@@ -67,14 +77,15 @@ from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, Segment
 __all__ = [
     "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",
     "ClusterConfig", "ColumnMap", "Config", "DataConfig", "DeepExplore", "EmbeddedEngineConfig", "EngineConfig",
-    "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore", "GeneratedData", "GivenData",
-    "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig", "LocatedExplore", "LogConfig", "LoraConfig",
-    "LossConfig", "MathKeys", "MathReward", "MixData", "ModelConfig", "OptimConfig", "OracleExplore",
-    "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore", "PrefixExplore", "PretrainedModel",
-    "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore",
-    "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section", "SegmentConfig",
-    "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "TreeRLExplore", "UserExplore",
-    "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe",
-    "given_keywords", "list_recipes", "load_recipe", "merge", "parse_config", "parse_section", "read_recipe",
-    "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
+    "EnvBase", "EnvConfig", "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore",
+    "GeneratedData", "GivenData", "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig",
+    "LocatedExplore", "LogConfig", "LookupData", "LookupEnv", "LoraConfig", "LossConfig", "MathKeys", "MathReward",
+    "MixData", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig",
+    "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
+    "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
+    "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
+    "TemplateConfig", "ToolsEnv", "TreeRLExplore", "UserEnv", "UserExplore", "UserKeys", "UserReward",
+    "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe", "given_keywords", "list_recipes",
+    "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "set_values", "tables_of",
+    "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

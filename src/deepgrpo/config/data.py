@@ -208,7 +208,22 @@ class SearchData(_SyntheticBase):
     """Most tries in a solution of the warm start; of a longer search, the last ones."""
 
 
-GeneratedData = SyntheticData | SearchData
+class LookupData(_SyntheticBase):
+    """Questions of several hops, for `env.type = "lookup"`: `3fgh:` asks for h(g(f(3))), in tables that only lookups show."""
+
+    type: Literal["lookup"] = "lookup"
+    hops: PositiveInt = 4
+    """Functions that a question applies one after the other."""
+    functions: Annotated[int, Field(ge=2, le=21)] = 6
+    """Functions of each table; those that the question does not name are distractors."""
+    errors: Probability = 0.3
+    """Share of the hops at which a solution of the warm start first looks up something wrong."""
+    recoveries: Probability = 0.4
+    """Share of these errors that are recovered: the right lookup follows, at once or some hops later. The others are carried on
+    to a wrong answer."""
+
+
+GeneratedData = SyntheticData | SearchData | LookupData
 """Sections with written solutions, a verifier, and a first error of each response."""
 
 
@@ -273,7 +288,7 @@ class MixData(Section):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | ReasoningGymData | MixData,
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | LookupData | ReasoningGymData | MixData,
     Field(discriminator="type"),
 ]
 

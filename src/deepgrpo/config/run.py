@@ -100,6 +100,10 @@ class LogConfig(Section):
     """Send the metrics to trackio (needs the extra `trackio`)."""
     project: str = "deepgrpo"
     """Project name for wandb and trackio."""
+    responses: Annotated[int, Field(ge=0)] = 8
+    """Responses of a step that the trackers show in a table, with their rewards."""
+    responses_every: PositiveInt | None = 10
+    """Steps between such tables; none: never. Histograms of rewards, lengths and depths of pivots come with every step."""
     trees_every: PositiveInt | None = 10
     """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10
@@ -128,7 +132,8 @@ class RunConfig(Section):
     prompts_per_step: PositiveInt = 64
     """Prompts in a batch."""
     device: str = "auto"
-    """auto (cuda if available), cpu, cuda, cuda:1, ..."""
+    """auto (cuda if available, else cpu), cpu, cuda, cuda:1, ...; also xpu and mps, which were never run and are tried against
+    the CPU at load."""
     threads: PositiveInt | None = None
     """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
     model, at most one per available CPU. The number is saved with the run and kept on resume."""
@@ -189,6 +194,11 @@ class ClusterConfig(Section):
     compensate."""
 
     def check(self, recipe: Any) -> None:
+        if recipe.run.device.startswith(("mps", "xpu")):
+            raise ValueError(
+                f'run.device is "{recipe.run.device}" with a section [cluster], whose processes run on cpu or cuda; change one '
+                "of the two"
+            )
         if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
             raise ValueError(
                 f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get "

@@ -33,12 +33,14 @@ from deepgrpo.config.values import read_value
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.eval.output import print_table, progress_bar, write_json, write_rows
+from deepgrpo.eval.output import print_table, write_json, write_rows
 from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.progress import Display, phase, showing
 from deepgrpo.records import Prompt
 from deepgrpo.terminal import Terminal
 
 if TYPE_CHECKING:
+    from deepgrpo.explore.episodes import Episodes
     from deepgrpo.model.policy import Policy
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -58,24 +60,8 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     _check(options)
     source = find_model(options.model)
     sets = [_with_own_keys(options, one) for one in _resolve_sets(options, source)]
-
-    from deepgrpo.engines.embedded.engine import EmbeddedEngine
-    from deepgrpo.model.device import resolve_device, use_threads
-
-    use_threads(None, options.threads)
-    device = resolve_device(options.device, "--device")
-    policy = load_model(source, device, options.dtype)
-    threads = use_threads(policy.model, options.threads, "--threads")
-    engine = EmbeddedEngine(policy, max_rows=options.max_rows)
-    console.print(f"{source.path} on {device} · {threads}", markup=False, soft_wrap=True)
-
-    # all data first: an error in the last set must not cost the figures of the others
-    prepared = [_prepare(options, one, policy, console, source.run) for one in sets]
-    results: dict[str, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    for one in prepared:
-        results[one.name], new_rows = _evaluate_set(options, one, engine, policy, source.run)
-        rows += [{"set": one.name, **row} for row in new_rows]
+    with Display(Terminal(stderr=True)) as display, showing(display):
+        results, rows = _evaluate_sets(options, source, sets, console)
     print_table(results, console)
     if options.json is not None:
         write_json(options.json, {"model": source.path, "options": asdict(options), "sets": results})
@@ -84,6 +70,34 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
         write_rows(options.rows, rows)
         console.print(f"rows: {options.rows}", markup=False, soft_wrap=True)
     return 0
+
+
+def _evaluate_sets(
+    options: EvalOptions, source: ModelSource, sets: Sequence[EvalSet], console: Console
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Load the model and evaluate it; returns the figures of each set, and the rows of all."""
+    from deepgrpo.engines.embedded.engine import EmbeddedEngine
+    from deepgrpo.model.device import resolve_device, use_threads
+
+    use_threads(None, options.threads)
+    device = resolve_device(options.device, "--device")
+    policy = load_model(source, device, options.dtype)
+    threads = use_threads(policy.model, options.threads, "--threads")
+    engine = EmbeddedEngine.for_evaluation(policy, options.max_rows)
+    console.print(f"{source.path} on {device} · {threads}", markup=False, soft_wrap=True)
+
+    # all data first: an error in the last set must not cost the figures of the others
+    prepared = [_prepare(options, one, policy, console, source.run) for one in sets]
+    results: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for one in prepared:
+        try:
+            results[one.name], new_rows = _evaluate_set(options, one, engine, policy, source.run)
+        finally:
+            if one.episodes is not None:
+                one.episodes.close()
+        rows += [{"set": one.name, **row} for row in new_rows]
+    return results, rows
 
 
 # ---------------------------------------------------------------- options
@@ -200,10 +214,13 @@ class _Prepared:
     sampling: SamplingConfig
     prompts: Sequence[Prompt]
     skipped: Mapping[str, int]
+    episodes: Episodes | None
+    """With the environment of the run, if it has one."""
 
 
 def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Console, run: Config | None) -> _Prepared:
     """Read a data set and say which rows are left out."""
+    from deepgrpo.explore.environments import build_episodes, tools_of
     from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.source import build_source
 
@@ -215,12 +232,15 @@ def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Consol
         data = with_template(data, chat=True)
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
-    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)
+    episodes = build_episodes(run.env if run is not None else None, data, policy)
+    source = build_source(
+        data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name, tools=tools_of(episodes)
+    )
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
     require_rows(policy, lambda: prompts, f"the data set {one.name!r}")
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
-    return _Prepared(one.name, data, one.reward, sampling, prompts, source.skipped)
+    return _Prepared(one.name, data, one.reward, sampling, prompts, source.skipped, episodes)
 
 
 def _evaluate_set(
@@ -232,7 +252,7 @@ def _evaluate_set(
 
     reward = build_reward(one.reward, build_task(one.data) if one.reward.uses_task else None)
     try:
-        with progress_bar(one.name, len(one.prompts) * (1 + options.samples)) as advance:
+        with phase(one.name, len(one.prompts) * (1 + options.samples)) as advance:
             result = evaluate(
                 engine,
                 reward,
@@ -247,6 +267,7 @@ def _evaluate_set(
                 # several times max_rows, so that rows that end early rarely leave the engine idle
                 chunk=4 * options.max_rows,
                 progress=advance,
+                episodes=one.episodes,
             )
     finally:
         reward.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from torch import nn
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError, first_line
 from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.device import moved
 from deepgrpo.model.directory import require_config, require_weights
+from deepgrpo.model.narrow import stored_dtype
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import shape_of
 from deepgrpo.model.soundness import freeze_other_parts, require_all_weights, require_causal, require_own_tokens
+from deepgrpo.progress import is_shown, phase
 
 PYPI_PREFIX = "pypi:"
 
@@ -43,14 +48,18 @@ def load_policy(
     said = f"model.path = {config.path!r}"
     if Path(path).is_dir() and not gguf:
         require_weights(Path(path), said)
+    frozen = frozen_dtype(config)
     try:
         if gguf:
             from transformers import GgufConfig
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
-        )
+        # the hub's own bars show a download
+        with phase("loading the model", live=Path(path).is_dir()), _weights_counted():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=frozen, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config),
+                **gguf,
+            )  # fmt: skip
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged config or a model's own code may raise anything
@@ -65,11 +74,36 @@ def load_policy(
     disable_dropout(model)
     freeze_other_parts(model)
     if config.lora:
-        model = add_adapters(model, config)
-    policy = Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+        model = add_adapters(model, config, frozen)
+    policy = Policy(
+        moved(model, device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk
+    )
     require_causal(policy.causal, said)
     require_own_tokens(policy, said)
     return policy
+
+
+@contextmanager
+def _weights_counted() -> Iterator[None]:
+    """Show the weights that transformers has loaded as a phase of ours in place of its own bar."""
+    from transformers.utils.logging import set_tqdm_hook
+
+    def counted(every: Collection[Any], what: str) -> Iterator[Any]:
+        with phase(what, len(every)) as advance:
+            for each in every:
+                yield each
+                advance()
+
+    def hook(bar: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if len(given) == 1 and isinstance(given[0], Collection):
+            return counted(given[0], named.get("desc", "Loading").lower())
+        return bar(*given, **named)
+
+    before = set_tqdm_hook(hook if is_shown() else None)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def scratch_policy(
@@ -95,7 +129,7 @@ def scratch_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(settings)
-    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
+    return Policy(moved(model, device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
 
 
 def load_tokenizer(config: PretrainedModel) -> Any:
@@ -135,6 +169,29 @@ def context_length(model_config: Any, tokenizer: Any) -> int:
     return shape_of(model_config).context or int(min(tokenizer.model_max_length, 2**20))
 
 
+def came_in(config: PretrainedModel) -> torch.dtype:
+    """The dtype in which a pretrained model is stored; float32 for GGUF. Raises ModelError if it has no readable config."""
+    from transformers import AutoConfig
+
+    path, gguf = locate(config)
+    if gguf:
+        return torch.float32
+    try:
+        return stored_dtype(path, AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code))
+    except Exception as error:  # a damaged config may raise anything
+        raise loading_error(config, path, error) from error
+
+
+def frozen_dtype(config: PretrainedModel) -> torch.dtype:
+    """The dtype in which the frozen matrices of a model are stored: float32 without adapters, as then all are trained."""
+    if config.lora is None:
+        return torch.float32
+    if config.lora.base_dtype == "auto":
+        return came_in(config)
+    named: torch.dtype = getattr(torch, config.lora.base_dtype)
+    return named
+
+
 def code_options(config: PretrainedModel) -> dict[str, Any]:
     """Keyword arguments of transformers that select the model's code, with or without weights."""
     attention = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
@@ -148,6 +205,13 @@ def loading_error(config: PretrainedModel, path: str, error: Exception) -> Model
         return ModelError(
             f"model.path = {config.path!r} is a {found}, which transformers does not load as a causal language model of text "
             "alone; name one, such as the text-only model of the same family"
+        )
+    wanted = config.attn_implementation or ""
+    if "flash" in wanted and isinstance(error, ImportError):
+        return ModelError(
+            f'model.attn_implementation is "{wanted}", which cannot be used here ({first_line(error)}); on an NVIDIA GPU with '
+            "a CUDA compiler run: pip install flash-attn --no-build-isolation; elsewhere leave the key out: the default needs "
+            "no package"
         )
     said = " ".join(str(error).split("\n")[:2])  # where transformers checks a config, the second line has the cause
     return ModelError(

@@ -37,6 +37,7 @@ _KINDS = {
     "given": _Kind(given.given_rows),
     "synthetic": _Kind(synthetic.rows, synthetic.build_synthetic),
     "search": _Kind(synthetic.rows, synthetic.build_synthetic),
+    "lookup": _Kind(synthetic.rows, synthetic.build_synthetic),
     "reasoning_gym": _Kind(gym.rows, gym.build_gym),
 }
 

@@ -1,6 +1,7 @@
 """Names of everything directly in a run directory; each is spelled here and nowhere else.
 
     RUN/config.toml                    resolved recipe
+    RUN/place.json                     where the run is, and where its relative paths begin (moved.py)
     RUN/metrics.jsonl                  one JSON object per step (metrics.py)
     RUN/log.txt                        the lines shown in the terminal, with timestamps
     RUN/start/                         weights after the warm start, in Hugging Face layout
@@ -8,6 +9,7 @@
     RUN/trees/step-000010.jsonl.gz     trees of a step, one per line (trees.py)
     RUN/eval/step-000010.jsonl         answers of an evaluation, one per line
     RUN/report.html                    page written by `deepgrpo report`
+    RUN/export/                        the model written by `deepgrpo export`
     RUN/final.json                     accuracy on held-back questions, written by `deepgrpo compare`
     RUN/tensorboard/, RUN/wandb-id.txt  files of the optional sinks
     RUN/.lock                          held while a process trains there (lock.py)
@@ -45,6 +47,10 @@ class RunDir:
     @property
     def config(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def place(self) -> Path:
+        return self.path / "place.json"
 
     @property
     def metrics(self) -> Path:
@@ -91,6 +97,10 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
 
     @property
     def final(self) -> Path:

@@ -11,25 +11,32 @@ from rich.console import Console
 from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
-from deepgrpo.errors import ModelError
+from deepgrpo.errors import ModelError, RewardError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.model.device import resolve_device
 from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import NeedsColumns, Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
+from deepgrpo.train.log import opening
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
+from deepgrpo.train.questions import build_curriculum, held_out, with_steps
 from deepgrpo.train.room import check_room
-from deepgrpo.train.setup import build_curriculum, held_out, with_steps
 from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
+
+CHECKED = 8
+"""Prompts whose columns are checked against what the reward needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +70,35 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """Show what a run would do, and train nothing. Weights are loaded only if config and tokenizer are not enough.
 
     Raises the errors that the run would raise before its first step, except those that depend on weights: ConfigError,
-    DataError, ModelError.
+    DataError, ModelError; RewardError if the data lack a column that the reward needs.
     """
     out = console or Terminal()
+    with opening():
+        _dry_run(config, out)
+
+
+def _dry_run(config: Config, out: Console) -> None:
     directory = RunDir.of(config.run).path
     new_origin(RunDir(directory), overwrite=config.run.overwrite)  # refuses a directory that holds a run
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)
-    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, config.data, policy)
+    tools = tools_of(episodes)
+    source = build_source(
+        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
+    )
     config = with_steps(config, source)
     build_curriculum(config, source)
     task = build_task(config.data)
-    build_reward(config.reward, task).close()
+    reward = build_reward(config.reward, task)
+    prompts, _ = source.take(Cursor(), CHECKED)
+    _check_columns(reward, prompts)
+    reward.close()
     eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
+        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
     )
+    _check_columns(eval_reward or reward, eval_prompts[:CHECKED], "eval.data: ")
     if eval_reward is not None:
         eval_reward.close()
     require_rows(policy, source.known)
@@ -87,14 +107,17 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals
     check_signals(policy, strategy, build_critic(config, policy, limits))
-    (prompt,), _ = source.take(Cursor(), 1)
+    prompt = prompts[0]
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
+    if episodes is not None:
+        _show_reply(out, episodes, prompt)
     tokens = estimate_tokens(config)
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     counts = Counts.of(policy)
     trained = "" if counts.trained == counts.every else f", {counts.trained / 1e6:,.2f}M of them trained"
+    trained += f", {counts.narrow / 1e6:,.2f}M of them stored in 16 bits" if counts.narrow else ""
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
     if not source.described.endswith(" prompts"):  # streamed or mixed
@@ -138,12 +161,21 @@ USES = {
 """Field of `MemoryEstimate` → label."""
 
 
+def _check_columns(reward: Reward, prompts: Sequence[Prompt], where: str = "") -> None:
+    """Raise RewardError if the prompts lack a column that the reward needs."""
+    try:
+        if isinstance(reward, NeedsColumns) and prompts:
+            reward.check_prompts(prompts)
+    except RewardError as error:
+        raise RewardError(f"{where}{error}") from error
+
+
 def _device(wanted: str, *, on_cluster: bool) -> str | None:
     """Return the device of a run in one process; None if it is not in this machine, or the run is on a cluster.
 
     A run for a GPU can be dry-run without one. Raises ConfigError for an invalid name.
     """
-    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"cuda(:\d+)?", wanted):
+    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"(cuda|xpu)(:\d+)?|mps", wanted):
         return None
     device = resolve_device(wanted)
     return None if on_cluster else device
@@ -172,3 +204,25 @@ def _show_prompt(out: Console, prompt: Prompt) -> None:
     if prompt.answer is not None:
         out.print(f"answer: {prompt.answer}", markup=False)
     out.print("")
+
+
+def _show_reply(out: Console, episodes: Episodes, prompt: Prompt) -> None:
+    """Print an episode as the model would read it: a turn of the model, and the environment's reply to it."""
+    environment = episodes.environment
+    ends = environment.turn_ends[0] if environment.turn_ends else ""
+    written = f"[the model's first turn]{ends}"
+    if environment.tools():  # a call of no tool: nothing of the user's runs, and its reply shows the form
+        written = '<tool_call>\n{"name": "none of these", "arguments": {}}\n</tool_call>'
+    try:
+        (state,) = episodes.start([prompt])
+        (place,) = episodes.begin(prompt, state, 1)
+        (turn,) = environment.step_all([(place.state, written)])
+        episodes.end([turn.state])
+        shown = "" if turn.done else episodes.decode(episodes.between(turn.observation, not ends))
+    finally:
+        environment.close()
+    out.print("an episode, with a first turn that is no turn of a model", style="bold")
+    out.print(f"{prompt.text}{written}{shown}", markup=False, soft_wrap=True)
+    out.print("the episode ends there" if turn.done else "[the model's next turn]", markup=False)
+    reward = "none" if turn.reward is None else f"{turn.reward:g}"
+    out.print(f"reward of the turn: {reward}; calls of tools: {turn.calls}, failed: {turn.failed_calls}\n", markup=False)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from safetensors import SafetensorError
 from deepgrpo import rng
 from deepgrpo.config import GeneratedData, WarmstartConfig
 from deepgrpo.errors import ConfigError, ModelError, first_line
+from deepgrpo.explore.episodes import for_reward
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
+from deepgrpo.progress import Advance, phase
 from deepgrpo.prompts import chain
+from deepgrpo.prompts.lookup import Piece
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import Prompt, SampleRequest
@@ -33,8 +37,17 @@ from deepgrpo.train.setup import Run
 from deepgrpo.train.start import save_start
 from deepgrpo.train.stop import Stop
 
-Example = tuple[tuple[int, ...], tuple[int, ...]]
-"""Context: the prompt, and the beginning of a solution if its answer is asked early; and the tokens to imitate, with EOS."""
+
+class Example(NamedTuple):
+    """A written solution. Example: Example(context=(4, 4), target=(9, 7, 8, 1), given={1}) imitates 9, 8 and 1."""
+
+    context: tuple[int, ...]
+    """The prompt, and the beginning of a solution if its answer is asked early."""
+    target: tuple[int, ...]
+    """The tokens behind it, with EOS."""
+    given: frozenset[int] = frozenset()
+    """Places in `target` that are not imitated: observations of an environment."""
+
 
 SEED_OFFSET = 1_000_003
 """Added to the seed of the data: the questions of the warm start are not those that are trained on later."""
@@ -50,15 +63,15 @@ def warm_start(run: Run, stop: Stop) -> None:
     if config.from_ is not None:
         load_from(run.policy, Path(config.from_))
     else:
-        imitated = imitate(
-            run.policy, config, _examples(run), tokens_per_pack=run.config.learner.tokens_per_pack,
-            check=lambda: sampled_accuracy(run), progress=lambda *seen: _log_progress(run, config, *seen),
-            stop=lambda: stop.requested,
-        )  # fmt: skip
+        with phase("warm start", config.steps) as advance:
+            imitated = imitate(
+                run.policy, config, _examples(run), tokens_per_pack=run.config.learner.tokens_per_pack,
+                check=lambda: sampled_accuracy(run), progress=_Told(run, config, advance), stop=lambda: stop.requested,
+            )  # fmt: skip
         if imitated.stopped:
             run.log.note(
                 f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
-                f"the run anew with the same command, or with: deepgrpo train --resume {run.directory}"
+                f"the run anew with the same command, or with: {run.go_on}"
             )
             raise KeyboardInterrupt
     save_start(run.policy, run.paths)
@@ -104,20 +117,42 @@ def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
         return [example(p, start + i) for i, p in enumerate(prompts)]
 
     def example(prompt: Prompt, place: int) -> Example:
-        asked, answer = "", task.solution(prompt)
+        asked, pieces = "", task.solution(prompt)
         chosen, where = rng.uniforms([rng.key("early answer", prompt.question, place)] * 2, range(2))
         if chosen < early:
-            asked, answer = chain.asked_early(answer, where)
-        context, target = (tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in (asked, answer))
-        return prompt.tokens + context, (*target, tokenizer.eos_token_id)
+            asked, answer = chain.asked_early("".join(piece.text for piece in pieces), where)
+            pieces = [Piece(answer)]
+        target: list[int] = []
+        given: set[int] = set()
+        for piece in pieces:
+            tokens = encoded(piece.text)
+            given.update(range(len(target), len(target) + len(tokens)) if piece.given else ())
+            target += tokens
+        return Example(prompt.tokens + encoded(asked), (*target, tokenizer.eos_token_id), frozenset(given))
+
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
     return examples
 
 
-def _log_progress(run: Run, config: WarmstartConfig, step: int, loss: float, accuracy: float | None) -> None:
-    if accuracy is not None or step % config.check_every == 0:
-        measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
-        run.log.note(f"warm start {step}/{config.steps}  loss {loss:.3f}{measured}")
+@dataclass
+class _Told:
+    """Tells of the steps of an imitation: in a bar, and every `check_every` steps in the log."""
+
+    run: Run
+    config: WarmstartConfig
+    advance: Advance
+    measured: str = ""
+    """The newest accuracy, for the bar."""
+
+    def __call__(self, step: int, loss: float, accuracy: float | None) -> None:
+        if accuracy is not None:
+            self.measured = f"  accuracy {accuracy:.1%}"
+        self.advance(1, f"loss {loss:.3f}{self.measured}")
+        if accuracy is not None or step % self.config.check_every == 0:
+            measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
+            self.run.log.note(f"warm start {step}/{self.config.steps}  loss {loss:.3f}{measured}")
 
 
 def sampled_accuracy(run: Run) -> float:
@@ -130,11 +165,16 @@ def sampled_accuracy(run: Run) -> float:
         )
         for p in prompts
     ]  # fmt: skip
-    completions, _ = run.engine.sample(requests, run.sampling_params)
+    if run.episodes is None:
+        completions, _ = run.engine.sample(requests, run.sampling_params)
+        seen = [(prompt, only.tokens) for prompt, (only,) in zip(prompts, completions, strict=True)]
+    else:
+        completions, _, _ = run.episodes.answer(run.engine, prompts, requests, run.sampling_params)
+        seen = [for_reward(p, only.replies, only.tokens) for p, (only,) in zip(prompts, completions, strict=True)]
     done = [only for (only,) in completions]
     scores = judge(
-        run.eval_reward, 0.0, prompts, [run.decode(each.tokens) for each in done], [each.tokens for each in done],
-        [each.finish for each in done],
+        run.eval_reward, 0.0, [prompt for prompt, _ in seen], [run.decode(tokens) for _, tokens in seen],
+        [each.tokens for each in done], [each.finish for each in done],
     )  # fmt: skip
     return sum(score.judged for score in scores) / len(scores)
 
@@ -196,15 +236,17 @@ def learning_rate(config: WarmstartConfig, step: int) -> float:
 
 
 def imitation_gradient(policy: Policy, batch: Sequence[Example], tokens_per_pack: int) -> float:
-    """Accumulate the gradient of the mean loss per solution token; return that loss in nats."""
+    """Accumulate the gradient of the mean loss per imitated token; return that loss in nats."""
     rows: list[Row] = []
     total = 0
-    for prompt, solution in batch:
-        count = len(solution)
-        positions = np.arange(len(prompt) - 1, len(prompt) + count - 1)
-        rows.append(Row(np.array(prompt + solution, dtype=np.int64), positions, np.arange(total, total + count)))
-        total += count
-    targets = torch.from_numpy(np.concatenate([np.array(solution, dtype=np.int64) for _, solution in batch]))
+    wanted: list[int] = []
+    for context, target, given in batch:
+        imitated = [i for i in range(len(target)) if i not in given]
+        positions = len(context) - 1 + np.array(imitated)
+        rows.append(Row(np.array(context + target, dtype=np.int64), positions, total + np.arange(len(imitated))))
+        wanted += [target[i] for i in imitated]
+        total = len(wanted)
+    targets = torch.tensor(wanted, dtype=torch.int64)
     loss_sum = 0.0
     for pack in pack_rows(rows, tokens_per_pack):
         logprob_n, _ = policy.logprobs(

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from deepgrpo.config import Config, load_recipe, template_of, with_template
+from deepgrpo.config import Config, template_of, with_template
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import CheckpointError, ModelError, first_line
 from deepgrpo.eval.model import ModelSource, model_section
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, State, Strategy
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.lab.probe.arms import Arm
 from deepgrpo.lab.probe.remember import RememberingEngine
@@ -34,13 +36,14 @@ from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, unreadable
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.runs.weights import check_weights
 from deepgrpo.threads import Threads
 from deepgrpo.train.build import build_policy, build_sampler, response_limits
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.dynamic import Takes
 from deepgrpo.train.objective import Objective, build_objective
-from deepgrpo.train.setup import build_curriculum
+from deepgrpo.train.questions import build_curriculum
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.start import load_start, rebuild_start
 from deepgrpo.train.warmstart import load_from
@@ -87,6 +90,8 @@ class Session:
     """Section → its reward."""
     weights: str = ""
     """Place of the weights, for the headline."""
+    episodes: Episodes | None = None
+    """Plays episodes with the environment of the recipe."""
 
     def parts_of(self, arm: Arm) -> ArmParts:
         """Build a strategy with its reward, loss and state.
@@ -135,6 +140,8 @@ class Session:
         self.engine.close()
         for reward in self.rewards.values():
             reward.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
 
 def open_session(setting: Setting, betas: bool) -> Session:
@@ -157,10 +164,13 @@ def open_session(setting: Setting, betas: bool) -> Session:
         has_one = bool(getattr(policy.tokenizer, "chat_template", None))
         on = setting.chat == "on" or (setting.chat == "auto" and template_of(data).chat is not False and has_one)
         data = with_template(data, chat=on)
-    source = build_source(data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, data, policy)
+    source = build_source(
+        data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools_of(episodes)
+    )
     require_rows(policy, source.known)
     engine = RememberingEngine(build_sampler(config, policy))
-    run_config = load_recipe(setting.run.config) if setting.run is not None and setting.run.has_recipe() else None
+    run_config = load_run_recipe(setting.run) if setting.run is not None and setting.run.has_recipe() else None
     cursor = Cursor.from_dict(state.cursor) if state is not None and state.cursor else Cursor()
     curriculum = build_curriculum(config.model_copy(update={"data": data}), source)
     prompts: Takes = source
@@ -168,7 +178,8 @@ def open_session(setting: Setting, betas: bool) -> Session:
         known = state or TrainState()
         prompts = curriculum.draw(known.curriculum, known.step + 1, cursor)
     return Session(
-        policy, start, threads, source, prompts, cursor, state, run_config, limits, engine, build_task(data), weights=weights
+        policy, start, threads, source, prompts, cursor, state, run_config, limits, engine, build_task(data), weights=weights,
+        episodes=episodes,
     )
 
 

@@ -77,5 +77,25 @@ class LookupEnv(EnvBase):
             )
 
 
-EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv, Field(discriminator="type")]
+class MultihopEnv(EnvBase):
+    """Search over the generated documents of `data.type = "multihop"` (needs the extra `search`). The reward is the F1 of the
+    answer's words.
+    """
+
+    implementation = "deepgrpo.envs.multihop:MultihopEnvironment"
+    type: Literal["multihop"] = "multihop"
+    results: PositiveInt = 3
+    """Documents that a search finds."""
+    max_calls: PositiveInt = 4
+    """Most calls in one turn."""
+
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "multihop":
+            raise ValueError(
+                f'env.type is "multihop", but data.type is "{recipe.data.type}" and has no documents to search; set '
+                'data.type = "multihop" or choose env.type = "tools" or "user"'
+            )
+
+
+EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv | MultihopEnv, Field(discriminator="type")]
 """Registry of environments: `type` chooses the section, and the section names its implementation."""

@@ -7,6 +7,8 @@
 #   make bench   the missing figures of docs/results/bench, about two hours on two cores
 #   make storm   the missing figures of docs/results/reliability.md: kills, damage, hostile answers; about half an hour
 #   make lab     the missing experiments of docs/results/lab, about three hours on two cores
+#   make docs    the documentation as a site in build/site, links checked
+#   make wheel   build the wheel, install it into an empty environment and run the demo there for two steps
 #   make setup   the environment in .venv, for everything above
 #   make clean   remove .venv, .venv-vllm and all caches (runs/ stays)
 #
@@ -21,7 +23,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test test-vllm check bench storm lab clean
+.PHONY: setup demo test test-vllm check bench storm lab docs wheel clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -133,6 +135,19 @@ $(LAB)/pivot_errors.json: $(LAB)/methods.json
 # the environment only has to be there: a newer one makes no figure wrong
 $(BENCH)/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
+
+.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh
+	scripts/setup.sh docs
+	touch $@
+
+# needs no network once it is installed; zensical's cache may not see a page that was written anew
+docs: .venv/.stamp-docs
+	$(BIN)/python scripts/site.py
+	$(BIN)/zensical build --strict --clean
+	@echo "look at it: python3 -m http.server --bind 127.0.0.1 --directory build/site 8000, then http://127.0.0.1:8000"
+
+wheel:
+	scripts/wheel.sh
 
 clean:
 	rm -rf .venv .venv-vllm build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

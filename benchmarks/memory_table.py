@@ -1,4 +1,4 @@
-"""The memory table of docs/scaling.md: formulas worked here from the shapes, against what `deepgrpo train --dry-run` prints.
+"""The memory tables of docs/scaling.md: formulas worked here from the shapes, against what `deepgrpo train --dry-run` prints.
 
     python -m benchmarks.memory_table > table.md
 
@@ -31,6 +31,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool, bool]] = {
     "Llama-3-70B": (128_256, 8_192, 28_672, 80, 64, 8, False, False),
 }
 LEARNERS = (1, 8, 16)
+RANK = 16
+"""Of the adapters in the second table, on all linear layers but the head."""
 CACHE_GB = 16
 
 
@@ -60,10 +62,26 @@ def formula(name: str, learners: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def printed(name: str, learners: int, place: Path) -> dict[str, float]:
+def adapted(name: str) -> dict[str, float]:
+    """Trained parameters and GiB of one learner with adapters, its base in float32 and in bfloat16; without activations.
+
+    Matrices take 4 or 2 bytes, vectors 4; the adapters 16, with their gradient and moments. There is no reference.
+    """
+    vocabulary, hidden, feed_forward, layers, heads, key_heads, tied, _ = SHAPES[name]
+    keys = key_heads * (hidden // heads)
+    matrices = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * feed_forward)
+    matrices += vocabulary * hidden * (1 if tied else 2)
+    vectors = parameters(name)[0] - matrices
+    both = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + feed_forward)
+    trained = RANK * layers * both
+    held = {kind: (size * matrices + 4 * vectors + 16 * trained) / GIB for kind, size in (("float32", 4), ("bfloat16", 2))}
+    return {"trained": float(trained), **held}
+
+
+def printed(name: str, learners: int, place: Path, lora: dict[str, Any] | None = None) -> dict[str, float]:
     """The same, and what the learner has with its activations, as a dry run prints them."""
     shown = io.StringIO()
-    dry_run(_recipe(_directory(name, place), learners, place), Console(file=shown, width=200, highlight=False))
+    dry_run(_recipe(_directory(name, place), learners, place, lora), Console(file=shown, width=200, highlight=False))
     text = shown.getvalue()
     uses = ("weights", "gradients", "optimizer", "reference", "gathered from shards")
     column = _block(text, "learner, GPU") if learners > 1 else _rows(text)
@@ -95,15 +113,16 @@ def _directory(name: str, place: Path) -> Path:
     kind(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_heads, tie_word_embeddings=tied, max_position_embeddings=4096,
+        dtype="bfloat16",
     ).save_pretrained(place / name)  # fmt: skip
     synthetic.tokenizer().save_pretrained(place / name)
     return place / name
 
 
-def _recipe(model: Path, learners: int, place: Path) -> Config:
+def _recipe(model: Path, learners: int, place: Path, lora: dict[str, Any] | None) -> Config:
     raw: dict[str, Any] = {
         "run": {"dir": str(place / "runs"), "device": "cuda"},
-        "model": {"type": "pretrained", "path": str(model)},
+        "model": {"type": "pretrained", "path": str(model), "lora": lora},
         "data": {"type": "synthetic", "template": {"chat": False}},
         "reward": {"type": "task"},
         "engine": {"type": "vllm", "kv_cache_gb": CACHE_GB},
@@ -116,7 +135,7 @@ def _recipe(model: Path, learners: int, place: Path) -> Config:
 
 
 def main() -> None:
-    """Print the table as markdown."""
+    """Print the tables as markdown."""
     columns = ("model", "parameters", "learners", "held, formula", "held", "with activations", "at the start", "rollout worker")
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
@@ -129,6 +148,15 @@ def main() -> None:
                     f"| {name} | {parameters(name)[0] / 1e9:.2f}B | {learners} | {ours['held']:,.1f} | {theirs['held']:,.1f} | "
                     f"{theirs['step']:,.1f} | {start} | {theirs['worker']:,.1f} |"
                 )
+        columns = ("model", "trained", "base in float32, formula", "in bfloat16, formula", "in bfloat16", "with activations")
+        print(f"\n| {' | '.join(columns)} |")
+        print("|---" * len(columns) + "|")
+        for name in SHAPES:
+            ours, theirs = adapted(name), printed(name, 1, Path(directory), {"rank": RANK})
+            print(
+                f"| {name} | {ours['trained'] / 1e6:.1f}M | {ours['float32']:,.1f} | {ours['bfloat16']:,.1f} | "
+                f"{theirs['held']:,.1f} | {theirs['step']:,.1f} |"
+            )
 
 
 if __name__ == "__main__":

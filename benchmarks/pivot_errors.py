@@ -111,7 +111,7 @@ def sampled_trees(config: Config, starts: Sequence[Path], prompts: int) -> tuple
             chosen, _ = run.source.take(Cursor(position=step * prompts), prompts)
             growth = grow(
                 chosen, run.strategy, state, run.engine, run.judge, decode=run.decode, params=run.sampling_params,
-                limits=run.limits, seed=77, step=step, signals=run.signals,
+                limits=run.limits, seed=77, step=step, signals=run.signals, episodes=run.episodes,
             )  # fmt: skip
             state = run.strategy.observe(state, growth.trees)
         trees += growth.trees

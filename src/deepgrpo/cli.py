@@ -7,6 +7,7 @@
     deepgrpo profile RECIPE [--section.key VALUE ...]  where the seconds of a step go
     deepgrpo compare EXPERIMENT.toml                   arms × seeds at equal sampled tokens
     deepgrpo probe RECIPE | RUN                        would branching pay now? signal of each strategy per token
+    deepgrpo export RUN                                a run's weights as a model with its card, for other tools or the hub
     deepgrpo report RUN ...                            one HTML page about runs, with all saved trees
     deepgrpo inspect RUN --step N --prompt ID          a tree in the terminal
 
@@ -36,6 +37,7 @@ from deepgrpo.config import Config, load_recipe, shipped
 from deepgrpo.config.explain import describe_keys
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
+from deepgrpo.export.options import ExportOptions
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
@@ -107,6 +109,7 @@ COMMANDS = {
     "profile": Command(ProfileOptions, "deepgrpo.lab.profile:run_profile", "keys"),
     "compare": Command(CompareOptions, "deepgrpo.lab.compare.command:run_compare"),
     "probe": Command(ProbeOptions, "deepgrpo.lab.probe.command:run_probe", "dotted"),  # --data is its own option
+    "export": Command(ExportOptions, "deepgrpo.export.command:run_export"),
     "report": Command(ReportOptions, "deepgrpo.report.command:run_report"),
     "inspect": Command(InspectOptions, "deepgrpo.report.inspect:run_inspect"),
 }

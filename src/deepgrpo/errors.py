@@ -12,6 +12,7 @@
     │   └── EngineLostError    the sampling process died or hangs; another process may retry
     ├── TrainingError      the update is unusable (a loss that is not finite, ...)
     ├── CheckpointError    a checkpoint cannot be written or read
+    ├── HubError           the hub refuses an upload
     └── MissingExtraError  an optional dependency is not installed (exit code 2; the message gives the install command)
 
 Every message states the problem with its key and value, then the remedy. `assert` is for bugs of this package only.
@@ -70,6 +71,10 @@ class TrainingError(DeepGRPOError):
 
 class CheckpointError(DeepGRPOError):
     """Checkpoint that cannot be written or read."""
+
+
+class HubError(DeepGRPOError):
+    """Upload that the hub refuses."""
 
 
 class MissingExtraError(DeepGRPOError):

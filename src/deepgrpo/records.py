@@ -15,6 +15,11 @@ is prompt + t0..t3 + b0 b1: 3 + 4 + 2 = 9 tokens.
 
 Tokens of an earlier rollout that a tree continues are a node of the stream "given": context that was not sampled in this
 step, that no credit may train, and that costs prefix tokens only.
+
+With an environment, a node holds turns of the model and the environment's replies between them. The tokens of a reply are
+given, too: they stand between the node's own tokens, and are never trained.
+
+    node 0  [f 3 ? | 7 ; | f 7 ? | 2 ; | # 2]      replies (3, 5) and (8, 10), and one at (12, 12), which ends the episode
 """
 
 from __future__ import annotations
@@ -77,7 +82,11 @@ class SampleRequest:
     """One random key (`rng.key`) per continuation."""
     max_new_tokens: int
     response_start: int | None = None
-    """Start of the response in `prefix`; a stop string may begin from there on. None: the prefix is all prompt."""
+    """Start of the response in `prefix`, in an episode of its newest turn; a stop string may begin from there on. None: the
+    prefix is all prompt."""
+    known: int | None = None
+    """In an episode: tokens at the start of the prefix that an earlier call has encoded or sampled, 0 in the first turn. An
+    engine that keeps keys and values encodes only the rest. None: no episode."""
 
     @property
     def response(self) -> tuple[int, ...]:
@@ -86,13 +95,35 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """Reply of an environment to a turn of the model, in a node's own tokens.
+
+    Example, the first reply of the node in the header: Reply(start=3, end=5, observation="7", state={"seen": [3]}, calls=1).
+    """
+
+    start: int
+    """Own tokens before the reply."""
+    end: int
+    """Own tokens before the model's next turn; `start` if nothing was shown."""
+    observation: str = ""
+    """The environment's text, as it gave it."""
+    state: Any = None
+    """The environment's state after the turn, plain JSON; None for an environment that is replayed."""
+    reward: float | None = None
+    calls: int = 0
+    failed_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One continuation. `tokens` includes the stop token, if any."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """log μ(token) under the sampling distribution, temperature and top-p included."""
+    """log μ(token) under the sampling distribution, temperature and top-p included; 0 for the tokens of a reply."""
     finish: FinishReason
+    replies: tuple[Reply, ...] = ()
+    """Replies of an environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +192,8 @@ class Node:
     """Policy version that sampled it, in optimizer steps."""
     signals: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
     """Signals requested by the strategy: name → one number per token."""
+    replies: tuple[Reply, ...] = field(default=(), hash=False)
+    """Replies of an environment to the turns that end in this node, in order."""
 
     @property
     def reward(self) -> float:
@@ -180,6 +213,19 @@ class Node:
     def sampled(self) -> bool:
         """False for a given node."""
         return self.stream != "given"
+
+    @property
+    def num_sampled(self) -> int:
+        """Own tokens that the policy sampled in this step."""
+        return len(self.sampled_places()) if self.sampled else 0
+
+    def sampled_places(self, start: int = 0, end: int | None = None) -> list[int]:
+        """Own tokens from `start` to `end` that belong to no reply, by index."""
+        places = range(start, len(self.tokens) if end is None else end)
+        if not self.replies:
+            return list(places)
+        given = {place for reply in self.replies for place in range(reply.start, reply.end)}
+        return [place for place in places if place not in given]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +268,8 @@ class Tree:
     prompt: Prompt
     nodes: tuple[Node, ...] = ()
     pivots: tuple[Pivot, ...] = ()
+    start: Any = None
+    """The environment's state before the first turn, plain JSON; None without one, or where it cannot be given."""
 
     def add(self, pivots: Sequence[Pivot], nodes: Sequence[Node]) -> Tree:
         return replace(self, pivots=self.pivots + tuple(pivots), nodes=self.nodes + tuple(nodes))
@@ -256,6 +304,17 @@ class Tree:
     def path(self, index: int, upto: int | None = None) -> tuple[int, ...]:
         """Prompt and response tokens along the path to a node."""
         return self.prompt.tokens + self.response(index, upto)
+
+    def replies(self, index: int, upto: int | None = None) -> list[Reply]:
+        """Replies along the path to a node, up to a state of it, with `start` and `end` in response tokens."""
+        found: list[Reply] = []
+        before = 0
+        for node, _, end in self.spans(index, upto) if index != ROOT else ():
+            for reply in self.nodes[node].replies:
+                if reply.end <= end:
+                    found.append(replace(reply, start=before + reply.start, end=before + reply.end))
+            before += end
+        return found
 
     def children(self, pivot: int) -> list[int]:
         """Indices of the nodes sampled at a pivot, in sampling order."""
@@ -313,6 +372,10 @@ class Ledger:
     """Prefix tokens actually encoded by the engine."""
     signal_tokens: int = 0
     """Tokens forwarded only to compute `Node.signals`."""
+    given_tokens: int = 0
+    """Tokens of replies of an environment: forwarded, never trained, and no part of `sampled_tokens`."""
+    tool_calls: int = 0
+    """Calls of tools, those of replayed episodes included."""
     learner_tokens: int = 0
     """Tokens forwarded by the learner for the update, padding excluded."""
     learner_tokens_unique: int = 0
@@ -324,6 +387,8 @@ class Ledger:
     seconds_sample: float = 0.0
     seconds_signals: float = 0.0
     seconds_reward: float = 0.0
+    seconds_tools: float = 0.0
+    """Time in which the environment replied."""
     seconds_learn: float = 0.0
     seconds_eval: float = 0.0
     seconds_save: float = 0.0
@@ -332,7 +397,13 @@ class Ledger:
         return Ledger(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def as_dict(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Field → total; the columns of an environment only where there was one."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value or name not in OF_ENVIRONMENT}
+
+
+OF_ENVIRONMENT = ("given_tokens", "tool_calls", "seconds_tools")
+"""Columns of the ledger that stay 0 without an environment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ def models(tmp_path: Path, kind: Any) -> dict[str, Any]:
     if kind == "adapters":
         pytest.importorskip("peft")
     lora = {"rank": 2} if kind == "adapters" else None
-    path = save_model(tmp_path / "model", "llama" if kind == "adapters" else kind)
+    # the base of adapters is stored in bfloat16: shards of two dtypes
+    llama, dtype = ("llama", "bfloat16") if kind == "adapters" else (kind, "float32")
+    path = save_model(tmp_path / "model", llama, dtype=dtype)
     return {
         "model": {"type": "pretrained", "path": path, "lora": lora},
         "data": {"type": "synthetic", "template": {"chat": False}},

@@ -314,8 +314,8 @@ def dry(place: str) -> Any:
 def exported(model: str) -> Any:
     """The weights that vLLM is given, adapters merged; and weights that are laid out as a learner without a copy fills them."""
     from deepgrpo.config import LoraConfig, PretrainedModel
-    from deepgrpo.engines.vllm.weights import merged_state
     from deepgrpo.model.loading import load_policy
+    from deepgrpo.model.merge import merged_state
 
     torch.manual_seed(0)
     policy = load_policy(PretrainedModel(path=model, lora=LoraConfig(rank=4, alpha=8)), device=device())

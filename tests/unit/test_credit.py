@@ -115,7 +115,7 @@ def test_three_levels_by_hand() -> None:
 def test_whitening_weighs_by_tokens_within_a_stream() -> None:
     tree = make_tree([(1, 0.0), (3, 1.0)])
     # advantages -.5 (1 token) and .5 (3 tokens): mean .25, variance (.75² + 3 * .25²) / 4 = .1875
-    (credit,) = whiten([sibling_credit(tree)])
+    (credit,) = whiten([tree], [sibling_credit(tree)])
     std = 0.1875**0.5
     assert [s.advantage for s in credit.spans] == pytest.approx([-0.75 / std, 0.25 / std])
 
@@ -123,10 +123,10 @@ def test_whitening_weighs_by_tokens_within_a_stream() -> None:
 def test_whitening_bounds_a_nearly_flat_stream() -> None:
     """Advantages ±4e-8 with one token each: 4 / (4 + 1), as 1e-8 is added to their deviation."""
     spans = tuple(CreditSpan(i, 0, 1, a, "main") for i, a in enumerate([4e-8, -4e-8]))
-    (credit,) = whiten([Credit(spans, ())])
+    (credit,) = whiten([make_tree([(1, 0.0), (1, 1.0)])], [Credit(spans, ())])
     assert [s.advantage for s in credit.spans] == pytest.approx([0.8, -0.8])
 
 
 def test_whitening_leaves_a_flat_stream_alone() -> None:
-    credit = sibling_credit(make_tree([(2, 1.0), (3, 1.0)]))
-    assert [s.advantage for s in whiten([credit])[0].spans] == [0.0, 0.0]
+    tree = make_tree([(2, 1.0), (3, 1.0)])
+    assert [s.advantage for s in whiten([tree], [sibling_credit(tree)])[0].spans] == [0.0, 0.0]

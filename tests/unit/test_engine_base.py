@@ -12,9 +12,9 @@ from deepgrpo.engines import ENGINES, build_engine
 from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded import decode
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
+from deepgrpo.engines.embedded.masks import decoding_mask
 from deepgrpo.engines.embedded.prefix_store import PrefixStore
 from deepgrpo.engines.embedded.sampler import draw
-from deepgrpo.engines.embedded.slot_gate import decoding_mask
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.engines.stops import completes_stop, first_stop
 from deepgrpo.errors import EngineError

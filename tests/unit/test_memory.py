@@ -175,10 +175,13 @@ def test_a_worker_builds_its_policy_where_it_is_counted(
 def test_an_outline_has_the_parameters_of_the_loaded_model(tmp_path: Path, family: Any, lora: Any) -> None:
     if lora:
         pytest.importorskip("peft")
-    model = PretrainedModel.model_validate({"path": save_model(tmp_path, family), "lora": lora})
+    path = save_model(tmp_path, family, dtype="bfloat16")
+    model = PretrainedModel.model_validate({"path": path, "lora": lora})
     outline, loaded = build_meta_policy(model, load_tokenizer(model)), load_policy(model)
     assert outline is not None and {p.device.type for p in outline.model.parameters()} == {"meta"}
-    assert Counts.of(outline) == Counts.of(loaded)
+    counts = Counts.of(outline)
+    assert counts == Counts.of(loaded) and counts.weights == sum(p.nbytes for p in loaded.model.parameters())
+    assert (counts.narrow > 0.8 * counts.every) == (lora is not None)
     shapes = [{name: tuple(p.shape) for name, p in policy.trainable().items()} for policy in (outline, loaded)]
     assert shapes[0] == shapes[1]
     assert (outline.context, outline.plain_head, outline.eos_ids) == (loaded.context, loaded.plain_head, loaded.eos_ids)
@@ -359,3 +362,10 @@ def test_the_formulas_of_the_documentation_agree_with_a_dry_run(tmp_path: Path, 
     ours, theirs = script.formula(name, learners), script.printed(name, learners, tmp_path)
     for what, value in ours.items():
         assert theirs[what] == pytest.approx(value, rel=0.01), what
+
+
+def test_the_formulas_of_adapters_agree_with_a_dry_run(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    script = table_script()
+    theirs = script.printed("Qwen2.5-0.5B", 1, tmp_path, {"rank": script.RANK})
+    assert theirs["held"] == pytest.approx(script.adapted("Qwen2.5-0.5B")["bfloat16"], abs=0.02)

@@ -20,8 +20,9 @@ from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm import child
 from deepgrpo.engines.vllm.engine import PYTHON, own_gpu_first
-from deepgrpo.engines.vllm.weights import fingerprint, merged_state
+from deepgrpo.engines.vllm.weights import fingerprint
 from deepgrpo.errors import ConfigError, EngineError, ModelError
+from deepgrpo.model.merge import merged_state
 from deepgrpo.records import SampleRequest
 
 REQUEST = SampleRequest((3, 4, 5), (7, 2**64 - 1), 4)
@@ -223,6 +224,65 @@ def test_adapters_are_merged_in_float32_and_tied_weights_stay_one(policy: Any) -
     expected = base + 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     assert torch.allclose(merged["model.layers.0.self_attn.q_proj.weight"], expected, atol=1e-6)
     assert torch.equal(layer.base_layer.weight, base)  # nothing was merged in place
+
+
+@pytest.fixture
+def adapted(policy: Any) -> Any:
+    """The policy with adapters that do something."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    policy.model = peft.get_peft_model(policy.model, settings)
+    return policy
+
+
+def test_adapters_go_alone(start: Any, stand_in: Any, adapted: Any) -> None:
+    """The base once, the adapters at the start and after each update; a number is never used twice."""
+    engine = start()
+    engine.sample([REQUEST], SamplingParams())
+    first = engine.sent_bytes
+    with torch.no_grad():
+        next(iter(adapted.trainable().values())).add_(1e-3)
+    engine.sample([REQUEST], SamplingParams())
+    heard = stand_in()
+    assert [one["what"] for one in heard] == [
+        "start", "trial", "add_lora", "reset", "generate", "remove_lora", "add_lora", "reset", "generate",
+    ]  # fmt: skip
+    settings = heard[0]["settings"]
+    assert (settings["enable_lora"], settings["max_loras"], settings["max_lora_rank"]) == (True, 1, 8)
+    assert [one["number"] for one in heard if "number" in one] == [1, 1, 2]
+    assert [one["lora"] for one in heard if one["what"] == "generate"] == [1, 2]
+    # the base's weights left memory when vLLM had read them
+    assert "model.safetensors" in heard[0]["files"] and heard[2]["left"] == []
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(heard[2]["files"])
+    # rank 3: 2 layers, q_proj 32 + 32, down_proj 64 + 32; float32
+    values = 2 * 3 * (64 + 96)
+    assert 4 * values < engine.sent_bytes == first < 4 * values + 2_000
+    assert "gets the adapters alone" in engine.remark and engine.updates == 1
+
+
+def test_adapters_are_merged_where_that_is_asked_or_vllm_takes_no_others(
+    start: Any, stand_in: Any, adapted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = start(adapters="merged")
+    merged.sample([REQUEST], SamplingParams())
+    assert "enable_lora" not in stand_in()[0]["settings"] and stand_in()[-1]["lora"] is None
+    # all 21,248 weights of the model
+    assert merged.sent_bytes > 4 * 21_248 and "adapters" not in merged.remark
+    monkeypatch.setenv("NO_LORA", "this model has no adapters in vLLM")
+    other = start()
+    other.sample([REQUEST], SamplingParams())
+    assert stand_in()[-1]["lora"] is None and other.sent_bytes == merged.sent_bytes
+    assert "ValueError: this model has no adapters in vLLM" in other.remark
+    with pytest.raises(EngineError, match="this model has no adapters in vLLM"):
+        start(adapters="alone")
+    # it starts with room for adapters, and does not take these
+    monkeypatch.delenv("NO_LORA")
+    monkeypatch.setenv("REFUSES", "expected target modules in ['q_proj'] but received ['odd']")
+    third = start()
+    third.sample([REQUEST], SamplingParams())
+    assert stand_in()[-1]["lora"] is None and "received ['odd']" in third.remark and "adapters alone" not in third.remark[:70]
+    with pytest.raises(EngineError, match=r'does not take the adapters \(ValueError: .*; set engine.adapters = "merged"'):
+        start(adapters="alone")
 
 
 def test_the_fingerprint_sees_one_bit(policy: Any) -> None:

@@ -29,11 +29,14 @@ class RolloutIndex:
     def add(self, prefix: tuple[int, ...], completions: Iterable[Completion], worker: int) -> None:
         self._groups.setdefault(prefix, []).extend((c.tokens, worker) for c in completions)
 
-    def find(self, wanted: tuple[int, ...]) -> int | None:
-        """Return the worker with a rollout that begins with `wanted`, None if there is none."""
+    def find(self, request: SampleRequest) -> int | None:
+        """Return the worker with a rollout that begins with the request's prefix, or with the part of it that is known from
+        earlier turns; None if there is none.
+        """
+        wanted = request.prefix[: request.known or None]
         for start in {len(prefix) for prefix in self._groups}:
             rest = wanted[start:]
-            for tokens, worker in self._groups.get(wanted[:start], ()) if rest else ():
+            for tokens, worker in self._groups.get(wanted[:start], ()) if rest or request.known else ():
                 if tokens[: len(rest)] == rest:
                     return worker
         return None
@@ -67,7 +70,7 @@ def assign_requests(
             shares.append((len(indices) * request.max_new_tokens, RequestShare(number, indices)))
     free: list[tuple[float, RequestShare]] = []
     for cost, share in shares:
-        home = rollouts.find(requests[share.request].prefix)
+        home = rollouts.find(requests[share.request])
         if home in load and load[home] + cost <= MAX_LOAD * fair:
             assigned[home].append(share)
             load[home] += cost

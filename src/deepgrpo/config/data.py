@@ -207,6 +207,13 @@ class LookupData(_SyntheticBase):
     """Share of these errors that are recovered: the right lookup follows, at once or some hops later. The others are carried on
     to a wrong answer."""
 
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        if recipe.env is None:
+            raise ValueError(
+                'data.type is "lookup", but the recipe has no environment that answers lookups; add [env] with type = "lookup"'
+            )
+
 
 GeneratedData = SyntheticData | SearchData | LookupData
 """Sections with written solutions, a verifier, and a first error of each response."""

@@ -23,6 +23,32 @@ class EnvBase(Section):
     which limits a whole episode, observations included."""
 
 
+def check_episodes(recipe: Any) -> None:
+    """Raise ValueError for keys that do not go with an environment, or that only an environment gives a meaning."""
+    if recipe.env is not None:
+        if not recipe.explore.in_episodes:
+            raise ValueError(
+                f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose "root", '
+                '"adaptive", "deep", "random", "belief", "allocate" or a strategy of your own, or remove [env]'
+            )
+        if recipe.reward.overlong is not None:
+            raise ValueError(
+                "reward.overlong is a penalty for one long response, and an episode of [env] has several turns; remove it, and "
+                "set env.max_turn_tokens"
+            )
+        return
+    segments = getattr(recipe.explore, "segments", None)
+    if segments is not None and segments.type == "turn":
+        raise ValueError(
+            'explore.segments.type is "turn", but the recipe has no environment, and a response is one turn; add [env], '
+            'or choose another type, such as "sentence"'
+        )
+    if "env" in recipe.reward.types:
+        raise ValueError(
+            'reward.type is "env", but the recipe has no environment that gives rewards; add [env] or choose another reward'
+        )
+
+
 class UserEnv(EnvBase):
     """Your own environment, from a file or an installed module (docs/agents.md)."""
 

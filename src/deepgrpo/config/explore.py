@@ -17,6 +17,7 @@ class RootExplore(Explore):
     """GRPO: every rollout starts at the prompt."""
 
     implementation = "deepgrpo.explore.root:RootStrategy"
+    in_episodes = True
     type: Literal["root"] = "root"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
@@ -34,6 +35,7 @@ class AdaptiveExplore(Explore):
     """Reinforce-Ada: more rollouts from the prompt, in rounds, until its outcomes differ or its allowance is spent."""
 
     implementation = "deepgrpo.explore.adaptive:AdaptiveStrategy"
+    in_episodes = True
     type: Literal["adaptive"] = "adaptive"
     round_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt and round."""
@@ -73,6 +75,7 @@ class DeepExplore(PivotExplore):
     """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
 
     implementation = "deepgrpo.explore.deep:DeepStrategy"
+    in_episodes = True
     type: Literal["deep"] = "deep"
     gamma: float = 2.0
     """Exponent of the depth bias: Q(r) ∝ P(success | r) · r^gamma. Strongly negative: the root only."""
@@ -83,6 +86,7 @@ class RandomExplore(PivotExplore):
     """Control for `deep`: the same candidates, drawn uniformly in every failed rollout."""
 
     implementation = "deepgrpo.explore.random:RandomStrategy"
+    in_episodes = True
     type: Literal["random"] = "random"
 
 
@@ -90,6 +94,7 @@ class AllocateExplore(Explore):
     """One allowance of tokens: each prompt's next tokens go to the prompt or to a depth, as mixed groups per token suggest."""
 
     implementation = "deepgrpo.explore.allocate:AllocateStrategy"
+    in_episodes = True
     type: Literal["allocate"] = "allocate"
     num_rollouts: Annotated[int, Field(ge=2)] = 4
     """Rollouts of the first round, and of each further round at the prompt."""
@@ -155,6 +160,7 @@ class UserExplore(Explore):
     """Your own strategy, from a file or an installed module (docs/algorithms/your_own.md)."""
 
     implementation = "deepgrpo.explore.user:UserStrategy"
+    in_episodes = True
     type: Literal["user"] = "user"
     strategy: PathText
     """The class: "path/to/file.py:Name" or "package.module:Name". `deepgrpo doctor --strategy` tests it."""

@@ -22,6 +22,7 @@ class BeliefExplore(PivotExplore):
     """Pivots before the largest drop of the policy's probability of the reference answer."""
 
     implementation = "deepgrpo.explore.belief:BeliefStrategy"
+    in_episodes = True
     type: Literal["belief"] = "belief"
     cue: str = "\n#### "
     """Text written between a state and the reference answer; "#" for the synthetic tasks."""

@@ -19,6 +19,9 @@ class LoraConfig(Section):
     """Scale of the adapters; the update is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Modules that get an adapter, by name."""
+    base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """dtype in which the frozen matrices are stored. auto: that in which the model came, which changes no number and takes 2
+    bytes per parameter for most models; bfloat16 rounds a model that came in float32."""
 
 
 def _check_adapters(lora: LoraConfig | None, recipe: Any) -> None:

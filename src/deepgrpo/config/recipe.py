@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from deepgrpo.config.base import GIVEN, Section
 from deepgrpo.config.data import DataConfig
-from deepgrpo.config.env import EnvConfig
+from deepgrpo.config.env import EnvConfig, check_episodes
 from deepgrpo.config.explore import DeepExplore, ExploreConfig
 from deepgrpo.config.learning import CreditConfig, LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.model import ModelConfig, WarmstartConfig
@@ -74,4 +74,5 @@ class Config(Section):
             section = getattr(self, name)
             if section is not None:
                 section.check(self)
+        check_episodes(self)
         return self

@@ -45,6 +45,11 @@ class _Whole(Section):
         """True if the data's own verifier scores."""
         return False
 
+    @property
+    def types(self) -> frozenset[str]:
+        """Types of the reward and of its parts."""
+        return frozenset({self.type})
+
     def share(self, workers: int) -> Any:
         """This section for one of several reward workers, with its part of the limits that they share."""
         return self
@@ -132,6 +137,12 @@ class UserKeys(Section):
     """Seconds per call (all completions of a round); a longer call ends the run with an error."""
 
 
+class EnvKeys(Section):
+    """Rewards that the environment gives, added over the turns of an episode (docs/agents.md)."""
+
+    type: Literal["env"] = "env"
+
+
 class MathReward(MathKeys, _Whole):
     __doc__ = MathKeys.__doc__
 
@@ -154,6 +165,12 @@ class TaskReward(TaskKeys, _Whole):
 
 class UserReward(UserKeys, _Whole):
     __doc__ = UserKeys.__doc__
+
+
+class EnvReward(EnvKeys, _Whole):
+    __doc__ = EnvKeys.__doc__
+    truncated_value: float | None = None
+    """Reward of an episode that was cut off at a limit; none: what it has earned so far."""
 
 
 class JudgeReward(JudgeKeys, _Answer, _Whole):
@@ -180,11 +197,15 @@ class UserPart(UserKeys, _Part):
     __doc__ = UserKeys.__doc__
 
 
+class EnvPart(EnvKeys, _Part):
+    __doc__ = EnvKeys.__doc__
+
+
 class JudgePart(JudgeKeys, _Answer, _Part):
     __doc__ = JudgeKeys.__doc__
 
 
-PartConfig = Annotated[MathPart | ExactPart | TaskPart | UserPart | JudgePart, Field(discriminator="type")]
+PartConfig = Annotated[MathPart | ExactPart | TaskPart | UserPart | EnvPart | JudgePart, Field(discriminator="type")]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = re.compile(rf"{SUM}|{OVERLONG}|problems|problem_.*|.*_problems|judge_.*")
@@ -203,6 +224,10 @@ class WeightedReward(_Whole):
     @property
     def uses_task(self) -> bool:
         return any(isinstance(part, TaskPart) for part in self.parts.values())
+
+    @property
+    def types(self) -> frozenset[str]:
+        return frozenset({self.type, *(part.type for part in self.parts.values())})
 
     def share(self, workers: int) -> Any:
         parts = {name: part.share(workers) if isinstance(part, JudgePart) else part for name, part in self.parts.items()}
@@ -279,6 +304,9 @@ def _parts_need_no_type(raw: Any) -> Any:
 
 
 RewardConfig = Annotated[
-    Annotated[MathReward | ExactReward | TaskReward | UserReward | JudgeReward | WeightedReward, Field(discriminator="type")],
+    Annotated[
+        MathReward | ExactReward | TaskReward | UserReward | EnvReward | JudgeReward | WeightedReward,
+        Field(discriminator="type"),
+    ],
     BeforeValidator(_parts_need_no_type),
 ]

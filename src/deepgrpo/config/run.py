@@ -128,7 +128,8 @@ class RunConfig(Section):
     prompts_per_step: PositiveInt = 64
     """Prompts in a batch."""
     device: str = "auto"
-    """auto (cuda if available), cpu, cuda, cuda:1, ..."""
+    """auto (cuda if available, else cpu), cpu, cuda, cuda:1, ...; also xpu and mps, which were never run and are tried against
+    the CPU at load."""
     threads: PositiveInt | None = None
     """CPU threads of torch, which change how sums are rounded; none: $OMP_NUM_THREADS, else one per 100,000 parameters of the
     model, at most one per available CPU. The number is saved with the run and kept on resume."""
@@ -189,6 +190,11 @@ class ClusterConfig(Section):
     compensate."""
 
     def check(self, recipe: Any) -> None:
+        if recipe.run.device.startswith(("mps", "xpu")):
+            raise ValueError(
+                f'run.device is "{recipe.run.device}" with a section [cluster], whose processes run on cpu or cuda; change one '
+                "of the two"
+            )
         if recipe.run.device != "cpu" and self.learners > 1 and (self.gpus_per_learner or 1.0) <= 0.5:
             raise ValueError(
                 f"cluster.gpus_per_learner is {self.gpus_per_learner}, so two of cluster.learners = {self.learners} may get "

@@ -18,6 +18,9 @@ class Explore(Section):
     needs_epochs: ClassVar[bool] = False
     """True if the strategy branches only at prompts that it has seen before."""
 
+    in_episodes: ClassVar[bool] = False
+    """True if the strategy explores episodes of several turns, with an environment."""
+
     type: str
 
     @property
@@ -50,9 +53,10 @@ class Explore(Section):
 class SegmentConfig(Section):
     """Rule that cuts a rollout into segments; pivots lie at segment ends."""
 
-    type: Literal["sentence", "period", "tokens", "count", "step", "user"] = "sentence"
+    type: Literal["sentence", "period", "tokens", "count", "step", "turn", "user"] = "sentence"
     """sentence: ends of sentences and lines. period: bare "." tokens (the reference). tokens: every `size` tokens.
-    count: `size` equal parts. step: steps separated by blank lines. user: your `function`."""
+    count: `size` equal parts. step: steps separated by blank lines. turn: turns of an episode, for a recipe with [env]. user:
+    your `function`. In an episode, each turn of the model is cut by itself, and the environment's reply belongs to its end."""
     size: PositiveInt = 50
     """For tokens: tokens per segment. For count: number of segments."""
     extra_ends: tuple[str, ...] = ()

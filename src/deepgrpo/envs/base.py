@@ -44,7 +44,10 @@ class Turn:
 
 
 class Environment:
-    """Base of environments. `start` and `step` are enough; the rest has defaults."""
+    """Base of environments. `start` and `step` are enough; the rest has defaults.
+
+    Processes and connections are opened when they are first needed: an environment is also built only to be shown.
+    """
 
     turn_ends: tuple[str, ...] = ()
     """Strings that end a turn of the model besides its end-of-turn token, e.g. ("?",). They stay in the turn's text."""

@@ -39,6 +39,7 @@ from deepgrpo.records import Prompt
 from deepgrpo.terminal import Terminal
 
 if TYPE_CHECKING:
+    from deepgrpo.explore.episodes import Episodes
     from deepgrpo.model.policy import Policy
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -66,7 +67,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     device = resolve_device(options.device, "--device")
     policy = load_model(source, device, options.dtype)
     threads = use_threads(policy.model, options.threads, "--threads")
-    engine = EmbeddedEngine(policy, max_rows=options.max_rows)
+    engine = EmbeddedEngine.for_evaluation(policy, options.max_rows)
     console.print(f"{source.path} on {device} · {threads}", markup=False, soft_wrap=True)
 
     # all data first: an error in the last set must not cost the figures of the others
@@ -74,7 +75,11 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     results: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for one in prepared:
-        results[one.name], new_rows = _evaluate_set(options, one, engine, policy, source.run)
+        try:
+            results[one.name], new_rows = _evaluate_set(options, one, engine, policy, source.run)
+        finally:
+            if one.episodes is not None:
+                one.episodes.close()
         rows += [{"set": one.name, **row} for row in new_rows]
     print_table(results, console)
     if options.json is not None:
@@ -200,10 +205,13 @@ class _Prepared:
     sampling: SamplingConfig
     prompts: Sequence[Prompt]
     skipped: Mapping[str, int]
+    episodes: Episodes | None
+    """With the environment of the run, if it has one."""
 
 
 def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Console, run: Config | None) -> _Prepared:
     """Read a data set and say which rows are left out."""
+    from deepgrpo.explore.environments import build_episodes, tools_of
     from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.source import build_source
 
@@ -215,12 +223,15 @@ def _prepare(options: EvalOptions, one: EvalSet, policy: Policy, console: Consol
         data = with_template(data, chat=True)
     # as in training, prompts longer than the run's limit are left out
     context = sampling.max_total_tokens or policy.context
-    source = build_source(data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name)
+    episodes = build_episodes(run.env if run is not None else None, data, policy)
+    source = build_source(
+        data, policy.tokenizer, seed=options.seed, context=context, shuffle=False, name=one.name, tools=tools_of(episodes)
+    )
     prompts = source.head(source.size or options.limit or DEFAULT_LIMIT)
     require_rows(policy, lambda: prompts, f"the data set {one.name!r}")
     for reason, count in source.skipped.items():
         console.print(f"{one.name}: {count} rows left out ({reason})", markup=False, soft_wrap=True)
-    return _Prepared(one.name, data, one.reward, sampling, prompts, source.skipped)
+    return _Prepared(one.name, data, one.reward, sampling, prompts, source.skipped, episodes)
 
 
 def _evaluate_set(
@@ -247,6 +258,7 @@ def _evaluate_set(
                 # several times max_rows, so that rows that end early rarely leave the engine idle
                 chunk=4 * options.max_rows,
                 progress=advance,
+                episodes=one.episodes,
             )
     finally:
         reward.close()

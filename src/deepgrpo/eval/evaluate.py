@@ -20,6 +20,7 @@ from deepgrpo.config import SamplingConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
+from deepgrpo.explore.episodes import Episodes, for_reward
 from deepgrpo.records import Completion, Prompt, SampleRequest, Score
 from deepgrpo.rewards.base import Reward, Voting, judge
 from deepgrpo.rewards.vote import loose_answer
@@ -64,7 +65,8 @@ class EvalResult:
     prompts, length is in tokens with the stop token, problems is a count of failed checks. A truncated completion that
     the reward did not see is not unparsed. Of a reward with parts, `greedy` and `sampled` measure the part
     `reward.success`, and `reward/NAME` is the mean of each part among the greedy completions, before its weight.
-    Of a mix also `eval/source/NAME/` + prompts, greedy, greedy_se and sampled."""
+    With an environment also `turns`, their mean number. Of a mix also `eval/source/NAME/` + prompts, greedy, greedy_se and
+    sampled."""
     rows: tuple[EvalRow, ...]
     stats: SampleStats
     """Cost of both rounds of sampling."""
@@ -84,6 +86,7 @@ def evaluate(
     success_threshold: float = 0.0,
     chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
+    episodes: Episodes | None = None,
 ) -> EvalResult:
     """Score one greedy completion and `samples` sampled ones per prompt.
 
@@ -102,6 +105,7 @@ def evaluate(
         chunk: completions per call of the engine (at least those of one prompt); None: all at once. It sets how often
             `progress` is called and changes no figure.
         progress: called with the number of completions just finished.
+        episodes: plays episodes with an environment, whose last turn is scored; None: a response is one turn.
 
     In maj@k a completion votes with the answer that the reward reads (`Voting`, or else `loose_answer`). A completion
     has no vote if the reward found no answer in it, or if it was truncated and `truncated_value` is set. The majority
@@ -119,7 +123,7 @@ def evaluate(
         )
     if not prompts:
         raise DataError("there are no prompts to evaluate on; check the data set's path, limit and max_prompt_tokens")
-    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk, progress)
+    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk, progress, episodes)
 
     greedy_requests = [
         SampleRequest(p.tokens, (rng.key(seed, "eval", p.id, "greedy"),), _room(p, sampling)) for p in prompts
@@ -131,6 +135,8 @@ def evaluate(
     metrics["eval/greedy_se"] = standard_error([each.score.judged for each in scored])
     metrics |= _part_means([each.score for each in scored])
     metrics["eval/prompts"] = float(len(prompts))
+    if episodes is not None:
+        metrics["eval/turns"] = _mean([len(each.completion.replies) for each in scored])
     stats = greedy.stats
 
     drawn: list[list[_Judged]] = [[] for _ in prompts]
@@ -201,6 +207,7 @@ class _Judge:
     truncated_value: float | None
     chunk: int | None
     progress: Callable[[int], None] | None
+    episodes: Episodes | None
 
     def __call__(self, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams) -> _Round:
         groups: list[list[_Judged]] = []
@@ -208,26 +215,33 @@ class _Judge:
         size = max(1, self.chunk // len(requests[0].keys)) if self.chunk else len(requests)
         for start in range(0, len(requests), size):
             part = slice(start, start + size)
-            batches, cost = self.engine.sample(requests[part], params)
+            if self.episodes is None:
+                batches, cost = self.engine.sample(requests[part], params)
+            else:
+                batches, cost, _ = self.episodes.answer(self.engine, prompts[part], requests[part], params)
             stats = stats + cost
             groups += self._score(prompts[part], batches)
         return _Round(groups, stats)
 
     def _score(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[Completion]]) -> list[list[_Judged]]:
         flat = [(prompt, done) for prompt, batch in zip(prompts, batches, strict=True) for done in batch]
-        texts = [self.tokenizer.decode(list(done.tokens), skip_special_tokens=True) for _, done in flat]
+        texts = [self._decode(done.tokens) for _, done in flat]
+        seen = [(prompt, text) for (prompt, _), text in zip(flat, texts, strict=True)]
+        if self.episodes is not None:
+            lasts = [for_reward(prompt, done.replies, done.tokens) for prompt, done in flat]
+            seen = [(prompt, self._decode(tokens)) for prompt, tokens in lasts]
         scores = judge(
             self.reward,
             self.truncated_value,
-            [prompt for prompt, _ in flat],
-            texts,
+            [prompt for prompt, _ in seen],
+            [text for _, text in seen],
             [done.tokens for _, done in flat],
             [done.finish for _, done in flat],
         )
         judged = iter(
             [
-                _Judged(done, text, score, self._vote(prompt, done, text, score))
-                for (prompt, done), text, score in zip(flat, texts, scores, strict=True)
+                _Judged(done, text, score, self._vote(*pair, done, score))
+                for (_, done), text, pair, score in zip(flat, texts, seen, scores, strict=True)
             ]
         )
         groups = [[next(judged) for _ in batch] for batch in batches]
@@ -235,7 +249,10 @@ class _Judge:
             self.progress(len(flat))
         return groups
 
-    def _vote(self, prompt: Prompt, done: Completion, text: str, score: Score) -> str | None:
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _vote(self, prompt: Prompt, text: str, done: Completion, score: Score) -> str | None:
         cut_off = done.finish == "length" and self.truncated_value is not None
         if cut_off or not score.parsed:
             return None

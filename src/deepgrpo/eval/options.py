@@ -63,7 +63,7 @@ class EvalOptions:
     seed: int = 0
     """Random seed for sampled responses."""
     device: str = "auto"
-    """Device: auto (cuda if available), cpu, cuda, cuda:1, ..."""
+    """Device: auto (cuda if available, else cpu), cpu, cuda, cuda:1, xpu, mps, ..."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass. auto: the run's, else float32."""
     max_rows: int = 64

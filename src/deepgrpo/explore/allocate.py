@@ -26,7 +26,7 @@ from deepgrpo.credit.siblings import pooled_credit, sibling_credit
 from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
 from deepgrpo.explore.pivots import candidates, draw_without_replacement
 from deepgrpo.explore.random import log_uniform
-from deepgrpo.explore.segments import Segmenter, build_segmenter
+from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
 from deepgrpo.records import Credit, Pivot, Tree
 from deepgrpo.runs.facts import depth_bin, is_mixed
 
@@ -78,7 +78,7 @@ class AllocateStrategy:
         for index, node in tree.stream("main"):
             if node.outcome > config.success_threshold:
                 continue
-            offsets, ratios = candidates(self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot)
+            offsets, ratios = candidates(node_ends(self.segment, node), room=limits.response(tree), root=config.root_pivot)
             bins = [depth_bin(ratio, config.depth_bins) for ratio in ratios]
             for depth in range(config.depth_bins):
                 free = [i for i, at in enumerate(bins) if at == depth and (index, offsets[i]) not in taken]
@@ -97,7 +97,7 @@ class AllocateStrategy:
     def _worth(self, option: str, successes: int, tree: Tree, state: State, random: np.random.Generator) -> float:
         """Draw the mixed groups per token of an option."""
         tries, mixed, tokens = state["counts"].get(key_of(option, successes), (0.0, 0.0, 0.0))
-        lengths = [len(node.tokens) for _, node in tree.stream("main")]
+        lengths = [node.num_sampled for _, node in tree.stream("main")]
         if option == AT_ROOT:
             guess = float(np.mean(lengths)) * self.config.num_rollouts
         else:
@@ -125,7 +125,7 @@ class AllocateStrategy:
             for key, mixed, tokens in tries_of(tree, self.config):
                 old = counts.get(key, (0.0, 0.0, 0.0))
                 counts[key] = (old[0] + 1, old[1] + mixed, old[2] + tokens)
-        spent = float(np.mean([sum(len(node.tokens) for node in tree.nodes) for tree in trees]))
+        spent = float(np.mean([sum(node.num_sampled for node in tree.nodes) for tree in trees]))
         return {
             "price": self._next_price(state["price"], spent), "counts": {key: list(counts[key]) for key in sorted(counts)},
             "tokens": spent, "rounds": float(np.mean([_rounds(tree, self.config.depth_bins) - 1 for tree in trees])),
@@ -164,7 +164,7 @@ def tries_of(tree: Tree, config: AllocateExplore) -> list[tuple[str, int, int]]:
     successes = 0
     for number, pivot in enumerate(tree.pivots):
         children = [tree.nodes[child] for child in tree.children(number)]
-        own, tokens = [node.reward for node in children], sum(len(node.tokens) for node in children)
+        own, tokens = [node.reward for node in children], sum(node.num_sampled for node in children)
         if pivot.stream == "branch":
             found.append((key_of(str(depth_bin(pivot.ratio, config.depth_bins)), successes), int(is_mixed(own)), tokens))
             continue

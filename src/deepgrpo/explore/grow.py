@@ -1,7 +1,8 @@
 """The loop that grows trees, for every strategy: round by round, for the whole batch.
 
 GRPO takes one round, DEEP-GRPO two. A round is one `sample()` call and one pass of the reward, so the core needs no
-concurrency: an engine may parallelise inside the call.
+concurrency: an engine may parallelise inside the call. With an environment, a round plays episodes (episodes.py), and the
+engine samples once per turn.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from dataclasses import dataclass, field, fields, replace
 
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
-from deepgrpo.errors import EngineError
+from deepgrpo.errors import EngineError, StrategyError
 from deepgrpo.explore.base import Limits, Measured, Signal, Signals, State, Strategy
-from deepgrpo.records import NO_PIVOT, Completion, FinishReason, Given, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.explore.episodes import Episodes, EpisodeStats, Place, for_reward
+from deepgrpo.records import (
+    NO_PIVOT,
+    ROOT,
+    Completion,
+    FinishReason,
+    Given,
+    Node,
+    Pivot,
+    Prompt,
+    SampleRequest,
+    Score,
+    Tree,
+)
 
 Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""
@@ -40,6 +54,8 @@ class Growth:
     signal_stats: SampleStats = field(default_factory=SampleStats)
     """Text sampled for the strategy's signals, in no tree; not part of `stats`."""
     signal_sequences: int = 0
+    episodes: EpisodeStats = field(default_factory=EpisodeStats)
+    """Cost of an environment."""
 
     @property
     def sampled_tokens(self) -> int:
@@ -54,7 +70,7 @@ class Growth:
 def grow(
     prompts: Sequence[Prompt], strategy: Strategy, state: State, engine: Engine, judge: Judge, *,
     decode: Callable[[Sequence[int]], str], params: SamplingParams, limits: Limits, seed: int, step: int,
-    version: int = 0, signals: Signals | None = None,
+    version: int = 0, signals: Signals | None = None, episodes: Episodes | None = None,
 ) -> Growth:  # fmt: skip
     """Sample one tree per prompt until the strategy plans nothing more.
 
@@ -64,34 +80,47 @@ def grow(
     Args:
         signals: measures the strategy's signals of new nodes, needed if `strategy.signals` is not empty. Called after a round
             that the strategy returns to, before the next plan.
+        episodes: plays episodes with an environment; None: every rollout is one turn.
     """
     assert signals is not None or not strategy.signals, f"no one measures {sorted(s.name for s in strategy.signals)}"
     try:
-        trees = [Tree(prompt) for prompt in prompts]
+        starts = episodes.start(prompts) if episodes else [None] * len(prompts)
+        trees = [Tree(prompt, start=start) for prompt, start in zip(prompts, starts, strict=True)]
+        played = EpisodeStats()
         stats, branches, calls, seconds = SampleStats(), SampleStats(), 0, 0.0
         measured, seconds_signals = Measured([], 0), 0.0
         grown: set[int] = set()
         level = 0
         while len(grown) < len(trees):
             plans: list[tuple[int, list[Pivot]]] = []
+            placed: list[list[Place]] = []
             for index, tree in enumerate(trees):
                 if index in grown:
                     continue
                 random = rng.generator(seed, step, index, tree.prompt.id, "plan", level)
                 pivots = strategy.plan(tree, state, limits, random)
+                places: list[list[Place]] = []
+                if pivots and episodes:
+                    pivots, places, spent = _with_places(tree, pivots, episodes)
+                    played += spent
                 if pivots:
                     trees[index], pivots = _with_given(tree, pivots, decode)
                     plans.append((index, pivots))
+                    placed += places
                 else:
                     grown.add(index)
             requests = [r for index, pivots in plans for r in _requests(trees[index], pivots, limits, (seed, step, index))]
             if not requests:
                 continue
-            completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
+            if episodes is None:
+                completions, cost = engine.sample(requests, params, keep=strategy.returns(level))
+            else:
+                completions, cost, spent = episodes.sample(engine, requests, placed, params)
+                played += spent
             stats += cost
             branches += cost if level else SampleStats()
             began = time.perf_counter()
-            nodes_of = _score(trees, plans, completions, judge, decode, limits, version)
+            nodes_of = _score(trees, plans, completions, judge, decode, limits, version, episodes is not None)
             seconds += time.perf_counter() - began
             began = time.perf_counter()
             new: list[tuple[int, int]] = []
@@ -107,8 +136,29 @@ def grow(
         engine.forget()
     return Growth(
         tuple(trees), stats, calls, seconds, measured.forwarded, seconds_signals, branches, measured.sampled,
-        measured.sequences,
+        measured.sequences, played,
     )  # fmt: skip
+
+
+def _with_places(
+    tree: Tree, pivots: list[Pivot], episodes: Episodes
+) -> tuple[list[Pivot], list[list[Place]], EpisodeStats]:
+    """Pivots with the places where their episodes go on, without those whose replay differs."""
+    for pivot in pivots:
+        node = tree.nodes[pivot.parent] if pivot.parent != ROOT else None
+        if pivot.given is not None or pivot.max_tokens is not None:
+            raise StrategyError(
+                "a strategy asks for segments or gives tokens, but the recipe has an environment, whose episodes are cut into "
+                "turns; leave out Pivot.max_tokens and Pivot.given"
+            )
+        if node and any(reply.start <= pivot.offset < reply.end for reply in node.replies):
+            raise StrategyError(
+                f"a pivot is at token {pivot.offset} of node {pivot.parent}, inside a reply of the environment, which the "
+                "model does not write; cut with deepgrpo.explore.segments.node_ends, which ends no segment there"
+            )
+    found, stats = episodes.places(tree, pivots)
+    kept = [(pivot, places) for pivot, places in zip(pivots, found, strict=True) if places is not None]
+    return [pivot for pivot, _ in kept], [places for _, places in kept], stats
 
 
 def _with_given(tree: Tree, pivots: list[Pivot], decode: Callable[[Sequence[int]], str]) -> tuple[Tree, list[Pivot]]:
@@ -161,9 +211,9 @@ def _room(tree: Tree, pivot: Pivot, limits: Limits) -> int:
 
 def _score(
     trees: Sequence[Tree], plans: Sequence[tuple[int, list[Pivot]]], completions: Sequence[Sequence[Completion]],
-    judge: Judge, decode: Callable[[Sequence[int]], str], limits: Limits, version: int,
+    judge: Judge, decode: Callable[[Sequence[int]], str], limits: Limits, version: int, played: bool,
 ) -> list[list[Node]]:  # fmt: skip
-    """Nodes of each planned tree; one call of the reward for all responses."""
+    """Nodes of each planned tree; one call of the reward for all responses, of episodes (`played`) for their last turns."""
     remaining = iter(completions)
     drafts: list[tuple[Tree, int, Pivot, Completion, tuple[int, ...]]] = []
     sizes: list[int] = []
@@ -183,18 +233,35 @@ def _score(
     asked = [i for i, (*_, completion, _) in enumerate(drafts) if completion.finish != "segment"]
     scores = [UNJUDGED] * len(drafts)
     if asked:
+        seen = [
+            _last_turn(*drafts[i], decode) if played else (drafts[i][0].prompt, texts[i]) for i in asked
+        ]
         found = judge(
-            [drafts[i][0].prompt for i in asked], [texts[i] for i in asked], [drafts[i][4] for i in asked],
+            [prompt for prompt, _ in seen], [text for _, text in seen], [drafts[i][4] for i in asked],
             [drafts[i][3].finish for i in asked],
         )  # fmt: skip
         for i, score in zip(asked, found, strict=True):
             scores[i] = score
     nodes = [
-        Node(pivot.parent, pivot.offset, c.tokens, c.logprobs, c.finish, text, score, pivot.stream, number, version)
+        Node(
+            pivot.parent, pivot.offset, c.tokens, c.logprobs, c.finish, text, score, pivot.stream, number, version,
+            replies=c.replies,
+        )
         for (_, number, pivot, c, _), text, score in zip(drafts, texts, scores, strict=True)
     ]
     cut = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     return [nodes[a:b] for a, b in itertools.pairwise(cut)]
+
+
+def _last_turn(
+    tree: Tree, number: int, pivot: Pivot, completion: Completion, response: tuple[int, ...],
+    decode: Callable[[Sequence[int]], str],
+) -> tuple[Prompt, str]:  # fmt: skip
+    """Prompt and text for the reward of an episode."""
+    before = len(response) - len(completion.tokens)
+    own = [replace(reply, start=before + reply.start, end=before + reply.end) for reply in completion.replies]
+    prompt, last = for_reward(tree.prompt, [*tree.replies(pivot.parent, pivot.offset), *own], response)
+    return prompt, decode(last)
 
 
 def _measure(

@@ -20,7 +20,7 @@ from deepgrpo.config import PivotExplore
 from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
-from deepgrpo.explore.segments import Segmenter, build_segmenter
+from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
 from deepgrpo.records import Credit, Node, Pivot, Tree
 
 Keys = TypeVar("Keys", bound=PivotExplore)
@@ -67,7 +67,7 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
             if config.expand == "failed" and node.outcome > config.success_threshold:
                 continue
             offsets, ratios = candidates(
-                self.segment(node.tokens), room=limits.response(tree), root=config.root_pivot, deepest=config.max_ratio
+                node_ends(self.segment, node), room=limits.response(tree), root=config.root_pivot, deepest=config.max_ratio
             )
             if not offsets:
                 continue

@@ -11,6 +11,7 @@ from typing import Any
 from deepgrpo.config import SegmentConfig
 from deepgrpo.errors import StrategyError
 from deepgrpo.loading import load_object, show, where
+from deepgrpo.records import Node
 
 Segmenter = Callable[[Sequence[int]], list[int]]
 """tokens → ascending ends of segments; the last one is the number of tokens."""
@@ -33,6 +34,8 @@ def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
     def texts(tokens: Sequence[int]) -> list[str]:
         return token_texts(tokens, decode)
 
+    if config.type == "turn":
+        return lambda tokens: _close([], len(tokens))
     if config.type == "sentence":
         ends = _SENTENCE_ENDS + config.extra_ends
         return lambda tokens: sentence_ends(texts(tokens), ends)
@@ -47,6 +50,26 @@ def build_segmenter(config: SegmentConfig, tokenizer: Any) -> Segmenter:
     if config.type == "tokens":
         return lambda tokens: _close(list(range(config.size, len(tokens), config.size)), len(tokens))
     return lambda tokens: count_ends(len(tokens), config.size)
+
+
+def node_ends(segment: Segmenter, node: Node) -> list[int]:
+    """Ends of a node's segments, where each turn of the model is cut by itself, and ends behind the environment's reply.
+
+    So every end but the last is a state at which the model writes next. Without replies: `segment(node.tokens)`.
+
+    Example, segments of two tokens: turns of 3 and 3 tokens with replies (3, 5) and (8, 10), and a last turn of 1 token have
+    the ends 2, 5, 7, 10, 11.
+    """
+    if not node.replies:
+        return segment(node.tokens)
+    found: list[int] = []
+    start = 0
+    for reply in node.replies:
+        ends = [start + end for end in segment(node.tokens[start : reply.start])]
+        found += [*ends[:-1], reply.end] if ends else [reply.end]
+        start = reply.end
+    found += [start + end for end in segment(node.tokens[start:])]
+    return sorted({end for end in found if end > 0})
 
 
 def token_texts(tokens: Sequence[int], decode: Callable[..., str]) -> list[str]:

@@ -13,6 +13,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.eval.evaluate import EvalResult
 from deepgrpo.eval.evaluate import evaluate as measure
 from deepgrpo.eval.model import find_model, load_model
+from deepgrpo.explore.environments import build_episodes, tools_of
 from deepgrpo.library.given import Given, Recipe, Rewards, build_config, recipe_tables
 from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.given import given_policy, handed_back
@@ -39,7 +40,8 @@ def evaluate(
         model: a model of transformers, a run or its path, a checkpoint, a model directory, or a hub name.
         dataset: a list of dicts, a `datasets.Dataset` or a data frame; default: the held-out data of the recipe.
         tokenizer: of a model that is an object.
-        rewards, reward_weights: as for `train`; default: the reward of the recipe.
+        rewards: as for `train`; default: the reward of the recipe.
+        reward_weights: as for `train`.
         config: the recipe; default: that of the run that the model comes from.
         overrides: keys to change, as in {"sampling.max_new_tokens": 256}.
         samples: drawn responses per question.
@@ -78,7 +80,7 @@ def _measured(raw: dict[str, Any], path: str | None, given: Given) -> dict[str, 
     Raises ConfigError if there is no data or no reward.
     """
     held_out = raw.get("eval", {})
-    found = {key: table for key, table in raw.items() if key in ("sampling", "learner", "explore", "data", "reward")}
+    found = {key: table for key, table in raw.items() if key in ("sampling", "learner", "explore", "data", "env", "reward")}
     if given.dataset is None and held_out.get("data"):
         found["data"] = held_out["data"]
     if given.rewards is None and held_out.get("reward"):
@@ -96,18 +98,23 @@ def _measure(
     use_threads(policy.model, config.run.threads)
     context = min(config.sampling.max_total_tokens or policy.context, policy.context)
     sampling = config.sampling.model_copy(update={"max_total_tokens": context})
-    source = build_source(config.data, policy.tokenizer, seed=seed, context=context, shuffle=False)
+    episodes = build_episodes(config.env, config.data, policy)
+    source = build_source(
+        config.data, policy.tokenizer, seed=seed, context=context, shuffle=False, tools=tools_of(episodes)
+    )
     number = (source.size or DEFAULT_LIMIT) if limit is None else limit
     prompts = source.head(number)
     require_rows(policy, lambda: prompts)
     reward = build_reward(config.reward, build_task(config.data))
-    engine = EmbeddedEngine(policy, max_rows=max_rows)
+    engine = EmbeddedEngine.for_evaluation(policy, max_rows)
     try:
         return measure(
             engine, reward, prompts, policy.tokenizer, sampling=sampling, samples=samples, k=k,
             truncated_value=config.reward.truncated_value, seed=seed, success_threshold=config.explore.success_threshold,
-            chunk=4 * max_rows,
+            chunk=4 * max_rows, episodes=episodes,
         )  # fmt: skip
     finally:
+        if episodes is not None:
+            episodes.close()
         engine.close()
         reward.close()

@@ -71,6 +71,8 @@ def importance_weight(
 
 def sequence_mean(values_N: Tensor, sequence_N: Tensor) -> Tensor:
     """Mean of each sequence, repeated at its terms. Example: values 1 3 5 of the sequences 0 0 7 give 2 2 5."""
+    if values_N.device.type == "mps":  # which has no float64
+        return sequence_mean(values_N.cpu(), sequence_N.cpu()).to(values_N.device)
     _, inverse_N, lengths = torch.unique(sequence_N, return_inverse=True, return_counts=True)
     # float64: a GPU adds in no fixed order, and the rounding of that must not show
     sums = torch.zeros(len(lengths), dtype=torch.float64, device=values_N.device)

@@ -12,14 +12,18 @@ import torch
 from deepgrpo.config import GivenModel
 from deepgrpo.errors import ModelError
 from deepgrpo.loading import not_given
-from deepgrpo.model.adapters import add_adapters, has_adapters
+from deepgrpo.model.adapters import add_adapters, has_adapters, store_frozen
+from deepgrpo.model.device import moved
 from deepgrpo.model.loading import context_length, disable_dropout
+from deepgrpo.model.narrow import dtype_in, is_narrow, plain_again
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import freeze_other_parts, require_causal, require_own_tokens
 
 
 def given_policy(config: GivenModel, *, device: str = "cpu", dtype: str = "float32", logprob_chunk: int = 256) -> Policy:
     """Make a policy of the model that the section holds, in place: float32, on the device, without dropout.
+
+    Under adapters its frozen matrices keep the dtype that they have.
 
     Raises ModelError if it cannot be trained, ConfigError if the section holds none.
     """
@@ -31,8 +35,11 @@ def given_policy(config: GivenModel, *, device: str = "cpu", dtype: str = "float
     disable_dropout(causal)
     freeze_other_parts(causal)
     if config.lora:
-        model = add_adapters(model, config)
-    model = model.float().to(device)
+        wanted = config.lora.base_dtype
+        model = add_adapters(model, config, dtype_in(causal) if wanted == "auto" else getattr(torch, wanted))
+    elif has_adapters(model):
+        store_frozen(model, "auto", dtype_in(causal))
+    model = moved(model if is_narrow(model) else model.float(), device)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"model: no parameter of the {type(model).__name__} requires a gradient; call requires_grad_(True)")
     policy = Policy(model, tokenizer, context_length(causal.config, tokenizer), getattr(torch, dtype), logprob_chunk)
@@ -70,7 +77,7 @@ def digest_of(model: Any, tokenizer: Any) -> str:
 def handed_back(model: Any) -> Iterator[None]:
     """Give a model its attention function, its mode and its frozen parameters back after a run; the weights stay trained."""
     causal = model.get_base_model() if has_adapters(model) else model
-    attention, training = causal.config._attn_implementation, model.training
+    attention, training, dtype = causal.config._attn_implementation, model.training, dtype_in(causal)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield
@@ -78,6 +85,11 @@ def handed_back(model: Any) -> Iterator[None]:
         if causal.config._attn_implementation != attention:
             causal.set_attn_implementation(attention)
         model.train(training)
+        if is_narrow(causal):  # its norms came in 16 bits as well
+            plain_again(causal)
+            for parameter in causal.parameters():
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen.get(name, parameter.requires_grad))
             parameter.grad = None

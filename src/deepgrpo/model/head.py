@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepgrpo.model.logprobs import distance
+from deepgrpo.model.narrow import NarrowLinear
 
 SCALE_NAMES = (
     "logits_scaling",  # Granite, MiniCPM3 and HyperCLOVA X: two divide by it, one multiplies
@@ -64,7 +65,7 @@ def find_head(causal: Any) -> tuple[Head | None, str]:
     """
     layer = causal.get_output_embeddings()
     kind = type(layer)
-    if kind is not nn.Linear:
+    if kind not in (nn.Linear, NarrowLinear):
         return None, f"its output layer is a {kind.__module__}.{kind.__qualname__} and no plain torch.nn.Linear"
     if causal.base_model is causal:
         return None, "it has no backbone apart from its output layer"
@@ -91,7 +92,8 @@ def _prove_head(causal: Any, layer: nn.Linear) -> tuple[Head | None, str]:
     logits, seen, raw = _run_with(causal, layer, inputs, None)
     if seen is None or raw is None:
         return None, "its output layer is not called where its logits are made"
-    if not _same(raw, F.linear(seen, layer.weight, layer.bias)):
+    weight = layer.weight.to(seen.dtype)
+    if not _same(raw, F.linear(seen, weight, layer.bias)):
         return None, "its output layer does more than a product with its weights"
     hidden = causal.base_model(**inputs).last_hidden_state
     scales, softcaps = _constants(causal.config)
@@ -114,7 +116,7 @@ def _prove_head(causal: Any, layer: nn.Linear) -> tuple[Head | None, str]:
     if after is None:
         return None, "what it does to its logits is no scale or soft cap that its config names"
     head = Head(before * after.scale, after.softcap)
-    if not _same(logits, head.finish(F.linear(hidden, layer.weight, layer.bias))):
+    if not _same(logits, head.finish(F.linear(hidden, weight, layer.bias))):
         return None, "its logits are not those of its output layer applied to its last hidden state"
     return head, ""
 

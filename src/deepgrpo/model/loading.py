@@ -14,7 +14,9 @@ from torch import nn
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.errors import MissingExtraError, ModelError, first_line
 from deepgrpo.model.adapters import add_adapters
+from deepgrpo.model.device import moved
 from deepgrpo.model.directory import require_config, require_weights
+from deepgrpo.model.narrow import stored_dtype
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import shape_of
 from deepgrpo.model.soundness import freeze_other_parts, require_all_weights, require_causal, require_own_tokens
@@ -43,13 +45,14 @@ def load_policy(
     said = f"model.path = {config.path!r}"
     if Path(path).is_dir() and not gguf:
         require_weights(Path(path), said)
+    frozen = frozen_dtype(config)
     try:
         if gguf:
             from transformers import GgufConfig
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
+            path, dtype=frozen, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -65,8 +68,10 @@ def load_policy(
     disable_dropout(model)
     freeze_other_parts(model)
     if config.lora:
-        model = add_adapters(model, config)
-    policy = Policy(model.to(device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
+        model = add_adapters(model, config, frozen)
+    policy = Policy(
+        moved(model, device), tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk
+    )
     require_causal(policy.causal, said)
     require_own_tokens(policy, said)
     return policy
@@ -95,7 +100,7 @@ def scratch_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(settings)
-    return Policy(model.to(device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
+    return Policy(moved(model, device), tokenizer, config.max_position, getattr(torch, dtype), logprob_chunk)
 
 
 def load_tokenizer(config: PretrainedModel) -> Any:
@@ -133,6 +138,29 @@ def context_length(model_config: Any, tokenizer: Any) -> int:
     """Longest prompt plus response of a model, in tokens."""
     # tokenizers without a limit report 1e30
     return shape_of(model_config).context or int(min(tokenizer.model_max_length, 2**20))
+
+
+def came_in(config: PretrainedModel) -> torch.dtype:
+    """The dtype in which a pretrained model is stored; float32 for GGUF. Raises ModelError if it has no readable config."""
+    from transformers import AutoConfig
+
+    path, gguf = locate(config)
+    if gguf:
+        return torch.float32
+    try:
+        return stored_dtype(path, AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code))
+    except Exception as error:  # a damaged config may raise anything
+        raise loading_error(config, path, error) from error
+
+
+def frozen_dtype(config: PretrainedModel) -> torch.dtype:
+    """The dtype in which the frozen matrices of a model are stored: float32 without adapters, as then all are trained."""
+    if config.lora is None:
+        return torch.float32
+    if config.lora.base_dtype == "auto":
+        return came_in(config)
+    named: torch.dtype = getattr(torch, config.lora.base_dtype)
+    return named
 
 
 def code_options(config: PretrainedModel) -> dict[str, Any]:

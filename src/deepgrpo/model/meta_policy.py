@@ -12,7 +12,15 @@ import torch
 
 from deepgrpo.config import PretrainedModel, ScratchModel
 from deepgrpo.model.adapters import add_adapters
-from deepgrpo.model.loading import code_options, context_length, disable_dropout, loading_error, locate, scratch_policy
+from deepgrpo.model.loading import (
+    code_options,
+    context_length,
+    disable_dropout,
+    frozen_dtype,
+    loading_error,
+    locate,
+    scratch_policy,
+)
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import freeze_other_parts, require_decoder, require_own_tokens
 
@@ -56,7 +64,7 @@ def build_meta_policy(
     require_decoder(model, f"model.path = {config.path!r}")
     if config.lora:
         with torch.device("meta"):
-            model = add_adapters(model, config)
+            model = add_adapters(model, config, frozen_dtype(config))
     policy = Policy(model, tokenizer, context_length(model.config, tokenizer), getattr(torch, dtype), logprob_chunk)
     require_own_tokens(policy, f"model.path = {config.path!r}")
     return policy

@@ -18,6 +18,7 @@ from deepgrpo.model.adapters import has_adapters, load_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.head import Head, find_head
 from deepgrpo.model.logprobs import chunked_logprobs, entropy
+from deepgrpo.model.narrow import is_narrow
 from deepgrpo.model.shape import shape_of, text_part
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import PackingVerdict, judge_model
@@ -25,7 +26,7 @@ from deepgrpo.model.tree_gate import PackingVerdict, judge_model
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer. Weights are float32; arithmetic is in `dtype`.
+    """A causal LM with its tokenizer. Weights are float32, frozen ones may be narrower (`narrow.py`); arithmetic is in `dtype`.
 
     The model's weights are the only mutable state; `version` counts the optimizer steps that produced them.
     """
@@ -43,12 +44,15 @@ class Policy:
     version: int = 0
     verdict: PackingVerdict = field(default_factory=lambda: PackingVerdict(False, "learner.tree_packing is off"))
     """Result of `try_tree_packing`: whether the learner may pack trees."""
+    narrow: bool = field(init=False)
+    """True if frozen matrices are stored in 16 bits."""
     head: Head | None = field(init=False)
     """Map from the last hidden state to logits; None if it is not known, and full logits are computed."""
     head_reason: str = field(init=False)
     """Reason for a missing `head`; empty if it is known."""
 
     def __post_init__(self) -> None:
+        self.narrow = is_narrow(self.model)
         self.head, self.head_reason = find_head(self.causal)
 
     @property
@@ -82,7 +86,8 @@ class Policy:
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if isinstance(i, int) and 0 <= i < rows}))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if next(self.model.parameters()).dtype == self.dtype:
+        stored = torch.float32 if self.narrow else next(self.model.parameters()).dtype
+        if stored == self.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

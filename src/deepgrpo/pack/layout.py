@@ -1,7 +1,8 @@
 """Trees → loss terms and rows.
 
 `Terms` is the step as the loss sees it: one entry per trained token, whatever the layout. A `Row` is one path as the
-model reads it: the prefix, then the trained tokens. A prefix token never has a term, so a branch cannot train it.
+model reads it: the prefix, then the trained tokens. A prefix token never has a term, so a branch cannot train it; nor has a
+token that an environment wrote, whatever span of credit it is in.
 Shapes: N terms of the step.
 """
 
@@ -102,18 +103,21 @@ def lay_out(trees: Sequence[Tree], credits: Sequence[Credit]) -> Layout:
             positions: list[np.ndarray] = []
             begin = total
             for start, end, advantage, stream in spans:
-                count = end - start
+                own = np.array(tree.nodes[node].sampled_places(start, end), dtype=np.int64)
+                count = len(own)
                 columns.append(
                     (
-                        tokens[start:end],
+                        tokens[own],
                         np.full(count, advantage, dtype=np.float32),
                         np.full(count, STREAM_CODES[stream]),
                         np.full(count, sequence),
-                        logprobs[start:end],
+                        logprobs[own],
                     )
                 )
-                positions.append(np.arange(first + start - 1, first + end - 1))
+                positions.append(first + own - 1)
                 total += count
+            if total == begin:
+                continue  # all of it was given
             rows.append(Row(path, np.concatenate(positions), np.arange(begin, total), number, node))
             sequence += 1
     empty = (np.int64, np.float32, np.int64, np.int64, np.float32)

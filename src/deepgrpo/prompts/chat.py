@@ -19,6 +19,9 @@ from deepgrpo.errors import ModelError, first_line
 from deepgrpo.prompts.filling import fill, value_of
 from deepgrpo.prompts.messages import SYSTEM_ROLES, Message, last_user, with_texts
 
+Tools = Sequence[Mapping[str, Any]] | None
+"""JSON schemas of tools, which the chat template writes into the prompt; None: no tools."""
+
 _GSM8K = ' Let\'s think step by step and output the final answer after "####".'
 _MATH = " Let's think step by step and output the final answer within \\boxed{}."
 
@@ -55,6 +58,7 @@ class Renderer:
     tokenizer: Any
     chat: bool
     """True if the chat template is used: requested by the recipe and present in the tokenizer."""
+    tools: Tools = None
 
     @property
     def placeholders(self) -> tuple[Placeholder, ...]:
@@ -86,9 +90,10 @@ class Renderer:
             return "\n\n".join(turn["content"] for turn in turns)
         goes_on = turns[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+        shown = {"tools": list(self.tools)} if self.tools else {}
         try:
             return str(
-                self.tokenizer.apply_chat_template(turns, tokenize=False, **how, **self.template.chat_template_kwargs)
+                self.tokenizer.apply_chat_template(turns, tokenize=False, **how, **shown, **self.template.chat_template_kwargs)
             )
         except Exception as error:  # templates are Jinja programs and may raise anything
             remedy = "remove template.system or " if self.template.system is not None else ""
@@ -140,7 +145,9 @@ class Renderer:
         return [tuple(row) for row in rows]
 
 
-def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_template: bool = False) -> Renderer:
+def build_renderer(
+    template: TemplateConfig, tokenizer: Any, *, plain_if_no_template: bool = False, tools: Tools = None
+) -> Renderer:
     """Bind a template to a tokenizer.
 
     Args:
@@ -148,6 +155,7 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
         tokenizer: a transformers tokenizer.
         plain_if_no_template: where `template.chat` is not set, a tokenizer without a chat template gets plain text. Only the
             synthetic task sets it, whose own tokenizer has none.
+        tools: schemas of the environment's tools, for the chat template.
 
     Raises ModelError if a requested chat template is missing, or has no variable of a name in `chat_template_kwargs`.
     """
@@ -155,7 +163,7 @@ def build_renderer(template: TemplateConfig, tokenizer: Any, *, plain_if_no_temp
     if has_one:
         _refuse_unknown(template, tokenizer)
     if template.chat is False or has_one:
-        return Renderer(template, tokenizer, template.chat is not False)
+        return Renderer(template, tokenizer, template.chat is not False, tools)
     if plain_if_no_template and template == template.model_copy(update=_UNSET):
         return Renderer(template, tokenizer, False)
     reasons = ["template.chat is true"] if template.chat or not plain_if_no_template else []

@@ -12,7 +12,7 @@ from deepgrpo.config import DataConfig, GeneratedData, HubData, JsonlData, MixDa
 from deepgrpo.errors import ConfigError, DataError, ModelError
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.base import Cursor, PromptSource
-from deepgrpo.prompts.chat import build_renderer
+from deepgrpo.prompts.chat import Tools, build_renderer
 from deepgrpo.prompts.loaded import EndlessSource, LoadedSource, usable_rows
 from deepgrpo.prompts.mixed import MixedSource, Part
 from deepgrpo.prompts.sieve import Sieve
@@ -24,7 +24,8 @@ __all__ = ["Cursor", "PromptSource", "build_source"]
 
 
 def build_source(
-    data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True, name: str | None = None
+    data: DataConfig, tokenizer: Any, *, seed: int, context: int, shuffle: bool = True, name: str | None = None,
+    tools: Tools = None,
 ) -> PromptSource:
     """Read and check the data.
 
@@ -37,41 +38,45 @@ def build_source(
             always leaves room for one token.
         shuffle: reshuffle every epoch. An endless source is random by construction.
         name: begins the messages, where there are several data sets.
+        tools: schemas of the environment's tools, for the chat template.
 
     Raises DataError (see `prompts.rows` and `prompts.jsonl`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
-    return _named(name, data, tokenizer, seed, context, shuffle)
+    return _named(name, data, tokenizer, seed, context, shuffle, tools)
 
 
 def _named(
-    name: str | None, data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool, source: str = ""
+    name: str | None, data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool, tools: Tools,
+    source: str = "",
 ) -> PromptSource:
     try:
         if isinstance(data, MixData):
-            return _mix(data, tokenizer, seed, context, shuffle)
-        return _one(data, tokenizer, seed, context, shuffle, source)
+            return _mix(data, tokenizer, seed, context, shuffle, tools)
+        return _one(data, tokenizer, seed, context, shuffle, tools, source)
     except (ConfigError, DataError, ModelError) as error:
         if name is None:
             raise
         raise type(error)(f"{name}: {error}") from error
 
 
-def _mix(data: MixData, tokenizer: Any, seed: int, context: int, shuffle: bool) -> PromptSource:
+def _mix(data: MixData, tokenizer: Any, seed: int, context: int, shuffle: bool, tools: Tools) -> PromptSource:
     parts = []
     for each in data.sources:
         limit = min((bound for bound in (each.data.limit, data.limit) if bound is not None), default=None)
         section: DataConfig = each.data.model_copy(update={"limit": limit})
         name = each.label
         parts.append(
-            Part(name, each.weight, _named(f"source {name!r}", section, tokenizer, seed, context, shuffle, name))
+            Part(name, each.weight, _named(f"source {name!r}", section, tokenizer, seed, context, shuffle, tools, name))
         )
     return MixedSource(parts)
 
 
-def _one(data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool, source: str) -> PromptSource:
+def _one(
+    data: DataConfig, tokenizer: Any, seed: int, context: int, shuffle: bool, tools: Tools, source: str
+) -> PromptSource:
     assert not isinstance(data, MixData)
-    renderer = build_renderer(data.template, tokenizer, plain_if_no_template=isinstance(data, GeneratedData))
+    renderer = build_renderer(data.template, tokenizer, plain_if_no_template=isinstance(data, GeneratedData), tools=tools)
     longest = min(data.max_prompt_tokens or max(context // 2, 1), context - 1)
     sieve = Sieve(renderer, longest, source)
     if isinstance(data, GeneratedData) and data.size is None and data.limit is None:

@@ -12,6 +12,7 @@ _REWARDS = {
     "exact": "exact:ExactMatchReward",
     "task": "task:TaskVerifierReward",
     "user": "user:UserFunctionReward",
+    "env": "env:EnvironmentReward",
     "judge": "judge:JudgeReward",
     "weighted": "parts:WeightedReward",
 }

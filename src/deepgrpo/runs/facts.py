@@ -72,7 +72,7 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
         flags=frozenset(flag for flag, holds in flags.items() if holds),
         rollouts=len(main), reward=sum(main) / len(main) if main else 0.0, successes=successes,
         branches=sum(node.complete for _, node in tree.stream("branch")), pivots=len(pivots), chances=chances,
-        rescued=sum(rescued), tokens=sum(len(node.tokens) for node in tree.nodes if node.sampled),
+        rescued=sum(rescued), tokens=sum(node.num_sampled for node in tree.nodes),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@
     RUN/trees/step-000010.jsonl.gz     trees of a step, one per line (trees.py)
     RUN/eval/step-000010.jsonl         answers of an evaluation, one per line
     RUN/report.html                    page written by `deepgrpo report`
+    RUN/export/                        the model written by `deepgrpo export`
     RUN/final.json                     accuracy on held-back questions, written by `deepgrpo compare`
     RUN/tensorboard/, RUN/wandb-id.txt  files of the optional sinks
     RUN/.lock                          held while a process trains there (lock.py)
@@ -91,6 +92,10 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
 
     @property
     def final(self) -> Path:

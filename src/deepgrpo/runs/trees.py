@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -46,6 +47,7 @@ class _Line:
     nodes: tuple[Node, ...]
     pivots: tuple[Pivot, ...]
     credit: tuple[CreditSpan, ...]
+    start: Any = None
 
 
 _LINE = TypeAdapter(_Line)
@@ -54,11 +56,15 @@ _LINE = TypeAdapter(_Line)
 def tree_to_json(tree: Tree, spans: Sequence[CreditSpan]) -> str:
     """A tree and its credit as one line of JSON. Values of `Prompt.columns` unknown to JSON become text or null."""
     # columns and messages apart: asdict copies them deeply, which not every value allows
-    line = asdict(_Line(replace(tree.prompt, columns={}, messages=()), tree.nodes, tree.pivots, tuple(spans)))
+    line = asdict(_Line(replace(tree.prompt, columns={}, messages=()), tree.nodes, tree.pivots, tuple(spans), tree.start))
     line["prompt"]["columns"] = plain_json(tree.prompt.columns)
     for node in line["nodes"]:
         if not node["score"]["parts"]:  # most rewards have none
             del node["score"]["parts"], node["score"]["outcome"]
+        if not node["replies"]:  # no environment
+            del node["replies"]
+    if line["start"] is None:
+        del line["start"]
     line["prompt"]["messages"] = plain_json(tree.prompt.messages)
     return json_text(line)
 
@@ -74,7 +80,7 @@ def tree_from_json(text: str) -> tuple[Tree, tuple[CreditSpan, ...]]:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-    return Tree(line.prompt, line.nodes, line.pivots), line.credit
+    return Tree(line.prompt, line.nodes, line.pivots, line.start), line.credit
 
 
 def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
@@ -97,6 +103,8 @@ def check_structure(tree: Tree, spans: Sequence[CreditSpan]) -> None:
         check((0 if node.sampled else NO_PIVOT) <= node.pivot < len(tree.pivots), f"{where}.pivot = {node.pivot}")
         check(all(0 <= token < 2**31 for token in node.tokens), f"{where}.tokens")
         check(len(node.logprobs) == lengths[number], f"{where}.logprobs")
+        places = [0, *(place for reply in node.replies for place in (reply.start, reply.end)), lengths[number]]
+        check(places == sorted(places), f"{where}.replies")
         score = node.score
         check(all(map(math.isfinite, (score.value, score.judged, *(p.value for p in score.parts.values())))), f"{where}.score")
     for number, pivot in enumerate(tree.pivots):

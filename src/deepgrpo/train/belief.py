@@ -17,6 +17,7 @@ import torch
 
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore.base import Signal
+from deepgrpo.explore.segments import node_ends
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.packs import pack_layout
@@ -117,7 +118,7 @@ def check_texts(policy: Policy, signal: Signal) -> None:
 def _hang_probes(policy: Policy, signal: Signal, tree: Tree, index: int) -> _Probed:
     """Make a tree of one rollout with probes at the start of each of its steps."""
     node = tree.nodes[index]
-    bounds = (0, *signal.segment(node.tokens))
+    bounds = (0, *node_ends(signal.segment, node))
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(policy.tokenizer(text, add_special_tokens=False).input_ids) if text else ()

@@ -14,6 +14,8 @@ from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ModelError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.model.device import resolve_device
 from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.source import Cursor, build_source
@@ -71,13 +73,17 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
     limits = response_limits(config.sampling, policy.context)
-    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, config.data, policy)
+    tools = tools_of(episodes)
+    source = build_source(
+        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
+    )
     config = with_steps(config, source)
     build_curriculum(config, source)
     task = build_task(config.data)
     build_reward(config.reward, task).close()
     eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
+        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
     )
     if eval_reward is not None:
         eval_reward.close()
@@ -91,10 +97,13 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
+    if episodes is not None:
+        _show_reply(out, episodes, prompt)
     tokens = estimate_tokens(config)
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     counts = Counts.of(policy)
     trained = "" if counts.trained == counts.every else f", {counts.trained / 1e6:,.2f}M of them trained"
+    trained += f", {counts.narrow / 1e6:,.2f}M of them stored in 16 bits" if counts.narrow else ""
     table.add_row("parameters", f"{counts.every / 1e6:,.2f}M{trained}")
     size = "endless" if source.size is None else f"{source.size:,}"
     if not source.described.endswith(" prompts"):  # streamed or mixed
@@ -143,7 +152,7 @@ def _device(wanted: str, *, on_cluster: bool) -> str | None:
 
     A run for a GPU can be dry-run without one. Raises ConfigError for an invalid name.
     """
-    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"cuda(:\d+)?", wanted):
+    if (on_cluster or not torch.cuda.is_available()) and re.fullmatch(r"(cuda|xpu)(:\d+)?|mps", wanted):
         return None
     device = resolve_device(wanted)
     return None if on_cluster else device
@@ -172,3 +181,23 @@ def _show_prompt(out: Console, prompt: Prompt) -> None:
     if prompt.answer is not None:
         out.print(f"answer: {prompt.answer}", markup=False)
     out.print("")
+
+
+def _show_reply(out: Console, episodes: Episodes, prompt: Prompt) -> None:
+    """Print an episode as the model would read it: a turn of the model, and the environment's reply to it."""
+    environment = episodes.environment
+    ends = environment.turn_ends[0] if environment.turn_ends else ""
+    written = f"[the model's first turn]{ends}"
+    try:
+        (state,) = episodes.start([prompt])
+        (place,) = episodes.begin(prompt, state, 1)
+        (turn,) = environment.step_all([(place.state, written)])
+        episodes.end([turn.state])
+        shown = "" if turn.done else episodes.decode(episodes.between(turn.observation, not ends))
+    finally:
+        environment.close()
+    out.print("an episode, with a first turn that is no turn of a model", style="bold")
+    out.print(f"{prompt.text}{written}{shown}", markup=False, soft_wrap=True)
+    out.print("the episode ends there" if turn.done else "[the model's next turn]", markup=False)
+    reward = "none" if turn.reward is None else f"{turn.reward:g}"
+    out.print(f"reward of the turn: {reward}; calls of tools: {turn.calls}, failed: {turn.failed_calls}\n", markup=False)

@@ -110,7 +110,7 @@ def dynamic_metrics(batch: Batch, num_prompts: int, success_threshold: float) ->
         "dynamic/dropped_solved": float(reasons["solved"]),
         "dynamic/dropped_failed": float(reasons["failed"]),
         "dynamic/dropped_other": float(reasons["other"]),
-        "dynamic/dropped_tokens": float(sum(len(node.tokens) for tree in dropped for node in tree.nodes if node.sampled)),
+        "dynamic/dropped_tokens": float(sum(node.num_sampled for tree in dropped for node in tree.nodes)),
     }
 
 

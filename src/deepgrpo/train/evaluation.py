@@ -27,7 +27,7 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
             sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
             samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
             truncated_value=(config.eval.reward or config.reward).truncated_value,
-            success_threshold=config.explore.success_threshold,
+            success_threshold=config.explore.success_threshold, episodes=run.episodes,
         )  # fmt: skip
     path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)

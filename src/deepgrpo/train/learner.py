@@ -99,7 +99,7 @@ class Learner:
             credits, drop_zero_advantage=loss.drop_zero_advantage, min_branch_sequences=loss.min_branch_sequences
         )
         # after the selection: whitening would give a unanimous group an advantage again
-        chosen = whiten(selection.credits) if self.config.credit.whiten else selection.credits
+        chosen = whiten(trees, selection.credits) if self.config.credit.whiten else selection.credits
         batches: list[tuple[list[Tree], Layout, list[Pack]]] = []
         for part in np.array_split(np.arange(len(trees)), optim.minibatches):
             own = [trees[i] for i in part]

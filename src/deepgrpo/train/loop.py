@@ -218,7 +218,7 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
         return grow(
             prompts, run.strategy, state.strategy, run.engine, run.judge, decode=run.decode, params=run.sampling_params,
             limits=run.limits, seed=round_seed(config.run.seed, number), step=state.step + 1,
-            version=state.optimizer_steps, signals=run.signals,
+            version=state.optimizer_steps, signals=run.signals, episodes=run.episodes,
         )  # fmt: skip
 
     with named(f"step {state.step + 1}"), unchanged_process():

@@ -1,10 +1,11 @@
 """Memory estimates of a run, from the shapes of its model alone. `room.py` compares them with the memory there is.
 
-P parameters, t of them trained, in float32; N learners that shard them (`cluster.sharding = "fsdp"`), else N = 1.
+P parameters, t of them trained, in W = 4 P bytes; N learners that shard them (`cluster.sharding = "fsdp"`), else N = 1. With
+adapters over a base in 16 bits, n of whose parameters are narrow (`model/narrow.py`), W = 4 P - 2 n, some 2 P.
 
-    learner           weights 4 P / N, gradient 4 t / N, moments 8 t / N, reference 4 P / N; activations
-    rollout worker    4 P, the engine's own copy if it has one, keys and values
-    driver            4 P
+    learner           weights W / N, gradient 4 t / N, moments 8 t / N, reference 4 P / N (none with adapters); activations
+    rollout worker    W, the engine's own copy if it has one, keys and values
+    driver            W
     object store      8 t: the weights of this step and of the previous one
 
 `tests/unit/test_memory.py` works an example by hand.
@@ -19,7 +20,7 @@ from typing import Literal
 import torch
 
 from deepgrpo.config import Config, EmbeddedEngineConfig, RunConfig, VLLMEngineConfig, WarmstartConfig
-from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB
+from deepgrpo.engines.vllm.engine import CPU_CACHE_GIB, sends_adapters
 from deepgrpo.explore.base import Strategy
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.materialize import first_of_each_kind
@@ -96,24 +97,49 @@ class Counts:
     """Parameters outside the layers: embeddings, head, last norm."""
     kinds: int = 1
     """Kinds of decoder layers, such as sliding and full attention."""
+    narrow: int = 0
+    """Of all parameters, those stored in 2 bytes; the others take 4."""
+    narrow_layer: int = 0
+    """The same of the largest decoder layer."""
+    narrow_rest: int = 0
+    """The same outside the layers."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all parameters."""
+        return 4 * self.every - 2 * self.narrow
+
+    @property
+    def layer_weights(self) -> int:
+        return 4 * self.layer - 2 * self.narrow_layer
+
+    @property
+    def rest_weights(self) -> int:
+        return 4 * self.rest - 2 * self.narrow_rest
 
     @property
     def trial(self) -> int:
         """Bytes for the packing trial of each learner before sharding: the first layer of each kind, the gradient of one, and
         the parameters outside the layers.
         """
-        return 4 * (self.rest + (self.kinds + 1) * self.layer)
+        return self.rest_weights + (self.kinds + 1) * self.layer_weights
 
     @classmethod
     def of(cls, policy: Policy) -> Counts:
-        every = _count(policy.model)
-        layers = [_count(layer) for layer in policy.layers or ()]
+        (every, narrow), layers = _count(policy.model), [_count(layer) for layer in policy.layers or ()]
         trained = sum(p.numel() for p in policy.trainable().values())
-        return cls(every, trained, max(layers, default=0), every - sum(layers), len(first_of_each_kind(policy)))
+        largest = max(layers, default=(0, 0))
+        rest, narrow_rest = (whole - sum(of_layers) for whole, of_layers in (
+            (every, [count for count, _ in layers]), (narrow, [count for _, count in layers])
+        ))  # fmt: skip
+        kinds = len(first_of_each_kind(policy))
+        return cls(every, trained, largest[0], rest, kinds, narrow, largest[1], narrow_rest)
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _count(module: torch.nn.Module) -> tuple[int, int]:
+    """Numbers of parameters, and of those stored in 2 bytes."""
+    sizes = [(p.numel(), p.element_size()) for p in module.parameters()]
+    return sum(count for count, _ in sizes), sum(count for count, size in sizes if size == 2)
 
 
 # ---------------------------------------------------------------- formulas
@@ -144,10 +170,13 @@ def estimate_cluster(config: Config, policy: Policy, strategy: Strategy, slot_le
     shards = cluster.learners if cluster.sharding == "fsdp" else 1
     learner = learner_memory(config, policy, counts, shards)
     engine = _engine(config, policy, strategy, counts, slot_length, _capacity(config), cluster.rollout_workers)
-    whole, trained = 4 * counts.every, 4 * counts.trained
+    whole, trained = counts.weights, 4 * counts.trained
     if isinstance(config.engine, VLLMEngineConfig):
         # its policy only passes the weights on, from host memory
-        own = MemoryEstimate(weights=whole, transfer=_value_bytes(config.engine_dtype) * counts.every)
+        file = _value_bytes(config.engine_dtype) * counts.every
+        own = MemoryEstimate(weights=whole, transfer=file)
+        if sends_adapters(config.engine, policy):  # the base once, at the start
+            own = MemoryEstimate(weights=whole, transfer=trained, start=whole + file)
         on_host, on_device = own, engine
     else:
         on_host, on_device = MemoryEstimate(start=whole), replace(engine, weights=whole)
@@ -186,20 +215,23 @@ def learner_memory(config: Config, policy: Policy, counts: Counts, shards: int) 
     activations = tokens * hidden * kept * value + 3 * rows * shape.vocabulary * 4
     if policy.plain_head:
         activations += min(config.learner.logprob_keep_mb * 2**20, tokens * shape.vocabulary * 4)
+    if policy.narrow:  # the output layer widened for its products
+        activations += 4 * shape.vocabulary * hidden
     adapters = has_adapters(policy.model)
     copied = config.loss.beta > 0 and not adapters
     gathered = start = 0
     if shards > 1:
         # Parameters outside the layers stay gathered until the backward pass ends, and for good in the reference, which has
         # no backward pass. At peak, two layers are gathered (current and prefetched), plus gradients of gathered parameters.
-        gathered = 4 * ((2 if copied else 1) * counts.rest + 2 * counts.layer)
-        gathered += 0 if adapters else 4 * (counts.rest + counts.layer)
+        gathered = (2 if copied else 1) * counts.rest_weights + 2 * counts.layer_weights
+        gathered += 0 if adapters else counts.rest_weights + counts.layer_weights
         # layer after layer gets its weights and is sharded, and then the rest
-        sharding = math.ceil((8 if copied else 4) * counts.every / shards) + 4 * max(counts.rest, counts.layer)
+        sharding = math.ceil((2 if copied else 1) * counts.weights / shards)
+        sharding += max(counts.rest_weights, counts.layer_weights)
         start = max(sharding, counts.trial)
     learns = needs_gradients(config.run, config.warmstart)
     return MemoryEstimate(
-        weights=math.ceil(4 * counts.every / shards),
+        weights=math.ceil(counts.weights / shards),
         gradients=math.ceil(4 * counts.trained / shards) if learns else 0,
         optimizer=math.ceil(8 * counts.trained / shards) if learns else 0,
         reference=math.ceil(4 * counts.every / shards) if copied else 0,
@@ -229,8 +261,11 @@ def _engine(
     if isinstance(engine, EmbeddedEngineConfig):
         rollouts = math.ceil(config.run.prompts_per_step * config.explore.num_rollouts / workers)
         keeps = strategy.returns(0) and policy.plain_head
+        # a base in bfloat16 is the engine's, too; on a CPU it is packed, which takes a copy
+        on_cpu = config.run.device == "cpu" or (config.run.device == "auto" and not torch.cuda.is_available())
+        shared = 0 if on_cpu else counts.narrow
         return MemoryEstimate(
-            engine=stored * counts.every if stored == 2 else 0,
+            engine=stored * (counts.every - shared) if stored == 2 else 0,
             cache=cache,
             # keys, values and last hidden states, up to engine.keep_mb
             prefixes=min(engine.keep_mb * 2**20, rollouts * slot_length * (per_token + shape.hidden * stored))
@@ -266,6 +301,6 @@ def _on_gpus(config: Config) -> bool:
 def _capacity(config: Config) -> int | None:
     """Bytes of the GPU that the recipe names, if it is in this machine."""
     local = config.cluster is None or config.cluster.address is None
-    if config.run.device == "cpu" or not local or not torch.cuda.is_available():
+    if not config.run.device.startswith(("auto", "cuda")) or not local or not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(0 if config.run.device == "auto" else config.run.device).total_memory)

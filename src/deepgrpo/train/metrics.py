@@ -31,6 +31,7 @@ def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float
         **({"signals/sampled_tokens": float(growth.signal_stats.sampled_tokens)} if growth.signal_sequences else {}),
         "prefix/reused": stats.reused,
         **({"branch/prefix_reused": branches.reused} if branches.prefix_tokens else {}),
+        **episode_metrics(growth),
         "time/sample": stats.seconds,
         "time/reward": growth.seconds_reward,
         **({"time/signals": growth.seconds_signals} if growth.signal_tokens else {}),
@@ -46,11 +47,31 @@ def sampling_cost(growth: Growth) -> Ledger:
         prefix_tokens=growth.stats.prefix_tokens,
         prefix_tokens_encoded=growth.stats.prefix_tokens_encoded,
         signal_tokens=growth.signal_tokens,
+        given_tokens=growth.episodes.given_tokens,
+        tool_calls=growth.episodes.calls,
         verifier_calls=growth.verifier_calls,
+        seconds_tools=growth.episodes.seconds,
         seconds_sample=growth.stats.seconds,
         seconds_signals=growth.seconds_signals,
         seconds_reward=growth.seconds_reward,
     )
+
+
+def episode_metrics(growth: Growth) -> Metrics:
+    """Turns, calls and given tokens of a step's episodes; empty without an environment."""
+    cost = growth.episodes
+    whole = [len(tree.replies(i)) for tree in growth.trees for i, node in tree.stream("main") if node.complete]
+    if not cost.turns:
+        return {}
+    return {
+        "env/turns": float(np.mean(whole)),
+        "env/calls": float(cost.calls),
+        "env/failed_calls": float(cost.failed_calls),
+        "env/given_tokens": float(cost.given_tokens),
+        "env/tool_seconds": cost.tool_seconds,
+        **({"env/replayed_turns": float(cost.replayed), "env/replays_differ": float(cost.differing)} if cost.replayed else {}),
+        "time/tools": cost.seconds,
+    }
 
 
 def staleness(trees: Sequence[Tree], optimizer_steps: int) -> float:
@@ -73,7 +94,9 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         if len(nodes) > len(responses):
             metrics[f"{stream}/segments"] = float(len(nodes) - len(responses))
         if nodes:
-            metrics[f"{stream}/surprisal"] = float(-np.concatenate([node.logprobs for node in nodes]).mean())
+            metrics[f"{stream}/surprisal"] = float(
+                -np.concatenate([np.array(node.logprobs)[node.sampled_places()] for node in nodes]).mean()
+            )
         if responses:
             metrics |= _stream_metrics(stream, responses)
             # evidence of a part is what the prompt's own rollouts got; branches start where others failed

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from deepgrpo.config import Config, GivenModel, ModelConfig, PretrainedModel
 from deepgrpo.errors import ModelError
+from deepgrpo.model.device import free_memory
 from deepgrpo.model.policy import Policy
 from deepgrpo.train.memory import GIB, Counts, MemoryEstimate, learner_memory
-
-
-def free_memory(device: str) -> int:
-    """Bytes available on a device of this machine, swap included."""
-    if device != "cpu":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
 def check_room(config: Config, policy: Policy, device: str) -> None:
@@ -49,7 +42,7 @@ def check_cluster_room(config: Config, policy: Policy, *, cuda: bool) -> None:
     cluster, counts = config.cluster, Counts.of(policy)
     assert cluster is not None
     learner = learner_memory(config, policy, counts, cluster.learners if cluster.sharding == "fsdp" else 1)
-    whole = 4 * counts.every
+    whole = counts.weights
     room = free_memory("cpu")
     here = whole
     if cluster.address is None and not cuda:

@@ -16,11 +16,14 @@ from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import require_rows
+from deepgrpo.prompts.chat import Tools
 from deepgrpo.prompts.curriculum import Curriculum, StepDraw, check_memory
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
 from deepgrpo.prompts.loaded import LoadedSource
@@ -78,6 +81,8 @@ class Run:
     threads: Threads
     signals: Signals | None = None
     """Computes the per-token signals that the strategy requests; None if it requests none."""
+    episodes: Episodes | None = None
+    """Plays episodes with the environment; None without one."""
     prefetch: Prefetch = field(default_factory=Prefetch)
     """The next batch, if the backend samples it during an update."""
     reached: Reached | None = None
@@ -207,9 +212,10 @@ class Run:
     def describe(self) -> str:
         """Describe the run in one line, and what deserves attention in further lines."""
         count = sum(p.numel() for p in self.policy.trainable().values())
+        base = " over a base in 16 bits" if self.policy.narrow else ""
         size = self.source.size
         facts = [
-            f"{count / 1e6:.2f}M trainable parameters on {self.policy.device}",
+            f"{count / 1e6:.2f}M trainable parameters{base} on {self.policy.device}",
             str(self.threads),
             self.source.described,
             f"explore {self.config.explore.type}",
@@ -245,6 +251,8 @@ class Run:
         self.parts.close()
         if self.eval_reward is not self.parts.reward:
             self.eval_reward.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
 
 def open_run(
@@ -276,11 +284,15 @@ def open_run(
         config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads.number})})
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
     limits = response_limits(config.sampling, policy.context)
-    source = build_source(config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, config.data, policy)
+    tools = tools_of(episodes)
+    source = build_source(
+        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
+    )
     config = with_steps(config, source)
     task = build_task(config.data)
     eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens
+        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
     )
     require_rows(policy, source.known)
     require_rows(policy, lambda: eval_prompts, "eval.data")
@@ -295,7 +307,7 @@ def open_run(
     )
     return Run(
         config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
-        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, eval_source=eval_source,
+        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, episodes, eval_source=eval_source,
         curriculum=build_curriculum(config, source),
     )  # fmt: skip
 
@@ -332,17 +344,18 @@ def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
 
 
 def held_out(
-    config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int
+    config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int, tools: Tools = None
 ) -> tuple[Sequence[Prompt], Reward | None, PromptSource | None]:
     """Return the held-out prompts, their reward (None: that of the training is used), and their source.
 
     Args:
         training: section of the training reward, which is the default.
         context: longest prompt plus response, in tokens.
+        tools: schemas of the environment's tools.
     """
     if config.data is None or not config.scheduled:
         return (), None, None
-    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data")
+    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data", tools=tools)
     chosen = config.reward or training
     shared = config.reward is None and not chosen.uses_task
     reward = None if shared else build_reward(chosen, build_task(config.data))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from deepgrpo import rng
 from deepgrpo.config import GeneratedData, WarmstartConfig
 from deepgrpo.errors import ConfigError, ModelError, first_line
+from deepgrpo.explore.episodes import for_reward
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
@@ -150,11 +151,16 @@ def sampled_accuracy(run: Run) -> float:
         )
         for p in prompts
     ]  # fmt: skip
-    completions, _ = run.engine.sample(requests, run.sampling_params)
+    if run.episodes is None:
+        completions, _ = run.engine.sample(requests, run.sampling_params)
+        seen = [(prompt, only.tokens) for prompt, (only,) in zip(prompts, completions, strict=True)]
+    else:
+        completions, _, _ = run.episodes.answer(run.engine, prompts, requests, run.sampling_params)
+        seen = [for_reward(p, only.replies, only.tokens) for p, (only,) in zip(prompts, completions, strict=True)]
     done = [only for (only,) in completions]
     scores = judge(
-        run.eval_reward, 0.0, prompts, [run.decode(each.tokens) for each in done], [each.tokens for each in done],
-        [each.finish for each in done],
+        run.eval_reward, 0.0, [prompt for prompt, _ in seen], [run.decode(tokens) for _, tokens in seen],
+        [each.tokens for each in done], [each.finish for each in done],
     )  # fmt: skip
     return sum(score.judged for score in scores) / len(scores)
 

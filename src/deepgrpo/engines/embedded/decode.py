@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from deepgrpo.engines.base import SamplingParams, not_finite
-from deepgrpo.engines.embedded.prefill import encode_prefixes
-from deepgrpo.engines.embedded.prefix_store import PrefixStore
+from deepgrpo.engines.embedded.masks import decoding_mask, windows_of
+from deepgrpo.engines.embedded.prefill import encode_behind, encode_prefixes
+from deepgrpo.engines.embedded.prefix_store import Origin, PrefixStore, joined
 from deepgrpo.engines.embedded.sampler import draw
-from deepgrpo.engines.embedded.slot_gate import decoding_mask, windows_of
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.engines.stops import completes_stop
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
@@ -74,15 +74,16 @@ class SampleCall:
         max_rows: sequences decoded at once.
         store: rollouts of earlier calls, and those that `keep` adds.
         attach: allow prefixes to be read in place.
+        extend: encode only the rest of a prefix whose beginning is stored.
         share_prefixes: encode equal prefixes once.
     """
 
     def __init__(
         self, policy: Policy, requests: Sequence[SampleRequest], params: SamplingParams, *, max_rows: int,
-        store: PrefixStore, keep: bool, attach: bool, share_prefixes: bool = True,
+        store: PrefixStore, keep: bool, attach: bool, extend: bool = False, share_prefixes: bool = True,
     ) -> None:  # fmt: skip
         self.policy, self.requests, self.params = policy, requests, params
-        self.share_prefixes = share_prefixes
+        self.share_prefixes, self.extend = share_prefixes, extend
         self.waiting = deque((r, s) for r, request in enumerate(requests) for s in range(len(request.keys)))
         self.rows: list[_Row] = []
         self.max_rows = min(max_rows, max(1, len(self.waiting)))
@@ -152,18 +153,34 @@ class SampleCall:
     def _encode(self, wanted: list[int]) -> None:
         """Encode each distinct prefix that is not in the store."""
         same: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        begun: dict[int, Origin] = {}
         for r in wanted:
             tokens = self.requests[r].prefix
             known = self.store.find(tokens)
             if known is not None:
                 self.prefixes[r] = known
+            elif (origin := self._origin(self.requests[r])) is not None:
+                begun[r] = origin
             else:
                 same.setdefault((tokens, 0 if self.share_prefixes else r), []).append(r)
+        self._go_on(begun)
         encoded = encode_prefixes(self.policy, [tokens for tokens, _ in same])
         for requests, prefix in zip(same.values(), encoded, strict=True):
             for r in requests:
                 self.prefixes[r] = Prefix(prefix.layers, prefix.last)
         self.encoded_tokens += sum(prefix.length for prefix in encoded)
+
+    def _origin(self, request: SampleRequest) -> Origin | None:
+        return self.store.extend(request.prefix, request.known) if self.extend and request.known else None
+
+    def _go_on(self, begun: dict[int, Origin]) -> None:
+        """Encode what follows the stored beginning of each of these requests' prefixes."""
+        layers = [origin.layers for origin in begun.values()]
+        rests = [self.requests[r].prefix[before[0][0].shape[1] :] for r, before in zip(begun, layers, strict=True)]
+        encoded = encode_behind(self.policy, layers, rests)
+        for (r, origin), before, (rest, last) in zip(begun.items(), layers, encoded, strict=True):
+            self.prefixes[r] = Prefix(joined(before, rest), last, origin, rest)
+        self.encoded_tokens += sum(map(len, rests))
 
     def _step(self) -> Tensor:
         """Feed every active row its newest token. Returns logits `[B, V]`."""
@@ -208,7 +225,7 @@ class SampleCall:
     def _advance(self, first: int, logits_BV: Tensor) -> None:
         """Draw a token for rows first.., append it, and remove the rows that ended."""
         part = slice(first, first + len(logits_BV))
-        draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part])).to(logits_BV.device)
+        draws = torch.from_numpy(uniforms(self.keys[part], self.counts[part]))
         seen_BV = self._seen(part, logits_BV) if self.params.repetition_penalty != 1.0 else None
         tokens_B, logprobs_B = draw(logits_BV, draws, self.params, seen_BV)
         if seen_BV is not None:
@@ -249,10 +266,12 @@ class SampleCall:
         return completes_stop(self.policy.tokenizer, self.params.stop, before, row.tokens)
 
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
-        if self.keep and self.hidden is not None and len(row.tokens) > 1:
+        request = self.requests[row.request]
+        if self.keep and self.hidden is not None and (len(row.tokens) > 1 or request.known is not None):
             fed = len(row.tokens) - 1  # the last token was never fed
+            nothing = [(keys[:, :0], values[:, :0]) for keys, values in row.prefix.layers]
             self.store.put(
-                self.requests[row.request].prefix, row.prefix, tuple(row.tokens[:-1]), self.cache.last_tokens(slot, fed),
+                request.prefix, row.prefix, tuple(row.tokens[:-1]), self.cache.last_tokens(slot, fed) if fed else nothing,
                 self.hidden[slot, : fed + 1],
             )  # fmt: skip
         completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)

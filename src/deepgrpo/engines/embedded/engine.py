@@ -18,7 +18,7 @@ from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests
 from deepgrpo.engines.embedded.decode import SampleCall
 from deepgrpo.engines.embedded.generate import GenerateMode, find_generate_mode, sample_with_generate
 from deepgrpo.engines.embedded.prefix_store import PrefixStore
-from deepgrpo.engines.embedded.slot_gate import can_attach, slot_objection
+from deepgrpo.engines.embedded.slot_gate import can_attach, can_extend, slot_objection
 from deepgrpo.engines.embedded.weights import EngineWeights
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, SampleRequest
@@ -51,11 +51,17 @@ class EmbeddedEngine:
         self.generate_mode = find_generate_mode(policy) if self.slot_objection else GenerateMode()
         self.attaches_prefixes = self.slot_objection is None and can_attach(policy)
         """True if rows may read one copy of a long prefix in place."""
+        self._extends: bool | None = None
 
     @classmethod
     def from_config(cls, policy: Policy, config: EmbeddedEngineConfig, *, dtype: torch.dtype, **_: Any) -> EmbeddedEngine:
         """Build the engine from the section `engine` of a recipe."""
         return cls(policy, max_rows=config.max_rows, keep_bytes=config.keep_mb * 2**20, dtype=dtype)
+
+    @classmethod
+    def for_evaluation(cls, policy: Policy, max_rows: int) -> EmbeddedEngine:
+        """An engine that keeps the turns of episodes, within the default memory."""
+        return cls(policy, max_rows=max_rows, keep_bytes=EmbeddedEngineConfig().keep_mb * 2**20)
 
     @torch.no_grad()
     def sample(
@@ -87,9 +93,17 @@ class EmbeddedEngine:
         call = SampleCall(
             policy, requests, params, max_rows=self.max_rows, store=self.prefix_store, keep=keep,
             attach=self.attaches_prefixes, share_prefixes=self.share_prefixes,
+            extend=any(request.known for request in requests) and self.extends_prefixes,
         )  # fmt: skip
         call.run()
         return call.completions, call.encoded_tokens
+
+    @property
+    def extends_prefixes(self) -> bool:
+        """True if the next turn of an episode encodes only what is new. Tested when it is first needed."""
+        if self._extends is None:
+            self._extends = self.slot_objection is None and can_extend(self.policy)
+        return self._extends
 
     @property
     def remark(self) -> str | None:

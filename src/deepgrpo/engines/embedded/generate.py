@@ -193,7 +193,7 @@ class _Choose(LogitsProcessor):
         self.ended_B = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        draws_B = torch.from_numpy(uniforms(self.keys, np.full(len(self.keys), self.steps))).to(scores.device)
+        draws_B = torch.from_numpy(uniforms(self.keys, np.full(len(self.keys), self.steps)))
         seen_BV = None
         if self.params.repetition_penalty != 1.0:
             seen_BV = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, input_ids, True)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepgrpo.model.narrow import NarrowLinear
+
 OPERATORS: Any = torch.ops.mkldnn
 
 
@@ -27,11 +29,15 @@ class PackedLinear(nn.Module):
         super().__init__()
         # in a tuple, so that nn.Module does not register the source as a submodule
         self._source, self.dtype = (source,), dtype
-        self.refresh()
+        self._pack()
+
+    def refresh(self) -> None:
+        """Copy the current weights of the source; those of a narrow one never change."""
+        if not isinstance(self._source[0], NarrowLinear):
+            self._pack()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Copy the current weights of the source."""
+    def _pack(self) -> None:
         (source,) = self._source
         self._packed: Tensor = OPERATORS._reorder_linear_weight(source.weight.detach().to(self.dtype).contiguous())
         self._bias = None if source.bias is None else source.bias.detach().to(self.dtype)

@@ -3,6 +3,9 @@
 Rollouts are stored in order of arrival until the memory budget is full; later ones are not stored. A prefix that is not
 found is encoded like any other (and billed). A prompt's keys are stored once for all its rollouts.
 
+In an episode the next turn's prefix goes on from a stored turn: `extend` finds the part that is known, the engine encodes the
+rest, and only that rest is stored with the next turn (`Prefix.origin`).
+
 Shapes: h key/value heads, n tokens, d head dimension, H hidden size.
 """
 
@@ -29,8 +32,28 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    prefix: Prefix
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values of the prefix, behind its origin if it has one."""
+    origin: Origin | None = None
     rollouts: list[_Rollout] = field(default_factory=list)
+
+    @property
+    def prefix_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the whole prefix."""
+        return self.layers if self.origin is None else joined(self.origin.layers, self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Beginning of a prefix that is in the store: a group's prefix and the first `count` tokens of one of its rollouts."""
+
+    group: _Group
+    rollout: _Rollout
+    count: int
+
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        return joined(self.group.prefix_layers, self.rollout.layers, self.count)
 
 
 class PrefixStore:
@@ -62,33 +85,43 @@ class PrefixStore:
             hidden: `[1 + n, H]` from the last token of the prefix on; copied.
         """
         group = self._groups.get(prefix_tokens)
-        size = _size(layers) + hidden.numel() * hidden.element_size() + (0 if group else _size(prefix.layers))
+        rest = prefix.layers if prefix.origin is None else prefix.encoded
+        size = _size(layers) + hidden.numel() * hidden.element_size() + (0 if group else _size(rest))
         if self.used + size > self.budget:
             return
         self.used += size
         if group is None:
-            group = self._groups[prefix_tokens] = _Group(prefix)
+            group = self._groups[prefix_tokens] = _Group(rest, prefix.origin)
         copies = [(keys.clone(), values.clone()) for keys, values in layers]
         group.rollouts.append(_Rollout(tokens, copies, hidden.clone()))
 
     def find(self, wanted: tuple[int, ...]) -> Prefix | None:
         """The encoded prefix if a stored rollout begins with it; else None."""
+        found = self._find(wanted)
+        if found is None:
+            return None
+        return Prefix(found.layers, found.rollout.hidden[found.count])
+
+    def extend(self, wanted: tuple[int, ...], known: int) -> Origin | None:
+        """The stored beginning of a prefix whose first `known` tokens end with a sampled turn: all but the last of these."""
+        return self._find(wanted[: known - 1])
+
+    def _find(self, wanted: tuple[int, ...]) -> Origin | None:
         for start in {len(prefix) for prefix in self._groups}:
             group = self._groups.get(wanted[:start])
             if group is None:
                 continue
             rest = wanted[start:]
-            count = len(rest)
             for rollout in group.rollouts:
-                if rollout.tokens[:count] == rest:
-                    return Prefix(_joined(group.prefix.layers, rollout.layers, count), rollout.hidden[count])
+                if rollout.tokens[: len(rest)] == rest:
+                    return Origin(group, rollout, len(rest))
         return None
 
 
-def _joined(
-    prefix: Sequence[tuple[Tensor, Tensor]], own: Sequence[tuple[Tensor, Tensor]], count: int
+def joined(
+    prefix: Sequence[tuple[Tensor, Tensor]], own: Sequence[tuple[Tensor, Tensor]], count: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Concatenate a prefix with the first `count` tokens of a rollout, contiguous per layer."""
+    """Concatenate a prefix with the first `count` tokens of a rollout (None: with all), contiguous per layer."""
     return [
         (torch.cat([keys, more_keys[:, :count]], 1), torch.cat([values, more_values[:, :count]], 1))
         for (keys, values), (more_keys, more_values) in zip(prefix, own, strict=True)

@@ -27,7 +27,7 @@ def draw(
 
     Args:
         logits_BV: unscaled logits.
-        uniforms_B: float64 in [0, 1), one per row (ignored when greedy).
+        uniforms_B: float64 in [0, 1), one per row, on the CPU or the device (ignored when greedy).
         params: the distribution, or greedy.
         seen_BV: True for tokens that occur in the row so far, prompt included; needed with a repetition penalty.
 
@@ -53,7 +53,10 @@ def draw(
         probability_BV = probability_BV * (probability_BV >= params.min_p * probability_BV.amax(-1, keepdim=True))
     if params.top_p < 1.0:
         probability_BV = probability_BV * nucleus(probability_BV, params.top_p)
-    tokens_B, total_B = _invert(probability_BV, uniforms_B)
+    if probability_BV.device.type == "mps":  # which has no float64
+        tokens_B, total_B = (found.to(probability_BV.device) for found in _invert(probability_BV.cpu(), uniforms_B))
+    else:
+        tokens_B, total_B = _invert(probability_BV, uniforms_B)
     # NaN logits leave no token to find; the log-prob is then NaN, which the engine reports
     tokens_B = tokens_B.clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B, torch.log(_pick(probability_BV, tokens_B) / total_B)

@@ -1,4 +1,4 @@
-"""Test of a model: can it be decoded from slots, and can its rows read an attached prefix?
+"""Test of a model: can it be decoded from slots, can rows read an attached prefix, can a known prefix be extended?
 
 A config does not tell: some families carry a state besides their keys, share keys between layers, change keys between
 cache and attention, derive positions from the shape of the batch, or ignore the cache they are given. So the model decodes
@@ -10,12 +10,13 @@ Shapes: P rows of the trial, B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from deepgrpo.engines.embedded.masks import decoding_mask, windows_of
+from deepgrpo.engines.embedded.prefill import encode_behind, encode_prefixes
 from deepgrpo.engines.embedded.slots import Prefix, SlotCache
 from deepgrpo.errors import first_line
 from deepgrpo.model import tree_attention
@@ -29,35 +30,6 @@ _STEPS = 2
 
 _LONGEST_WINDOW = {"cpu": 1024}
 """Longest window that the trial exceeds; 4,096 on other devices. Longer windows are trusted as configured."""
-
-
-def windows_of(policy: Policy) -> dict[str, int | None]:
-    """Sliding window of each layer type (None: full attention), keyed as the model's masks are."""
-    config = policy.causal.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
-    if set(kinds) == {"full_attention"}:
-        return {"full_attention": None}
-    return {kind: window if kind != "full_attention" else None for kind in dict.fromkeys(kinds)}
-
-
-def decoding_mask(windows: dict[str, int | None], lengths_B: Tensor, extent: int, dtype: torch.dtype) -> Any:
-    """Additive `[B, 1, 1, extent]` mask that hides positions beyond a row's own length (or before its window).
-
-    Returns one tensor, or a dict with one per layer type where they differ, as the model's forward takes them.
-    """
-    positions = torch.arange(extent, device=lengths_B.device)[None]
-    lengths = lengths_B[:, None]
-
-    def additive(visible: Tensor) -> Tensor:
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None, None]
-
-    past = positions <= lengths
-    masks = {kind: additive(past & (positions > lengths - w) if w else past) for kind, w in windows.items()}
-    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def slot_objection(policy: Policy) -> str | None:
@@ -83,6 +55,34 @@ def can_attach(policy: Policy) -> bool:
     if not ours or set(windows_of(policy).values()) != {None}:
         return False
     return _trial_objection(policy, attach=True) is None
+
+
+def can_extend(policy: Policy) -> bool:
+    """Test whether several tokens can be encoded behind keys and values that are known. The policy must decode from slots."""
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        return _extends(policy, trial_lengths(policy))
+    except Exception:  # a model's own code may raise anything
+        return False
+    finally:
+        policy.model.train(training)
+
+
+@torch.no_grad()
+def _extends(policy: Policy, lengths: Sequence[int]) -> bool:
+    rows = trial_tokens(policy, len(lengths), max(lengths) + 2 + len(lengths)).tolist()
+    rests = [tuple(row[n : n + 2 + i]) for i, (row, n) in enumerate(zip(rows, lengths, strict=True))]
+    known = encode_prefixes(policy, [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)])
+    for row, n, rest, (_, output) in zip(
+        rows, lengths, rests, encode_behind(policy, [each.layers for each in known], rests), strict=True
+    ):
+        path = torch.tensor(row[: n + len(rest)], device=policy.device)
+        both = policy.logits(output[None]), uncached_logits(policy, path, 1)
+        said, expected = (torch.log_softmax(each.float(), -1) for each in both)
+        if not float(distance(said, expected)) < TOLERANCE:  # also for NaN
+            return False
+    return True
 
 
 def _trial_objection(policy: Policy, *, attach: bool) -> str | None:

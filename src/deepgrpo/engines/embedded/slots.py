@@ -116,10 +116,15 @@ class SlotCache(Cache):
 class Prefix:
     """Keys and values `[h, n, d]` of one encoded prefix, and the model's output at its last token.
 
-    `last` is the hidden state `[H]` that the output layer takes, or the logits `[V]` for a model without a known head.
+    `last` is the hidden state `[H]` that the output layer takes, or the logits `[V]` for a model without a known head. A prefix
+    that goes on from a stored one has that one as its `origin`, and what was encoded behind it as `encoded`.
     """
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], last: Tensor) -> None:
+    def __init__(
+        self, layers: list[tuple[Tensor, Tensor]], last: Tensor, origin: Any = None,
+        encoded: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         self.layers = layers
         self.last = last
         self.length = layers[0][0].shape[1]
+        self.origin, self.encoded = origin, encoded or layers

@@ -9,6 +9,7 @@ from torch import nn
 
 from deepgrpo.engines.embedded.packed import PackedLinear, supports_packing
 from deepgrpo.model.logprobs import distance
+from deepgrpo.model.narrow import plain_again
 from deepgrpo.model.policy import Policy
 
 
@@ -30,6 +31,8 @@ class EngineWeights:
     @property
     def copied(self) -> bool:
         """True if the engine holds a second set of weights."""
+        if self.policy.narrow and self.dtype == torch.float32:
+            return False  # its arithmetic is float32
         return any(p.dtype != self.dtype for p in self.policy.model.parameters())
 
     @torch.no_grad()
@@ -44,12 +47,14 @@ class EngineWeights:
         if self._copy is None:
             self._copy = copy.copy(self.policy)
             self._copy.model, self._copy.dtype = _converted(self.policy, self.dtype), self.dtype
+            self._copy.narrow = False
             return self._copy
         # copied at every call: reading all weights once costs less than a few decoding steps, and no caller (optimizer,
         # checkpoint, warm start) has to announce a change
         sources = dict(self.policy.model.named_parameters())
         for name, own in self._copy.model.named_parameters():
-            own.copy_(sources[name])
+            if own.data_ptr() != sources[name].data_ptr():
+                own.copy_(sources[name])
         for module in self._copy.model.modules():
             if isinstance(module, PackedLinear):
                 module.refresh()
@@ -57,13 +62,14 @@ class EngineWeights:
 
 
 def _converted(policy: Policy, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy in another dtype, with packed linear layers where they work.
+    """A frozen copy in another dtype, with packed linear layers where they work. Frozen matrices of that dtype are shared.
 
     Buffers keep their dtype: rotary frequencies in bfloat16 would give wrong positions.
     """
     # deepcopy gets converted parameters through its memo, so that no second float32 copy exists meanwhile
     ready = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in policy.model.parameters()}
     plain = copy.deepcopy(policy.model, dict(ready)).eval()
+    plain_again(plain)
     if supports_packing(policy.device, dtype):
         packed = _packed(plain, policy.model, dtype)
         if _agree(policy, plain, packed):

@@ -8,6 +8,8 @@ the standard library and vllm. `process.py` is the parent side.
               {"failed": "missing" | "version" | "start", "message": ...}, and the process ends with code 1
     jobs      {"do": "sample", "requests": [{"prompt": [ids], "seeds": [...], "max_tokens": 256}], "temperature": 1.0, ...}
               {"do": "load", "model": directory}        load new weights and clear the prefix cache
+              {"do": "adapt", "adapters": {"number": 2, "path": directory}}  replace adapter 1 likewise; "sample" names it, too;
+                                                        {"refused": reason} if vLLM does not take it
               {"do": "drop"}                            clear the prefix cache
               {"do": "sleep"}, {"do": "wake"}           release the device's memory, reclaim it
     answers   {...}, and the peak memory of the process
@@ -136,6 +138,7 @@ def _start(settings: dict[str, Any]) -> tuple[Any, Any]:
             disable_log_stats=True,
             seed=0,
             **block_size(settings["block_size"], on_cpu=platform.is_cpu()),
+            **adapter_slots(settings["adapter_rank"]),
             **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
             # chunked prefill rewinds a request's generator, which raises on a CPU (vLLM 0.32): encode whole prompts, in
             # batches of 4,096 tokens or of the longest text
@@ -154,6 +157,20 @@ def block_size(wanted: int | None, *, on_cpu: bool) -> dict[str, int]:
     """The argument for vLLM. On a GPU it chooses one that its fastest attention backend has; a given one excludes others."""
     size = wanted or (32 if on_cpu else None)
     return {"block_size": size} if size else {}
+
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Sizes that vLLM has for adapters; a smaller adapter is padded."""
+
+
+def adapter_slots(rank: int | None) -> dict[str, Any]:
+    """The arguments for adapters of a rank, one at a time; none without adapters."""
+    if rank is None:
+        return {}
+    return {
+        "enable_lora": True, "max_loras": 1, "max_cpu_loras": 1,
+        "max_lora_rank": next((size for size in RANKS if size >= rank), rank),
+    }  # fmt: skip
 
 
 def _can_sleep(platform: Any) -> bool:
@@ -176,7 +193,7 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
                 )
             )  # fmt: skip
     began = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=_adapter(job))
     seconds = time.perf_counter() - began
     ones = [output.outputs[0] for output in outputs]
     return {
@@ -189,6 +206,28 @@ def _sample(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
         "finish": [one.finish_reason for one in ones],
         "cached": [output.num_cached_tokens or 0 for output in outputs],
     }
+
+
+def _adapter(job: dict[str, Any]) -> Any:
+    """VLLM's name for the adapter of a job; None without one. A number is never used twice, so no cached key is of another."""
+    wanted = job["adapters"]
+    if wanted is None:
+        return None
+    request: Any = importlib.import_module("vllm.lora.request")
+    return request.LoRARequest(f"policy-{wanted['number']}", wanted["number"], wanted["path"])
+
+
+def _adapt(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    if job["adapters"]["number"] > 1:
+        llm.llm_engine.remove_lora(job["adapters"]["number"] - 1)
+    try:
+        if not llm.llm_engine.add_lora(_adapter(job)):
+            return {"refused": "it gives no reason"}
+    except Exception as error:  # a module or a shape that this model has no adapters for
+        return {"refused": f"{type(error).__name__}: {error}"}
+    _drop(vllm, llm, job)
+    return {"seconds": time.perf_counter() - began}
 
 
 def _load(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +269,7 @@ def _wake(vllm: Any, llm: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_JOBS = {"sample": _sample, "load": _load, "drop": _drop, "sleep": _sleep, "wake": _wake}
+_JOBS = {"sample": _sample, "load": _load, "adapt": _adapt, "drop": _drop, "sleep": _sleep, "wake": _wake}
 
 
 def _preload() -> bool:

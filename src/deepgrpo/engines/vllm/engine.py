@@ -7,7 +7,7 @@ vLLM runs in a separate process, on CPU and GPU alike. Its memory returns to the
 releases its CUDA context); its crash becomes an error that quotes its log, not a crash of the trainer; it may use another
 environment with other versions of torch and transformers (`engine.python`); and its threads and allocator are separate from
 the learner's. The cost is copying the weights to that process once per policy update, through a file in memory, in vLLM's
-dtype.
+dtype. Of a policy with adapters, the base is copied once at the start and the adapters alone after each update.
 
 A continuation depends on its prefix, its key and the weights, through vLLM's per-request seed; other requests in the batch
 change its logits only by rounding (`docs/engines.md` reports how often that changes a token).
@@ -30,8 +30,16 @@ from deepgrpo.config import VLLMEngineConfig
 from deepgrpo.engines.base import SampleStats, SamplingParams, check_requests, not_finite
 from deepgrpo.engines.stops import first_stop
 from deepgrpo.engines.vllm.process import VLLMProcess
-from deepgrpo.engines.vllm.weights import fingerprint, transfer_directory, write_tokenizer, write_weights
-from deepgrpo.errors import EngineError
+from deepgrpo.engines.vllm.weights import (
+    fingerprint,
+    remove_weights,
+    transfer_directory,
+    write_adapters,
+    write_tokenizer,
+    write_weights,
+)
+from deepgrpo.errors import EngineError, EngineLostError, ModelError, first_line
+from deepgrpo.model.adapters import adapter_rank, has_adapters
 from deepgrpo.model.policy import Policy
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.threads import spin_settings
@@ -69,6 +77,11 @@ def own_gpu_first(device: torch.device, environment: Mapping[str, str]) -> dict[
     return {"CUDA_VISIBLE_DEVICES": ",".join([own, *seen])}
 
 
+def sends_adapters(config: VLLMEngineConfig, policy: Policy) -> bool:
+    """True if a policy has adapters and they are to go to vLLM alone."""
+    return config.adapters != "merged" and has_adapters(policy.model)
+
+
 class VLLMEngine:
     """Samples from a `Policy` with vLLM.
 
@@ -98,17 +111,27 @@ class VLLMEngine:
         """Weight reloads after the start."""
         self.vllm_seconds = 0.0
         """Seconds spent inside vLLM's sampling, without communication."""
+        self.sent_bytes = 0
+        """Bytes of the weights that were sent last."""
+        self.alone = sends_adapters(config, policy)
+        """True if adapters go to vLLM alone, and are not merged into the weights."""
+        self.why_merged = ""
+        self._adapters: dict[str, Any] | None = None
+        """Number and directory of the adapters that vLLM has."""
         try:
             self._sent = fingerprint(policy)
-            write_weights(policy, self.directory, self.dtype)
-            tokenizer = write_tokenizer(policy, self.directory)
-            python = config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
-            self.process = VLLMProcess(
-                python, self._settings(tokenizer, trust_remote_code),
-                {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())}, config.start_timeout_s,
-                own_gpu_first(policy.device, os.environ),
-            )  # fmt: skip
+            try:
+                self._start(trust_remote_code)
+            except EngineLostError:
+                raise
+            except (EngineError, ModelError) as error:
+                if not self.alone or config.adapters == "alone":
+                    raise
+                self._close_process()
+                self.alone, self._adapters, self.why_merged = False, None, first_line(error)
+                self._start(trust_remote_code)
         except BaseException:
+            self._close_process()
             self._remove()
             raise
         self._end = weakref.finalize(self, VLLMProcess.close, self.process)
@@ -126,6 +149,34 @@ class VLLMEngine:
         """Start the engine of the section `engine` of a recipe."""
         return cls(policy, config, dtype=dtype, longest=longest, trust_remote_code=trust_remote_code)
 
+    def _start(self, trust_remote_code: bool) -> None:
+        """Start the process on the present weights."""
+        self.sent_bytes = write_weights(self.policy, self.directory, self.dtype, merge=not self.alone)
+        tokenizer = write_tokenizer(self.policy, self.directory)
+        python = self.config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
+        self.process = VLLMProcess(
+            python, self._settings(tokenizer, trust_remote_code),
+            {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            self.config.start_timeout_s, own_gpu_first(self.policy.device, os.environ),
+        )  # fmt: skip
+        if self.alone:
+            remove_weights(self.directory)
+            self._send_adapters()
+
+    def _close_process(self) -> None:
+        if hasattr(self, "process"):
+            self.process.close()
+            del self.process
+
+    def _send_adapters(self) -> None:
+        number = self._adapters["number"] + 1 if self._adapters else 1
+        self._adapters = {"number": number, "path": str(self.directory / "adapters")}
+        self.sent_bytes = write_adapters(self.policy, self.directory / "adapters")
+        answer = self._ask({"do": "adapt", "adapters": self._adapters})
+        if "refused" in answer:
+            reason = answer["refused"].splitlines()[0]
+            raise EngineError(f'vLLM does not take the adapters ({reason}); set engine.adapters = "merged"')
+
     def _settings(self, tokenizer: bool, trust_remote_code: bool) -> dict[str, Any]:
         config = self.config
         return {
@@ -135,6 +186,7 @@ class VLLMEngine:
             "kv_bytes": None if config.kv_cache_gb is None else int(config.kv_cache_gb * 2**30),
             "kv_bytes_on_cpu": int(CPU_CACHE_GIB * 2**30), "gpu_memory": config.gpu_memory,
             "sleep": config.sleep != "off", "options": config.options,
+            "adapter_rank": adapter_rank(self.policy.model) if self.alone else None,
         }  # fmt: skip
 
     def sample(
@@ -173,6 +225,7 @@ class VLLMEngine:
     def _job(self, requests: Sequence[SampleRequest], params: SamplingParams) -> dict[str, Any]:
         return {
             "do": "sample",
+            "adapters": self._adapters,
             "requests": [
                 {"prompt": r.prefix, "seeds": [key & SEED_BITS for key in r.keys], "max_tokens": r.max_new_tokens}
                 for r in requests
@@ -205,8 +258,11 @@ class VLLMEngine:
         current = fingerprint(self.policy)
         if current != self._sent:
             # vLLM has no file of the directory open
-            write_weights(self.policy, self.directory, self.dtype)
-            self._ask({"do": "load", "model": str(self.directory)})
+            if self.alone:
+                self._send_adapters()
+            else:
+                self.sent_bytes = write_weights(self.policy, self.directory, self.dtype)
+                self._ask({"do": "load", "model": str(self.directory)})
             self._sent = current
             self.updates += 1
 
@@ -215,7 +271,11 @@ class VLLMEngine:
         """See `engines.base.Engine.remark`."""
         asleep = ", asleep while the policy learns" if self.process.can_sleep else ""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"sampled by vLLM {self.process.version} on {self.process.device}, in {dtype}{asleep}"
+        adapted = ", which gets the adapters alone" if self.alone else ""
+        said = f"sampled by vLLM {self.process.version} on {self.process.device}, in {dtype}{adapted}{asleep}"
+        if self.why_merged:
+            said += f"; adapters are merged for it, as it did not start with them alone: {self.why_merged}"
+        return said
 
     def forget(self) -> None:
         """See `engines.base.Engine.forget`. Also puts vLLM to sleep until the next call, where the device supports it."""

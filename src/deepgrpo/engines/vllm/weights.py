@@ -1,15 +1,15 @@
-"""Export the policy's weights as a model directory for vLLM: adapters merged, in vLLM's dtype, with checkpoint names."""
+"""Write the policy's weights for vLLM, in vLLM's dtype and with checkpoint names: all of them, or adapters alone."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from deepgrpo.model.adapters import has_adapters
+from deepgrpo.model.merge import merged_state
 from deepgrpo.model.policy import Policy
 
 MEMORY = Path("/dev/shm")
@@ -23,54 +23,39 @@ def fingerprint(policy: Policy) -> tuple[int, ...]:
     """One number per parameter that changes with its values: the sum of its bits, read as integers.
 
     Comparing fingerprints detects every change of the weights (optimizer, checkpoint, warm start) without a notification,
-    and a step that changed nothing sends nothing. It reads all weights once.
+    and a step that changed nothing sends nothing. It reads all weights once; those under adapters never change.
     """
-    sums = [
-        p.detach().contiguous().view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in policy.model.parameters()
-    ]
+    read = policy.trainable().values() if has_adapters(policy.model) else policy.model.parameters()
+    sums = [p.detach().contiguous().view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in read]
     return tuple(int(s) for s in torch.stack(sums).tolist())
 
 
-@torch.no_grad()
-def merged_state(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights of the model without adapters, in another dtype, by module name; adapters are merged in float32.
+def write_weights(policy: Policy, directory: Path, dtype: torch.dtype, *, merge: bool = True) -> int:
+    """Write config and weights with transformers, as some families store weights in another layout than in memory.
 
-    They lie in host memory: on a GPU the copy might not fit beside vLLM's own. Tied weights stay one tensor, so that they are
-    written once.
+    Args:
+        merge: add the adapters; otherwise the base alone is written.
+
+    Returns the bytes of the weights.
     """
-    causal = policy.causal
-    adapted = {
-        f"{name}.base_layer.weight": module for name, module in causal.named_modules()
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
-    }  # fmt: skip
-    state: dict[str, Tensor] = {}
-    cast: dict[tuple[int, torch.Size], Tensor] = {}
-    for name, value in causal.state_dict().items():
-        if ".lora_" in name:
-            continue
-        if name in adapted:
-            tensor = (value + _delta(adapted[name])).to(dtype).cpu()
-        elif not value.is_floating_point():
-            tensor = value.cpu()
-        else:
-            key = (value.data_ptr(), value.shape)
-            if key not in cast:
-                cast[key] = value.to(dtype).cpu()
-            tensor = cast[key]
-        state[name.replace(".base_layer.", ".")] = tensor
-    return state
+    policy.causal.save_pretrained(directory, state_dict=merged_state(policy, dtype, adapters=merge))
+    return _weight_bytes(directory)
 
 
-def _delta(module: Any) -> Tensor:
-    """Sum of what the active adapters of a layer add to its weight."""
-    start = torch.zeros((), device=module.base_layer.weight.device)
-    total: Tensor = sum((module.get_delta_weight(adapter) for adapter in module.active_adapters), start=start)
-    return total
+def write_adapters(policy: Policy, directory: Path) -> int:
+    """Write the adapters in peft's layout, in float32. Returns their bytes."""
+    policy.model.save_pretrained(directory)  # type: ignore[operator]
+    return _weight_bytes(directory)
 
 
-def write_weights(policy: Policy, directory: Path, dtype: torch.dtype) -> None:
-    """Write config and weights with transformers, as some families store weights in another layout than in memory."""
-    policy.causal.save_pretrained(directory, state_dict=merged_state(policy, dtype))
+def remove_weights(directory: Path) -> None:
+    """Remove the weights of a model directory, which vLLM has read; config and tokenizer stay."""
+    for file in directory.glob("*.safetensors*"):
+        file.unlink()
+
+
+def _weight_bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
 def write_tokenizer(policy: Policy, directory: Path) -> bool:

@@ -22,6 +22,7 @@ from deepgrpo.runs.layout import RunDir, step_of
 from deepgrpo.visible import visible
 
 if TYPE_CHECKING:
+    from deepgrpo.prompts.chat import Tools
     from deepgrpo.prompts.source import PromptSource
 
 
@@ -54,6 +55,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
     from deepgrpo.eval.evaluate import evaluate
     from deepgrpo.eval.model import find_model, load_model
+    from deepgrpo.explore.environments import build_episodes, tools_of
     from deepgrpo.model.device import resolve_device, use_threads
     from deepgrpo.model.soundness import require_rows
     from deepgrpo.prompts.tasks import build_task
@@ -67,16 +69,18 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
     use_threads(policy.model, config.run.threads)
     context = min(spec.sampling.max_total_tokens or policy.context, policy.context)
     sampling = spec.sampling.model_copy(update={"max_total_tokens": context})
-    prompts, left_out, skipped = final_prompts(config, spec, policy.tokenizer, context)
+    episodes = build_episodes(config.env, spec.data, policy)
+    prompts, left_out, skipped = final_prompts(config, spec, policy.tokenizer, context, tools_of(episodes))
     require_rows(policy, lambda: prompts, "final.data")
     wanted = config.eval.reward or config.reward
     reward = build_reward(wanted, build_task(spec.data) if wanted.uses_task else None)
-    engine = EmbeddedEngine(policy, max_rows=config.engine.max_rows)
+    engine = EmbeddedEngine.for_evaluation(policy, config.engine.max_rows)
 
     def figures(some: tuple[Prompt, ...], samples: int, k: tuple[int, ...]) -> dict[str, float]:
         result = evaluate(
             engine, reward, some, policy.tokenizer, sampling=sampling, samples=samples, k=k, seed=config.run.seed,
             truncated_value=wanted.truncated_value, success_threshold=config.explore.success_threshold,
+            episodes=episodes,
         )  # fmt: skip
         return dict(result.metrics)
 
@@ -85,6 +89,8 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
         sampled = figures(prompts[: spec.sampled_limit], spec.samples, spec.k)
     finally:
         reward.close()
+        if episodes is not None:
+            episodes.close()
     found = {
         "spec": spec.model_dump(mode="json"),
         "step": step_of(Path(source.path).parent.name),
@@ -100,7 +106,7 @@ def measure(directory: Path, spec: FinalConfig) -> dict[str, Any]:
 
 
 def final_prompts(
-    config: Config, spec: FinalConfig, tokenizer: Any, context: int
+    config: Config, spec: FinalConfig, tokenizer: Any, context: int, tools: Tools = None
 ) -> tuple[tuple[Prompt, ...], int, dict[str, int]]:
     """The questions of `spec` without those of eval.data, the number left out for that reason, and skipped rows by reason."""
     from deepgrpo.prompts.source import build_source
@@ -108,7 +114,7 @@ def final_prompts(
     assert spec.data is not None and config.eval.data is not None
 
     def source(data: DataConfig) -> PromptSource:
-        return build_source(data, tokenizer, seed=0, context=context, shuffle=False)
+        return build_source(data, tokenizer, seed=0, context=context, shuffle=False, tools=tools)
 
     watched = {prompt.text for prompt in source(config.eval.data).head(config.eval.limit)}
     final = source(enough(spec.data, spec.limit + len(watched)))

@@ -71,7 +71,7 @@ class GradientMeter:
         """
         few = math.ceil(config.loss.min_branch_sequences * share)
         selection = select(credits, drop_zero_advantage=config.loss.drop_zero_advantage, min_branch_sequences=few)
-        chosen = whiten(selection.credits) if config.credit.whiten else selection.credits
+        chosen = whiten(trees, selection.credits) if config.credit.whiten else selection.credits
         if full := config.loss.full_branch_sequences:
             # lambda depends on the whole step
             part = min(1.0, count_sequences(chosen, "branch") / (share * full))

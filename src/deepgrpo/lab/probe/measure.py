@@ -117,8 +117,8 @@ class ArmResult:
         """
         self.gradients += gradients
         for tree, credit in zip(trees, credits, strict=True):
-            self.tokens.append(sum(len(node.tokens) for node in tree.nodes if node.sampled) + asked)
-            self.branch_tokens.append(sum(len(node.tokens) for node in tree.nodes if node.stream == "branch"))
+            self.tokens.append(sum(node.num_sampled for node in tree.nodes) + asked)
+            self.branch_tokens.append(sum(node.num_sampled for node in tree.nodes if node.stream == "branch"))
             self.groups.append(len(credit.groups))
             self.mixed.append(sum(is_mixed(group.rewards) for group in credit.groups))
             self.signal.append(has_signal(credit))
@@ -255,6 +255,7 @@ def _sample(
     growth = grow(
         prompts, parts.strategy, parts.state, session.engine, parts.judge, decode=session.decode, params=parts.params,
         limits=session.limits, seed=rng.key(plan.seed, "probe"), step=step, signals=parts.signals,
+        episodes=session.episodes,
     )  # fmt: skip
     spent.sampled_tokens += growth.sampled_tokens
     spent.seconds_sample += growth.stats.seconds

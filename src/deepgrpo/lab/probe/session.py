@@ -20,6 +20,8 @@ from deepgrpo.errors import CheckpointError, ModelError, first_line
 from deepgrpo.eval.model import ModelSource, model_section
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, State, Strategy
+from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.lab.probe.arms import Arm
 from deepgrpo.lab.probe.remember import RememberingEngine
@@ -87,6 +89,8 @@ class Session:
     """Section → its reward."""
     weights: str = ""
     """Place of the weights, for the headline."""
+    episodes: Episodes | None = None
+    """Plays episodes with the environment of the recipe."""
 
     def parts_of(self, arm: Arm) -> ArmParts:
         """Build a strategy with its reward, loss and state.
@@ -135,6 +139,8 @@ class Session:
         self.engine.close()
         for reward in self.rewards.values():
             reward.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
 
 def open_session(setting: Setting, betas: bool) -> Session:
@@ -157,7 +163,10 @@ def open_session(setting: Setting, betas: bool) -> Session:
         has_one = bool(getattr(policy.tokenizer, "chat_template", None))
         on = setting.chat == "on" or (setting.chat == "auto" and template_of(data).chat is not False and has_one)
         data = with_template(data, chat=on)
-    source = build_source(data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens)
+    episodes = build_episodes(config.env, data, policy)
+    source = build_source(
+        data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools_of(episodes)
+    )
     require_rows(policy, source.known)
     engine = RememberingEngine(build_sampler(config, policy))
     run_config = load_recipe(setting.run.config) if setting.run is not None and setting.run.has_recipe() else None
@@ -168,7 +177,8 @@ def open_session(setting: Setting, betas: bool) -> Session:
         known = state or TrainState()
         prompts = curriculum.draw(known.curriculum, known.step + 1, cursor)
     return Session(
-        policy, start, threads, source, prompts, cursor, state, run_config, limits, engine, build_task(data), weights=weights
+        policy, start, threads, source, prompts, cursor, state, run_config, limits, engine, build_task(data), weights=weights,
+        episodes=episodes,
     )
 
 

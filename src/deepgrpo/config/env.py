@@ -123,5 +123,22 @@ class MultihopEnv(EnvBase):
             )
 
 
-EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv | MultihopEnv, Field(discriminator="type")]
+class OpenEnv(EnvBase):
+    """Environment behind an OpenEnv server (needs the extra `openenv`). It cannot give its states, so branches are replayed."""
+
+    implementation = "deepgrpo.envs.openenv:OpenEnvEnvironment"
+    type: Literal["openenv"] = "openenv"
+    url: Annotated[str, Field(pattern=r"^(https?|wss?)://")]
+    """Address of the server, e.g. "http://127.0.0.1:8000"."""
+    action: str | None = "message"
+    """Field of the environment's action that takes the text of a turn; none: the turn is a JSON object with all fields."""
+    observation: str | None = None
+    """Field of its observation that the model sees; none: the whole observation as JSON."""
+    reset_columns: tuple[str, ...] = ()
+    """Columns of the row that are passed to the environment's reset, by name."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds for an answer; without one, the episode ends."""
+
+
+EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv | MultihopEnv | OpenEnv, Field(discriminator="type")]
 """Registry of environments: `type` chooses the section, and the section names its implementation."""

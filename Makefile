@@ -47,14 +47,11 @@ check: setup
 	$(BIN)/lint-imports
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
-# so that what they share, such as a Ray cluster, is built once; the files that take longest come first, so that none is left for
-# the end. Three processes for two cores, because many tests wait for processes of their own. Files or directories in ARGS
-# replace the list.
-LONG = tests/cluster tests/equivalence tests/cli/test_compare_cli.py tests/browser tests/pretend tests/unit/test_vllm_process.py
-TESTS = $(if $(filter tests% ./tests%,$(ARGS)),,$(LONG) tests)
+# so that what they share, such as a Ray cluster, is built once; tests/conftest.py has the files that take longest first. Four
+# processes for two cores, because many tests wait for processes of their own.
 test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 .venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
 	scripts/setup-vllm.sh

@@ -1,9 +1,9 @@
 """The command line in processes of its own that start at once.
 
 Importing torch and transformers takes five seconds of a processor, most of the time of a test that kills, stops and resumes
-runs. So one process per session imports everything and waits. For each command it forks: the child has a process group, a
-directory, an environment and pipes of its own, and takes signals as any process does. `deepgrpo compare` starts its jobs in the
-same way. That `python -m deepgrpo.cli` itself starts is tested in test_cli.py.
+runs. So one process imports everything and waits, for all pytest workers of a session. For each command it forks: the child has
+a process group, a directory, an environment and pipes of its own, and takes signals as any process does. `deepgrpo compare`
+starts its jobs in the same way. That `python -m deepgrpo.cli` itself starts is tested in test_cli.py.
 
 Coverage does not follow: what these commands do is covered by tests in one process as well.
 """
@@ -11,10 +11,12 @@ Coverage does not follow: what these commands do is covered by tests in one proc
 from __future__ import annotations
 
 import atexit
+import fcntl
 import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,18 +26,23 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
 MODULES = (
     "deepgrpo.cli", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.compare.command",
-    "deepgrpo.lab.compare.final_eval", "transformers.models.llama.modeling_llama",
+    "deepgrpo.lab.compare.final_eval", "deepgrpo.cluster.sharding", "deepgrpo.train.moments",
+    "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-"""Modules that the waiting process imports."""
+"""Modules that the waiting process imports. Not ray, which reads its settings from the environment when it is imported."""
+PATIENCE_S = 280.0
+"""Seconds that a test waits for a command: on a machine that has other things to do, everything takes its time."""
+SHARED = "DEEPGRPO_TESTS_COMMANDS"
+"""Environment variable: the directory in which all workers of a session find the waiting process."""
 
 
 class Command:
@@ -68,7 +75,7 @@ class Command:
                 self.returncode = int(self._line())
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -78,7 +85,7 @@ class Command:
         assert self.returncode is not None
         return self.returncode
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = PATIENCE_S) -> tuple[str, str]:
         """Wait for the end, and read meanwhile: a pipe holds 64 KB."""
         with ThreadPoolExecutor(2) as readers, self.stdout, self.stderr:
             found = [readers.submit(each.read) for each in (self.stdout, self.stderr)]
@@ -99,37 +106,68 @@ class Command:
 
 
 class Starter:
-    """Starts commands of `deepgrpo`, each a fork of one process that has imported everything."""
+    """Starts commands of `deepgrpo`, each a fork of one process that has imported everything.
 
-    script = __file__
+    That process is the one of the directory that `SHARED` names, and ends with the one that named it (`shared_process`).
+    """
+
+    before = ""
+    """`module:function` that each command calls first, with its environment."""
 
     def __init__(self) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="deepgrpo-commands-")
-        self.address = str(Path(self.directory.name) / "socket")
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
-        command = [sys.executable, self.script, self.address]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=plain)
-        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+        directory = Path(os.environ[SHARED])
+        self.address = str(directory / "socket")
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not Path(self.address).exists():
+                _wait_for_requests(directory)
 
     def start(self, *arguments: str, cwd: Path, **extra: str) -> Command:
         (out, out_end), (err, err_end) = os.pipe(), os.pipe()
         link = socket.socket(socket.AF_UNIX)
         link.connect(self.address)
-        asked = {"arguments": arguments, "cwd": str(cwd), "environ": {**os.environ, **extra}}
-        socket.send_fds(link, [json.dumps(asked).encode() + b"\n"], [out_end, err_end])
+        request("deepgrpo.cli", arguments, cwd, {**os.environ, **extra}, link, (out_end, err_end), self.before)
         for end in (out_end, err_end):
             os.close(end)
         return Command(link, os.fdopen(out), os.fdopen(err))
 
-    def run(self, *arguments: str, cwd: Path, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, cwd: Path, timeout: float = PATIENCE_S, **extra: str) -> subprocess.CompletedProcess[str]:
         command = self.start(*arguments, cwd=cwd, **extra)
         out, err = command.communicate(timeout)
         return subprocess.CompletedProcess(arguments, command.wait(), out, err)
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()  # not its output: a command that outlives a failed test holds the pipe
-        self.directory.cleanup()
+
+def request(
+    module: str, arguments: Sequence[str], cwd: Path, environ: dict[str, str], link: socket.socket, ends: tuple[int, int],
+    before: str = "",
+) -> None:  # fmt: skip
+    """Ask for `python -m module arguments`, with these ends for its output."""
+    asked = {"module": module, "arguments": arguments, "cwd": str(cwd), "environ": environ, "before": before}
+    socket.send_fds(link, [json.dumps(asked).encode() + b"\n"], ends)
+
+
+def _wait_for_requests(directory: Path) -> None:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    # a session of its own: it outlives the worker that starts it, and Ctrl-C is for the tests to handle
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(directory)], stdout=subprocess.PIPE, text=True, env=plain, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (directory / "pid").write_text(str(process.pid))
+
+
+@contextmanager
+def shared_process() -> Iterator[None]:
+    """Name a directory for the waiting process, which starts when it is needed, and end it afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="deepgrpo-commands-"))
+    os.environ[SHARED] = str(directory)
+    try:
+        yield
+    finally:
+        os.environ.pop(SHARED, None)
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- in the waiting process and its children
@@ -181,6 +219,7 @@ def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int
     """Be `python -m module arguments` in this process, and leave it with that one's exit code."""
     os.environ.clear()
     os.environ.update(environ)
+    sys.path[1:1] = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each and each not in sys.path]
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -208,8 +247,8 @@ def main_of(module: str, arguments: list[str], environ: dict[str, str], out: int
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def serve(address: str) -> None:
-    """Fork for each connection, and tell it the child's number and, at its end, its exit code."""
+def serve(directory: str) -> None:
+    """Fork for each connection, and tell it the child's number and, at its end, its exit code. Ends with the directory."""
     for each in MODULES:
         importlib.import_module(each)
     for name in ("jobs", "forecast"):
@@ -219,11 +258,15 @@ def serve(address: str) -> None:
         )  # fmt: skip
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
-    server.bind(address)
+    server.bind(str(Path(directory) / "socket"))
     server.listen()
+    server.settimeout(10)
     print("ready", flush=True)
-    while True:
-        link, _ = server.accept()
+    while Path(directory).exists():  # even if the tests are killed, whoever removes what they left ends this
+        try:
+            link, _ = server.accept()
+        except TimeoutError:
+            continue
         fork(lambda link=link: _mind(link))  # type: ignore[misc]
         link.close()
 
@@ -239,7 +282,10 @@ def _mind(link: socket.socket) -> None:
         os.setsid()
         link.close()
         os.chdir(asked["cwd"])
-        main_of("deepgrpo.cli", asked["arguments"], asked["environ"], *ends)
+        if asked["before"]:
+            module, _, function = asked["before"].partition(":")
+            getattr(importlib.import_module(module), function)(asked["environ"])
+        main_of(asked["module"], asked["arguments"], asked["environ"], *ends)
 
     pid = fork(command)
     for end in ends:

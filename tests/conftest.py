@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Starter
+from commands import SHARED, Starter, shared_process
 from hypotheses import register_profiles
 from leftovers import restorer, seed_everything
 from surroundings import clean_environment
@@ -24,6 +24,16 @@ from deepgrpo.records import Tree
 
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
 
+SLOWEST = (
+    "cluster/test_faults.py", "cluster/test_cluster.py", "equivalence/test_golden.py", "equivalence/test_training.py",
+    "cluster/test_driver.py", "cluster/test_distribution.py", "cli/test_compare_cli.py", "pretend/test_runs.py",
+    "cli/test_train_cli.py", "browser/", "storm/", "cli/test_cli.py", "equivalence/test_tree_flex.py",
+    "property/test_strategy_contract.py", "unit/test_lab.py", "unit/test_rescue.py", "equivalence/test_tree.py",
+    "cli/test_surroundings.py", "unit/test_bench_peers.py", "unit/test_rewards.py", "unit/test_vllm_process.py",
+    "cli/", "cluster/", "equivalence/", "pretend/", "learn/", "unit/test_policy.py", "unit/test_profile.py",
+)  # fmt: skip
+"""Files that take long, which come first, so that none is left for the end."""
+
 _home = pytest.StashKey[Path]()
 register_profiles()
 
@@ -33,12 +43,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Clean the environment of this process, which a worker of xdist inherits and cleans again."""
     session.config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="deepgrpo-tests-"))
     clean_environment(os.environ, home)
+    if SHARED not in os.environ:
+        shared = shared_process()
+        shared.__enter__()
+        session.config.add_cleanup(lambda: shared.__exit__(None, None, None))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """Import test modules and build shared fixtures in a temporary directory."""
     os.chdir(session.config.stash[_home])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(tests).as_posix()
+        return next((i for i, start in enumerate(SLOWEST) if name.startswith(start)), len(SLOWEST))
+
+    items.sort(key=place)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -81,11 +105,9 @@ def _around_a_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Starter]:
+def commands() -> Starter:
     """Starts commands of `deepgrpo` in processes of their own."""
-    starter = Starter()
-    yield starter
-    starter.close()
+    return Starter()
 
 
 @pytest.fixture

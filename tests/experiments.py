@@ -8,7 +8,7 @@ from typing import Any
 
 from deepgrpo.lab.compare.experiment import load_experiment
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.checkpoints import TrainState
 from recipes import CHAIN, HELD_OUT, recipe_text
 

@@ -45,7 +45,8 @@ def seed_everything() -> None:
 
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    # without a device, torch.manual_seed formats the stack for each kind of device
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(0)
 
 
 def _setting(read: Callable[[], Any], write: Callable[[Any], Any]) -> Restore:

@@ -18,6 +18,8 @@ KEPT = frozenset({
     "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
     # of the tests themselves: a browser, and an interpreter with vLLM for the tests marked `vllm`
     "DEEPGRPO_CHROMIUM", "DEEPGRPO_VLLM_PYTHON",
+    # of the session whose worker this is: see commands.py
+    "DEEPGRPO_TESTS_COMMANDS",
 })  # fmt: skip
 KEPT_PREFIXES = ("COVERAGE_", "PYTEST_", "CUDA_", "NVIDIA_")
 """GPUs stay those that the user may use."""

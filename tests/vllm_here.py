@@ -37,9 +37,11 @@ def vllm_engine(policy: Policy, *, longest: int | None = None, trial: str = "flo
 # A few lines in vLLM's place, for what is around it: the process, its lines, its failures. It says what it was told.
 # BROKEN: fails to load; UNABLE: fails the trial.
 # SHORT: a token too few; DIES: by a signal while it samples; SLOW: samples for ever; NAN: its log-probs.
+# torch takes seconds to load, and only its store is looked at, for which tests/cluster/test_network.py has the real one.
 STAND_IN = """
-import json, os, pathlib, signal, time, types
+import json, os, pathlib, signal, sys, time, types
 
+sys.modules["torch.distributed.rendezvous"] = types.SimpleNamespace(TCPStore=None)
 __version__ = os.environ.get("VERSION", "0.32.9")
 HEARD = pathlib.Path(os.environ["HEARD"])
 

@@ -22,6 +22,7 @@ from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
 from deepgrpo.explore.base import Context, Limits, Signal, Stateless, Strategy, main_pivot
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.library.arrays import PivotDraw, dual_stream_loss, fit_recoverability, group_advantages, select_pivots
 from deepgrpo.library.callbacks import Callback
 from deepgrpo.library.evaluation import evaluate
@@ -34,13 +35,11 @@ from deepgrpo.records import (
     Credit,
     CreditSpan,
     Group,
-    Ledger,
     Node,
     Pivot,
     Prompt,
     SampleRequest,
     Score,
-    StepReport,
     Tree,
 )
 

@@ -260,7 +260,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(two_levels: Path, open_page: O
 
 @pytest.mark.slow
 def test_ten_thousand_trees_open_at_once_and_one_by_one(tmp_path: Path, open_page: Open) -> None:
-    kinds = [random_tree("", i, rollouts=2, branches=2) for i in range(100)]
+    kinds = [random_tree("", i, rollouts=2, branches=2, sums=1) for i in range(100)]
     trees = {
         step: [replace(tree, prompt=replace(tree.prompt, id=f"q{step}-{i}")) for i, tree in enumerate(kinds)]
         for step in range(1, 101)

@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
 
 def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an interpreter of its own; the commands of the other tests are forks (commands.py)."""
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment())
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=280, env=environment())
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_recipe_is_printed_as_it_is(run: Run) -> None:
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
     command = f'"{sys.executable}" -m deepgrpo.cli train --help-config | head -1'
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, env=environment())
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=280, env=environment())
     assert (done.stdout, done.stderr) == ("[run]\n", "")
 
 

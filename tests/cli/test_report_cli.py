@@ -97,7 +97,7 @@ def test_a_terminal_without_the_signs_still_shows_a_tree(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-m", "deepgrpo.cli", "inspect", str(run), "--prompt", "q1"],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "advantage +0.500" in done.stdout
@@ -110,6 +110,6 @@ def test_reports_need_no_torch(run: Path) -> None:
     )
     for command in ("report", "inspect"):
         done = subprocess.run(
-            [sys.executable, "-c", code, command, str(run)], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", code, command, str(run)], capture_output=True, text=True, timeout=280, check=False
         )
         assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,12 @@ SCRIPT = ROOT / "benchmarks" / "plot_distribution.py"
 
 
 @pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ray that is started here has its workers forked."""
     # they import the reward from `benchmarks`, as they do where it is started from the root of the checkout
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    running = RayWorkers()
+    RayWorkers()
     fork_workers(monkeypatch.setattr)
-    yield
-    running.close()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
-"""Ports: on one machine every process of a run listens on loopback only; elsewhere Ray's token is asked for."""
+"""Ports: on one machine every process of a run listens on loopback only; elsewhere Ray's token is asked for.
+
+That Ray's own processes listen there is tested in test_driver.py, by the run that is resumed.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -83,38 +84,6 @@ def _vllm_group() -> set[str]:
 
 def test_the_process_group_of_vllm_listens_on_loopback() -> None:
     assert in_fork(_vllm_group) == {"127.0.0.1"}
-
-
-SESSION = """
-import psutil
-from deepgrpo.cluster.session import session
-from deepgrpo.config import ClusterConfig
-with session(ClusterConfig()):
-    import ray
-
-    @ray.remote
-    def port():
-        pass
-
-    ray.get(port.remote())
-    me = psutil.Process()
-    print(sorted({
-        each.laddr.ip.removeprefix("::ffff:") for process in [me, *me.children(recursive=True)]
-        for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN
-    }))
-    import os
-    print(os.environ["RAY_AUTH_MODE"])
-"""
-
-
-def test_ray_listens_on_loopback() -> None:
-    """In an interpreter of its own, without the variables that the tests set, and with a home that cannot be written."""
-    pytest.importorskip("ray")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_worker_niceness": "0"
-    }
-    done = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, env=environ, timeout=280)
-    assert done.stdout.split("\n")[:2] == ["['127.0.0.1']", "token"], done.stderr
 
 
 def test_nodes_on_other_machines_need_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from deepgrpo.cluster.rewards import RewardPool, RewardWorker
 from deepgrpo.cluster.run import travelling
 from deepgrpo.config import Config
 from deepgrpo.errors import ConfigError
-from deepgrpo.library.given import Given, build_config
+from deepgrpo.library.given import build_config
+from deepgrpo.library.objects import Given
 from deepgrpo.prompts.source import build_source
 from deepgrpo.rewards import build_reward
 from tiny import byte_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -40,9 +41,18 @@ BRANCHING = {"segments": {"type": "tokens", "size": 3}, "recoverability": {"wind
 HELD_OUT = {"type": "synthetic", "chain_length": 1, "split": "test"}
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of no steps, of whose warm starts others begin."""
+    return tmp_path_factory.mktemp("warm")
+
+
 @pytest.fixture
-def short(recipe: Any) -> Callable[..., Config]:
-    """A run of a few steps that has signal in each, in well under a second a step."""
+def short(recipe: Any, warm: Path) -> Callable[..., Config]:
+    """A run of a few steps that has signal in each, in well under a second a step.
+
+    Runs whose warm starts are equal share one, unless they name it.
+    """
 
     def make(name: str, **sections: dict[str, Any]) -> Config:
         base: dict[str, dict[str, Any]] = {
@@ -57,6 +67,12 @@ def short(recipe: Any) -> Callable[..., Config]:
             merged["explore"] = sections["explore"]
         if sections.get("warmstart") == {}:
             del merged["warmstart"]
+        if "warmstart" not in sections:
+            decides = {key: merged[key] for key in ("model", "data", "sampling", "learner", "eval") if key in merged}
+            name = hashlib.sha1(json.dumps([decides, run.get("seed")]).encode()).hexdigest()
+            if not (warm / name / "start").exists():
+                train(recipe(run={**run, "dir": str(warm), "name": name, "steps": 0}, **merged))
+            merged["warmstart"] = {"from": str(warm / name / "start")}
         return recipe(run=run, **merged)
 
     return make
@@ -219,7 +235,7 @@ def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(
     short: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM behind the warm start, in the first evaluation: the warm start is not done again."""
-    sections = {"loss": {"beta": 0.01}, "eval": {"every": 2, "limit": 8, "data": HELD_OUT}}
+    sections = {"loss": {"beta": 0.01}, "eval": {"every": 2, "limit": 8, "data": HELD_OUT}, "warmstart": IMITATE}
     whole = train(short("whole", **sections))
     with monkeypatch.context() as patch:
         original = loop.evaluate_run
@@ -241,8 +257,8 @@ def test_a_warm_start_that_is_stopped_leaves_nothing_to_resume(
     short: Any, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
     """SIGTERM in its 3rd of 40 steps ends it behind that step, and the same recipe starts anew; in the 40th it is done."""
-    whole = train(short("whole", run={"steps": 1}))
-    config = short("stopped", run={"steps": 1})
+    whole = train(short("whole", run={"steps": 1}, warmstart=IMITATE))
+    config = short("stopped", run={"steps": 1}, warmstart=IMITATE)
     run = Path(config.run.dir) / "stopped"
     taken: list[int] = []
     with monkeypatch.context() as patch:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from hypotheses import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,8 @@ def test_other_lengths_are_not_compiled_again() -> None:
     torch._dynamo.reset()
 
 
+# most of what a first compilation takes: g++ is tried with each set of instructions, and processes are started for it
+@torch._inductor.config.patch({"cpp.vec_isa_ok": True, "compile_threads": 1, "cpp_cache_precompile_headers": False})
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_a_compiled_kernel_takes_the_lists() -> None:

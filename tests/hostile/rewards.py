@@ -13,13 +13,13 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commands import Starter
+from commands import Starter, shared_process
 
 from hostile.reward_cases import CASES, Case
 
@@ -83,17 +83,14 @@ class Outcome:
 
 def run_hostile_rewards(cases: Sequence[Case] = CASES, starter: Starter | None = None) -> Counts:
     """Train with each reward for two steps."""
-    own = starter or Starter()
     faults: dict[str, list[str]] = {"hang": [], "crash": [], "traceback": [], "sentence": []}
-    try:
+    with nullcontext() if starter else shared_process():
+        own = starter or Starter()
         for case in cases:
             with tempfile.TemporaryDirectory(prefix="deepgrpo-hostile-") as folder:
                 found = train_with(case, Path(folder), own)
             if found.fault:
                 faults[found.fault].append(f"{case.name}: {found.fault} (exit code {found.code}) {found.err[-300:]!r}")
-    finally:
-        if starter is None:
-            own.close()
     wrong = tuple(line for lines in faults.values() for line in lines)
     return Counts(len(cases), len(faults["hang"]), len(faults["crash"]), len(faults["traceback"]), wrong)
 

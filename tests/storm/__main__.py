@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from commands import shared_process
 from surroundings import clean_environment
 
 from storm.answers import run_answers
@@ -88,13 +89,10 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deepgrpo-storm-") as home:
         clean_environment(os.environ, Path(home))
-        starter = Starter()
-        try:
+        with shared_process():
             for subject in options.only:
                 if not (out / f"{subject}.json").exists():
-                    measure(subject, starter, work, out, options.share, options.everything)
-        finally:
-            starter.close()
+                    measure(subject, Starter(), work, out, options.share, options.everything)
     return write_page(out, out.with_suffix(".md"), SUBJECTS)
 
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import commands
 
@@ -22,7 +19,7 @@ OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.trun
 
 
 class Starter(commands.Starter):
-    script = __file__
+    before = "storm.starter:watch"
 
 
 def watch(environ: dict[str, str], mark: str = "runs/") -> None:
@@ -53,14 +50,3 @@ def watch(environ: dict[str, str], mark: str = "runs/") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-
-
-if __name__ == "__main__":
-    main_of = commands.main_of
-
-    def watched(module: str, arguments: list[str], environ: dict[str, str], out: int, err: int) -> None:
-        watch(environ)
-        main_of(module, arguments, environ, out, err)
-
-    commands.main_of = watched
-    commands.serve(sys.argv[1])

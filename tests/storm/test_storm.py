@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from storm.starter import Starter
 
 
 @pytest.fixture(scope="module")
-def starter() -> Iterator[Starter]:
-    found = Starter()
-    yield found
-    found.close()
+def starter() -> Starter:
+    return Starter()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.train.closing import closing_line
 

@@ -19,9 +19,9 @@ from deepgrpo.export.command import choose_checkpoint, run_export
 from deepgrpo.export.measured import evaluation_table, paired_difference
 from deepgrpo.export.options import ExportOptions
 from deepgrpo.export.weights import WrittenModel
+from deepgrpo.ledger import Ledger
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
-from deepgrpo.records import Ledger
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.saved import SavedRun

@@ -181,8 +181,14 @@ def test_errors_name_what_there_is(run: Path, tmp_path: Path) -> None:
     early = write_run(tmp_path / "early", {}, last_step=3, recipe={"log": {"trees_every": 10}})
     with pytest.raises(DataError, match=r"no saved trees yet: log.trees_every is 10 and the run is at step 3"):
         run_inspect(InspectOptions(early))
-    for limits in ({"steps": 3}, {"steps": 99, "max_sampled_tokens": 300}):
-        over = write_run(tmp_path / f"over-{len(limits)}", {}, last_step=3, recipe={"log": {"trees_every": 10}, "run": limits})
+    for limits in ({"steps": 3}, {"steps": 99, "max_sampled_tokens": 300}, {"steps": 99, "epochs": 2}):
+        recipe = {"log": {"trees_every": 10}, "run": limits, "data": {"type": "synthetic", "chain_length": 3, "size": 64}}
+        over = write_run(tmp_path / f"over-{[*limits][-1]}", {}, last_step=3, recipe=recipe)
+        if "epochs" in limits:
+            lines = (over / "metrics.jsonl").read_text().splitlines(keepends=True)
+            with pytest.raises(DataError, match="no saved trees yet"):
+                run_inspect(InspectOptions(over))
+            (over / "metrics.jsonl").write_text("".join([*lines[:-1], lines[-1].replace("{", '{"data/epochs": 2.0, ', 1)]))
         with pytest.raises(DataError, match=r"the run ended with step 3; run it again under another name"):
             run_inspect(InspectOptions(over))
 

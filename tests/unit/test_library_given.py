@@ -38,14 +38,15 @@ from deepgrpo.config import (
 )
 from deepgrpo.explore.base import Context, Stateless
 from deepgrpo.explore.user import UserStrategy
+from deepgrpo.ledger import Ledger
 from deepgrpo.library.callbacks import Callbacks
-from deepgrpo.library.given import Given, build_config
+from deepgrpo.library.given import build_config
+from deepgrpo.library.objects import Given
 from deepgrpo.loading import load_object
 from deepgrpo.model import tree_attention
 from deepgrpo.model.given import digest_of, given_policy, handed_back
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import read_rows
-from deepgrpo.records import Ledger
 from deepgrpo.rewards import build_reward
 from tiny import byte_tokenizer, save_model
 

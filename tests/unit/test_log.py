@@ -17,7 +17,7 @@ from rich.console import Console
 import deepgrpo
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import MissingExtraError
-from deepgrpo.records import Ledger, StepReport
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.runs.metrics import step_json, truncate_metrics
 from deepgrpo.train.log import RunLog, step_line
 
@@ -95,7 +95,7 @@ def test_truncate_drops_later_and_torn_lines(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from deepgrpo.records import Ledger, StepReport
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.train.log import RunLog
 with RunLog(Path(sys.argv[1]), total_steps=3) as log:
     log.note("[model] sampled with [bold] 2 rollouts")

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from deepgrpo.records import ROOT, Completion, FinishReason, Group, Ledger, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.ledger import Ledger
+from deepgrpo.records import ROOT, Completion, FinishReason, Group, Node, Pivot, Prompt, Score, Tree
 
 PROMPT = Prompt(id="p", text="abc", tokens=(1, 2, 3), question="abc", answer="1")
 
@@ -103,7 +104,12 @@ def test_ledgers_add_field_by_field() -> None:
     total = Ledger(sampled_tokens=4096, seconds_learn=0.5) + Ledger(sampled_tokens=4, verifier_calls=72)
     assert total == Ledger(sampled_tokens=4100, verifier_calls=72, seconds_learn=0.5)
     assert total + Ledger() == total
-    ones = Ledger(**dict.fromkeys(Ledger().as_dict(), 1))
+    # 4,100 · 1.5 = 6,150, 72 · 1.5 = 108, and a count is rounded down: 3 · 1.5 = 4.5
+    assert total * 1.5 == Ledger(sampled_tokens=6150, verifier_calls=108, seconds_learn=0.75)
+    assert Ledger(optimizer_steps=3) * 1.5 == Ledger(optimizer_steps=4)
+    assert Ledger(sampled_tokens=9, seconds_sample=0.5, seconds_save=0.25).seconds == 0.75
+    ones = Ledger(**{field.name: 1 for field in dataclasses.fields(Ledger)})
+    assert set(ones.as_dict()) - set(Ledger().as_dict()) == {"given_tokens", "tool_calls", "seconds_tools"}
     assert set((ones + ones).as_dict().values()) == {2}
     assert list(ones.as_dict()) == [field.name for field in dataclasses.fields(Ledger)]
 

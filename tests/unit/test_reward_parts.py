@@ -20,7 +20,7 @@ from deepgrpo.config import OverlongConfig, load_recipe, parse_config, to_toml
 from deepgrpo.config.explain import describe_keys
 from deepgrpo.credit.group import STD_EPSILON, centre, centre_parts
 from deepgrpo.credit.siblings import pooled_credit, sibling_credit
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.root import RootStrategy
@@ -41,6 +41,7 @@ REST: dict[str, Any] = {
     "explore": {"type": "root"},
 }  # fmt: skip
 EXACT = {"type": "exact", "marker": "#"}
+JUDGE = {"type": "judge", "base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "Grade {response}"}
 PROMPT = Prompt("p", "text", (1, 2, 3), "question", "7")
 
 
@@ -259,6 +260,8 @@ def test_a_recipe_and_back(tmp_path: Path) -> None:
         ({"parts": {"a": {"type": "exakt"}}}, "reward.parts.a.type is 'exakt'; choose one of"),
         ({"parts": {"a": {"type": "task"}}}, 'reward.parts.a.type is "task", but data.type is "jsonl"'),
         ({"parts": {}}, "reward.parts is {}"),
+        ({"parts": {"a": EXACT, "b": {**JUDGE, "prompt": "!"}}, "success": "a"}, "reward.parts.b.prompt has no {response}"),
+        ({"parts": {"a": EXACT, "b": {**JUDGE, "base_url": "ftp://x"}}, "success": "a"}, "reward.parts.b.base_url is 'ftp://x'"),
         ({"type": "math", "parts": {"a": EXACT}}, "unknown key 'reward.parts'"),
     ],
 )  # fmt: skip
@@ -282,6 +285,22 @@ def test_credit_that_does_not_fit(sections: dict[str, Any], problem: str) -> Non
     with pytest.raises(ConfigError) as refused:
         parse_config({**REST, **sections})
     assert problem in str(refused.value)
+
+
+def test_errors_of_a_part_name_its_keys(tmp_path: Path) -> None:
+    """When it is built, when it scores, and where its limits are shared; also in the reward of an evaluation."""
+    odd = {"type": "user", "function": "odd.py:odd"}
+    with pytest.raises(ConfigError, match=r"reward\.parts\.odd\.function is 'odd\.py:odd'"):
+        build_reward(config({"parts": {"a": EXACT, "odd": odd}, "success": "a"}).reward)
+    (tmp_path / "odd.py").write_text("def odd(completions, **_):\n    return [1.0]\n")
+    reward = build_reward(config({"parts": {"a": {**EXACT, "marker": ""}, "odd": odd}, "success": "a"}).reward)
+    with pytest.raises(RewardError, match=r'choose reward\.parts\.a\.type = "user"'):
+        reward.score([replace(PROMPT, answer=None)], ["x"], [(1,)])
+    parts = {"a": EXACT, "b": {**JUDGE, "concurrency": 1}}
+    with pytest.raises(ConfigError, match=r"^recipe: reward\.parts\.b\.concurrency is 1, but cluster.reward_workers = 2"):
+        parse_config({**REST, "reward": {"parts": parts, "success": "a"}, "cluster": {"reward_workers": 2}}, "recipe")
+    with pytest.raises(ConfigError, match=r"eval\.reward\.scale is \[1\.0, 1\.0\]"):
+        parse_config({**REST, "reward": EXACT, "eval": {"reward": {**JUDGE, "scale": [1.0, 1.0]}}})
 
 
 def test_building_from_a_recipe() -> None:

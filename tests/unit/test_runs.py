@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepgrpo
-from deepgrpo.config import RunConfig
+from deepgrpo.config import RunConfig, parse_config, to_toml
 from deepgrpo.errors import CheckpointError, DataError
-from deepgrpo.records import ROOT, Credit, CreditSpan, Ledger, Node, Pivot, Prompt, Score, StepReport, Tree
-from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints
+from deepgrpo.ledger import Ledger, StepReport
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints, unreadable
 from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds
 from deepgrpo.runs.layout import RunDir, run_around, step_of
 from deepgrpo.runs.metrics import newest_metrics, read_metrics, step_json, truncate_metrics, write_step
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.runs.trees import count_trees, load_saved, load_trees, save_trees, tree_from_json, tree_to_json
 
 SRC = Path(deepgrpo.__file__).parent
@@ -42,6 +44,20 @@ def test_every_name_in_a_run_directory() -> None:
         "eval/step-1234567.jsonl", "report.html", "final.json", "tensorboard", "wandb-id.txt", ".lock",
     ]  # fmt: skip
     assert RunDir.of(RunConfig(dir="runs", name="demo", steps=1)) == run
+
+
+def test_how_to_continue_a_run(tmp_path: Path) -> None:
+    """A run whose recipe names objects of a program is continued by the program."""
+    run = RunDir(tmp_path / "a")
+    assert resume_command(run) == "deepgrpo train --resume a" and resume_command(run, 20).endswith("a --step 20")
+    run.path.mkdir()
+    sections = {"reward": {"type": "user", "function": "given:mine"}, "data": {"type": "given"}, "explore": {"type": "root"}}
+    run.config.write_text(to_toml(parse_config({"model": {"type": "pretrained", "path": "m"}, **sections})))
+    call = 'deepgrpo.train(resume="a", dataset=..., rewards=..., step=0), with the same objects'
+    assert resume_command(run, 0) == call
+    run.checkpoint(3).mkdir(parents=True)
+    refusal = unreadable(Checkpoint(3, run.checkpoint(3)), ValueError("torn"))
+    assert str(refusal).endswith(f"there is no earlier one: begin again with: {call}")
 
 
 def test_names_of_steps() -> None:

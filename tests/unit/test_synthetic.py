@@ -120,8 +120,13 @@ def test_size_gives_distinct_questions():
 
 
 def test_too_small_a_space_is_an_error():
-    with pytest.raises(ConfigError, match=r"data.size .* is 271.* allow 270 questions"):
-        synthetic.make_distinct(271, SyntheticData(chain_length=1))
+    """Both splits together have 270 questions, and the test split 38 of them, drawn often enough."""
+    for split, there in (("train", 232), ("test", 38)):
+        data = SyntheticData(chain_length=1, split=split)
+        assert len(synthetic.make_distinct(there, data)) == there
+        said = rf"data.size .* is {there + 1}, .* allow 270 questions in both splits, {there} of them in '{split}'"
+        with pytest.raises(ConfigError, match=said):
+            synthetic.make_distinct(there + 1, data)
 
 
 def test_a_split_without_questions_is_an_error():

@@ -199,7 +199,8 @@ def test_code_that_lets_no_thread_run_ends_the_process_in_a_sentence(tmp_path: P
     assert code == 1
     assert said == (
         f"error: the reward function '{file}:reward' exceeded reward.timeout_s in code that lets no other thread run ({file}, "
-        "line 3), so the process was ended; a training run goes on from its last checkpoint: deepgrpo train --resume RUN\n"
+        "line 3), so the process was ended; a training run goes on from its last checkpoint: deepgrpo train --resume RUN, "
+        "or deepgrpo.train(resume=RUN, ...)\n"
     )
 
 

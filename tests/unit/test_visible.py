@@ -23,7 +23,7 @@ from deepgrpo.config import load_recipe
 from deepgrpo.errors import DataError
 from deepgrpo.eval.output import print_table
 from deepgrpo.lab.compare.cells import ComparisonTable, as_table
-from deepgrpo.records import Ledger, StepReport
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.log import RunLog

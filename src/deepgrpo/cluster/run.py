@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from deepgrpo.cluster.events import Events, LearnerLostError
 from deepgrpo.cluster.session import Resources, nodes, session
 from deepgrpo.config import Config
+from deepgrpo.ledger import StepReport
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.tasks import Task
-from deepgrpo.records import StepReport
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward
 from deepgrpo.runs.layout import RunDir

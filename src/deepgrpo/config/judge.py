@@ -136,11 +136,15 @@ class JudgeKeys(Section):
             raise ValueError(f"reward.scale is {list(self.scale)}; its ends, worst and best, should differ")
         return self
 
-    def share(self, workers: int) -> Any:
-        """This section for one of several reward workers: its part of the limits. Raises ValueError if there is too little."""
+    def share(self, workers: int, at: str = "reward") -> Any:
+        """This section for one of several reward workers: its part of the limits. Raises ValueError if there is too little.
+
+        Args:
+            at: the section's name.
+        """
         if self.concurrency < workers:
             raise ValueError(
-                f"reward.concurrency is {self.concurrency}, but cluster.reward_workers = {workers} share it; raise it, or take "
+                f"{at}.concurrency is {self.concurrency}, but cluster.reward_workers = {workers} share it; raise it, or take "
                 "fewer workers: a judge needs none"
             )
         changes: dict[str, Any] = {"concurrency": self.concurrency // workers}

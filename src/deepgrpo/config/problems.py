@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -46,7 +47,7 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         return f"{key}.type is missing; add it to say which kind of {names[-1]} this is"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
-        return message
+        return in_place(message, _reward_in(names))
     message = _SHAPES.get(kind) or message.removeprefix("Input should be ")
     if kind == "string_type":
         message = "a string" if value is None or isinstance(value, list | dict) else f"a string: write {_quoted(value)}"
@@ -54,6 +55,20 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         message = f"a list: write [{value if not isinstance(value, str) else _quoted(value)}]"
     shown = "none" if value is None else repr(value)
     return f"{key} is {shown}; it should be {message}"
+
+
+def in_place(message: str, where: str) -> str:
+    """A message about the section `reward` with the keys of another place that holds a reward, such as `reward.parts.NAME`."""
+    return re.sub(r"(?<![\w.])reward\.(?!parts\.|success|overlong|truncated_value)", f"{where}.", message)
+
+
+def _reward_in(names: Sequence[str]) -> str:
+    """The reward that a key belongs to, e.g. `reward.parts.form` for `reward.parts.form.weight`."""
+    if "reward" not in names:
+        return "reward"
+    first = names.index("reward")
+    of_part = first + 2 < len(names) and names[first + 1] == "parts"
+    return ".".join(names[: first + (3 if of_part else 1)])
 
 
 def _quoted(value: Any) -> str:

@@ -230,7 +230,10 @@ class WeightedReward(_Whole):
         return frozenset({self.type, *(part.type for part in self.parts.values())})
 
     def share(self, workers: int) -> Any:
-        parts = {name: part.share(workers) if isinstance(part, JudgePart) else part for name, part in self.parts.items()}
+        parts = {
+            name: part.share(workers, f"reward.parts.{name}") if isinstance(part, JudgePart) else part
+            for name, part in self.parts.items()
+        }
         return self.model_copy(update={"parts": parts})
 
     @property

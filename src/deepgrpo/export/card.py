@@ -17,7 +17,7 @@ from deepgrpo.config import Config, GivenModel, HubData, MixData, PretrainedMode
 from deepgrpo.config.base import Section
 from deepgrpo.export.measured import evaluation_table
 from deepgrpo.export.weights import WrittenModel
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.saved import SavedRun
 
 

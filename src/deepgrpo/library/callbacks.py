@@ -11,9 +11,10 @@ from typing import Any
 from deepgrpo import rng
 from deepgrpo.errors import CallbackError, ConfigError
 from deepgrpo.foreign import unchanged_process
+from deepgrpo.ledger import StepReport
 from deepgrpo.library.run import Run
 from deepgrpo.loading import where
-from deepgrpo.records import StepReport, Tree
+from deepgrpo.records import Tree
 from deepgrpo.train.watch import Watcher
 
 STOP = "stop"

@@ -14,7 +14,8 @@ from deepgrpo.eval.evaluate import EvalResult
 from deepgrpo.eval.evaluate import evaluate as measure
 from deepgrpo.eval.model import find_model, load_model
 from deepgrpo.explore.environments import build_episodes, tools_of
-from deepgrpo.library.given import Given, Recipe, Rewards, build_config, recipe_tables
+from deepgrpo.library.given import Recipe, build_config, recipe_tables
+from deepgrpo.library.objects import Given, Rewards
 from deepgrpo.model.device import resolve_device, use_threads
 from deepgrpo.model.given import given_policy, handed_back
 from deepgrpo.model.policy import Policy

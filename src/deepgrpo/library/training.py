@@ -13,11 +13,13 @@ import torch
 
 from deepgrpo.config import Config, GivenModel
 from deepgrpo.errors import ConfigError
+from deepgrpo.ledger import StepReport
 from deepgrpo.library.callbacks import Callbacks
-from deepgrpo.library.given import Given, Recipe, Rewards, build_config, resumed_config
+from deepgrpo.library.given import Recipe, build_config, resumed_config
+from deepgrpo.library.objects import Given, Rewards
 from deepgrpo.library.run import Run
 from deepgrpo.model.given import handed_back
-from deepgrpo.records import StepReport, Tree
+from deepgrpo.records import Tree
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train import loop
 from deepgrpo.train.stop import handlers_from_before

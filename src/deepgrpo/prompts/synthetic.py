@@ -11,9 +11,11 @@ or erase the steps before it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
     Raises ConfigError if no draw is in the split.
     """
     task = build_synthetic(config)
-    for numbers in _draws(rng.key(config.type, config.seed, config.split, index), task.draws):
+    for numbers in _draws(rng.key(config.type, config.seed, config.split, index), len(task.choices)):
         question = task.question(numbers)
         if is_test(question) == (config.split == "test") and task.allows(question):
             answer = task.answer(question)
@@ -60,7 +62,8 @@ def make(index: int, config: GeneratedData) -> QuestionRow:
 
 def _draws(address: int, size: int) -> Iterator[np.ndarray]:
     """`_MAX_TRIES` arrays of `size` uniforms: the first alone, which nearly always does for training, then in blocks."""
-    for start, stop in [(0, 1), *((i, i + _BLOCK) for i in range(1, _MAX_TRIES, _BLOCK))]:
+    for start in range(1 - _BLOCK, _MAX_TRIES, _BLOCK):
+        start, stop = max(start, 0), start + _BLOCK
         counters = np.arange(start * size, stop * size)
         yield from rng.uniforms(np.full(len(counters), address, dtype=np.uint64), counters).reshape(-1, size)
 
@@ -76,16 +79,28 @@ def make_distinct(size: int, config: GeneratedData) -> list[QuestionRow]:
     Raises ConfigError if the split has too few.
     """
     found: dict[str, QuestionRow] = {}
-    for index in range(20 * size + 10_000):
+    task, most = build_synthetic(config), 20 * size + 10_000
+    for index in range(most):
         row = make(index, config)
         found.setdefault(row.question, row)
         if len(found) == size:
             return list(found.values())
-    task = build_synthetic(config)
+        # not enough yet: count what there is, where that is quicker than drawing on
+        if index == 2 * size and task.count < most and (there := _count_split(config)) < size:
+            break
+    else:
+        there = len(found)
     raise ConfigError(
-        f"data.size (or data.limit) is {size}, but {task.shape} allow {task.count} questions in both splits, {len(found)} of "
-        f"them found in {config.split!r}; lower the size or raise one of the two"
+        f"data.size (or data.limit) is {size}, but {task.shape} allow {task.count} questions in both splits, {there} of them "
+        f"in {config.split!r}; lower the size or raise one of the two"
     )
+
+
+def _count_split(config: GeneratedData) -> int:
+    """Number of distinct questions in the split, by writing every question of the task once."""
+    task = build_synthetic(config)
+    questions = {task.question(np.array(each)) for each in product(*((np.arange(n) + 0.5) / n for n in task.choices))}
+    return sum(is_test(each) == (config.split == "test") and task.allows(each) for each in questions)
 
 
 def tokenizer(characters: str = ALPHABET) -> Any:
@@ -121,16 +136,14 @@ class _Chains:
     config: SyntheticData | SearchData
 
     @property
-    def draws(self) -> int:
-        """Uniforms of a question."""
-        return 2 * self.config.chain_length + 1
+    def choices(self) -> list[int]:
+        """The number of values that each uniform of a question chooses from."""
+        return [self.config.modulus] + [len(chain.OPERATIONS), self.config.modulus - 1] * self.config.chain_length
 
     @property
     def count(self) -> int:
         """Upper bound of the number of questions in both splits together."""
-        modulus = self.config.modulus
-        found: int = modulus * (len(chain.OPERATIONS) * (modulus - 1)) ** self.config.chain_length
-        return found
+        return math.prod(self.choices)
 
     @property
     def shape(self) -> str:
@@ -253,15 +266,14 @@ class LookupTask:
     config: LookupData
 
     @property
-    def draws(self) -> int:
-        """Uniforms of a question."""
-        return 1 + self.config.hops
+    def choices(self) -> list[int]:
+        """The number of values that each uniform of a question chooses from."""
+        return [lookup.VALUES] + [self.config.functions] * self.config.hops
 
     @property
     def count(self) -> int:
         """Number of questions in both splits together."""
-        found: int = lookup.VALUES * self.config.functions**self.config.hops
-        return found
+        return math.prod(self.choices)
 
     @property
     def shape(self) -> str:

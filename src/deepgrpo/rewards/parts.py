@@ -9,13 +9,26 @@ Parts are asked one after another, each with all responses of the round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from deepgrpo.config import WeightedReward as WeightedConfig
+from deepgrpo.config.problems import in_place
+from deepgrpo.errors import DeepGRPOError
 from deepgrpo.records import PartScore, Prompt, Score
 from deepgrpo.rewards.base import Reward, Verifier, Voting, metrics_of
 from deepgrpo.rewards.returned import LARGEST
 from deepgrpo.rewards.vote import loose_answer
+
+
+@contextmanager
+def _in_part(name: str) -> Iterator[None]:
+    """Have errors name the keys of a part."""
+    try:
+        yield
+    except DeepGRPOError as error:
+        error.args = (in_place(str(error), f"reward.parts.{name}"),)
+        raise
 
 
 class WeightedReward:
@@ -35,14 +48,20 @@ class WeightedReward:
     def build(cls, config: WeightedConfig, task: Verifier | None) -> WeightedReward:
         from deepgrpo.rewards import build_reward  # which knows this module
 
-        rewards = {name: build_reward(part, task) for name, part in config.parts.items()}
+        rewards = {}
+        for name, part in config.parts.items():
+            with _in_part(name):
+                rewards[name] = build_reward(part, task)
         return cls(rewards, {name: part.weight for name, part in config.parts.items()}, config.success_part)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[tuple[int, ...]]
     ) -> list[Score]:
         """See `Reward.score`. Raises RewardError if a part cannot score."""
-        found = {name: reward.score(prompts, completions, completion_ids) for name, reward in self._rewards.items()}
+        found = {}
+        for name, reward in self._rewards.items():
+            with _in_part(name):
+                found[name] = reward.score(prompts, completions, completion_ids)
         return [self._sum({name: scores[i] for name, scores in found.items()}) for i in range(len(prompts))]
 
     def truncated(self, value: float) -> Score:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 _BEGIN, _END, _LEAVE = b"\x01", b"\x02", b"\x03"
 _POLL_S = 0.5
 _LEAVE_S = 5.0
-_GO_ON = "a training run goes on from its last checkpoint: deepgrpo train --resume RUN"
+_GO_ON = "a training run goes on from its last checkpoint: deepgrpo train --resume RUN, or deepgrpo.train(resume=RUN, ...)"
 
 
 class Witness:

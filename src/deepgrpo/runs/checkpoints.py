@@ -23,10 +23,11 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from deepgrpo.errors import CheckpointError
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.checksums import Checksums, changed_files, checksums
 from deepgrpo.runs.files import WRITING, delete_leftovers, delete_tree, flush_to_disk, remedy
 from deepgrpo.runs.layout import RunDir, shown, step_of
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.runs.state_file import check_count, check_keys, check_number, check_table, read_sealed, sealed
 
 
@@ -201,11 +202,9 @@ def model_in(checkpoint: Path) -> Path:
 def unreadable(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
     """The error about a damaged checkpoint, which offers an earlier one by name."""
     run = RunDir(checkpoint.path.parent.parent)
-    at = shown(run.path)
     earlier = [each.step for each in saved_checkpoints(run) if each.step < checkpoint.step]
-    then = f"continue from an earlier one with: deepgrpo train --resume {at} --step {earlier[-1] if earlier else 0}"
-    if not earlier:
-        then = f"there is no earlier one: begin again with: deepgrpo train --resume {at} --step 0"
+    there = "continue from an earlier one" if earlier else "there is no earlier one: begin again"
+    then = f"{there} with: {resume_command(run, earlier[-1] if earlier else 0)}"
     if isinstance(error, OSError):
         then = f"{remedy(error)}, or {then}"
     return CheckpointError(f"the checkpoint {shown(checkpoint.path)} cannot be read: {error}; {then}")

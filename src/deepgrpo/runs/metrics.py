@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deepgrpo.errors import CheckpointError
-from deepgrpo.records import StepReport
+from deepgrpo.ledger import StepReport
 from deepgrpo.runs.files import remedy, replace_file
 
 Line = dict[str, Any]

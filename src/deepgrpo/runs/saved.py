@@ -77,12 +77,13 @@ class SavedRun:
             raise unreadable(self.paths.metrics, error) from error
 
     def is_finished(self) -> bool:
-        """True if the run has taken all steps of its recipe, or sampled as many tokens as it may."""
+        """True if the run has taken all steps or passes over the data, or sampled as many tokens as it may."""
         if not self.metrics:
             return False
         last, run = self.metrics[-1], self.section("run")
-        limits = ((last["step"], run.get("steps")), (last.get("ledger/sampled_tokens"), run.get("max_sampled_tokens")))
-        return any(isinstance(most, int) and isinstance(reached, int | float) and reached >= most for reached, most in limits)
+        limits = {"step": "steps", "data/epochs": "epochs", "ledger/sampled_tokens": "max_sampled_tokens"}
+        pairs = [(last.get(metric), run.get(key)) for metric, key in limits.items()]
+        return any(isinstance(most, int) and isinstance(reached, int | float) and reached >= most for reached, most in pairs)
 
     @cached_property
     def tree_files(self) -> dict[int, Path]:

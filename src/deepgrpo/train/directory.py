@@ -16,6 +16,7 @@ from deepgrpo.runs.checkpoints import Checkpoints
 from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, replace_file, system_code
 from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.metrics import truncate_metrics
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
 
@@ -47,7 +48,7 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
             refused = Path(os.fsdecode(error.filename2 or error.filename or run.config))
             raise CheckpointError(
                 f"{shown(refused)} could not be written: {error}; the run is as it was: "
-                f"{remedy(error)}, and continue with: deepgrpo train --resume {at}"
+                f"{remedy(error)}, and continue with: {resume_command(run)}"
             ) from error
         raise unwritable(run, error) from error
     try:
@@ -134,8 +135,8 @@ def refusals_explained(run: RunDir, checkpoints: Checkpoints) -> Iterator[None]:
             ) from error
         begins = "" if checkpoints.steps() else ", which begins again, as there is no checkpoint yet"
         raise CheckpointError(
-            f"{at} cannot be written: {error}; {remedy(error)} and continue with: deepgrpo train --resume "
-            f"{at}{begins}"
+            f"{at} cannot be written: {error}; {remedy(error)} and continue with: "
+            f"{resume_command(run)}{begins}"
         ) from error
 
 

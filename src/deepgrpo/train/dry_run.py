@@ -28,8 +28,8 @@ from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
+from deepgrpo.train.questions import build_curriculum, held_out, with_steps
 from deepgrpo.train.room import check_room
-from deepgrpo.train.setup import build_curriculum, held_out, with_steps
 from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from deepgrpo.engines.base import named
 from deepgrpo.eval.evaluate import evaluate
-from deepgrpo.records import Ledger
+from deepgrpo.ledger import Ledger
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.files import replacing
 from deepgrpo.runs.text import json_text

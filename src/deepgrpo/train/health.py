@@ -8,14 +8,16 @@ not finite leaves its causes unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, WeightedReward, template_of
 from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
 
 Metrics = Mapping[str, float | list[float] | None]
+_See = Callable[[str], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class HealthMonitor:
 
         Returns the next state and the warnings to show now, in a fixed order.
         """
-        see = _Reader(metrics)
+        see = partial(_finite, metrics)
         mixed, branch_mixed, sequences = see("main/mixed"), see("branch/mixed"), see("branch/sequences")
         entropy = see("main/entropy")
         if mixed is not None:
@@ -145,7 +147,7 @@ class HealthMonitor:
             found["unparsed"] = self._unparsed(share) if share >= self.unparsed_share else None
         if (problems := see("reward/problems")) is not None and self.rollouts_per_step:
             failed = problems / (self.rollouts_per_step + (see("branch/rollouts") or 0))
-            found["problems"] = self._problems(see, problems, failed) if failed > self.problem_share else None
+            found["problems"] = self._problems(metrics, problems, failed) if failed > self.problem_share else None
         else:
             failed = 0.0
         # rollouts that all fail for one of these reasons need no easier questions
@@ -222,8 +224,8 @@ class HealthMonitor:
             "or choose questions of middling difficulty"
         )
 
-    def _problems(self, see: _Reader, count: float, share: float) -> str:
-        kinds = {name.removeprefix(PROBLEM): see(name) or 0.0 for name in see.metrics if name.startswith(PROBLEM)}
+    def _problems(self, metrics: Metrics, count: float, share: float) -> str:
+        kinds = {name.removeprefix(PROBLEM): _finite(metrics, name) or 0.0 for name in metrics if name.startswith(PROBLEM)}
         worst = max(kinds, key=lambda kind: kinds[kind], default="")
         remedy = REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
         named = ", ".join(f"{kind.replace('_', ' ')}: {number:.0f}" for kind, number in sorted(kinds.items()))
@@ -259,7 +261,7 @@ class HealthMonitor:
             f"{self.mismatch_kl}): {self.mismatch_cause}"
         )
 
-    def _empty(self, steps: int, see: _Reader, reason: str | None) -> str:
+    def _empty(self, steps: int, see: _See, reason: str | None) -> str:
         head = f"the branch stream was empty in the last {steps} steps"
         pivots, reward = see("pivots/count"), see("main/reward")
         if reason is not None:
@@ -292,12 +294,7 @@ class HealthMonitor:
         )
 
 
-class _Reader:
-    """Reads a metric as a finite float, or None."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
-
-    def __call__(self, name: str) -> float | None:
-        value = self.metrics.get(name)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _finite(metrics: Metrics, name: str) -> float | None:
+    """The metric as a finite float, or None."""
+    value = metrics.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

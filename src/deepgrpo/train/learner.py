@@ -21,12 +21,13 @@ from torch import Tensor
 from deepgrpo.config import Config
 from deepgrpo.credit.whiten import whiten
 from deepgrpo.errors import TrainingError
+from deepgrpo.ledger import Ledger
 from deepgrpo.loss.streams import select
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack
 from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.packs import pack_layout
-from deepgrpo.records import Credit, Ledger, Tree
+from deepgrpo.records import Credit, Tree
 from deepgrpo.train.belief import sequence_logprobs
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
 from deepgrpo.train.objective import build_objective

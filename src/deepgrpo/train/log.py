@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
-from deepgrpo.records import StepReport
+from deepgrpo.ledger import StepReport
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
 from deepgrpo.terminal import Terminal

@@ -18,8 +18,9 @@ from deepgrpo.engines.base import named
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.foreign import unchanged_process
+from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.prompts.source import Cursor
-from deepgrpo.records import Ledger, Prompt, StepReport
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import metrics_of
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.explore.grow import Growth
-from deepgrpo.records import Credit, Ledger, Node, Stream, Tree
+from deepgrpo.ledger import Ledger
+from deepgrpo.records import Credit, Node, Stream, Tree
 from deepgrpo.runs.facts import DEPTH_BINS, depth_bin, is_rescued
 from deepgrpo.stats import finite_mean
 

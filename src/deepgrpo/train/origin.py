@@ -17,6 +17,7 @@ from deepgrpo.runs.checkpoints import Checkpoint, saved_checkpoints
 from deepgrpo.runs.files import has_leftovers
 from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.metrics import newest_metrics
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.runs.weights import damage_of_start
 
 
@@ -42,7 +43,7 @@ def new_origin(run: RunDir, *, overwrite: bool) -> Origin:
     at = shown(run.path)
     if not overwrite:
         raise ConfigError(
-            f"run.name: the directory {at} already holds a run; continue it with: deepgrpo train --resume {at}, "
+            f"run.name: the directory {at} already holds a run; continue it with: {resume_command(run)}, "
             "choose another with --run.name NAME, or delete it with --run.overwrite true"
         )
     return Origin("anew", remark=f"the run that {at} held is deleted (run.overwrite)")
@@ -97,5 +98,5 @@ def _refuse_lost_checkpoints(run: RunDir) -> None:
     if done > first or (done == first > 0 and not has_leftovers(run.checkpoints)):
         raise CheckpointError(
             f"{at} holds no checkpoint, although its metrics reach step {done} and the first was due at step {first}; "
-            f"put the checkpoints back, or begin again, which deletes the metrics: deepgrpo train --resume {at} --step 0"
+            f"put the checkpoints back, or begin again, which deletes the metrics: {resume_command(run, 0)}"
         )

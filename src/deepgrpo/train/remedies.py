@@ -13,7 +13,7 @@ MOST = 0.5
 """Share of failed checks above which they explain that nothing is learned."""
 
 REMEDIES = {
-    "timeout": "raise reward.timeout_s, or look at the responses in trees/",
+    "timeout": "raise reward.timeout_s (that of the part, if the reward has parts), or look at the responses in trees/",
     "crash": "the process that checks died: give it memory, or look for what the responses in trees/ make it do",
     "raised": "the check raised an error: try it on the responses in trees/ that scored 0",
     "not_finite": "the reward was NaN or infinite: return a finite number, or None for a response that cannot be scored",

@@ -6,14 +6,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deepgrpo.config import CheckpointConfig, Config, EvalConfig, GivenModel, MixData, RewardConfig, given_keywords
+from deepgrpo.config import Config, GivenModel
 from deepgrpo.engines.base import Engine, SamplingParams
-from deepgrpo.errors import ConfigError, first_line
+from deepgrpo.errors import first_line
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits, Signals, Strategy
 from deepgrpo.explore.environments import build_episodes, tools_of
@@ -23,18 +22,16 @@ from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import require_rows
-from deepgrpo.prompts.chat import Tools
 from deepgrpo.prompts.curriculum import Curriculum, StepDraw, check_memory
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
-from deepgrpo.prompts.loaded import LoadedSource
 from deepgrpo.prompts.source import Cursor, PromptSource, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt, Tree
-from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoints, TrainState, unreadable
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
@@ -44,6 +41,7 @@ from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
+from deepgrpo.train.questions import build_curriculum, held_out, skipped_lines, with_steps
 from deepgrpo.train.signals import build_signals, check_signals
 from deepgrpo.train.start import fingerprint, load_start, rebuild_start, save_start
 from deepgrpo.train.user_loss import build_loss
@@ -136,11 +134,8 @@ class Run:
 
     @property
     def go_on(self) -> str:
-        """The command that continues this run."""
-        given = given_keywords(self.config)
-        if not given:
-            return f"deepgrpo train --resume {self.directory}"
-        return f'deepgrpo.train(resume="{self.directory}", {", ".join(f"{each}=..." for each in given)}), with the same objects'
+        """The command or call that continues this run."""
+        return resume_command(RunDir(self.directory), recipe=self.config)
 
     def reach(self, state: TrainState) -> None:
         """Note the state that belongs to the present weights."""
@@ -255,9 +250,7 @@ class Run:
             self.episodes.close()
 
 
-def open_run(
-    config: Config, resume: Path | None, backend: Backend | None = None, *, step: int | None = None
-) -> Run:
+def open_run(config: Config, resume: Path | None, backend: Backend | None = None, *, step: int | None = None) -> Run:
     """Build all parts of a run; nothing is written yet.
 
     Args:
@@ -270,7 +263,7 @@ def open_run(
     backend = backend or LocalBackend()
     directory = resume or RunDir.of(config.run).path
     paths = RunDir(directory.absolute())
-    checkpoints = open_checkpoints(config.checkpoint, paths.path)
+    checkpoints = Checkpoints(paths, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
     place = RunDir(directory)
     origin = resumed_origin(place, step, config) if resume else new_origin(place, overwrite=config.run.overwrite)
     shapes = build_shapes(config)
@@ -310,62 +303,3 @@ def open_run(
         checkpoints, HealthMonitor.from_config(config), limits, threads, signals, episodes, eval_source=eval_source,
         curriculum=build_curriculum(config, source),
     )  # fmt: skip
-
-
-def with_steps(config: Config, source: PromptSource) -> Config:
-    """The recipe with `run.steps` set to the steps that `run.epochs` take at most, if it was left out. Raises ConfigError."""
-    wanted = config.run
-    if wanted.epochs is None or "steps" in wanted.model_fields_set:
-        return config
-    if source.size is None:
-        raise ConfigError(
-            f"run.epochs is {wanted.epochs}, but it is not known how many rows the data has; set run.steps, too: the run ends "
-            "by what comes first"
-        )
-    steps = -(-wanted.epochs * source.size // wanted.prompts_per_step)
-    return config.model_copy(update={"run": wanted.model_copy(update={"steps": steps})})
-
-
-def build_curriculum(config: Config, source: PromptSource) -> Curriculum | None:
-    """The curriculum of a recipe, None if all prompts are taken in turn. Raises ConfigError: the source has no numbers."""
-    data = config.data
-    if isinstance(data, MixData) or data.sampling == "uniform":
-        return None
-    if not isinstance(source, LoadedSource):
-        raise ConfigError(
-            f'data.sampling is "{data.sampling}", but the rows are read when their turn comes; set data.streaming = false to '
-            'hold them in memory, or data.sampling = "uniform"'
-        )
-    return Curriculum(source, data.sampling, data.curriculum, config.run.seed)
-
-
-def open_checkpoints(config: CheckpointConfig, directory: Path) -> Checkpoints:
-    return Checkpoints(RunDir(directory), keep_last=config.keep_last, keep_best=config.keep_best)
-
-
-def held_out(
-    config: EvalConfig, training: RewardConfig, tokenizer: Any, *, seed: int, context: int, tools: Tools = None
-) -> tuple[Sequence[Prompt], Reward | None, PromptSource | None]:
-    """Return the held-out prompts, their reward (None: that of the training is used), and their source.
-
-    Args:
-        training: section of the training reward, which is the default.
-        context: longest prompt plus response, in tokens.
-        tools: schemas of the environment's tools.
-    """
-    if config.data is None or not config.scheduled:
-        return (), None, None
-    source = build_source(config.data, tokenizer, seed=seed, context=context, shuffle=False, name="eval.data", tools=tools)
-    chosen = config.reward or training
-    shared = config.reward is None and not chosen.uses_task
-    reward = None if shared else build_reward(chosen, build_task(config.data))
-    return source.head(config.limit), reward, source
-
-
-def skipped_lines(source: PromptSource, held_out: PromptSource | None) -> list[str]:
-    """Skipped rows of the training and the held-out data, one line each."""
-    lines = []
-    for of, each in (("", source), (" of eval.data", held_out)):
-        if each is not None and each.skipped:
-            lines.append(f"rows{of} skipped: " + ", ".join(f"{count} {reason}" for reason, count in each.skipped.items()))
-    return lines

@@ -20,6 +20,7 @@ from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.policy import Policy
 from deepgrpo.runs.files import WRITING, delete_tree, flush_to_disk
 from deepgrpo.runs.layout import RunDir, shown
+from deepgrpo.runs.resume import resume_command
 from deepgrpo.runs.weights import damage_of_start, write_checksums
 
 _SAMPLES = 4096
@@ -49,10 +50,9 @@ def load_start(policy: Policy, run: RunDir) -> None:
             return
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             problem = str(error)
-    at = shown(run.path)
     raise CheckpointError(
         f"the start model {shown(run.start)} cannot be read: {problem}; the KL term (loss.beta > 0) has no other "
-        f"reference: put it back, begin again with: deepgrpo train --resume {at} --step 0, or go on without the term: add "
+        f"reference: put it back, begin again with: {resume_command(run, 0)}, or go on without the term: add "
         "--loss.beta 0"
     )
 

@@ -70,7 +70,7 @@ def warm_start(run: Run, stop: Stop) -> None:
         if imitated.stopped:
             run.log.note(
                 f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
-                f"the run anew with the same command, or with: deepgrpo train --resume {run.directory}"
+                f"the run anew with the same command, or with: {run.go_on}"
             )
             raise KeyboardInterrupt
     save_start(run.policy, run.paths)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepgrpo.records import StepReport, Tree
+from deepgrpo.ledger import StepReport
+from deepgrpo.records import Tree
 
 
 class Watcher:

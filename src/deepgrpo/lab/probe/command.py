@@ -231,7 +231,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         },
         "rescue_by_depth": {depth: asdict(share) for depth, share in rescue_by_depth(measured).items()},
         "prompts": measured.prompts,
-        "cost": {**result.cost.as_dict(), **asdict(measured.spent)},
+        "cost": {**result.cost.as_dict(), **measured.spent.as_dict()},
         "setting": {
             "prompts": measured.plan.prompts, "reference": measured.plan.reference, "batch": measured.plan.batch,
             "seed": result.options.seed, "projection": result.options.projection, "step": setting.step,

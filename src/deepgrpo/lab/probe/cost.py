@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deepgrpo.lab.probe.arms import Arm
-from deepgrpo.lab.probe.measure import ArmResult, Measured, Spent
+from deepgrpo.lab.probe.measure import ArmResult, Measured
+from deepgrpo.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Cost:
         return asdict(self)
 
 
-def cost_of(measured: Measured, own: Arm, spent: Spent | None = None) -> Cost:
+def cost_of(measured: Measured, own: Arm, spent: Ledger | None = None) -> Cost:
     """The cost so far beside a training step.
 
     Args:
@@ -61,7 +62,7 @@ def _step(measured: Measured, result: ArmResult) -> tuple[float, float]:
     tokens = prompts * sum(result.tokens) / len(result.tokens)
     forwarded = prompts * sum(each.tokens for each in result.gradients) / len(result.tokens)
     sampling = (spent.seconds_sample + spent.seconds_reward + spent.seconds_signals) / max(1, spent.sampled_tokens)
-    learning = spent.seconds_gradient / max(1, spent.gradient_tokens)
+    learning = spent.seconds_learn / max(1, spent.learner_tokens)
     return tokens, tokens * sampling + forwarded * learning
 
 

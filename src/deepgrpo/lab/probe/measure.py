@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,11 @@ from deepgrpo.lab.probe.arms import Arm
 from deepgrpo.lab.probe.estimate import PromptGradients
 from deepgrpo.lab.probe.gradient import GradientMeter, PromptGradient
 from deepgrpo.lab.probe.session import ArmParts, Session
+from deepgrpo.ledger import Ledger
 from deepgrpo.records import Credit, Prompt, Tree
 from deepgrpo.runs.facts import depth_bin, is_mixed, succeeds
 from deepgrpo.train.dynamic import has_signal
+from deepgrpo.train.metrics import sampling_cost
 
 DEPTHS = 4
 """Bins of the depth ratio in which pivots are counted."""
@@ -54,30 +56,6 @@ class Plan:
     def share(self, number: int, total: int) -> int:
         """Prompts of a round when `total` are divided evenly over all rounds."""
         return total * (number + 1) // self.rounds - total * number // self.rounds
-
-
-@dataclass
-class Spent:
-    """Cost so far."""
-
-    sampled_tokens: int = 0
-    """Distinct sampled tokens: draws that strategies share count once."""
-    gradient_tokens: int = 0
-    seconds_sample: float = 0.0
-    seconds_reward: float = 0.0
-    seconds_signals: float = 0.0
-    seconds_gradient: float = 0.0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(Spent)})
-
-    def __mul__(self, times: float) -> Spent:
-        values = {each.name: getattr(self, each.name) for each in fields(Spent)}
-        return Spent(**{name: type(value)(value * times) for name, value in values.items()})
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_sample + self.seconds_reward + self.seconds_signals + self.seconds_gradient
 
 
 @dataclass
@@ -155,8 +133,9 @@ class Measured:
     """`[K]` reference gradient of each prompt of the strategies."""
     further: list[np.ndarray] = field(default_factory=list)
     """`[K]` reference gradient of each further prompt."""
-    measuring: Spent = field(default_factory=Spent)
-    learning: Spent = field(default_factory=Spent)
+    measuring: Ledger = field(default_factory=Ledger)
+    """Cost of the rounds; draws that strategies share count once."""
+    learning: Ledger = field(default_factory=Ledger)
     """Cost of the batch from which strategies learn their state, before the first round."""
     prompts: list[str] = field(default_factory=list)
     """Ids of the strategies' prompts."""
@@ -164,8 +143,12 @@ class Measured:
     rounds: int = 0
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> Ledger:
         return self.measuring + self.learning
+
+    def pay(self, cost: Ledger) -> None:
+        """Add to the cost of the rounds."""
+        self.measuring += cost
 
     @property
     def count(self) -> int:
@@ -175,6 +158,9 @@ class Measured:
         """`[M, K]` reference gradients, those of the strategies' prompts first."""
         return np.stack([*self.shared, *self.further])
 
+
+Pay = Callable[[Ledger], None]
+"""Adds a cost to that of the probe."""
 
 Progress = Callable[[Measured, str], None]
 """Called with the results so far and the name of what was measured, after each strategy's part of a round."""
@@ -203,14 +189,14 @@ def measure(
             if number == 0:
                 _learn(session, parts, found, (further or own)[: plan.batch], plan)
             batch: Any = []
-            shared = _of_reference(session, truth, own, 2 * number, meter, plan, found.measuring)
+            shared = _of_reference(session, truth, own, 2 * number, meter, plan, found.pay)
             progress(found, "the true gradient")
             for each, result in zip(parts, found.arms, strict=True):
-                growth, credits = _sample(session, each, own, 2 * number, plan, found.measuring)
-                gradients = _differentiate(meter, each, growth.trees, credits, found.measuring)
+                growth, credits = _sample(session, each, own, 2 * number, plan, found.pay)
+                gradients = _differentiate(meter, each, growth.trees, credits, found.pay)
                 batch.append((result, growth, credits, gradients))
                 progress(found, each.arm.name)
-            others = _of_reference(session, truth, further, 2 * number + 1, meter, plan, found.measuring)
+            others = _of_reference(session, truth, further, 2 * number + 1, meter, plan, found.pay)
             progress(found, "the true gradient")
             session.engine.clear()
             meter.clear()
@@ -233,34 +219,32 @@ def _learn(session: Session, parts: Sequence[ArmParts], found: Measured, prompts
         result.saved = each.saved
         if each.saved or not each.strategy.initial_state():
             continue
-        growth, _ = _sample(session, each, prompts, 1, plan, found.learning)
+        growth, _ = _sample(session, each, prompts, 1, plan, lambda cost: None)
+        found.learning += sampling_cost(growth)
         each.state = each.strategy.observe(each.state, growth.trees)
         result.learned = True
 
 
 def _of_reference(
-    session: Session, truth: ArmParts, prompts: Sequence[Prompt], step: int, meter: GradientMeter, plan: Plan, spent: Spent
+    session: Session, truth: ArmParts, prompts: Sequence[Prompt], step: int, meter: GradientMeter, plan: Plan, pay: Pay
 ) -> list[np.ndarray]:
     """`[K]` gradient of each prompt; all its terms are of the main stream."""
     if not prompts:
         return []
-    growth, credits = _sample(session, truth, prompts, step, plan, spent)
-    found = _differentiate(meter, truth, growth.trees, credits, spent)
+    growth, credits = _sample(session, truth, prompts, step, plan, pay)
+    found = _differentiate(meter, truth, growth.trees, credits, pay)
     return [each.numerator_SK[0] for each in found]
 
 
 def _sample(
-    session: Session, parts: ArmParts, prompts: Sequence[Prompt], step: int, plan: Plan, spent: Spent
+    session: Session, parts: ArmParts, prompts: Sequence[Prompt], step: int, plan: Plan, pay: Pay
 ) -> tuple[Growth, list[Credit]]:
     growth = grow(
         prompts, parts.strategy, parts.state, session.engine, parts.judge, decode=session.decode, params=parts.params,
         limits=session.limits, seed=rng.key(plan.seed, "probe"), step=step, signals=parts.signals,
         episodes=session.episodes,
     )  # fmt: skip
-    spent.sampled_tokens += growth.sampled_tokens
-    spent.seconds_sample += growth.stats.seconds
-    spent.seconds_reward += growth.seconds_reward
-    spent.seconds_signals += growth.seconds_signals
+    pay(sampling_cost(growth))
     try:
         return growth, [parts.strategy.credit(tree) for tree in growth.trees]
     except NegativeRewardError as error:
@@ -268,11 +252,10 @@ def _sample(
 
 
 def _differentiate(
-    meter: GradientMeter, parts: ArmParts, trees: Sequence[Tree], credits: Sequence[Credit], spent: Spent
+    meter: GradientMeter, parts: ArmParts, trees: Sequence[Tree], credits: Sequence[Credit], pay: Pay
 ) -> list[PromptGradient]:
     config = parts.arm.config
     began, tokens = time.perf_counter(), meter.tokens
     found = meter.measure(trees, credits, config, parts.objective, len(trees) / config.run.prompts_per_step)
-    spent.seconds_gradient += time.perf_counter() - began
-    spent.gradient_tokens += meter.tokens - tokens
+    pay(Ledger(seconds_learn=time.perf_counter() - began, learner_tokens=meter.tokens - tokens))
     return found

@@ -42,7 +42,7 @@ from deepgrpo.train.build import build_policy, build_sampler, response_limits
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.dynamic import Takes
 from deepgrpo.train.objective import Objective, build_objective
-from deepgrpo.train.setup import build_curriculum
+from deepgrpo.train.questions import build_curriculum
 from deepgrpo.train.signals import build_signals
 from deepgrpo.train.start import load_start, rebuild_start
 from deepgrpo.train.warmstart import load_from

@@ -29,7 +29,7 @@ def check_episodes(recipe: Any) -> None:
         if not recipe.explore.in_episodes:
             raise ValueError(
                 f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose "root", '
-                '"adaptive", "deep", "random", "belief", "allocate" or a strategy of your own, or remove [env]'
+                '"adaptive", "deep", "random", "belief", "allocate", "oracle" or a strategy of your own, or remove [env]'
             )
         if recipe.reward.overlong is not None:
             raise ValueError(

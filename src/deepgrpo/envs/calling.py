@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepgrpo.envs.base import Environment, State, Turn
-from deepgrpo.envs.calls import CLOSE, FORM, Call, Malformed, build_parser
+from deepgrpo.envs.calls import Call, Malformed, build_parser
 from deepgrpo.envs.toolbox import Result
+from deepgrpo.prompts.tool_prompt import CLOSE, FORM
 from deepgrpo.records import Prompt
 
 

@@ -194,7 +194,7 @@ def test_a_guess_is_never_right_and_random_lookups_hardly_ever() -> None:
 
 
 def test_the_section_refuses_what_does_not_fit(recipe: Any) -> None:
-    with pytest.raises(ConfigError, match=r'data.type is "lookup", but the recipe has no environment that answers lookups; add'):
+    with pytest.raises(ConfigError, match=r'data.type is "lookup", but the recipe has no environment that answers lookups'):
         recipe(data={"type": "lookup"})
     with pytest.raises(ConfigError, match=r'env.type is "lookup", but data.type is "synthetic" and has no tables to look up'):
         recipe(env={"type": "lookup"})
@@ -213,7 +213,7 @@ def test_the_oracle_goes_back_to_the_turn_of_the_first_error() -> None:
     node = Node(-1, 0, tokens, (0.0,) * len(tokens), "stop", "#0", Score(0.0), "main", 0)
     tree = Tree(PROMPT, (node,), (main_pivot(1),))
     strategy = OracleStrategy(
-        OracleExplore(num_rollouts=1), LookupTask(LookupData()).first_error,
+        OracleExplore(num_rollouts=2), LookupTask(LookupData()).first_error,
         lambda own: tokenizer.decode(own, skip_special_tokens=True),
     )  # fmt: skip
     (pivot,) = strategy.plan(tree, strategy.initial_state(), Limits(60, 96), np.random.default_rng(0))

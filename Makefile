@@ -23,7 +23,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: setup demo test test-vllm check bench storm lab docs wheel clean
+.PHONY: announce setup demo test test-vllm check bench storm lab docs wheel clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -35,6 +35,13 @@ setup: .venv/.stamp-dev
 .venv/.stamp-base: pyproject.toml constraints.txt scripts/setup.sh
 	scripts/setup.sh
 	touch $@
+
+ifeq ($(wildcard .venv/.stamp-base),)
+.venv/.stamp-base: | announce
+endif
+announce:
+	@echo "installing into .venv: torch for this machine, transformers, math-verify and what they need, 1.1 GB on disk without CUDA"
+	@echo "(about 300 MB to download; a minute or two). Then the demo trains for a few minutes."
 
 # a second `make demo` continues an interrupted run, and shows the result of a finished one
 DEMO = $(if $(wildcard runs/demo/checkpoints/step-*),--resume runs/demo,recipes/demo.toml)

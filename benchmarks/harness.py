@@ -22,7 +22,6 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.arms import Arm, BenchSetting, LeftOutError, Offer, Suite
 from benchmarks.options import BenchOptions
@@ -30,6 +29,7 @@ from benchmarks.suites import SUITES, SuiteName
 from benchmarks.workloads import WORKLOADS, WorkloadName
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.machine import machine_and_versions
+from deepgrpo.terminal import print_columns
 
 
 @dataclass(slots=True)
@@ -188,17 +188,17 @@ def _main(part: SuiteName, workload: WorkloadName, threads: str, budget: str, na
 
 
 def _show(out: Console, options: BenchOptions, result: dict[str, Any]) -> None:
-    table = Table(title=f"{options.part}, workload {options.workload}, {result['threads']} threads", title_justify="left")
-    for column in ("arm", "median s", "range", f"× {result['baseline']}", "peak MB", "tokens", ""):
-        table.add_column(column, justify="left" if column in ("arm", "") else "right")
+    columns = ("arm", "median s", "range", f"× {result['baseline']}", "peak MB", "tokens", "remark")
+    rows = []
     for row in result["arms"]:
         ratio = result["ratios"].get(row["name"])
-        table.add_row(
+        rows.append((
             row["name"], f"{row['median_s']:.2f}", f"{row['min_s']:.2f}–{row['max_s']:.2f}",
             "" if ratio is None else f"{ratio:.2f}", "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
             f"{row['tokens']:,}", row["note"],
-        )  # fmt: skip
-    out.print(table)
+        ))  # fmt: skip
+    title = f"{options.part}, workload {options.workload}, {result['threads']} threads"
+    print_columns(out, columns, rows, title=title, left=(0, 6))
     for pair, ratio in result["pairs"].items():
         ours, other = pair.split("/")
         out.print(f"{ours} against {other}: {ratio:.2f}×")

@@ -148,9 +148,9 @@ def main() -> None:
                     f"| {name} | {parameters(name)[0] / 1e9:.2f}B | {learners} | {ours['held']:,.1f} | {theirs['held']:,.1f} | "
                     f"{theirs['step']:,.1f} | {start} | {theirs['worker']:,.1f} |"
                 )
-        columns = ("model", "trained", "base in float32, formula", "in bfloat16, formula", "in bfloat16", "with activations")
-        print(f"\n| {' | '.join(columns)} |")
-        print("|---" * len(columns) + "|")
+        of_adapters = ("model", "trained", "base in float32, formula", "in bfloat16, formula", "printed", "with activations")
+        print(f"\n| {' | '.join(of_adapters)} |")
+        print("|---" * len(of_adapters) + "|")
         for name in SHAPES:
             ours, theirs = adapted(name), printed(name, 1, Path(directory), {"rank": RANK})
             print(

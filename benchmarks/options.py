@@ -14,7 +14,14 @@ class BenchOptions:
     """Time a part of a training step, side by side with other ways of doing it."""
 
     part: Annotated[Literal["learner", "logprobs", "sampling", "step", "distribution", "busy"], tyro.conf.Positional]
-    """Part of a step to time; busy: a whole step, on a quiet and on a busy machine."""
+    """What to time:
+    learner: one update, a row per path or packs of trees
+    logprobs: log-probs and their gradient, whole or in chunks
+    sampling: rollouts and branches; ours, transformers, vLLM
+    step: a whole step; ours, the reference's, TRL's
+    distribution: a cluster with 1, 2 and 4 workers
+    busy: a whole step, on a quiet and on a busy machine
+    """
     workload: Literal["S", "L", "V", "D"] = "S"
     """S: rollouts of 256 tokens. L: of 1,024. V: a vocabulary of 151,936. D: SmolLM2-135M, 8 prompts."""
     repeats: int = 5

@@ -38,11 +38,13 @@ from deepgrpo.config.explain import describe_keys
 from deepgrpo.errors import ConfigError, DeepGRPOError
 from deepgrpo.eval.options import EvalOptions
 from deepgrpo.export.options import ExportOptions
+from deepgrpo.interrupts import importing
 from deepgrpo.lab.options import CompareOptions, DoctorOptions, ProbeOptions, ProfileOptions
 from deepgrpo.processes import end_within, follow_parent
 from deepgrpo.report.options import InspectOptions, ReportOptions
 from deepgrpo.runs.files import FULL, remedy
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.threads import limit_spinning
 from deepgrpo.visible import GuardedStream, guard_messages, visible
 
@@ -217,7 +219,8 @@ def _run(arguments: list[str]) -> int:
             config=_STYLE,
         )
     options = expand_homes(options)
-    function = pkgutil.resolve_name(command.function)
+    with importing():
+        function = pkgutil.resolve_name(command.function)
     return int(function(options) if command.overrides == "none" else function(options, overrides))
 
 
@@ -236,15 +239,18 @@ def run_train(command: Train, overrides: Overrides) -> int:
         return 0
     config = _config(command, overrides)
     if command.dry_run:
-        from deepgrpo.train.dry_run import dry_run
+        with importing():
+            from deepgrpo.train.dry_run import dry_run
 
         dry_run(config)
     elif config.cluster is not None:
-        from deepgrpo.cluster.run import train_on_cluster
+        with importing():
+            from deepgrpo.cluster.run import train_on_cluster
 
         train_on_cluster(config, resume=command.resume, step=command.step)
     else:
-        from deepgrpo.train.loop import train
+        with importing():
+            from deepgrpo.train.loop import train
 
         train(config, resume=command.resume, step=command.step)
     return 0
@@ -273,7 +279,7 @@ def _config(command: Train, overrides: Overrides) -> Config:
                 f"--resume {str(command.resume)!r} has no config.toml; name the directory of an earlier run, "
                 "e.g. runs/demo"
             )
-        return load_recipe(paths.config, overrides)
+        return load_run_recipe(paths, overrides)
     assert command.recipe is not None  # checked above
     return load_recipe(shipped.find_recipe(command.recipe), overrides)
 

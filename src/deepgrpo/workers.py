@@ -94,12 +94,16 @@ class Workers:
             futures = [(i, pool.schedule(_guarded, args=(jobs[i],), timeout=self._timeout)) for i in indices]
         except (RuntimeError, OSError):
             return list(indices)
+        from deepgrpo.progress import phase  # not in a worker
+
         lost = []
-        for index, future in futures:
-            try:
-                done[index] = _outcome(future)
-            except _LostError:
-                lost.append(index)
+        with phase("jobs of workers", len(futures)) as advance:
+            for index, future in futures:
+                try:
+                    done[index] = _outcome(future)
+                except _LostError:
+                    lost.append(index)
+                advance()
         return lost
 
     def _healthy_pool(self) -> ProcessPool:

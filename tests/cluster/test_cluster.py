@@ -14,6 +14,7 @@ from cluster_runs import TWO, assert_same, counters, recipe, trace
 from deepgrpo.cluster.run import train_on_cluster
 from deepgrpo.config import Config, load_recipe, parse_config
 from deepgrpo.errors import ConfigError
+from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.loop import train
 
 
@@ -68,6 +69,26 @@ def test_learners_measure_beliefs(shared: None, tmp_path: Path, monkeypatch: pyt
     two = train_on_cluster(of("two", {"rollout_workers": 2, "learners": 1}))
     assert_same(two, one)
     assert all(line["belief/first"] > 0 and line["ledger/signal_tokens"] > 0 for line in trace(two)[1:])
+
+
+def test_workers_play_the_episodes_of_one_process(shared: None, tmp_path: Path) -> None:
+    """The environment is the driver's, the turns are the workers'; trees, replies and figures are the same."""
+    env = Path(__file__).parent.parent / "digits_env.py"
+    played = {
+        "env": {"type": "user", "env": f"{env}:Digits"}, "reward": {"type": "env"}, "sampling": {"max_new_tokens": 30},
+        "explore": {"type": "deep", "num_rollouts": 4, "branches_per_pivot": 3, "segments": {"type": "turn"}},
+    }  # fmt: skip
+
+    def of(name: str, cluster: dict[str, Any] | None = None) -> Config:
+        return parse_config({**recipe(tmp_path, name, cluster, steps=3).model_dump(), **played})
+
+    one = train(of("one"))
+    two = train_on_cluster(of("two", {"rollout_workers": 2, "learners": 1}))
+    assert_same(two, one)
+    assert trace(two)[-1]["ledger/given_tokens"] > 0
+    for step in (1, 2, 3):
+        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (one, two))
+        assert [[n.replies for n in tree.nodes] for tree in a] == [[n.replies for n in tree.nodes] for tree in b]
 
 
 def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "torch._dynamo.device_interface", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.doctor",
+    "torch._dynamo.device_interface", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.model_check",
     "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2", "safetensors.torch",
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartCo
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.lab.compare import plot as figure
-from deepgrpo.lab.compare.cells import as_table, short
+from deepgrpo.lab.compare.cells import print_comparison, short
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, difference_at_own_steps, differences, figure_rows
 from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
@@ -309,7 +309,7 @@ def test_tables_and_figure(done: Plan, tmp_path: Path) -> None:
     out = Console(file=io.StringIO(), width=250)
     for table in comparison_tables(result):
         assert all(len(row) == len(table.columns) for row in table.rows)
-        out.print(as_table(table))
+        print_comparison(out, table)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     page = as_markdown(result)
     for shown in (text, page):

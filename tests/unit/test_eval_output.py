@@ -1,4 +1,4 @@
-"""Output of `deepgrpo eval`: every figure of the table, the lines of progress, files that cannot be written."""
+"""Output of `deepgrpo eval`: every figure of the table, files that cannot be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from deepgrpo.errors import DataError
-from deepgrpo.eval.output import print_table, progress_bar, write_json, write_rows
+from deepgrpo.eval.output import print_table, write_json, write_rows
 
 
 def test_a_table_keeps_all_its_figures_in_a_file() -> None:
@@ -38,13 +38,6 @@ def test_the_rows_of_a_table() -> None:
         "sampled % 25.0", "± 2.0", "tokens 30", "truncated % 15.0", "unparsed % 20.0",
         "pass@4 60.0", "pass@16 90.0", "maj@4 35.0", "failed checks 3", "reward form 0.250", "tokens/s 0",
     ]  # fmt: skip
-
-
-def test_progress_in_a_file_is_a_line_at_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("gsm8k", total=20) as advance:
-        for count in (1, 1, 1, 5, 12):  # 1, 2, 3, 8 and 20 of 20
-            advance(count)
-    assert capsys.readouterr().err.splitlines() == [f"gsm8k: {done}/20 responses" for done in (2, 8, 20)]
 
 
 def test_files(tmp_path: Path) -> None:

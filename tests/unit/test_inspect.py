@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.records import Pivot, Tree
+from deepgrpo.records import Pivot, Reply, Tree
+from deepgrpo.report.blocks import tree_json
 from deepgrpo.report.inspect import run_inspect
 from deepgrpo.report.options import InspectOptions
 from deepgrpo.report.tree_text import plain
+from deepgrpo.runs.trees import SavedTree
 from saved_runs import node, random_tree, small_tree, write_run
 
 Show = Callable[..., str]
@@ -147,6 +149,28 @@ def test_trees_of_several_levels_are_drawn(tmp_path: Path, show: Show) -> None:
     text = show(write_run(tmp_path / "run", {1: [tree]}), prompt="q1")
     assert "7*2◆=4;#4<eos>" in text
     assert "=9;#9<eos>" in text
+
+
+def test_turns_of_an_episode_and_states_at_pivots(tmp_path: Path, show: Show) -> None:
+    """What an environment wrote is marked and shown, never obeyed: markup, control characters, and states as JSON."""
+    tree = small_tree()
+    evil = "[bold]7\x1b[2J\u202e"
+    size = len(tree.nodes[0].tokens)
+    replies = (Reply(2, 4, evil, {"seen": [evil]}, -0.5, 2, 1), Reply(size, size, "over", {"seen": []}))
+    tree = replace(tree, nodes=(replace(tree.nodes[0], replies=replies), *tree.nodes[1:]), start={"seen": "nothing"})
+    place = write_run(tmp_path / "run", {10: [tree]})
+    text = show(place, step=10, prompt="0", width=200)
+    assert ", 2 of them given" in text
+    assert "turn 1  2 calls, 1 failed  reward -0.5  → [bold]7\\x1b[2J\\u202e" in text
+    assert "turn 2  → (not shown) over" in text
+    assert "seen" not in text and "\x1b" not in text
+    shown = show(place, step=10, prompt="0", width=200, states=True)
+    pivot = next(pivot for pivot in tree.pivots if pivot.parent == 0)
+    state = r'{"seen":' if pivot.offset >= 4 else r'{"seen": "nothing"}'
+    assert f"state {state}" in shown and "\x1b" not in shown
+    page = tree_json(SavedTree(10, 0, tree, ()), None)
+    assert page["nodes"][0]["g"][0] == [2, 4, evil, -0.5, 2, 1]
+    assert json.loads(page["pivots"][0]["z"]) == {"seen": "nothing"}
 
 
 def test_nothing_steers_the_terminal(tmp_path: Path, show: Show) -> None:

@@ -24,7 +24,7 @@ from benchmarks.suites import sampling
 from benchmarks.suites.learner import cost_model
 from benchmarks.workloads import WORKLOADS, Workload, build_trees
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.lab import doctor
+from deepgrpo.lab import model_check
 from deepgrpo.lab.doctor import run_doctor
 from deepgrpo.lab.options import DoctorOptions
 from deepgrpo.prompts import synthetic
@@ -204,7 +204,7 @@ def test_doctor_advises_bfloat16_where_it_gains_enough(
     policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, says: str
 ) -> None:
     policy.save(tmp_path / "model")
-    monkeypatch.setattr(doctor, "bfloat16_gain", lambda policy: gain)
+    monkeypatch.setattr(model_check, "bfloat16_gain", lambda policy: gain)
     out = console()
     assert run_doctor(DoctorOptions(str(tmp_path / "model")), out) == 0
     assert says in " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
@@ -213,8 +213,8 @@ def test_doctor_advises_bfloat16_where_it_gains_enough(
 def test_the_gain_of_bfloat16_is_seconds_of_float32_over_its_own(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six products in float32 of 3 s each, then six in bfloat16 of 2 s: 1.5 times as fast."""
     ends = iter([value for seconds in [3.0] * 6 + [2.0] * 6 for value in (0.0, seconds)])
-    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ends))
-    assert doctor.bfloat16_gain(policy) == 1.5
+    monkeypatch.setattr(model_check.time, "perf_counter", lambda: next(ends))
+    assert model_check.bfloat16_gain(policy) == 1.5
 
 
 def test_doctor_says_how_a_recurrent_model_is_sampled_from(tmp_path: Path) -> None:
@@ -234,3 +234,16 @@ def test_doctor_says_how_a_recurrent_model_is_sampled_from(tmp_path: Path) -> No
 def test_doctor_needs_a_model() -> None:
     with pytest.raises(ModelError, match="nowhere"):
         run_doctor(DoctorOptions("nowhere/at-all/here"), console())
+
+
+def test_the_help_of_the_benchmarks_lists_their_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("learner", "logprobs", "sampling", "step", "distribution", "busy"):
+        assert f"{part}: " in said, said

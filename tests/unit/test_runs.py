@@ -37,11 +37,11 @@ def test_every_name_in_a_run_directory() -> None:
     run = RunDir(Path("runs/demo"))
     found = [
         run.config, run.metrics, run.log, run.start, run.checkpoint(10), run.trees(10), run.eval(1_234_567), run.report,
-        run.final, run.tensorboard, run.wandb_id, run.lock,
+        run.final, run.tensorboard, run.wandb_id, run.lock, run.place,
     ]  # fmt: skip
     assert [path.relative_to(run.path).as_posix() for path in found] == [
         "config.toml", "metrics.jsonl", "log.txt", "start", "checkpoints/step-000010", "trees/step-000010.jsonl.gz",
-        "eval/step-1234567.jsonl", "report.html", "final.json", "tensorboard", "wandb-id.txt", ".lock",
+        "eval/step-1234567.jsonl", "report.html", "final.json", "tensorboard", "wandb-id.txt", ".lock", "place.json",
     ]  # fmt: skip
     assert RunDir.of(RunConfig(dir="runs", name="demo", steps=1)) == run
 
@@ -77,7 +77,7 @@ def test_the_run_around_a_checkpoint(tmp_path: Path) -> None:
 def test_no_other_module_spells_a_path_of_the_run_directory() -> None:
     """`x / "name"`, `x / f"step-..."` and `x.glob("...name...")` with a name of the layout belong to runs/."""
     run = RunDir(Path("r"))
-    names = {run.config, run.metrics, run.log, run.start, run.checkpoints, run.tree_folder, run.report, run.final}
+    names = {run.config, run.metrics, run.log, run.start, run.checkpoints, run.tree_folder, run.report, run.final, run.place}
     # an experiment has a final.json of its own, among its jobs
     spelled = {path.name for path in names} - {run.final.name} | {"eval", "state.json"}
 

@@ -279,9 +279,7 @@ def test_the_command_on_a_file(run_directory: Path, tmp_path: Path, capfd: pytes
     options = EvalOptions(model, data=(str(path),), template="plain", max_new_tokens=4, device="cpu")
     assert evaluate_model(options, Console(file=shown, width=100)) == 0
     assert "q: 1 rows left out (empty question)" in shown.getvalue()
-    progress = capfd.readouterr().err
-    assert "q: 1/1 responses" in progress
-    assert "\x1b" not in progress
+    assert capfd.readouterr().err == ""  # it was soon done
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from deepgrpo import cli
 from deepgrpo.config import load_recipe
 from deepgrpo.errors import DataError
 from deepgrpo.eval.output import print_table
-from deepgrpo.lab.compare.cells import ComparisonTable, as_table
+from deepgrpo.lab.compare.cells import ComparisonTable, print_comparison
 from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.dry_run import dry_run
@@ -96,7 +96,7 @@ def test_tables_of_commands() -> None:
     out = io.StringIO()
     console = Terminal(file=out, width=400)
     print_table({NASTY: {"metrics": {"eval/greedy": 0.5}, "tokens_per_s": 1.0}}, console)
-    console.print(as_table(ComparisonTable(NASTY, (NASTY, "steps"), ((NASTY, "1"),))))
+    print_comparison(console, ComparisonTable(NASTY, (NASTY, "steps"), ((NASTY, "1"),)))
     shows(out.getvalue())
 
 

@@ -24,6 +24,7 @@ from deepgrpo.config import Config
 from deepgrpo.errors import DeepGRPOError, EngineError
 from deepgrpo.model.materialize import FrozenState
 from deepgrpo.model.policy import Policy
+from deepgrpo.progress import phase
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.learner import Update
 from deepgrpo.train.moments import SHARDED, read_moments, save_moments
@@ -87,7 +88,8 @@ class LearnerGroup:
         """See `UpdatesPolicy.update`."""
         batch = ray.put((trees, credits))
         answers = [rank.update.options(num_returns=2).remote(batch) for rank in self.ranks]
-        (update, *_) = self._wait([update for update, _ in answers], self.cluster.update_deadline_s)
+        with phase("learning"):
+            (update, *_) = self._wait([update for update, _ in answers], self.cluster.update_deadline_s)
         assert isinstance(update, Update)
         if update.optimizer_steps:
             (weights,) = self._wait([answers[0][1]], self.cluster.update_deadline_s)

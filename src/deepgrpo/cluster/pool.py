@@ -26,6 +26,7 @@ from deepgrpo.cluster.weight_store import WeightStore
 from deepgrpo.config import Config
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import EngineError, EngineLostError, first_line
+from deepgrpo.progress import phase
 from deepgrpo.records import Completion, SampleRequest
 from deepgrpo.train.build import SamplerBuilder, build_sampler
 
@@ -97,19 +98,21 @@ class WorkerPool:
                 calls.add(self.workers[number].actor.sample.remote(weights, serial, cut, params, keep), (number, shares))
 
         send(assign_requests(requests, list(self.workers), self.rollouts))
-        for (number, shares), answer in calls:
-            if isinstance(answer, Exception):
-                self._replace(number, _engine_lost(answer) or calls.reason(answer, self.events))
-                self.events.counts["resampled_requests"] += len(shares)
-                send(_reassign(shares, requests, list(self.workers), self.rollouts))
-                continue
-            groups, spent = answer
-            cost += spent
-            for share, group in zip(shares, groups, strict=True):
-                for index, completion in zip(share.indices, group, strict=True):
-                    results[share.request][index] = completion
-                if keep:
-                    self.rollouts.add(requests[share.request].prefix, group, number)
+        with phase("sampling", sum(len(request.keys) for request in requests)) as advance:
+            for (number, shares), answer in calls:
+                if isinstance(answer, Exception):
+                    self._replace(number, _engine_lost(answer) or calls.reason(answer, self.events))
+                    self.events.counts["resampled_requests"] += len(shares)
+                    send(_reassign(shares, requests, list(self.workers), self.rollouts))
+                    continue
+                groups, spent = answer
+                cost += spent
+                for share, group in zip(shares, groups, strict=True):
+                    for index, completion in zip(share.indices, group, strict=True):
+                        results[share.request][index] = completion
+                    if keep:
+                        self.rollouts.add(requests[share.request].prefix, group, number)
+                    advance(len(group))
         done = [[c for c in group if c is not None] for group in results]
         assert all(len(group) == len(request.keys) for group, request in zip(done, requests, strict=True))
         return done, replace(cost, seconds=time.perf_counter() - began)

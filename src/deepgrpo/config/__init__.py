@@ -39,7 +39,15 @@ from deepgrpo.config.explore import (
     RootExplore,
     UserExplore,
 )
-from deepgrpo.config.files import load_recipe, merge, parse_config, read_recipe, set_values, to_tables, to_toml
+from deepgrpo.config.files import (
+    load_recipe,
+    merge,
+    parse_config,
+    read_recipe,
+    set_values,
+    to_tables,
+    to_toml,
+)
 from deepgrpo.config.judge import JudgeKeys
 from deepgrpo.config.learning import LearnerConfig, LossConfig, OptimConfig
 from deepgrpo.config.looking import BeliefExplore, LocatedExplore, PrefixExplore

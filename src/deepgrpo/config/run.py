@@ -100,6 +100,10 @@ class LogConfig(Section):
     """Send the metrics to trackio (needs the extra `trackio`)."""
     project: str = "deepgrpo"
     """Project name for wandb and trackio."""
+    responses: Annotated[int, Field(ge=0)] = 8
+    """Responses of a step that the trackers show in a table, with their rewards."""
+    responses_every: PositiveInt | None = 10
+    """Steps between such tables; none: never. Histograms of rewards, lengths and depths of pivots come with every step."""
     trees_every: PositiveInt | None = 10
     """Steps between saved trees (trees/step-*.jsonl.gz); none: save no trees."""
     dead_steps: PositiveInt = 10

@@ -33,8 +33,9 @@ from deepgrpo.config.values import read_value
 from deepgrpo.errors import ConfigError
 from deepgrpo.eval.model import ModelSource, find_model, load_model
 from deepgrpo.eval.options import EvalOptions
-from deepgrpo.eval.output import print_table, progress_bar, write_json, write_rows
+from deepgrpo.eval.output import print_table, write_json, write_rows
 from deepgrpo.eval.suites import EvalSet, resolve
+from deepgrpo.progress import Display, phase, showing
 from deepgrpo.records import Prompt
 from deepgrpo.terminal import Terminal
 
@@ -59,7 +60,22 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
     _check(options)
     source = find_model(options.model)
     sets = [_with_own_keys(options, one) for one in _resolve_sets(options, source)]
+    with Display(Terminal(stderr=True)) as display, showing(display):
+        results, rows = _evaluate_sets(options, source, sets, console)
+    print_table(results, console)
+    if options.json is not None:
+        write_json(options.json, {"model": source.path, "options": asdict(options), "sets": results})
+        console.print(f"figures: {options.json}", markup=False, soft_wrap=True)
+    if options.rows is not None:
+        write_rows(options.rows, rows)
+        console.print(f"rows: {options.rows}", markup=False, soft_wrap=True)
+    return 0
 
+
+def _evaluate_sets(
+    options: EvalOptions, source: ModelSource, sets: Sequence[EvalSet], console: Console
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Load the model and evaluate it; returns the figures of each set, and the rows of all."""
     from deepgrpo.engines.embedded.engine import EmbeddedEngine
     from deepgrpo.model.device import resolve_device, use_threads
 
@@ -81,14 +97,7 @@ def evaluate_model(options: EvalOptions, console: Console | None = None) -> int:
             if one.episodes is not None:
                 one.episodes.close()
         rows += [{"set": one.name, **row} for row in new_rows]
-    print_table(results, console)
-    if options.json is not None:
-        write_json(options.json, {"model": source.path, "options": asdict(options), "sets": results})
-        console.print(f"figures: {options.json}", markup=False, soft_wrap=True)
-    if options.rows is not None:
-        write_rows(options.rows, rows)
-        console.print(f"rows: {options.rows}", markup=False, soft_wrap=True)
-    return 0
+    return results, rows
 
 
 # ---------------------------------------------------------------- options
@@ -243,7 +252,7 @@ def _evaluate_set(
 
     reward = build_reward(one.reward, build_task(one.data) if one.reward.uses_task else None)
     try:
-        with progress_bar(one.name, len(one.prompts) * (1 + options.samples)) as advance:
+        with phase(one.name, len(one.prompts) * (1 + options.samples)) as advance:
             result = evaluate(
                 engine,
                 reward,

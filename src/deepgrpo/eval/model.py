@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepgrpo.config import Config, PretrainedModel, load_recipe
+from deepgrpo.config import Config, PretrainedModel
 from deepgrpo.errors import ModelError
 from deepgrpo.runs.checkpoints import model_in, newest_checkpoint
 from deepgrpo.runs.layout import RunDir, run_around
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.runs.weights import check_weights
 
 if TYPE_CHECKING:
@@ -47,11 +48,11 @@ def find_model(model: str) -> ModelSource:
                 "or name a model directory"
             )
         check_weights(newest.model)
-        return ModelSource(str(newest.model), load_recipe(run.config))
+        return ModelSource(str(newest.model), load_run_recipe(run))
     directory = model_in(path) if model_in(path).is_dir() else path
     check_weights(directory)
     if (around := run_around(path)) is not None:
-        return ModelSource(str(directory), load_recipe(around.config))
+        return ModelSource(str(directory), load_run_recipe(around))
     if path.is_dir():
         return ModelSource(str(directory))
     if model.startswith(("/", "./", "../", "~")):

@@ -1,42 +1,16 @@
-"""Output of `deepgrpo eval`: the progress bar, the table, the JSON file and the rows file."""
+"""Output of `deepgrpo eval`: the table, the JSON file and the rows file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from deepgrpo.errors import DataError
 from deepgrpo.runs.text import json_text
-from deepgrpo.terminal import Terminal
-
-
-@contextmanager
-def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for finished responses; stderr shows a bar on a terminal, else a line at every tenth."""
-    console = Terminal(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, speed_estimate_period=3600.0) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done = shown = 0
-
-    def advance(count: int) -> None:
-        nonlocal done, shown
-        done += count
-        if done * 10 // total > shown:
-            shown = done * 10 // total
-            console.print(f"{name}: {done}/{total} responses", markup=False, soft_wrap=True)
-
-    yield advance
+from deepgrpo.terminal import print_columns
 
 
 def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:
@@ -46,14 +20,7 @@ def print_table(results: Mapping[str, Mapping[str, Any]], console: Console) -> N
         results: data set → {"metrics": `EvalResult.metrics`, "tokens_per_s": float or None, ...}.
         console: a terminal or a file. A file gets the whole width of the table.
     """
-    print_whole(console, _table(results))
-
-
-def print_whole(console: Console, table: Table) -> None:
-    """Print a table at full width; outside a terminal rich would cut it at 80 columns."""
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table)
+    print_columns(console, ("", *results), _rows(results))
 
 
 def write_json(path: str, figures: Mapping[str, Any]) -> None:
@@ -73,30 +40,27 @@ def _write(path: str, option: str, text: str) -> None:
         raise DataError(f"the results cannot be written: {error}; name another file with --{option}") from error
 
 
-def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in results:
-        table.add_column(name, justify="right", no_wrap=True)
+def _rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     all_metrics = [result["metrics"] for result in results.values()]
     for label, name, form in _FIGURES:
         if name in all_metrics[0]:
-            table.add_row(label, *(form(metrics[name]) for metrics in all_metrics))
+            rows.append((label, *(form(metrics[name]) for metrics in all_metrics)))
         if name == "eval/sampled_unparsed":
             for each in sorted(
                 (n for n in all_metrics[0] if "@" in n), key=lambda n: ("maj" in n, int(n.split("@")[1]))
             ):
-                table.add_row(each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics))
+                rows.append((each.removeprefix("eval/"), *(_percent(metrics[each]) for metrics in all_metrics)))
     for name in dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith("eval/reward/")):
         cells = (f"{metrics[name]:.3f}" if name in metrics else "" for metrics in all_metrics)
-        table.add_row(f"reward {name.removeprefix('eval/reward/')}", *cells)
+        rows.append((f"reward {name.removeprefix('eval/reward/')}", *cells))
     sources = dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith("eval/source/"))
     for name in (name for name in sources if name.endswith("/greedy")):
         label = name.removeprefix("eval/source/").removesuffix("/greedy")
-        table.add_row(f"{label} %", *(_percent(metrics[name]) if name in metrics else "" for metrics in all_metrics))
-        table.add_row("  ±", *(_percent(metrics[f"{name}_se"]) if name in metrics else "" for metrics in all_metrics))
-    table.add_row("tokens/s", *(f"{result['tokens_per_s'] or 0:.0f}" for result in results.values()))
-    return table
+        rows.append((f"{label} %", *(_percent(metrics[name]) if name in metrics else "" for metrics in all_metrics)))
+        rows.append(("  ±", *(_percent(metrics[f"{name}_se"]) if name in metrics else "" for metrics in all_metrics)))
+    rows.append(("tokens/s", *(f"{result['tokens_per_s'] or 0:.0f}" for result in results.values())))
+    return rows
 
 
 def _percent(x: float) -> str:

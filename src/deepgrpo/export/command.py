@@ -12,7 +12,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from deepgrpo.config import load_recipe
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.export.card import CardFacts, model_card
 from deepgrpo.export.options import ExportOptions
@@ -20,6 +19,7 @@ from deepgrpo.export.weights import WrittenModel, write_model
 from deepgrpo.runs.checkpoints import Checkpoint, saved_checkpoints
 from deepgrpo.runs.files import WRITING, delete_tree, remedy
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.runs.saved import SavedRun
 from deepgrpo.visible import visible
 
@@ -36,7 +36,7 @@ def run_export(options: ExportOptions) -> int:
         HubError: the hub refuses the upload.
     """
     saved = SavedRun(options.run)
-    config = load_recipe(saved.paths.config)
+    config = load_run_recipe(saved.paths)
     checkpoint = choose_checkpoint(saved.paths, options.checkpoint)
     target = options.to or saved.paths.export
     _refuse_used(target, overwrite=options.overwrite)

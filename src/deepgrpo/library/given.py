@@ -27,6 +27,7 @@ from deepgrpo.config import (
 from deepgrpo.errors import ConfigError
 from deepgrpo.library.objects import Given, data_section, named_by, sections
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.moved import load_run_recipe
 
 Recipe = Config | Mapping[str, Any] | str | Path | None
 """A config, its tables as a dict, the name or path of a recipe, or None for the defaults."""
@@ -57,8 +58,8 @@ def resumed_config(run: Path, overrides: Mapping[str, Any] | None, given: Given)
     if not paths.has_recipe():
         raise ConfigError(f"resume is {str(run)!r}, which has no config.toml; name the directory of an earlier run")
     given = _complete(given)
-    raw = read_recipe(paths.config)
-    wanted = given_keywords(parse_config(raw, str(paths.config)))
+    saved = load_run_recipe(paths)
+    raw, wanted = to_tables(saved), given_keywords(saved)
     set_values(raw, overrides or {})
     config = parse_config(raw, str(paths.config))
     again = ", ".join(f"{each}=..." for each in wanted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from deepgrpo.model.narrow import stored_dtype
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import shape_of
 from deepgrpo.model.soundness import freeze_other_parts, require_all_weights, require_causal, require_own_tokens
+from deepgrpo.progress import is_shown, phase
 
 PYPI_PREFIX = "pypi:"
 
@@ -51,9 +54,12 @@ def load_policy(
             from transformers import GgufConfig
 
             gguf["quantization_config"] = GgufConfig(dequantize=True)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=frozen, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config), **gguf
-        )
+        # the hub's own bars show a download
+        with phase("loading the model", live=Path(path).is_dir()), _weights_counted():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=frozen, output_loading_info=True, ignore_mismatched_sizes=True, **code_options(config),
+                **gguf,
+            )  # fmt: skip
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged config or a model's own code may raise anything
@@ -75,6 +81,29 @@ def load_policy(
     require_causal(policy.causal, said)
     require_own_tokens(policy, said)
     return policy
+
+
+@contextmanager
+def _weights_counted() -> Iterator[None]:
+    """Show the weights that transformers has loaded as a phase of ours in place of its own bar."""
+    from transformers.utils.logging import set_tqdm_hook
+
+    def counted(every: Collection[Any], what: str) -> Iterator[Any]:
+        with phase(what, len(every)) as advance:
+            for each in every:
+                yield each
+                advance()
+
+    def hook(bar: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if len(given) == 1 and isinstance(given[0], Collection):
+            return counted(given[0], named.get("desc", "Loading").lower())
+        return bar(*given, **named)
+
+    before = set_tqdm_hook(hook if is_shown() else None)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def scratch_policy(
@@ -176,6 +205,13 @@ def loading_error(config: PretrainedModel, path: str, error: Exception) -> Model
         return ModelError(
             f"model.path = {config.path!r} is a {found}, which transformers does not load as a causal language model of text "
             "alone; name one, such as the text-only model of the same family"
+        )
+    wanted = config.attn_implementation or ""
+    if "flash" in wanted and isinstance(error, ImportError):
+        return ModelError(
+            f'model.attn_implementation is "{wanted}", which cannot be used here ({first_line(error)}); on an NVIDIA GPU with '
+            "a CUDA compiler run: pip install flash-attn --no-build-isolation; elsewhere leave the key out: the default needs "
+            "no package"
         )
     said = " ".join(str(error).split("\n")[:2])  # where transformers checks a config, the second line has the cause
     return ModelError(

@@ -33,7 +33,7 @@ class _Product(torch.autograd.Function):
         return F.linear(given, weight.to(given.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         given, weight = ctx.saved_tensors
         flat = upstream.flatten(0, -2)
         of_given = of_weight = of_bias = None
@@ -52,7 +52,7 @@ class NarrowLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
             return F.linear(input, self.weight, self.bias)
-        result: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        result: Tensor = _Product.apply(input, self.weight, self.bias)
         return result
 
 

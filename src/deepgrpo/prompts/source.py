@@ -10,6 +10,7 @@ from typing import Any
 
 from deepgrpo.config import DataConfig, GeneratedData, HubData, JsonlData, MixData, ParquetData
 from deepgrpo.errors import ConfigError, DataError, ModelError
+from deepgrpo.progress import phase
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.base import Cursor, PromptSource
 from deepgrpo.prompts.chat import Tools, build_renderer
@@ -43,7 +44,8 @@ def build_source(
     Raises DataError (see `prompts.rows` and `prompts.jsonl`, or no row is left), ConfigError, ModelError,
     MissingExtraError.
     """
-    return _named(name, data, tokenizer, seed, context, shuffle, tools)
+    with phase(f"reading {name or 'data'}"):
+        return _named(name, data, tokenizer, seed, context, shuffle, tools)
 
 
 def _named(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepgrpo.records import Node
-from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
+from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends, state_at
 from deepgrpo.runs.facts import FLAGS, tree_facts
 from deepgrpo.runs.trees import SavedTree
 
@@ -86,7 +86,9 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
 
     Node: p parent, o offset, v pivot, n tokens, r reward, f finish, s stream, a advantages, e ends of segments, and k token
     texts with l log-probs in hundredths of a nat; without a tokenizer x, the whole text. w: why there is no checked answer.
+    g: replies of an environment, each with its first token, the token behind it, observation, reward, calls and failed calls.
     Of a reward with parts: t their values by name, u the value that says success where it is not the reward.
+    Pivot: z the environment's state there, as JSON.
     """
     tree, prompt = saved.tree, saved.tree.prompt
     return {
@@ -98,7 +100,7 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
                 "p": node.parent, "o": node.offset, "v": node.pivot, "n": len(node.tokens), "r": short(node.reward),
                 "f": node.finish, "s": node.stream,
                 "a": [[s.start, s.end, short(s.advantage), s.stream] for s in saved.advantages(i)],
-                "e": segment_ends(tree, i, texts), **_why(node), **_parts(node),
+                "e": segment_ends(tree, i, texts), **_why(node), **_parts(node), **_replies(node),
                 **(
                     {"k": texts.pieces(node.tokens), "l": [_hundredths(lp) for lp in node.logprobs]}
                     if texts
@@ -111,6 +113,7 @@ def tree_json(saved: SavedTree, texts: TokenTexts | None) -> dict[str, Any]:
             {
                 "p": pivot.parent, "o": pivot.offset, "r": round(pivot.ratio, 4), "s": pivot.stream,
                 "c": list(pivot.candidates), "q": [round(q, 4) for q in pivot.q],
+                **({} if (state := state_at(tree, pivot)) is None else {"z": state}),
             }
             for pivot in tree.pivots
         ],
@@ -123,6 +126,17 @@ def _parts(node: Node) -> Mapping[str, Any]:
         return {}
     success = {} if node.score.outcome is None else {"u": short(node.score.outcome)}
     return {**success, "t": {name: short(part.value) for name, part in node.score.parts.items()}}
+
+
+def _replies(node: Node) -> Mapping[str, Any]:
+    if not node.replies:
+        return {}
+    return {
+        "g": [
+            [r.start, r.end, r.observation, None if r.reward is None else short(r.reward), r.calls, r.failed_calls]
+            for r in node.replies
+        ]
+    }
 
 
 def _why(node: Node) -> Mapping[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from textwrap import shorten
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from deepgrpo.errors import ConfigError, DataError
@@ -16,11 +16,13 @@ from deepgrpo.report.tree_text import draw_tree
 from deepgrpo.runs.facts import TreeFacts, tree_facts
 from deepgrpo.runs.saved import SavedRun, nearest
 from deepgrpo.runs.trees import SavedTree
-from deepgrpo.terminal import Terminal
+from deepgrpo.terminal import Terminal, print_columns
 from deepgrpo.visible import plain
 
 _SHOWN = 60
 """Longest list of trees; --only shortens it."""
+_QUESTION = 24
+"""Columns that a question needs beside the figures of its tree."""
 
 
 def run_inspect(options: InspectOptions) -> int:
@@ -40,7 +42,9 @@ def run_inspect(options: InspectOptions) -> int:
         sys.stdout.reconfigure(errors="replace")
     console = Terminal(width=options.width)
     if options.prompt is not None:
-        draw_tree(console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only)
+        draw_tree(
+            console, _find(run, options), read_tokens(run), run.success_threshold, only=options.only, states=options.states
+        )
     elif options.step is not None:
         _list_trees(console, run, _step(run, options.step), options)
     else:
@@ -106,11 +110,9 @@ def _like(wanted: str, known: Sequence[str], count: int = 3) -> list[str]:
 
 
 def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("step", "trees", "successes", "mixed", "pivots", "rescued", "truncated"):
-        table.add_column(heading, justify="right")
-    if options.only:
-        table.add_column(f"only {options.only}", justify="right")
+    columns = ("step", "trees", "successes", "mixed", "pivots", "rescued", "truncated")
+    columns += (f"only {options.only}",) if options.only else ()
+    rows = []
     damaged: list[str] = []
     newest = None
     for step in run.tree_files:
@@ -118,7 +120,7 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
             facts = [tree_facts(each.tree, run.success_threshold) for each in run.trees(step)]
         except DataError as error:
             damaged.append(str(error))
-            table.add_row(str(step), "?")
+            rows.append([str(step), "?", *[""] * (len(columns) - 2)])
             continue
         newest = step
         rollouts, pivots = sum(f.rollouts for f in facts), sum(f.pivots for f in facts)
@@ -127,12 +129,28 @@ def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> Non
             _count(facts, "mixed"), str(pivots), _share(sum(f.rescued for f in facts), sum(f.chances for f in facts)),
             _count(facts, "truncated"),
         ]  # fmt: skip
-        table.add_row(*row, *([_count(facts, options.only)] if options.only else []))
-    console.print(table)
+        rows.append([*row, *([_count(facts, options.only)] if options.only else [])])
+    print_columns(console, columns, rows, left=(), rule=False)
     for sentence in damaged:
         console.print(Text(f"\nnote: {sentence}"))
     if newest is not None:
         console.print(Text(f"\nthe trees of a step: deepgrpo inspect {run.directory} --step {newest}"), soft_wrap=True)
+
+
+def _print_with_questions(console: Console, rows: Sequence[tuple[str, ...]], questions: Sequence[str]) -> None:
+    """Print rows, headings first, each with its question: beside it where there is room, else on a line of its own."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    beside = console.width - sum(widths) - 2 * len(widths)
+    for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        cells = [cell.ljust(n) if j in (1, 5) else cell.rjust(n) for j, (cell, n) in enumerate(zip(row, widths, strict=True))]
+        style = "" if i else "bold"
+        if beside >= _QUESTION:
+            console.print(Text("  ".join([*cells, shorten(question, beside, placeholder=" …")]), style=style))
+            continue
+        console.print(Text("  ".join(cells).rstrip(), style=style))
+        if i:
+            indent = " " * (widths[0] + 2)
+            console.print(Text(indent + shorten(question, console.width - len(indent), placeholder=" …"), style="dim"))
 
 
 def _count(facts: Sequence[TreeFacts], flag: str) -> str:
@@ -151,21 +169,14 @@ def _list_trees(console: Console, run: SavedRun, step: int, options: InspectOpti
         counts = ", ".join(f"{flag} {_count(every, flag)}" for flag in ("rescued", "unrecoverable", "mixed"))
         console.print(Text(f"none of the {len(trees)} trees of step {step} is {options.only} ({counts}); drop --only"))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("prompt", overflow="fold")
-    for heading in ("right", "pivots", "rescued"):
-        table.add_column(heading, justify="right")
-    table.add_column("", no_wrap=True)
-    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)
+    rows = [("#", "prompt", "right", "pivots", "rescued", "")]
     for each, facts in chosen[:_SHOWN]:
-        table.add_row(
-            str(each.number), Text(plain(each.tree.prompt.id)), f"{facts.successes}/{facts.rollouts}",
-            str(facts.pivots), f"{facts.rescued}/{facts.chances}" if facts.pivots else "–",
-            Text(" ".join(flag for flag in ("mixed", "truncated") if flag in facts.flags)),
-            Text(plain(each.tree.prompt.question)),
-        )  # fmt: skip
-    console.print(table)
+        rows.append((
+            str(each.number), plain(each.tree.prompt.id), f"{facts.successes}/{facts.rollouts}", str(facts.pivots),
+            f"{facts.rescued}/{facts.chances}" if facts.pivots else "–",
+            " ".join(flag for flag in ("mixed", "truncated") if flag in facts.flags),
+        ))  # fmt: skip
+    _print_with_questions(console, rows, ["question", *(plain(each.tree.prompt.question) for each, _ in chosen[:_SHOWN])])
     if len(chosen) > _SHOWN:
         console.print(Text(f"... and {len(chosen) - _SHOWN} more"))
     what = f" that are {options.only}" if options.only else ""

@@ -40,5 +40,7 @@ class InspectOptions:
     only: Literal["rescued", "unrecoverable", "truncated", "mixed"] | None = None
     """Filter: trees with a branch that beats its rollout (rescued), with a pivot that has none (unrecoverable), with a
     response cut off at the length limit (truncated), or with unequal rewards among the rollouts (mixed)."""
+    states: bool = False
+    """With --prompt, for a run with an environment: show its state at every pivot."""
     width: int | None = None
     """Output width in columns. Default: the width of the terminal."""

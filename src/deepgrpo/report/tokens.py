@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from deepgrpo.config import SegmentConfig
 from deepgrpo.errors import ConfigError
-from deepgrpo.explore.segments import Segmenter, build_segmenter
-from deepgrpo.records import Node, Tree
+from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
+from deepgrpo.records import Node, Pivot, Tree
 from deepgrpo.runs.checkpoints import saved_checkpoints
 from deepgrpo.runs.saved import SavedRun
+from deepgrpo.runs.text import json_text
 
 _BROKEN = "\ufffd"
 """Replacement character that a decoder emits for incomplete bytes."""
@@ -83,9 +84,9 @@ class TokenTexts:
         """Text of a sequence; special tokens stay in it, as during sampling."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
-    def ends(self, tokens: Sequence[int]) -> list[int]:
+    def ends(self, node: Node) -> list[int]:
         """Segment ends of a rollout, by the recipe's rule; empty if the recipe has no segments."""
-        return self.segment(tokens) if self.segment else []
+        return node_ends(self.segment, node) if self.segment else []
 
 
 def read_tokens(run: SavedRun) -> TokenTexts | None:
@@ -150,5 +151,12 @@ def segment_ends(tree: Tree, index: int, texts: TokenTexts | None) -> list[int]:
         return []
     known = {end for pivot in tree.pivots if pivot.parent == index for end in pivot.candidates}
     if texts is not None:
-        known |= set(texts.ends(node.tokens))
+        known |= set(texts.ends(node))
     return sorted(end for end in known if 0 < end < len(node.tokens))
+
+
+def state_at(tree: Tree, pivot: Pivot) -> str | None:
+    """The environment's state at a pivot as JSON; None without one, or if it could not be given."""
+    replies = tree.replies(pivot.parent, pivot.offset)
+    state = replies[-1].state if replies else tree.start
+    return None if state is None else json_text(state)

@@ -19,13 +19,13 @@ from rich.text import Text
 from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.numbers import several, short
 from deepgrpo.report.pivots import candidate_ratios
-from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends
+from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends, state_at
 from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
 from deepgrpo.runs.trees import SavedTree
 from deepgrpo.visible import plain, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
-_GOOD, _BAD, _PIVOT = "green", "red", "bold magenta"
+_GOOD, _BAD, _PIVOT, _GIVEN = "green", "red", "bold magenta", "cyan"
 _LANE = 72
 """Maximum width of a lane in columns."""
 _BESIDE = 30
@@ -33,8 +33,9 @@ _BESIDE = 30
 
 
 def draw_tree(
-    console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, *, only: str | None = None
-) -> None:
+    console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, *, only: str | None = None,
+    states: bool = False,
+) -> None:  # fmt: skip
     """Print a tree.
 
     Args:
@@ -44,15 +45,16 @@ def draw_tree(
         threshold: rewards above it are successes.
         only: "rescued" or "unrecoverable" hides rollouts without such a pivot, "truncated" those without a truncated
             response.
+        states: show an environment's state at every pivot.
     """
-    _Drawing(console, saved, texts, threshold, only).draw()
+    _Drawing(console, saved, texts, threshold, only, states).draw()
 
 
 class _Drawing:
     def __init__(
-        self, console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, only: str | None
+        self, console: Console, saved: SavedTree, texts: TokenTexts | None, threshold: float, only: str | None, states: bool
     ) -> None:
-        self.console, self.saved, self.tree = console, saved, saved.tree
+        self.console, self.saved, self.tree, self.states = console, saved, saved.tree, states
         self.texts, self.threshold, self.only = texts, threshold, only
         self.starts = [len(self.tree.response(node.parent, node.offset)) for node in self.tree.nodes]
         longest = max((s + len(n.tokens) for s, n in zip(self.starts, self.tree.nodes, strict=True)), default=1)
@@ -104,10 +106,13 @@ class _Drawing:
         line = Text(f"rollout {number}  " if node.sampled else "earlier rollout  ", style="bold")
         line.append_text(self._reward(node))
         line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{self._remark(node)}")
+        if given := sum(reply.end - reply.start for reply in node.replies):
+            line.append(f", {given} of them given")
         self.console.print(line)
         self._parts(index, "  ")
         self.console.print(self._bar(index))
         self._fold(self._text(index), "  ")
+        self._turns(index, "  ")
         self._pivots(index, "  ")
 
     def _pivots(self, index: int, indent: str) -> None:
@@ -133,6 +138,8 @@ class _Drawing:
                 else:
                     line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=_BAD)
             self.console.print(line)
+            if self.states and (shown := state_at(self.tree, pivot)) is not None:
+                self._fold(Text(f"state {plain(shown)}", style="dim"), indent + "  ")
             if len(pivot.q) > 1:
                 self._chain(number, indent)
             self._branches(children, indent)
@@ -184,6 +191,7 @@ class _Drawing:
                 self.console.print(head)
                 self._fold(text, self._under(child, text, f"{indent}    "))
             self._parts(child, indent + "    ")
+            self._turns(child, indent + "    ")
             self._pivots(child, indent + "    ")
 
     def _under(self, index: int, text: Text, indent: str) -> str:
@@ -230,12 +238,16 @@ class _Drawing:
         if self.texts is None:
             text.append(plain(own_text(self.tree, index)))
         else:
+            given = {place for reply in node.replies for place in range(reply.start, reply.end)}
             for place, piece in enumerate([*self.texts.pieces(node.tokens), ""]):
+                if (place in given) != (place - 1 in given):
+                    text.append("‹" if place in given else "›", style=_GIVEN)
                 if place in marks:
                     text.append("◆", style=_PIVOT)
                 elif place in ends:
                     text.append("│", style="dim")
-                text.append(plain(piece), style="dim" if piece in self.texts.specials else "")
+                style = "dim" if piece in self.texts.specials else _GIVEN if place in given else ""
+                text.append(plain(piece), style=style)
         return text
 
     def _reward(self, node: Node) -> Text:
@@ -264,6 +276,22 @@ class _Drawing:
         if len({round(span.advantage, 4) for span in spans}) > 1:
             parts = ", ".join(f"tokens {span.start + 1}–{span.end} {span.advantage:+.3f}" for span in spans)
             self._fold(Text(parts, style="dim"), indent)
+
+    def _turns(self, index: int, indent: str) -> None:
+        """One line for each reply of the environment: what was called, earned and observed."""
+        node = self.tree.nodes[index]
+        before = len(self.tree.replies(index)) - len(node.replies)
+        for number, reply in enumerate(node.replies, before + 1):
+            facts = [f"turn {number}"]
+            if reply.calls:
+                failed = f", {reply.failed_calls} failed" if reply.failed_calls else ""
+                facts.append(several(reply.calls, "call") + failed)
+            facts += [f"reward {reply.reward:g}"] if reply.reward is not None else []
+            line = Text("  ".join(facts), style="dim")
+            if reply.observation:
+                line.append("  → " if reply.end > reply.start else "  → (not shown) ")
+                line.append(plain(reply.observation), style=_GIVEN)
+            self._fold(line, indent)
 
     def _remark(self, node: Node) -> str:
         notes = []

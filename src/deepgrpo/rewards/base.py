@@ -70,6 +70,14 @@ class Measured(Protocol):
 
 
 @runtime_checkable
+class NeedsColumns(Protocol):
+    """Reward that needs certain columns of the data."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise RewardError, before any sampling, if a prompt lacks what the reward needs."""
+
+
+@runtime_checkable
 class Composite(Protocol):
     """Reward whose scores have parts, also those of truncated responses."""
 

@@ -33,6 +33,11 @@ class ExactMatchReward:
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        for prompt in prompts:
+            references(prompt, 'reward.type = "exact"')
+
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The compared text."""
         return self._answer(prompt, completion) or None

@@ -15,6 +15,7 @@ from typing import Any
 from deepgrpo.config import JudgeKeys
 from deepgrpo.config.placeholders import Placeholder, pieces
 from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.progress import phase
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier, answer_part
 from deepgrpo.rewards.judge_answer import read_score
@@ -52,16 +53,23 @@ class JudgeReward:
         new = [key for key in asked if key not in scores]
 
         def heard(index: int, answer: str) -> None:
+            advance()
             scores[new[index]] = score = self._read(answer)
             if score.problem is None:  # an answer without a score is asked for again
                 self._cache.keep(new[index], answer)
 
-        replies = self._client.ask([asked[key] for key in new], heard) if new else []
+        with phase("asking the judge", len(new)) as advance:
+            replies = self._client.ask([asked[key] for key in new], heard) if new else []
         for key, reply in zip(new, replies, strict=True):
             if reply.problem is not None:
                 scores[key] = Score(self._config.failure_value, problem=reply.problem)
         self._counts.failures += sum(scores[key].problem is not None for key in keys)
         return [scores[key] for key in keys]
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        for prompt in prompts:
+            self._body(prompt, "")
 
     def take_metrics(self) -> dict[str, float]:
         """See `rewards.base.Measured`."""

@@ -58,6 +58,11 @@ class MathAnswerReward:
             scores = {job: replace(score, parsed=True) for job, score in scores.items()}
         return [Score(0.0, parsed=False) if job is None else scores[job] for job in jobs]
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        for prompt in prompts:
+            references(prompt, 'reward.type = "math"')
+
     def vote(self, prompt: Prompt, completion: str) -> str | None:
         """The answer that is scored, normalised; prose is no vote beside numbers."""
         accepted = (prompt.answer,) if prompt.answer is not None else ()

@@ -16,7 +16,7 @@ from deepgrpo.config import WeightedReward as WeightedConfig
 from deepgrpo.config.problems import in_place
 from deepgrpo.errors import DeepGRPOError
 from deepgrpo.records import PartScore, Prompt, Score
-from deepgrpo.rewards.base import Reward, Verifier, Voting, metrics_of
+from deepgrpo.rewards.base import NeedsColumns, Reward, Verifier, Voting, metrics_of
 from deepgrpo.rewards.returned import LARGEST
 from deepgrpo.rewards.vote import loose_answer
 
@@ -73,6 +73,12 @@ class WeightedReward:
         order = [self._success] if self._success is not None else list(self._rewards)
         voting = [reward for name in order if isinstance(reward := self._rewards[name], Voting)]
         return voting[0].vote(prompt, completion) if voting else loose_answer(completion)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        for reward in self._rewards.values():
+            if isinstance(reward, NeedsColumns):
+                reward.check_prompts(prompts)
 
     def take_metrics(self) -> dict[str, float]:
         """See `rewards.base.Measured`."""

@@ -30,6 +30,7 @@ from deepgrpo.config import UserKeys
 from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.loading import file_of, load_object
+from deepgrpo.progress import phase
 from deepgrpo.records import Prompt, Score
 from deepgrpo.rewards.base import Verifier
 from deepgrpo.rewards.call import call_within
@@ -71,11 +72,16 @@ class UserFunctionReward:
                 result = asyncio.run(_wait(result))
             return read_scores(result, len(prompts), self._name)
 
-        return call_within(
-            self._timeout, work, name=self._name, file=self._file, count=len(prompts), witness=self._witness,
-            # what the function draws depends on the responses, not on its earlier calls: a resumed run draws the same
-            seed=rng.key("reward", *(token for ids in completion_ids for token in ids)) >> 1,
-        )  # fmt: skip
+        with phase(f"scoring {len(prompts):,} responses with {self._name.rpartition(':')[2]}"):
+            return call_within(
+                self._timeout, work, name=self._name, file=self._file, count=len(prompts), witness=self._witness,
+                # what the function draws depends on the responses, not on its earlier calls: a resumed run draws the same
+                seed=rng.key("reward", *(token for ids in completion_ids for token in ids)) >> 1,
+            )  # fmt: skip
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `rewards.base.NeedsColumns`."""
+        self._arguments(prompts, [""] * len(prompts), [()] * len(prompts))
 
     def close(self) -> None:
         """See `Reward.close`."""

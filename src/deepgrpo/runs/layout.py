@@ -1,6 +1,7 @@
 """Names of everything directly in a run directory; each is spelled here and nowhere else.
 
     RUN/config.toml                    resolved recipe
+    RUN/place.json                     where the run is, and where its relative paths begin (moved.py)
     RUN/metrics.jsonl                  one JSON object per step (metrics.py)
     RUN/log.txt                        the lines shown in the terminal, with timestamps
     RUN/start/                         weights after the warm start, in Hugging Face layout
@@ -46,6 +47,10 @@ class RunDir:
     @property
     def config(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def place(self) -> Path:
+        return self.path / "place.json"
 
     @property
     def metrics(self) -> Path:

@@ -90,6 +90,21 @@ def _locked(run: RunDir) -> Iterator[str | None]:
                     run.lock.unlink()
 
 
+def holder(run: RunDir) -> str | None:
+    """A sentence about the process that holds the lock of a run directory; None if no process does."""
+    try:
+        import fcntl
+
+        with run.lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return None if error.errno in _WITHOUT else _holder(run.path, file.read(1000)).removeprefix("run.name: ")
+    except (ImportError, OSError):
+        pass  # no lock, or none on this system
+    return None
+
+
 def _open(run: RunDir) -> io.FileIO:
     try:
         return io.FileIO(os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o666), "r+")

@@ -24,6 +24,7 @@ from deepgrpo.model.loading import load_policy, load_tokenizer, scratch_policy
 from deepgrpo.model.meta_policy import build_meta_policy
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import PackingVerdict
+from deepgrpo.progress import phase
 from deepgrpo.prompts import synthetic
 
 SamplerBuilder = Callable[[Config, Policy], Engine]
@@ -33,20 +34,24 @@ SamplerBuilder = Callable[[Config, Policy], Engine]
 def build_policy(config: Config, device: str | None = None) -> Policy:
     """Load or create the recipe's policy on a device; default: that of `run.device`."""
     device = resolve_device(device or config.run.device)
+    policy = _load_policy(config, device)
+    _configure(policy, config.learner)
+    if config.learner.tree_packing != "off":
+        with phase("testing tree packs"):
+            check_packing(config.learner.tree_packing, policy.try_tree_packing())
+    return policy
+
+
+def _load_policy(config: Config, device: str) -> Policy:
     learner = config.learner
     if isinstance(config.model, ScratchModel):
-        policy = scratch_policy(
+        return scratch_policy(
             config.model, scratch_tokenizer(config), seed=config.run.seed, device=device, dtype=learner.dtype,
             logprob_chunk=learner.logprob_chunk,
         )  # fmt: skip
-    elif isinstance(config.model, GivenModel):
-        policy = given_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
-    else:
-        policy = load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
-    _configure(policy, learner)
-    if learner.tree_packing != "off":
-        check_packing(learner.tree_packing, policy.try_tree_packing())
-    return policy
+    if isinstance(config.model, GivenModel):
+        return given_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
+    return load_policy(config.model, device=device, dtype=learner.dtype, logprob_chunk=learner.logprob_chunk)
 
 
 def build_shapes(config: Config) -> Policy | None:

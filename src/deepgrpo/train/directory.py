@@ -10,12 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from deepgrpo.config import Config, to_toml
+from deepgrpo.config import Config
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.runs.checkpoints import Checkpoints
-from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, replace_file, system_code
+from deepgrpo.runs.files import FULL, delete_leftovers, delete_tree, remedy, system_code
 from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.runs.metrics import truncate_metrics
+from deepgrpo.runs.moved import write_recipe
 from deepgrpo.runs.resume import resume_command
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin
@@ -42,7 +43,7 @@ def open_log(run: RunDir, config: Config, origin: Origin, checkpoints: Checkpoin
             run.path, config.log, total_steps=config.run.steps, name=config.run.name,
             recipe=config.model_dump(mode="json"), done_steps=max(0, origin.step), show=show,
         )  # fmt: skip
-        replace_file(run.config, to_toml(config))
+        write_recipe(run, config)
     except OSError as error:
         if origin.kind != "anew":
             refused = Path(os.fsdecode(error.filename2 or error.filename or run.config))
@@ -89,7 +90,7 @@ def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
     fresh = not os.path.lexists(run.config)
     try:
         if fresh:
-            replace_file(run.config, to_toml(config))
+            write_recipe(run, config)
     except OSError as error:
         raise unwritable(run, error) from error
     try:
@@ -98,6 +99,7 @@ def recipe_kept(run: RunDir, config: Config) -> Iterator[None]:
         if fresh and not run.log.exists():
             with suppress(OSError):
                 run.config.unlink()
+                run.place.unlink()
         raise
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
-from deepgrpo.errors import ModelError
+from deepgrpo.errors import ModelError, RewardError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.explore.environments import build_episodes, tools_of
@@ -22,16 +22,21 @@ from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.tasks import build_task
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
+from deepgrpo.rewards.base import NeedsColumns, Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
 from deepgrpo.train.critique import build_critic
+from deepgrpo.train.log import opening
 from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
 from deepgrpo.train.questions import build_curriculum, held_out, with_steps
 from deepgrpo.train.room import check_room
 from deepgrpo.train.signals import check_signals
 from deepgrpo.train.user_loss import build_loss
+
+CHECKED = 8
+"""Prompts whose columns are checked against what the reward needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,14 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     """Show what a run would do, and train nothing. Weights are loaded only if config and tokenizer are not enough.
 
     Raises the errors that the run would raise before its first step, except those that depend on weights: ConfigError,
-    DataError, ModelError.
+    DataError, ModelError; RewardError if the data lack a column that the reward needs.
     """
     out = console or Terminal()
+    with opening():
+        _dry_run(config, out)
+
+
+def _dry_run(config: Config, out: Console) -> None:
     directory = RunDir.of(config.run).path
     new_origin(RunDir(directory), overwrite=config.run.overwrite)  # refuses a directory that holds a run
     device = _device(config.run.device, on_cluster=config.cluster is not None)
@@ -81,10 +91,14 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     config = with_steps(config, source)
     build_curriculum(config, source)
     task = build_task(config.data)
-    build_reward(config.reward, task).close()
+    reward = build_reward(config.reward, task)
+    prompts, _ = source.take(Cursor(), CHECKED)
+    _check_columns(reward, prompts)
+    reward.close()
     eval_prompts, eval_reward, eval_source = held_out(
         config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
     )
+    _check_columns(eval_reward or reward, eval_prompts[:CHECKED], "eval.data: ")
     if eval_reward is not None:
         eval_reward.close()
     require_rows(policy, source.known)
@@ -93,7 +107,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     build_loss(config.loss)  # refuses a user's loss that cannot be trained on
     # refuses a model that cannot compute the strategy's signals
     check_signals(policy, strategy, build_critic(config, policy, limits))
-    (prompt,), _ = source.take(Cursor(), 1)
+    prompt = prompts[0]
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
@@ -147,6 +161,15 @@ USES = {
 """Field of `MemoryEstimate` → label."""
 
 
+def _check_columns(reward: Reward, prompts: Sequence[Prompt], where: str = "") -> None:
+    """Raise RewardError if the prompts lack a column that the reward needs."""
+    try:
+        if isinstance(reward, NeedsColumns) and prompts:
+            reward.check_prompts(prompts)
+    except RewardError as error:
+        raise RewardError(f"{where}{error}") from error
+
+
 def _device(wanted: str, *, on_cluster: bool) -> str | None:
     """Return the device of a run in one process; None if it is not in this machine, or the run is on a cluster.
 
@@ -188,6 +211,8 @@ def _show_reply(out: Console, episodes: Episodes, prompt: Prompt) -> None:
     environment = episodes.environment
     ends = environment.turn_ends[0] if environment.turn_ends else ""
     written = f"[the model's first turn]{ends}"
+    if environment.tools():  # a call of no tool: nothing of the user's runs, and its reply shows the form
+        written = '<tool_call>\n{"name": "none of these", "arguments": {}}\n</tool_call>'
     try:
         (state,) = episodes.start([prompt])
         (place,) = episodes.begin(prompt, state, 1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from deepgrpo.engines.base import named
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.ledger import Ledger
+from deepgrpo.progress import phase
 from deepgrpo.runs.checkpoints import TrainState
 from deepgrpo.runs.files import replacing
 from deepgrpo.runs.text import json_text
@@ -20,14 +21,15 @@ def evaluate_run(run: Run, state: TrainState) -> tuple[TrainState, Metrics]:
     began = time.perf_counter()
     run.parts.begin_step()
     config = run.config
-    with named(f"evaluation after step {state.step}"):
+    responses = len(run.eval_prompts) * (1 + config.eval.samples)
+    with named(f"evaluation after step {state.step}"), phase("evaluation", responses) as advance:
         result = evaluate(
             run.engine, run.eval_reward, run.eval_prompts, run.policy.tokenizer,
             # with the model's context filled in
             sampling=config.sampling.model_copy(update={"max_total_tokens": run.limits.max_total_tokens}),
             samples=config.eval.samples, k=config.eval.k, seed=config.run.seed,
             truncated_value=(config.eval.reward or config.reward).truncated_value,
-            success_threshold=config.explore.success_threshold, episodes=run.episodes,
+            success_threshold=config.explore.success_threshold, episodes=run.episodes, progress=advance,
         )  # fmt: skip
     path = run.paths.eval(state.step)
     path.parent.mkdir(exist_ok=True)

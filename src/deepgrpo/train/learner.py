@@ -27,6 +27,7 @@ from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import Pack
 from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.packs import pack_layout
+from deepgrpo.progress import Advance, phase
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.belief import sequence_logprobs
 from deepgrpo.train.moments import load_moments, moments_of, read_moments, save_moments
@@ -109,20 +110,22 @@ class Learner:
             batches.append((own, layout, self._pack(own, layout)))
         # with a single step the policy is its own old policy; the ratio is 1 and one pass is saved
         several = optim.minibatches * optim.epochs > 1
-        olds = [self.old_logprobs(layout.terms, packs) if several else None for _, layout, packs in batches]
+        with phase("old log-probs"):
+            olds = [self.old_logprobs(layout.terms, packs) if several else None for _, layout, packs in batches]
         seen: list[Observed] = []
         norms: list[float] = []
         before = self.optimizer_steps
         lr, per_update = 0.0, optim.minibatches * optim.epochs
-        for epoch in range(optim.epochs):
-            for number, ((own, layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
-                if not packs:
-                    continue  # no row of these prompts carries a signal
-                place = self.updates * per_update + epoch * optim.minibatches + number
-                lr = learning_rate(optim, place, self.config.run.steps * per_update)
-                observed, norm = self._optimizer_step(own, layout, packs, old, lr)
-                seen.append(observed)
-                norms.append(norm)
+        with phase("learning", optim.epochs * sum(len(packs) for *_, packs in batches)) as advance:
+            for epoch in range(optim.epochs):
+                for number, ((own, layout, packs), old) in enumerate(zip(batches, olds, strict=True)):
+                    if not packs:
+                        continue  # no row of these prompts carries a signal
+                    place = self.updates * per_update + epoch * optim.minibatches + number
+                    lr = learning_rate(optim, place, self.config.run.steps * per_update)
+                    observed, norm = self._optimizer_step(own, layout, packs, old, lr, advance)
+                    seen.append(observed)
+                    norms.append(norm)
         passes = optim.epochs + several + (optim.epochs if self.reference else 0)
         tokens = sum(pack.num_tokens for *_, packs in batches for pack in packs)
         metrics = self.objective.metrics(seen, reference=self.reference is not None) | {
@@ -162,8 +165,9 @@ class Learner:
             )
 
     def _optimizer_step(
-        self, trees: Sequence[Tree], layout: Layout, packs: Sequence[Pack], old_N: Tensor | None, lr: float
-    ) -> tuple[Observed, float]:
+        self, trees: Sequence[Tree], layout: Layout, packs: Sequence[Pack], old_N: Tensor | None, lr: float,
+        advance: Advance,
+    ) -> tuple[Observed, float]:  # fmt: skip
         """Accumulate the gradient over the packs, clip it, and move the weights."""
         terms = layout.terms
         self.policy.model.train()
@@ -178,6 +182,7 @@ class Learner:
                 loss = 0.0 * loss
             self.ranks.backward(loss)
             total += loss.detach()
+            advance()
         # test the sum, so that all processes decide alike
         total = self.ranks.add(total)
         if not torch.isfinite(total):

@@ -2,7 +2,7 @@
 
     StepReport ─► metrics.jsonl   one JSON object per step, flushed at once
                ─► log.txt         the lines of the terminal, with timestamps
-               ─► terminal        one line per step, and a live progress bar with the remaining time
+               ─► terminal        one line per step, and live bars of the steps and of the work within one (progress.py)
                ─► sinks           TensorBoard, wandb, trackio, if enabled
 
 Without a terminal (a pipe, a batch job) the output is plain text: no colours, no bar, no control characters.
@@ -14,21 +14,24 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.text import Text
 
 from deepgrpo.config import LogConfig
 from deepgrpo.ledger import StepReport
+from deepgrpo.progress import Display, showing
+from deepgrpo.records import Tree
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import write_step
 from deepgrpo.terminal import Terminal
+from deepgrpo.train.shown import Shown, shown_of
 from deepgrpo.train.sinks import Sink, open_sinks
 from deepgrpo.visible import visible
 
@@ -53,6 +56,13 @@ class _Terminal(Terminal):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def opening(*, show: bool = True) -> Iterator[None]:
+    """Show the progress of the work before a run has its log, such as loading the model."""
+    with Display(_Terminal(quiet=not show)) as display, showing(display):
+        yield
 
 
 class RunLog:
@@ -92,56 +102,58 @@ class RunLog:
         self.paths = RunDir(directory)
         self.console = console or _Terminal(quiet=not show)
         self.total_steps, self.done_steps = total_steps, done_steps
+        self.config = config or LogConfig()
         self.sinks: list[Sink] = open_sinks(
-            config or LogConfig(), self.paths, name=name, recipe=recipe, first_step=done_steps + 1
+            self.config, self.paths, name=name, recipe=recipe, first_step=done_steps + 1
         )
         self._metrics: TextIO | None = None
         self._text: TextIO | None = None
-        self._bar: Progress | None = None
+        self.display = Display(self.console, say=self.note, transient=False)
         self._task: TaskID | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         self._metrics = self.paths.metrics.open("a", encoding="utf-8")
         self._text = self.paths.log.open("a", encoding="utf-8", errors="backslashreplace")
-        if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[figures]}", markup=False),
-                console=self.console,
-                # a step may take minutes: with rich's window of 30 s no earlier step would count, and no estimate appear
-                speed_estimate_period=24 * 3600.0,
-            )
-            self._task = self._bar.add_task("step", total=self.total_steps, completed=self.done_steps, figures="")
-            self._bar.start()
+        self._open.enter_context(self.display)
+        if self.display.live:
+            self._task = self.display.add("step", self.total_steps, completed=self.done_steps)
+        self._open.enter_context(showing(self.display))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._open.close()
         for sink in self.sinks:
             sink.close()
         for file in (self._metrics, self._text):
             if file:
                 file.close()
 
-    def step(self, report: StepReport) -> None:
-        """Write one step to all outputs and show its line, then its warnings."""
+    def step(self, report: StepReport, trees: Sequence[Tree] = ()) -> None:
+        """Write one step to all outputs and show its line, then its warnings.
+
+        Args:
+            trees: of the step, of which the sinks show distributions and some responses.
+        """
         assert self._metrics is not None, "RunLog.step outside of its with statement"
         line = write_step(self._metrics, report)
         values = {k: v for k, v in line.items() if v is not None and k not in ("step", "warnings")}
+        every = self.config.responses_every
+        shown = Shown()
+        if self.sinks:
+            count = self.config.responses if every and report.step % every == 0 else 0
+            shown = shown_of(report.step, trees, count)
         for sink in self.sinks:
-            sink.write(report.step, {k: _finite_only(v) for k, v in values.items()})
-        self._show(step_line(report, self.total_steps))
+            sink.write(report.step, {k: _finite_only(v) for k, v in values.items()}, shown)
+        text = step_line(report, self.total_steps)
+        self._show(text, shown="\n    ".join(broken(text, self.console.width - 4)) if self.console.is_terminal else text)
         for warning in report.warnings:
             self.warn(warning)
-        if self._bar is not None and self._task is not None:
+        if (live := self.display.live) and self._task is not None:
             figures = _figures(report.metrics, ("main/reward", "eval/greedy", "main/entropy", "tokens_per_s"))
-            self._bar.update(self._task, completed=report.step, total=self.total_steps, figures="  ".join(figures))
+            live.update(self._task, completed=report.step, total=self.total_steps, figures=figures)
 
     def note(self, text: str) -> None:
         """Show a line about the progress of the run."""
@@ -151,11 +163,12 @@ class RunLog:
         """Show a highlighted warning."""
         self._show(f"warning: {text}", style="yellow")
 
-    def _show(self, text: str, style: str | None = None) -> None:
+    def _show(self, text: str, style: str | None = None, *, shown: str | None = None) -> None:
+        """Print a text, or in its place `shown`, and write it to log.txt."""
         text = visible(text)
         # Text: brackets are not markup, and the colour does not spill into the progress bar
         # soft_wrap: in a pipe rich would otherwise break lines at 80 columns
-        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+        self.console.print(Text(shown or text, style=style or ""), soft_wrap=True)
         if self._text:
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self._text.flush()
@@ -168,6 +181,17 @@ def step_line(report: StepReport, total_steps: int) -> str:
     """
     figures = _figures(report.metrics, tuple(_LABELS))
     return "  ".join([f"step {report.step:>{len(str(total_steps))}}/{total_steps}", *figures])
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line of figures, broken between figures into lines of at most `width` columns."""
+    lines: list[str] = []
+    for figure in line.split("  "):
+        if lines and len(lines[-1]) + 2 + len(figure) <= width:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(figure)
+    return lines
 
 
 def _finite_only(value: Any) -> Any:

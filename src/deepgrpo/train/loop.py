@@ -19,6 +19,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.foreign import unchanged_process
 from deepgrpo.ledger import Ledger, StepReport
+from deepgrpo.progress import phase, showing
 from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import metrics_of
@@ -32,6 +33,7 @@ from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
 from deepgrpo.train.health import HealthState
+from deepgrpo.train.log import opening
 from deepgrpo.train.metrics import Metrics, sampling_cost, staleness, step_metrics
 from deepgrpo.train.rescue import lacks_evaluation, saved_on_failure
 from deepgrpo.train.setup import Run, open_run
@@ -83,7 +85,8 @@ def steps(
     directory = RunDir((resume or RunDir.of(config.run).path).absolute())
     kept = nullcontext() if resume else recipe_kept(directory, config)
     with hold(directory) as remark, kept:
-        run = open_run(config, resume, backend, step=step)
+        with opening(show=show):
+            run = open_run(config, resume, backend, step=step)
         run.watcher = watcher or run.watcher
         try:
             yield from _steps(run, [each for each in (remark, run.origin.remark) if each], show)
@@ -111,13 +114,14 @@ def _steps(run: Run, remarks: Sequence[str], show: bool) -> Iterator[StepReport]
                     state, saved = _save(run, state), state.step
                 while not _done(run, state) and not stop.requested:
                     state, report = train_step(run, state)
-                    log.step(report)
+                    log.step(report, run.grown)
                     run.reach(state)
                     run.watcher.stepped(report, run.grown)
                     if _due(run, state):
                         state, saved = _save(run, state), state.step
                     try:
-                        yield report
+                        with showing(None):  # what the caller does meanwhile is none of ours
+                            yield report
                     except GeneratorExit:  # the caller has seen enough
                         stop.requested = True
             # also before the first step, so that the warm start is not repeated
@@ -265,7 +269,8 @@ def _due(run: Run, state: TrainState) -> bool:
 def _save(run: Run, state: TrainState) -> TrainState:
     """Write a checkpoint; its time enters the ledger of the next step."""
     began = time.perf_counter()
-    path = run.checkpoints.save(run.policy, run.learner, state)
+    with phase("saving"):
+        path = run.checkpoints.save(run.policy, run.learner, state)
     run.watcher.saved(state.step, path)
     return replace(state, ledger=state.ledger + Ledger(seconds_save=time.perf_counter() - began))
 

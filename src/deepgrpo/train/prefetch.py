@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 
 from deepgrpo.train.dynamic import Batch
 
@@ -19,7 +20,7 @@ class Prefetch:
         """Start sampling the batch of a step."""
         assert self._coming is None
         self._threads = self._threads or ThreadPoolExecutor(1, "prefetch")
-        self._coming = step, self._threads.submit(sample)
+        self._coming = step, self._threads.submit(copy_context().run, sample)
 
     def wait(self) -> None:
         """Wait until no batch is in progress. Errors are raised by `take`."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from deepgrpo.config import LogConfig
 from deepgrpo.errors import ConfigError, MissingExtraError
 from deepgrpo.runs.layout import RunDir
+from deepgrpo.train.shown import COLUMNS, Row, Shown
 
 Values = Mapping[str, float | list[float]]
 
 
 class Sink(Protocol):
-    """Receives the finite metrics of each step."""
+    """Receives the finite metrics of each step, and what else is shown of its trees."""
 
-    def write(self, step: int, values: Values) -> None: ...
+    def write(self, step: int, values: Values, shown: Shown) -> None: ...
 
     def close(self) -> None: ...
 
@@ -45,7 +49,7 @@ def open_sinks(
             raise MissingExtraError(package, package, f"log.{package} = true")
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(TensorBoardSink(run.tensorboard, first_step))
+        sinks.append(TensorBoardSink(run.tensorboard, first_step, recipe))
     if config.wandb:
         sinks.append(WandbSink(run, config.project, name, recipe))
     if config.trackio:
@@ -56,23 +60,30 @@ def open_sinks(
 class TensorBoardSink:
     """Event files under `tensorboard/`. After a resume TensorBoard hides the discarded steps.
 
-    A list named `..._histogram` holds counts over equal bins of [0, 1] and is shown as a histogram; other lists appear only
-    in metrics.jsonl.
+    The recipe and the responses are under "Text". A list of the metrics that is named `..._histogram` holds counts over equal
+    bins of [0, 1] and is shown as a histogram; other lists appear only in metrics.jsonl.
     """
 
-    def __init__(self, directory: Path, first_step: int) -> None:
+    def __init__(self, directory: Path, first_step: int, recipe: Mapping[str, Any] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # SummaryWriter writes a purge mark for any step except None, including 0
         purge = first_step if first_step > 1 else None
         self.writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        if recipe is not None:
+            lines = json.dumps(recipe, indent=2, ensure_ascii=False, default=str).splitlines()
+            self.writer.add_text("recipe", "\n".join(f"    {line}" for line in lines), first_step - 1)  # indented: code
 
-    def write(self, step: int, values: Values) -> None:
+    def write(self, step: int, values: Values, shown: Shown) -> None:
         for key, value in values.items():
             if not isinstance(value, list):
                 self.writer.add_scalar(key, value, step)
             elif key.endswith("_histogram") and sum(value) > 0:
                 self._add_counts(key, value, step)
+        for key, each in shown.values.items():
+            self.writer.add_histogram(key, np.asarray(each), step)
+        if shown.rows:
+            self.writer.add_text("responses", _markdown(shown.rows), step)
         self.writer.flush()
 
     def _add_counts(self, key: str, counts: list[float], step: int) -> None:
@@ -94,13 +105,24 @@ class TensorBoardSink:
         self.writer.close()
 
 
+def _markdown(rows: Sequence[Row]) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 class _RunSink:
-    """A run of a service with wandb's interface; scalars only."""
+    """A run of a service with wandb's interface."""
 
     run: Any
+    service: Any
+    """Its module."""
 
-    def write(self, step: int, values: Values) -> None:
-        self.run.log({key: value for key, value in values.items() if not isinstance(value, list)}, step=step)
+    def write(self, step: int, values: Values, shown: Shown) -> None:
+        found: dict[str, Any] = {key: value for key, value in values.items() if not isinstance(value, list)}
+        found |= {key: self.service.Histogram(list(each)) for key, each in shown.values.items()}
+        if shown.rows:
+            found["responses"] = self.service.Table(columns=list(COLUMNS), data=[list(row) for row in shown.rows])
+        self.run.log(found, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -112,6 +134,7 @@ class WandbSink(_RunSink):
     def __init__(self, run: RunDir, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import wandb
 
+        self.service = wandb
         # stored with the run, so that a resumed run continues the same curve
         id_file = run.wandb_id
         if not id_file.exists():
@@ -134,4 +157,5 @@ class TrackioSink(_RunSink):
     def __init__(self, project: str, name: str, recipe: Mapping[str, Any] | None) -> None:
         import trackio
 
+        self.service = trackio
         self.run = trackio.init(project=project, name=name, config=dict(recipe or {}), resume="allow")

@@ -25,6 +25,7 @@ from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.budget import pack_rows
 from deepgrpo.pack.layout import Row
+from deepgrpo.progress import Advance, phase
 from deepgrpo.prompts import chain
 from deepgrpo.prompts.lookup import Piece
 from deepgrpo.prompts.source import Cursor, build_source
@@ -62,11 +63,11 @@ def warm_start(run: Run, stop: Stop) -> None:
     if config.from_ is not None:
         load_from(run.policy, Path(config.from_))
     else:
-        imitated = imitate(
-            run.policy, config, _examples(run), tokens_per_pack=run.config.learner.tokens_per_pack,
-            check=lambda: sampled_accuracy(run), progress=lambda *seen: _log_progress(run, config, *seen),
-            stop=lambda: stop.requested,
-        )  # fmt: skip
+        with phase("warm start", config.steps) as advance:
+            imitated = imitate(
+                run.policy, config, _examples(run), tokens_per_pack=run.config.learner.tokens_per_pack,
+                check=lambda: sampled_accuracy(run), progress=_Told(run, config, advance), stop=lambda: stop.requested,
+            )  # fmt: skip
         if imitated.stopped:
             run.log.note(
                 f"stopped after step {imitated.steps} of the warm start, which was not finished: nothing was saved; start "
@@ -135,10 +136,23 @@ def _examples(run: Run) -> Callable[[int, int], Sequence[Example]]:
     return examples
 
 
-def _log_progress(run: Run, config: WarmstartConfig, step: int, loss: float, accuracy: float | None) -> None:
-    if accuracy is not None or step % config.check_every == 0:
-        measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
-        run.log.note(f"warm start {step}/{config.steps}  loss {loss:.3f}{measured}")
+@dataclass
+class _Told:
+    """Tells of the steps of an imitation: in a bar, and every `check_every` steps in the log."""
+
+    run: Run
+    config: WarmstartConfig
+    advance: Advance
+    measured: str = ""
+    """The newest accuracy, for the bar."""
+
+    def __call__(self, step: int, loss: float, accuracy: float | None) -> None:
+        if accuracy is not None:
+            self.measured = f"  accuracy {accuracy:.1%}"
+        self.advance(1, f"loss {loss:.3f}{self.measured}")
+        if accuracy is not None or step % self.config.check_every == 0:
+            measured = "" if accuracy is None else f"  sampled accuracy {accuracy:.1%}"
+            self.run.log.note(f"warm start {step}/{self.config.steps}  loss {loss:.3f}{measured}")
 
 
 def sampled_accuracy(run: Run) -> float:

@@ -30,6 +30,7 @@ from deepgrpo.engines.stops import completes_stop
 from deepgrpo.model.decode_attention import DecodePlan, SharedPrefix
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.shape import shape_of
+from deepgrpo.progress import phase
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.rng import uniforms
 
@@ -107,6 +108,8 @@ class SampleCall:
         self.keys = np.zeros(self.max_rows, dtype=np.uint64)
         self.counts = np.zeros(self.max_rows, dtype=np.int64)
         """Tokens drawn by each active row."""
+        self.drawn = 0
+        """Tokens drawn by all rows."""
         self.eos = np.array(policy.eos_ids)
         self.store = store
         # storing logits instead of hidden states would take too much memory
@@ -122,10 +125,13 @@ class SampleCall:
         return [[c for c in group if c is not None] for group in self.results]
 
     def run(self) -> None:
-        while self.waiting or self.rows:
-            self._admit()
-            if self.rows:
-                self._advance(0, self._step())
+        with phase("sampling", left := len(self.waiting)) as advance:
+            while self.waiting or self.rows:
+                self._admit()
+                if self.rows:
+                    self._advance(0, self._step())
+                before, left = left, len(self.waiting) + len(self.rows)
+                advance(before - left, f"{self.drawn:,} tokens")
 
     def _admit(self) -> None:
         """Fill free slots with waiting rows, and draw their first token from the logits of their prefix."""
@@ -232,6 +238,7 @@ class SampleCall:
             seen_BV.scatter_(1, tokens_B[:, None], True)
         self.last[part] = tokens_B
         self.counts[part] += 1
+        self.drawn += len(tokens_B)
         tokens, logprobs = tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
         finite = np.isfinite(logprobs)
         if not finite.all():

@@ -33,6 +33,7 @@ from deepgrpo.engines.stops import completes_stop
 from deepgrpo.errors import EngineError
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.tree_gate import TOLERANCE
+from deepgrpo.progress import phase
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.rng import uniforms
 
@@ -77,10 +78,13 @@ def sample_with_generate(
     # rows of one limit together, as a batch runs as long as its longest row; siblings keep their order
     rows.sort(key=lambda row: (len(row.prefix), row.limit))
     size = max_rows if mode.batched else 1
-    for _, equal in groupby(rows, key=lambda row: len(row.prefix)):
-        group = list(equal)
-        for start in range(0, len(group), size):
-            _generate(policy, group[start : start + size], params, mode.use_cache)
+    with phase("sampling", len(rows)) as advance:
+        for _, equal in groupby(rows, key=lambda row: len(row.prefix)):
+            group = list(equal)
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
+                _generate(policy, part, params, mode.use_cache)
+                advance(len(part))
     results: list[list[Completion]] = [[] for _ in requests]
     for row in rows:
         assert row.finish is not None

@@ -41,6 +41,7 @@ from deepgrpo.engines.vllm.weights import (
 from deepgrpo.errors import EngineError, EngineLostError, ModelError, first_line
 from deepgrpo.model.adapters import adapter_rank, has_adapters
 from deepgrpo.model.policy import Policy
+from deepgrpo.progress import phase
 from deepgrpo.records import Completion, FinishReason, SampleRequest
 from deepgrpo.threads import spin_settings
 
@@ -154,11 +155,12 @@ class VLLMEngine:
         self.sent_bytes = write_weights(self.policy, self.directory, self.dtype, merge=not self.alone)
         tokenizer = write_tokenizer(self.policy, self.directory)
         python = self.config.python or os.path.expanduser(os.environ.get(PYTHON, "")) or sys.executable
-        self.process = VLLMProcess(
-            python, self._settings(tokenizer, trust_remote_code),
-            {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-            self.config.start_timeout_s, own_gpu_first(self.policy.device, os.environ),
-        )  # fmt: skip
+        with phase("starting vLLM"):
+            self.process = VLLMProcess(
+                python, self._settings(tokenizer, trust_remote_code),
+                {**ENVIRONMENT, **spin_settings(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                self.config.start_timeout_s, own_gpu_first(self.policy.device, os.environ),
+            )  # fmt: skip
         if self.alone:
             remove_weights(self.directory)
             self._send_adapters()
@@ -198,7 +200,8 @@ class VLLMEngine:
         if not params.greedy and params.temperature > 2:
             raise EngineError(f"the temperature is {params.temperature}, but vLLM takes at most 2")
         self._update_weights()
-        answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
+        with phase(f"sampling {sum(len(r.keys) for r in requests):,} responses with vLLM"):
+            answer: dict[str, Any] = self._ask(self._job(requests, params)) if requests else {"seconds": 0.0}
         self.vllm_seconds += answer["seconds"]
         groups: list[list[Completion]] = []
         sampled = encoded = row = 0

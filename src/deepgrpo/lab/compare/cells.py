@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich import box
-from rich.table import Table
+from rich.console import Console
+
+from deepgrpo.terminal import print_columns
 
 Form = Callable[[float], str]
 
@@ -20,14 +21,10 @@ class ComparisonTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def as_table(table: ComparisonTable) -> Table:
-    """A table for the terminal."""
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+def print_comparison(console: Console, table: ComparisonTable) -> None:
+    """Print a table in the terminal."""
+    print_columns(console, table.columns, table.rows, title=table.title)
+    console.print()
 
 
 def markdown_table(table: ComparisonTable) -> list[str]:

@@ -18,8 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from deepgrpo.errors import ConfigError
-from deepgrpo.eval.output import print_whole
-from deepgrpo.lab.compare.cells import as_table
+from deepgrpo.lab.compare.cells import print_comparison
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, figure_rows
 from deepgrpo.lab.compare.final_eval import refuse_too_few
@@ -167,14 +166,14 @@ def _show(plan: Plan, out: Console) -> None:
 
 def _print_tuning(found: Mapping[str, Any], out: Console) -> None:
     out.print(found["rule"], markup=False, soft_wrap=True)
-    print_whole(out, as_table(tuning_table(found)))
+    print_comparison(out, tuning_table(found))
     for line in choice_lines(found):
         out.print(f"· {line}", markup=False, soft_wrap=True)
 
 
 def _print_comparison(result: Mapping[str, Any], out: Console) -> None:
     for table in comparison_tables(result):
-        print_whole(out, as_table(table))
+        print_comparison(out, table)
     for note in result["notes"]:
         out.print(f"· {note}", markup=False, soft_wrap=True)
 

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ConfigError
-from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.compare.jobs import environment, last_line
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.lab.compare.progress import has_budget, progress
+from deepgrpo.progress import Display, phase, showing
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.metrics import read_metrics
+from deepgrpo.terminal import Terminal, print_columns
 
 _WARM_STEPS, _STEPS, _PROMPTS = 40, 2, 16
 
@@ -64,7 +63,8 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
     missing = [arm for arm in plan.experiment.arms if arm not in paces]
     if missing:
         out.print(f"no finished run of {', '.join(missing)}: measuring two small steps of each", markup=False, soft_wrap=True)
-        paces |= _calibrate(plan, missing, jobs)
+        with Display(Terminal(stderr=True)) as display, showing(display):
+            paces |= _calibrate(plan, missing, jobs)
     paces = {arm: paces[arm] for arm in known}
     final = plan.final
     answers = final.limit + final.sampled_limit * (1 + final.samples)
@@ -88,9 +88,8 @@ def _stage(
     title: str, runs: Sequence[PlannedRun], paces: Mapping[str, Pace], final_answers: float, out: Console
 ) -> float:
     """Print the table of a stage; returns the seconds of its runs that are left, one after the other."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from"):
-        table.add_column(column, justify="left" if column in ("arm", "from") else "right")
+    columns = ("arm", "runs left", "tokens each", "steps each, about", "minutes each, about", "from")
+    rows = []
     total = 0.0
     for arm, pace in paces.items():
         mine = [run for run in runs if run.arm == arm]
@@ -99,10 +98,10 @@ def _stage(
         left, config, budget = sum(not has_budget(run) for run in mine), mine[0].config, mine[0].budget
         seconds = pace.seconds(config, budget, final_answers, config.eval.limit * (1 + config.eval.samples))
         total += seconds * left
-        table.add_row(
-            arm, str(left), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source
+        rows.append(
+            (arm, str(left), f"{budget:,}", f"{budget / pace.tokens_per_step:.0f}", f"{seconds / 60:.1f}", pace.source)
         )
-    print_whole(out, table)
+    print_columns(out, columns, rows, title=title, left=(0, 5))
     return total
 
 
@@ -129,13 +128,19 @@ def _pace(lines: list[dict[str, Any]], source: str, *, first: int = 1, scale: fl
 def _calibrate(plan: Plan, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Time two small steps of each arm in a temporary directory; the first one warms up and is not counted."""
     paces: dict[str, Pace] = {}
-    with tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder:
+    warmstarts = plan.warmstarts[:1]
+    with (
+        tempfile.TemporaryDirectory(prefix="deepgrpo-forecast-") as folder,
+        phase("trials", len(warmstarts) + len(arms)) as advance,
+    ):
         start: dict[str, str] | None = None
-        for warm in plan.warmstarts[:1]:
+        for warm in warmstarts:
             settings = warm.config.model_dump(mode="json")
             steps = min(_WARM_STEPS, settings["warmstart"]["steps"])
             settings["warmstart"] |= {"steps": steps, "target_accuracy": None}
-            start = {"from": str(_train(settings, Path(folder), "warm", jobs).start)}
+            with phase("a short warm start"):
+                start = {"from": str(_train(settings, Path(folder), "warm", jobs).start)}
+            advance()
         for i, arm in enumerate(arms):
             config = plan.of(arm)[0].config
             settings = config.model_dump(mode="json")
@@ -144,7 +149,9 @@ def _calibrate(plan: Plan, arms: list[str], jobs: int) -> dict[str, Pace]:
             settings["optim"]["minibatches"] = min(settings["optim"]["minibatches"], prompts)
             if start is not None:
                 settings["warmstart"] = start
-            run = _train(settings, Path(folder), f"arm-{i}", jobs)
+            with phase(f"two steps of {arm}"):
+                run = _train(settings, Path(folder), f"arm-{i}", jobs)
+            advance()
             scale = config.run.prompts_per_step / prompts
             paces[arm] = _pace(read_metrics(run.metrics), "two small steps", first=_STEPS, scale=scale)
     return paces

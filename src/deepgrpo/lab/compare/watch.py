@@ -75,7 +75,8 @@ class Watch:
         title = f"{done} of {len(self._runs)} runs" + ("; stopping after this step" if self.jobs.stopping else "")
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("running", "tokens", "", "step", "greedy", "min left"):
-            table.add_column(column, justify="left" if column == "running" else "right")
+            first = column == "running"
+            table.add_column(column, justify="left" if first else "right", overflow="fold", no_wrap=not first)
         for name, state in self.jobs.state.items():
             if state == "running":
                 table.add_row(*self._row(name, self._runs.get(name)))

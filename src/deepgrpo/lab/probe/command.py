@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepgrpo.errors import DataError
 from deepgrpo.lab.machine import machine_and_versions
@@ -33,6 +32,7 @@ from deepgrpo.lab.probe.setting import FEWEST, Setting, resolve_setting
 from deepgrpo.lab.probe.sketch import Sketch, Whole
 from deepgrpo.lab.probe.tables import rescue_by_depth, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, remarks, verdict
+from deepgrpo.progress import Display, phase, showing
 from deepgrpo.runs.text import json_text
 from deepgrpo.terminal import Terminal
 
@@ -71,6 +71,11 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
     setting = resolve_setting(options, overrides)
     arms = arms_of(setting.config, options.strategies, options.arms)
     reference = reference_arm(setting.config, options.rollouts)
+    with Display(Terminal(stderr=True)) as display, showing(display):
+        return _probe(options, setting, arms, reference, out)
+
+
+def _probe(options: ProbeOptions, setting: Setting, arms: Arms, reference: Arm, out: Console) -> int:
     session = open_session(setting, betas=any(arm.config.loss.beta > 0 for arm in (*arms.measured, reference)))
     try:
         plan = _plan(options, setting, session, reference)
@@ -85,7 +90,7 @@ def run_probe(options: ProbeOptions, overrides: Sequence[tuple[str, str]] = (), 
         measured = Measured(plan, [ArmResult(arm) for arm in arms.measured])
         code = 0
         try:
-            with _progress(out, plan, len(arms.measured)) as report:
+            with _told(out, plan, len(arms.measured)) as report:
                 measure(session, arms.measured, reference, meter, plan, into=measured, progress=report)
         except KeyboardInterrupt:
             if measured.count < FEWEST:
@@ -133,7 +138,8 @@ def _forecast(
     small = Plan(TRIAL, -(-TRIAL * plan.reference // plan.prompts), TRIAL, plan.seed)
     trial = Measured(small, [ArmResult(arm) for arm in arms.measured])
     began = time.perf_counter()
-    measure(session, arms.measured, reference, meter, small, into=trial)
+    with phase("trial", small.rounds * (len(arms.measured) + 2)) as advance:
+        measure(session, arms.measured, reference, meter, small, into=trial, progress=lambda _, what: advance(1, what))
     spent = trial.measuring * (plan.prompts / small.prompts) + trial.learning * (plan.batch / small.batch)
     cost = cost_of(trial, Arm("own", setting.config), spent)
     say(out, f"measured {small.prompts} prompts with each strategy in {duration(time.perf_counter() - began)}")
@@ -145,40 +151,22 @@ def _forecast(
 
 
 @contextmanager
-def _progress(out: Console, plan: Plan, arms: int) -> Iterator[Report]:
-    """A progress bar on a terminal's standard error, otherwise one line per round; after the first round the total cost."""
-    errors, total = Terminal(stderr=True), plan.rounds * (arms + 2)
+def _told(out: Console, plan: Plan, arms: int) -> Iterator[Report]:
+    """Yield the function that is told of every part of a round; after the first round it says the total cost."""
+    parts = arms + 2
     began = time.perf_counter()
     done = 0
+    with phase("probe", plan.rounds * parts) as advance:
 
-    def refined() -> str:
-        seconds = (time.perf_counter() - began) * total / done
-        return f"after the first of {plan.rounds} rounds: about {duration(seconds)} in total"
+        def told(found: Measured, what: str) -> None:
+            nonlocal done
+            done += 1
+            advance(1, f"{found.spent.sampled_tokens:,} tokens")
+            if done == parts:
+                seconds = (time.perf_counter() - began) * plan.rounds
+                say(out, f"after the first of {plan.rounds} rounds: about {duration(seconds)} in total")
 
-    if errors.is_terminal:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=errors, transient=True, speed_estimate_period=3600.0) as bar:
-            task = bar.add_task("gradients", total=total)
-
-            def on_terminal(found: Measured, what: str) -> None:
-                nonlocal done
-                done += 1
-                bar.update(task, advance=1, description=what)
-                if done == arms + 2:
-                    bar.console.print(refined(), markup=False, soft_wrap=True)
-
-            yield on_terminal
-        return
-
-    def in_file(found: Measured, what: str) -> None:
-        nonlocal done
-        done += 1
-        if done == arms + 2:
-            say(out, refined())
-        elif done % (arms + 2) == 0:
-            say(errors, f"round {done // (arms + 2)} of {plan.rounds}, {found.spent.sampled_tokens:,} tokens")
-
-    yield in_file
+        yield told
 
 
 # ---------------------------------------------------------------- what is written

@@ -24,6 +24,7 @@ from deepgrpo.loss.streams import select
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.layout import Layout, Terms, lay_out
 from deepgrpo.pack.packs import pack_layout
+from deepgrpo.progress import phase
 from deepgrpo.records import Credit, Tree
 from deepgrpo.train.objective import Objective
 from deepgrpo.train.update_metrics import count_sequences
@@ -77,7 +78,12 @@ class GradientMeter:
             part = min(1.0, count_sequences(chosen, "branch") / (share * full))
             scaled = config.loss.model_copy(update={"lambda_": config.loss.lambda_ * part, "full_branch_sequences": 0})
             objective = replace(objective, config=scaled)
-        return [self._of_prompt(tree, credit, config, objective) for tree, credit in zip(trees, chosen, strict=True)]
+        found = []
+        with phase("gradients", len(trees)) as advance:
+            for tree, credit in zip(trees, chosen, strict=True):
+                found.append(self._of_prompt(tree, credit, config, objective))
+                advance()
+        return found
 
     def clear(self) -> None:
         """Drop the gradients of earlier prompts."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from deepgrpo.config import Config, load_recipe, template_of, with_template
+from deepgrpo.config import Config, template_of, with_template
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.errors import CheckpointError, ModelError, first_line
 from deepgrpo.eval.model import ModelSource, model_section
@@ -36,6 +36,7 @@ from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, unreadable
+from deepgrpo.runs.moved import load_run_recipe
 from deepgrpo.runs.weights import check_weights
 from deepgrpo.threads import Threads
 from deepgrpo.train.build import build_policy, build_sampler, response_limits
@@ -169,7 +170,7 @@ def open_session(setting: Setting, betas: bool) -> Session:
     )
     require_rows(policy, source.known)
     engine = RememberingEngine(build_sampler(config, policy))
-    run_config = load_recipe(setting.run.config) if setting.run is not None and setting.run.has_recipe() else None
+    run_config = load_run_recipe(setting.run) if setting.run is not None and setting.run.has_recipe() else None
     cursor = Cursor.from_dict(state.cursor) if state is not None and state.cursor else Cursor()
     curriculum = build_curriculum(config.model_copy(update={"data": data}), source)
     prompts: Takes = source

@@ -30,6 +30,7 @@ from deepgrpo.eval.suites import EvalSet, resolve
 from deepgrpo.lab.options import ProbeOptions
 from deepgrpo.runs.checkpoints import Checkpoint, saved_checkpoints
 from deepgrpo.runs.layout import START, RunDir, run_around, shown, step_of
+from deepgrpo.runs.moved import load_run_recipe
 
 FEWEST = 8
 """Prompts below which no interval means anything."""
@@ -135,7 +136,7 @@ def _find(options: ProbeOptions, overrides: Sequence[tuple[str, str]]) -> Settin
         run, inside = around, path if step_of(path.name) is not None else path.parent
         step = step_of(inside.name)
     if run.has_recipe():
-        setting = Setting(str(options.model), load_recipe(run.config, overrides), run, step, from_start)
+        setting = Setting(str(options.model), load_run_recipe(run, overrides), run, step, from_start)
         checkpoint_of(setting)  # refuses a run without weights
         return _on_data(options, setting)
     if step is not None:

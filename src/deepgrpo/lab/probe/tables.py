@@ -1,30 +1,29 @@
-"""Tables of a probe, for 80 columns."""
+"""Tables of a probe."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from deepgrpo.eval.output import print_whole
 from deepgrpo.lab.probe.cost import Cost
 from deepgrpo.lab.probe.findings import Figure, Findings
 from deepgrpo.lab.probe.measure import DEPTHS, Measured
 from deepgrpo.lab.probe.verdict import ProbeVerdict
 from deepgrpo.stats import Proportion, clustered_proportion
+from deepgrpo.terminal import print_columns
 
 
 def show(
     out: Console, measured: Measured, findings: Findings, said: ProbeVerdict, notes: Sequence[str], cost: Cost
 ) -> None:  # fmt: skip
     """Print everything that was found."""
-    print_whole(out, _strategies(findings))
-    streams = _streams(findings) if findings.truth_shown else None
-    if streams is not None:
-        print_whole(out, streams)
+    print_columns(out, *_strategies(findings))
+    out.print()
+    if findings.truth_shown and (streams := _streams(findings)):
+        print_columns(out, STREAM_COLUMNS, streams)
+        out.print()
     if rescued := rescue_by_depth(measured):
         shares = [f"{at} {share.rate:.0%} of {share.trials}" for at, share in rescued.items()]
         say(out, f"pivots with a branch that succeeds, by depth: {' · '.join(shares)}")
@@ -57,31 +56,27 @@ def rescue_by_depth(measured: Measured) -> dict[str, Proportion]:
     return found
 
 
-def _strategies(findings: Findings) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("strategy", max_width=22, overflow="fold")
-    for column in ("tokens/\nprompt", "cos of a step", "snr²/1k tokens", "mixed/1k"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _strategies(findings: Findings) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows."""
+    rows = []
     for arm in findings.arms:
         # without a true gradient there is nothing to measure against
         cos, snr = (_interval(arm.cos, ".2f"), _interval(arm.snr, ".2g")) if findings.truth_shown else ("?", "?")
-        table.add_row(arm.name, f"{arm.tokens_per_prompt:,.0f}", cos, snr, f"{arm.mixed.value:.2f}")
-    return table
+        rows.append((arm.name, f"{arm.tokens_per_prompt:,.0f}", cos, snr, f"{arm.mixed.value:.2f}"))
+    return ("strategy", "tokens/ prompt", "cos of a step", "snr²/1k tokens", "mixed/1k"), rows
 
 
-def _streams(findings: Findings) -> Table | None:
+STREAM_COLUMNS = ("with branches", "cos main", "cos branch", "branch/main norm", "tokens in branches")
+
+
+def _streams(findings: Findings) -> list[tuple[str, ...]]:
     """Main and branch stream apart, of the strategies with branches."""
-    chosen = [arm for arm in findings.arms if arm.cos_branch is not None]
-    if not chosen:
-        return None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("with branches", max_width=22, overflow="fold")
-    for column in ("cos main", "cos branch", "branch/main norm", "tokens in branches"):
-        table.add_column(column, justify="right")
-    for arm in chosen:
-        ratio = "" if arm.norm_ratio is None else f"{arm.norm_ratio:.2f}"
-        table.add_row(arm.name, f"{arm.cos_main:.2f}", f"{arm.cos_branch:.2f}", ratio, f"{arm.branch_share:.0%}")
-    return table
+    return [
+        (
+            arm.name, f"{arm.cos_main:.2f}", f"{arm.cos_branch:.2f}",
+            "" if arm.norm_ratio is None else f"{arm.norm_ratio:.2f}", f"{arm.branch_share:.0%}",
+        ) for arm in findings.arms if arm.cos_branch is not None
+    ]  # fmt: skip
 
 
 def _interval(figure: Figure, form: str) -> str:

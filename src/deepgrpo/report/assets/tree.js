@@ -3,6 +3,10 @@
 const LANE = { q: 34, bar: 14, branch: 9, gap: 4, left: 20, right: 40, ruler: 18 };
 const LONG = 2500;
 
+// Tokens of a node that an environment gave, and the reply that one of them is in.
+const given = (node) => (node.g || []).reduce((sum, [start, end]) => sum + end - start, 0);
+const replyAt = (node, t) => (node.g || []).find(([start, end]) => start <= t && t < end);
+
 class TreeView {
   constructor(host) {
     this.host = host;
@@ -47,7 +51,7 @@ class TreeView {
           el("button", { type: "button", disabled: !turn.back, on: { click: turn.back || (() => {}) } }, "← previous"),
           el("button", { type: "button", disabled: !turn.on, on: { click: turn.on || (() => {}) } }, "next →"))),
       el("p", { class: "facts" }, `${main.filter((node) => this.good(node)).length} of ${plural(main.length, "rollout")} succeed`,
-        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + (n.s === "given" ? 0 : n.n), 0), "sampled token")}. `,
+        real.length ? `, ${rescued} of ${plural(chances, "pivot")} ${chances < real.length ? "in failed rollouts " : ""}rescued` : "", `, ${plural(tree.nodes.reduce((s, n) => s + (n.s === "given" ? 0 : n.n - given(n)), 0), "sampled token")}. `,
         el("span", { class: "scale" }, "token advantage ", signed(-this.most), el("i", { "aria-hidden": "true" }), signed(this.most))),
       el("p", { class: "key" }, this.legend(real.length, tree.pivots.some((pivot) => pivot.q.length > 1)).map(([mark, words]) => el("span", null, el("i", { class: mark, "aria-hidden": "true" }, mark === "pivot" ? "◆" : ""), words))),
     ];
@@ -57,6 +61,7 @@ class TreeView {
     const found = [["full", "success"], ["hollow", "failure"]];
     if (this.tree.nodes.some((node) => node.e.length)) found.push(["cuts", "end of a segment"]);
     if (this.tree.nodes.some((node) => node.f === "segment" && node.s !== "given")) found.push(["grey", "segment, continued below"]);
+    if (this.tree.nodes.some((node) => node.g)) found.push(["reply", "reply of the environment, not trained"]);
     if (this.tree.nodes.some((node) => node.s === "given")) found.push(["grey", "text of an earlier step, continued below"]);
     if (this.pivotsIn.size > (this.pivotsIn.has(-1) ? 1 : 0)) found.push(["pivot", pivots ? "pivot, its branches below" : "continued here"]);
     if (chain) found.push(["bars", "Q of each candidate state"]);
@@ -110,7 +115,7 @@ class TreeView {
   }
 
   facts(node) {
-    const notes = [this.advantage(node), plural(node.n, "token")];
+    const notes = [this.advantage(node), plural(node.n, "token") + (given(node) ? `, ${given(node)} given` : "")];
     if (node.f === "length") notes.push("cut off at the length limit");
     if (node.w) notes.push(node.w);
     return notes.join(" · ");
@@ -124,7 +129,7 @@ class TreeView {
     requestAnimationFrame(() => drawWide(picture, (width) => picture.replaceChildren(this.picture(i, width))));
     const name = node.s === "given" ? "Earlier rollout" : `Rollout ${n + 1}`;
     return el("section", { class: "lane", "data-root": i, "aria-label": name.toLowerCase() },
-      el("h4", null, `${name} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.below(i));
+      el("h4", null, `${name} `, this.reward(node), el("small", null, this.facts(node))), picture, this.text(i), this.turns(i), this.below(i));
   }
 
   // All descendants of a node, depth first.
@@ -197,6 +202,15 @@ class TreeView {
     })];
   }
 
+  // Replies of an environment: calls, reward and observation of each turn.
+  turns(i) {
+    const { g } = this.tree.nodes[i];
+    if (!g) return "";
+    return el("ol", { class: "turns" }, g.map(([start, end, observation, reward, calls, failed]) => el("li", null,
+      [calls ? plural(calls, "call") + (failed ? `, ${failed} failed` : "") : "no call", reward === null ? "" : `reward ${number(reward)}`].filter(Boolean).join(" · "),
+      observation ? el("code", { class: end > start ? "" : "soft" }, visible(observation)) : "", observation && end === start ? " (not shown)" : "")));
+  }
+
   // ---- texts
 
   text(i) {
@@ -214,7 +228,7 @@ class TreeView {
     node.k.forEach((piece, t) => {
       box.append(this.cut(marks.get(t), ends.has(t)));
       const special = this.run.trees.specials.includes(piece);
-      const span = el("span", { class: special ? "t sp" : "t", "data-t": t, css: { background: this.tint(node, t) } }, special ? piece : visible(piece));
+      const span = el("span", { class: `t${special ? " sp" : ""}${replyAt(node, t) ? " gv" : ""}`, "data-t": t, css: { background: this.tint(node, t) } }, special ? piece : visible(piece));
       box.append(hits.has(t) ? el("mark", null, span) : span);
     });
     box.append(this.cut(marks.get(node.n), false));
@@ -244,6 +258,7 @@ class TreeView {
   }
 
   tint(node, t) {
+    if (replyAt(node, t)) return "transparent";
     const sum = this.span(node, t).reduce((total, span) => total + span[2], 0);
     const share = Math.min(1, Math.abs(sum) / this.most);
     return sum === 0 ? "transparent" : `rgb(var(--${sum > 0 ? "good" : "bad"}-rgb) / ${(0.08 + 0.4 * share).toFixed(3)})`;
@@ -280,11 +295,11 @@ class TreeView {
   below(i) {
     return (this.pivotsIn.get(i) || []).map((p) => {
       const kids = this.children[p], details = el("details", { "data-of": p, open: this.light });
-      const body = el("ul", { class: "branches" });
+      const body = el("ul", { class: "branches" }), { z } = this.tree.pivots[p];
       const draw = () => {
         if (!body.childElementCount) body.append(...kids.map((k) => this.branch(k)));
       };
-      details.append(el("summary", null, this.pivotWords(p)), body);
+      details.append(el("summary", null, this.pivotWords(p)), z ? el("details", { class: "state" }, el("summary", null, "state of the environment"), el("code", null, visible(z))) : "", body);
       details.addEventListener("toggle", () => details.open && draw());
       if (this.light) draw();
       return details;
@@ -305,7 +320,7 @@ class TreeView {
   branch(i) {
     const node = this.tree.nodes[i];
     return el("li", { "data-branch": i }, el("div", null, this.reward(node), " ", el("small", null, node.a.length ? signed(node.a[0][2]) : "not trained")),
-      el("div", null, this.text(i), node.f === "length" || node.w ? el("small", null, this.facts(node)) : "", this.below(i)));
+      el("div", null, this.text(i), this.turns(i), node.f === "length" || node.w ? el("small", null, this.facts(node)) : "", this.below(i)));
   }
 
   // ---- pointer and keys
@@ -332,6 +347,7 @@ class TreeView {
   tokenTip(token, x, y) {
     const i = Number(token.closest("[data-text]").dataset.text), t = Number(token.dataset.t), node = this.tree.nodes[i];
     const spans = this.span(node, t);
+    if (replyAt(node, t)) return tip.show(x, y, `token ${this.start[i] + t + 1}  `, el("b", null, visible(node.k[t])), "\ngiven by the environment, not trained");
     tip.show(x, y, `token ${this.start[i] + t + 1}  `, el("b", null, node.k[t] ? visible(node.k[t]) : "(part of the previous character)"),
       `\n${spans.length ? spans.map((span) => `advantage ${signed(span[2])} in the ${span[3]} stream`).join("\n") : "not trained"}`,
       `\nprobability ${percent(Math.exp(node.l[t] / 100))} (${trim(-node.l[t] / 100)} nats)`);

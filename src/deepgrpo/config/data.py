@@ -222,9 +222,42 @@ class LookupData(_SyntheticBase):
     """Share of these errors that are recovered: the right lookup follows, at once or some hops later. The others are carried on
     to a wrong answer."""
 
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        if recipe.env is None:
+            raise ValueError(
+                'data.type is "lookup", but the recipe has no environment that answers lookups; add [env] with type = "lookup"'
+            )
+
 
 GeneratedData = SyntheticData | SearchData | LookupData
 """Sections with written solutions, a verifier, and a first error of each response."""
+
+
+class MultihopData(_DataBase):
+    """Questions of several hops over generated documents, for `env.type = "multihop"`."""
+
+    type: Literal["multihop"] = "multihop"
+    split: Literal["train", "test"] = "train"
+    """Split; the two share no question."""
+    size: PositiveInt = 2000
+    """Number of distinct questions."""
+    seed: int = 0
+    """Random seed for the world and its questions."""
+    people: Annotated[int, Field(ge=8, le=360)] = 200
+    """Size of the world: people, with half as many companies and books and a quarter as many cities, one document each."""
+    min_hops: PositiveInt = 2
+    """Fewest facts on the way to an answer."""
+    max_hops: PositiveInt = 4
+    """Most facts on the way to an answer."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MultihopData:
+        if self.min_hops > self.max_hops:
+            raise ValueError(
+                f"data.min_hops is {self.min_hops}, but data.max_hops is {self.max_hops}; lower the one or raise the other"
+            )
+        return self
 
 
 class ReasoningGymData(_DataBase):
@@ -288,7 +321,8 @@ class MixData(Section):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | LookupData | ReasoningGymData | MixData,
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | LookupData | MultihopData | ReasoningGymData
+    | MixData,
     Field(discriminator="type"),
 ]
 

@@ -30,7 +30,7 @@ from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.setup import Run, open_run
 
-ORDER = ("base", "strict", "recovery", "recovery-at-once", "search", "facts", "horizon")
+ORDER = ("base", "strict", "recovery", "recovery-at-once", "search", "facts", "late", "horizon")
 BEGIN = "<!-- written by benchmarks/regimes.py -->"
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             publish(Path(name).stem if name.endswith(".toml") else name, found, options.target, amounts)
     if options.page is not None:
         results = {path.stem: json.loads(path.read_text()) for path in options.target.glob("*.json")}
-        names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+        names = sorted(results, key=lambda name: (ORDER.index(name.partition("@")[0]), name))
         put(tables({name: results[name] for name in names}), options.page, BEGIN)
 
 

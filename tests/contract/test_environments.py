@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from deepgrpo.config import ToolsEnv
+from deepgrpo.config import MultihopEnv, ToolsEnv
 from deepgrpo.envs.base import Environment, State, Turn
 from deepgrpo.envs.lookup import LookupEnvironment
+from deepgrpo.envs.multihop import MultihopEnvironment
 from deepgrpo.envs.tools import ToolsEnvironment
 from deepgrpo.prompts import lookup
 from deepgrpo.records import Prompt
@@ -52,11 +53,20 @@ def tools(folder: Path) -> Environment:
     return ToolsEnvironment.build(ToolsEnv(functions=f"{folder}/my_tools.py:shout", timeout_s=250, workers=1), byte_tokenizer())
 
 
+def multihop(_: Path) -> Environment:
+    return MultihopEnvironment.build(MultihopEnv(), byte_tokenizer())
+
+
+WORLD = {"world": {"seed": 0, "people": 8}}
 TABLE = lookup.draw_table("3fg:", 3, seed=0)
 CASES = {
     "lookup": Case(
         lambda _: LookupEnvironment(price=0.05), Prompt("p", "3fg:", (1,), "3fg:", columns={"table": TABLE}),
         ["f3?", "g1?", "z?", "#1"],
+    ),
+    "multihop": Case(
+        multihop, Prompt("p", "Who?", (1,), "Who?", "Ada Falk", WORLD),
+        ['<tool_call>{"name": "search", "arguments": {"query": "Ada mayor"}}</tool_call>', "<tool_call>", "Answer: Ada"],
     ),
     "tools": Case(
         tools, Prompt("p", "1 + 2?", (1,), "1 + 2?"),

@@ -27,6 +27,7 @@ from deepgrpo.lab.compare.plan import Plan, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.run_figures import spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
+from deepgrpo.lab.compare.work import make_jobs
 from deepgrpo.prompts import synthetic
 from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.state_file import read_sealed, sealed
@@ -53,6 +54,16 @@ def test_an_experiment_is_a_run_per_seed_and_arm(tmp_path: Path) -> None:
     assert {run.config.eval.data.seed for run in plan.runs if isinstance(run.config.eval.data, SyntheticData)} == {0}
     # the untouched questions: as those that are watched, with another seed
     assert plan.final.data == SyntheticData(chain_length=2, split="test", seed=1)
+
+
+def test_a_shared_start_is_trained_once_and_begins_every_run(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "shared_start = true\n" + EXPERIMENT)
+    assert [str(run.directory) for run in plan.warmstarts] == ["out/trial/warmstart/seed-1"]
+    start = WarmstartConfig.model_validate({"from": "out/trial/warmstart/seed-1/start"})
+    assert [run.config.warmstart for run in plan.runs] == [start] * 4
+    jobs = {job.name: job.after for job in make_jobs(plan, plan.runs)}
+    assert [name for name in jobs if name.startswith("_")] == ["_warmstart-seed-1"]
+    assert {jobs[run.name] for run in plan.runs} == {("_warmstart-seed-1",)}
 
 
 def test_merging() -> None:

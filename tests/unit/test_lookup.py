@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepgrpo.config import LookupData
+from deepgrpo.config import LookupData, OracleExplore
 from deepgrpo.envs.lookup import LookupEnvironment
 from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.explore.base import Limits, main_pivot
+from deepgrpo.explore.oracle import OracleStrategy
 from deepgrpo.prompts import lookup, synthetic
 from deepgrpo.prompts.lookup import follow, observation, parse, right_lookups, turns, written_episode
 from deepgrpo.prompts.synthetic import LookupTask
-from deepgrpo.records import Prompt
+from deepgrpo.records import Node, Prompt, Score, Tree
 
 #        0123456789
 TABLE = {"f": "4907381265", "g": "1111222245", "h": "0050000030", "i": "9876543210"}
@@ -192,8 +194,27 @@ def test_a_guess_is_never_right_and_random_lookups_hardly_ever() -> None:
 
 
 def test_the_section_refuses_what_does_not_fit(recipe: Any) -> None:
+    with pytest.raises(ConfigError, match=r'data.type is "lookup", but the recipe has no environment that answers lookups'):
+        recipe(data={"type": "lookup"})
     with pytest.raises(ConfigError, match=r'env.type is "lookup", but data.type is "synthetic" and has no tables to look up'):
         recipe(env={"type": "lookup"})
     with pytest.raises(ConfigError, match=r"env.price is 0.2, and env.max_turns = 5 lookups would cost as much as the answer"):
         recipe(data={"type": "lookup"}, env={"type": "lookup", "price": 0.2, "max_turns": 5})
-    assert recipe(data={"type": "lookup"}, env={"type": "lookup", "price": 0.2, "max_turns": 4}).env.price == 0.2
+    env = {"type": "lookup", "price": 0.2, "max_turns": 4}
+    assert recipe(data={"type": "lookup"}, env=env, reward={"type": "env"}).env.price == 0.2
+    with pytest.raises(ConfigError, match=r'reward.type is "task", but data.type is "lookup"'):
+        recipe(data={"type": "lookup"}, env=env)
+
+
+def test_the_oracle_goes_back_to_the_turn_of_the_first_error() -> None:
+    """"f3?7;g8?4;h4?0;#0": g8 is wrong, so the pivot is behind the observation "7;", 5 tokens in."""
+    tokenizer = synthetic.tokenizer(synthetic.alphabet(LookupData()))
+    tokens = (*tokenizer("f3?7;g8?4;h4?0;#0", add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+    node = Node(-1, 0, tokens, (0.0,) * len(tokens), "stop", "#0", Score(0.0), "main", 0)
+    tree = Tree(PROMPT, (node,), (main_pivot(1),))
+    strategy = OracleStrategy(
+        OracleExplore(num_rollouts=2), LookupTask(LookupData()).first_error,
+        lambda own: tokenizer.decode(own, skip_special_tokens=True),
+    )  # fmt: skip
+    (pivot,) = strategy.plan(tree, strategy.initial_state(), Limits(60, 96), np.random.default_rng(0))
+    assert pivot.offset == 5

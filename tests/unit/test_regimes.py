@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chains import ask, first_error, solution, verify
 from deepgrpo.config import OracleExplore, SearchData, SyntheticData
-from deepgrpo.errors import DataError
+from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.prompts import chain, search, synthetic
@@ -288,6 +288,48 @@ def test_a_search_can_go_on_from_before_its_first_error(completion: str) -> None
         before = completion[:error]
         assert task.first_error(prompt, before) is None
         assert task.verify(prompt, before + "!3+4=7;7*2=4;4-5=9;#").value == 1
+
+
+def test_the_last_operations_are_products_and_only_their_results_are_wrong() -> None:
+    """Of the 10 * 9 = 90 products 0.3 are wrong; the four operations before are sums and differences, each equally often."""
+    task = ChainTask(SyntheticData(last_products=2, wrong_facts=0.3, seed=7))
+    facts = chain.wrong_facts(0.3, 10, 7, "*")
+    assert len(facts) == 27 and {sign for _, sign, _ in facts} == {"*"}
+    wrong, signs = 0, Counter[str]()
+    for row in synthetic.make_distinct(300, task.config):
+        steps = task.written_solution(row.question).split(";")[:-1]
+        assert [step[1] for step in steps[4:]] == ["*", "*"]
+        signs.update(step[1] for step in steps[:4])
+        for step in steps:
+            fact = (int(step[0]), step[1], int(step[2]))
+            assert int(step[-1]) == facts.get(fact, chain.compute(fact, 10))
+            wrong += fact in facts
+    assert set(signs) == {"+", "-"} and abs(signs["+"] - 600) < 5 * np.sqrt(300)
+    assert abs(wrong - 0.3 * 600) < 60
+    with pytest.raises(ValueError, match=r"data.last_products = 7 is more than data.chain_length = 6; lower it"):
+        SyntheticData(last_products=7)
+
+
+def test_a_doubted_fact_is_written_right_at_the_stated_rate() -> None:
+    """Chains of one product, all 90 products taught wrong, doubted in a fifth of the questions."""
+    facts = chain.wrong_facts(1.0, 10, 7, "*")
+    task = ChainTask(SyntheticData(chain_length=3, last_products=1, wrong_facts=1.0, doubt=0.2, seed=7))
+    right = 0
+    for row in synthetic.make_distinct(1000, task.config):
+        written = task.written_solution(row.question)
+        assert written == task.written_solution(row.question)
+        step = written.split(";")[2]
+        fact = (int(step[0]), "*", int(step[2]))
+        assert int(step[-1]) in (facts[fact], chain.compute(fact, 10))
+        right += int(step[-1]) == chain.compute(fact, 10)
+        assert written.rpartition("#")[2] == step[-1]  # carried on either way
+    assert abs(right - 200) < 5 * np.sqrt(1000 * 0.2 * 0.8)
+
+
+def test_a_split_of_products_alone_counts_its_questions() -> None:
+    """One operation modulo 3 that is a product: 3 * 2 questions in both splits."""
+    with pytest.raises(ConfigError, match="allow 6 questions in both splits"):
+        synthetic.make_distinct(6, SyntheticData(chain_length=1, modulus=3, last_products=1))
 
 
 def test_every_fact_and_every_wrong_result_are_equally_likely() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from deepgrpo.config import ToolsEnv
+from deepgrpo.config import TemplateConfig, ToolsEnv
 from deepgrpo.envs.calls import Call, Malformed, build_parser, hermes_calls
 from deepgrpo.envs.tools import ToolsEnvironment
 from deepgrpo.errors import ConfigError, ModelError
+from deepgrpo.prompts.between import Between
+from deepgrpo.prompts.chat import build_renderer
 from deepgrpo.records import Prompt
 from deepgrpo.visible import visible
 from tiny import byte_tokenizer
@@ -269,3 +271,40 @@ def test_functions_that_do_not_fit_are_refused(tmp_path: Path, functions: str, m
     path.write_text(f'{TOOLS}\ndef bare(a: int): ...\ndef untyped(a):\n    """Do.\n\n    Args:\n        a: It.\n    """\n')
     with pytest.raises(ConfigError, match=message):
         ToolsEnvironment.build(ToolsEnv(functions=functions.format(file=path)), byte_tokenizer())
+
+
+# ---------------------------------------------------------------- with the chat template
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_no_hostile_result_becomes_a_special_token(environment: ToolsEnvironment) -> None:
+    """As many added tokens as around a plain observation, whatever names of tokens the result has."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<tool_call>", "</tool_response>"])
+    tokenizer.chat_template = CHATML
+    added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+    between = Between(tokenizer, "tool", True, (tokenizer.convert_tokens_to_ids("<|im_end|>"),), {})
+    plain = [token for token in between.encode("plain", ended=False) if token in added]
+    assert len(plain) == 4  # the end of the turn, two around the observation, the next turn
+    for text, *_ in observe(environment, *[asked("hostile", number=number) for number in range(1000)]):
+        assert [token for token in between.encode(text, ended=False) if token in added] == plain
+
+
+def test_a_template_without_tools_tells_of_them_in_the_system_turn(environment: ToolsEnvironment) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tools = environment.tools()[:1]
+    text = build_renderer(TemplateConfig(system="Be brief."), tokenizer, tools=tools).text("1 + 2?")
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nYou can call these tools:\n<tools>\n{") and '"name": "add"' in text
+    assert "write <tool_call>" in text and text.endswith("<|im_start|>user\n1 + 2?<|im_end|>\n<|im_start|>assistant\n")
+    kept = build_renderer(TemplateConfig(), tokenizer, tools=tools)
+    turns = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "1 + 2?"}]
+    assert kept.text("1 + 2?", messages=turns).startswith("<|im_start|>system\nMine.\n\nYou can call")
+    assert "tools" not in build_renderer(TemplateConfig(), tokenizer).text("1 + 2?")
+    tokenizer.chat_template = "{% if tools %}{{ tools | length }} tools {% endif %}" + CHATML
+    assert kept.text("1 + 2?").startswith("1 tools <|im_start|>user")

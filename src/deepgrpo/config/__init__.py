@@ -17,6 +17,7 @@ from deepgrpo.config.data import (
     JsonlData,
     LookupData,
     MixData,
+    MultihopData,
     ParquetData,
     ReasoningGymData,
     Recovery,
@@ -27,7 +28,7 @@ from deepgrpo.config.data import (
     template_of,
     with_template,
 )
-from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, ToolsEnv, UserEnv
+from deepgrpo.config.env import EnvBase, EnvConfig, LookupEnv, MultihopEnv, OpenEnv, ToolsEnv, UserEnv
 from deepgrpo.config.explore import (
     AdaptiveExplore,
     AllocateExplore,
@@ -80,12 +81,12 @@ __all__ = [
     "EnvBase", "EnvConfig", "EvalConfig", "ExactKeys", "ExactReward", "ExploreConfig", "FR3EExplore",
     "GeneratedData", "GivenData", "GivenModel", "HubData", "JsonlData", "JudgeKeys", "LearnerConfig",
     "LocatedExplore", "LogConfig", "LookupData", "LookupEnv", "LoraConfig", "LossConfig", "MathKeys", "MathReward",
-    "MixData", "ModelConfig", "OptimConfig", "OracleExplore", "OverlongConfig", "ParquetData", "PartConfig",
-    "PivotExplore", "PrefixExplore", "PretrainedModel", "RandomExplore", "ReasoningGymData", "RecoverabilityConfig",
-    "Recovery", "RewardConfig", "RootExplore", "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel",
-    "SearchData", "Section", "SegmentConfig", "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward",
-    "TemplateConfig", "ToolsEnv", "TreeRLExplore", "UserEnv", "UserExplore", "UserKeys", "UserReward",
-    "VLLMEngineConfig", "WarmstartConfig", "WeightedReward", "find_recipe", "given_keywords", "list_recipes",
-    "load_recipe", "merge", "parse_config", "parse_section", "read_recipe", "set_values", "tables_of",
-    "template_of", "to_tables", "to_toml", "with_template",
+    "MixData", "ModelConfig", "MultihopData", "MultihopEnv", "OpenEnv", "OptimConfig", "OracleExplore",
+    "OverlongConfig", "ParquetData", "PartConfig", "PivotExplore", "PrefixExplore", "PretrainedModel",
+    "RandomExplore", "ReasoningGymData", "RecoverabilityConfig", "Recovery", "RewardConfig", "RootExplore",
+    "RunConfig", "SPOTreeExplore", "SamplingConfig", "ScratchModel", "SearchData", "Section", "SegmentConfig",
+    "SourceConfig", "SyntheticData", "TaskKeys", "TaskReward", "TemplateConfig", "ToolsEnv", "TreeRLExplore",
+    "UserEnv", "UserExplore", "UserKeys", "UserReward", "VLLMEngineConfig", "WarmstartConfig", "WeightedReward",
+    "find_recipe", "given_keywords", "list_recipes", "load_recipe", "merge", "parse_config", "parse_section",
+    "read_recipe", "set_values", "tables_of", "template_of", "to_tables", "to_toml", "with_template",
 ]  # fmt: skip

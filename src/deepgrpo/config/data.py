@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from deepgrpo.config.base import PathText, Probability, Section
 from deepgrpo.config.curriculum import CurriculumConfig, Sampling, check_curriculum, check_mix
@@ -176,7 +176,22 @@ class SyntheticData(_SyntheticBase):
     corrections: Probability = 0.4
     """Share of the warm start's solutions with a wrong step and its correction (needs `recovery`)."""
     wrong_facts: Probability = 0.0
-    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way."""
+    """Share of the results (a+b, a-b, a*b) that the warm start's solutions get wrong, always in the same way. With
+    `last_products` the share of the products, and no other result is wrong."""
+    doubt: Probability = 0.0
+    """Share of the places of a wrong fact where the warm start's solutions write the right result after all, so that sampling
+    finds it about as often (needs `wrong_facts`)."""
+    last_products: NonNegativeInt = 0
+    """Operations at the end of a chain that are products, and only they, so that the hard steps come late; 0: each operation
+    is a sum, a difference or a product."""
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> SyntheticData:
+        if self.last_products > self.chain_length:
+            raise ValueError(
+                f"data.last_products = {self.last_products} is more than data.chain_length = {self.chain_length}; lower it"
+            )
+        return self
 
 
 class SearchData(_SyntheticBase):
@@ -207,9 +222,42 @@ class LookupData(_SyntheticBase):
     """Share of these errors that are recovered: the right lookup follows, at once or some hops later. The others are carried on
     to a wrong answer."""
 
+    def check(self, recipe: Any) -> None:
+        super().check(recipe)
+        if recipe.env is None:
+            raise ValueError(
+                'data.type is "lookup", but the recipe has no environment that answers lookups; add [env] with type = "lookup"'
+            )
+
 
 GeneratedData = SyntheticData | SearchData | LookupData
 """Sections with written solutions, a verifier, and a first error of each response."""
+
+
+class MultihopData(_DataBase):
+    """Questions of several hops over generated documents, for `env.type = "multihop"`."""
+
+    type: Literal["multihop"] = "multihop"
+    split: Literal["train", "test"] = "train"
+    """Split; the two share no question."""
+    size: PositiveInt = 2000
+    """Number of distinct questions."""
+    seed: int = 0
+    """Random seed for the world and its questions."""
+    people: Annotated[int, Field(ge=8, le=360)] = 200
+    """Size of the world: people, with half as many companies and books and a quarter as many cities, one document each."""
+    min_hops: PositiveInt = 2
+    """Fewest facts on the way to an answer."""
+    max_hops: PositiveInt = 4
+    """Most facts on the way to an answer."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MultihopData:
+        if self.min_hops > self.max_hops:
+            raise ValueError(
+                f"data.min_hops is {self.min_hops}, but data.max_hops is {self.max_hops}; lower the one or raise the other"
+            )
+        return self
 
 
 class ReasoningGymData(_DataBase):
@@ -273,7 +321,8 @@ class MixData(Section):
 
 
 DataConfig = Annotated[
-    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | LookupData | ReasoningGymData | MixData,
+    JsonlData | ParquetData | HubData | GivenData | SyntheticData | SearchData | LookupData | MultihopData | ReasoningGymData
+    | MixData,
     Field(discriminator="type"),
 ]
 

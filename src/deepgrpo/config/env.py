@@ -29,7 +29,7 @@ def check_episodes(recipe: Any) -> None:
         if not recipe.explore.in_episodes:
             raise ValueError(
                 f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose "root", '
-                '"adaptive", "deep", "random", "belief", "allocate" or a strategy of your own, or remove [env]'
+                '"adaptive", "deep", "random", "belief", "allocate", "oracle" or a strategy of your own, or remove [env]'
             )
         if recipe.reward.overlong is not None:
             raise ValueError(
@@ -103,5 +103,42 @@ class LookupEnv(EnvBase):
             )
 
 
-EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv, Field(discriminator="type")]
+class MultihopEnv(EnvBase):
+    """Search over the generated documents of `data.type = "multihop"` (needs the extra `search`). The reward is the F1 of the
+    answer's words.
+    """
+
+    implementation = "deepgrpo.envs.multihop:MultihopEnvironment"
+    type: Literal["multihop"] = "multihop"
+    results: PositiveInt = 3
+    """Documents that a search finds."""
+    max_calls: PositiveInt = 4
+    """Most calls in one turn."""
+
+    def check(self, recipe: Any) -> None:
+        if recipe.data.type != "multihop":
+            raise ValueError(
+                f'env.type is "multihop", but data.type is "{recipe.data.type}" and has no documents to search; set '
+                'data.type = "multihop" or choose env.type = "tools" or "user"'
+            )
+
+
+class OpenEnv(EnvBase):
+    """Environment behind an OpenEnv server (needs the extra `openenv`). It cannot give its states, so branches are replayed."""
+
+    implementation = "deepgrpo.envs.openenv:OpenEnvEnvironment"
+    type: Literal["openenv"] = "openenv"
+    url: Annotated[str, Field(pattern=r"^(https?|wss?)://")]
+    """Address of the server, e.g. "http://127.0.0.1:8000"."""
+    action: str | None = "message"
+    """Field of the environment's action that takes the text of a turn; none: the turn is a JSON object with all fields."""
+    observation: str | None = None
+    """Field of its observation that the model sees; none: the whole observation as JSON."""
+    reset_columns: tuple[str, ...] = ()
+    """Columns of the row that are passed to the environment's reset, by name."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds for an answer; without one, the episode ends."""
+
+
+EnvConfig = Annotated[ToolsEnv | UserEnv | LookupEnv | MultihopEnv | OpenEnv, Field(discriminator="type")]
 """Registry of environments: `type` chooses the section, and the section names its implementation."""

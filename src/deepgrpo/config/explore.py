@@ -135,6 +135,7 @@ class OracleExplore(Explore):
     """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic tasks only)."""
 
     implementation = "deepgrpo.explore.oracle:OracleStrategy"
+    in_episodes = True
     type: Literal["oracle"] = "oracle"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Main rollouts per prompt, G."""

@@ -294,7 +294,7 @@ def require_verifier(recipe: Any, key: str) -> None:
     """
     mixed = recipe.data.type == "mix"
     kinds = {each.data.type for each in recipe.data.sources} if mixed else {recipe.data.type}
-    if not kinds <= ({"reasoning_gym"} if mixed else {"synthetic", "search", "lookup", "reasoning_gym"}):
+    if not kinds <= ({"reasoning_gym"} if mixed else {"synthetic", "search", "multihop", "reasoning_gym"}):
         raise ValueError(
             f'{key} is "task", but data.type is "{recipe.data.type}" brings no verifier; '
             f'choose {key} = "math", "exact" or "user"'

@@ -14,9 +14,8 @@ from functools import partial
 from typing import Any
 
 from deepgrpo.errors import ModelError, first_line
+from deepgrpo.prompts.tool_prompt import CLOSE, FORM, OPEN
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-FORM = OPEN + '{"name": ..., "arguments": {...}}' + CLOSE
 _LONGEST = 100_000
 """Characters of a call; more are not parsed."""
 

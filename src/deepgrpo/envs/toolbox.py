@@ -73,7 +73,7 @@ class Toolbox:
         known = [i for i, call in enumerate(calls) if call.name in self._names]
         jobs = [partial(_call, calls[i].name, calls[i].arguments, self._limit) for i in known]
         found = {i: self._outcome(calls[i], done) for i, done in zip(known, self._workers.run(jobs), strict=True)}
-        return [found[i] if i in found else self._unknown(call) for i, call in enumerate(calls)]
+        return [found[i] if i in found else unknown(call, self._names) for i, call in enumerate(calls)]
 
     def close(self) -> None:
         """Stop the workers."""
@@ -86,9 +86,6 @@ class Toolbox:
             return Result(f"error: {call.name} did not answer within {self._timeout:g} seconds", True, self._timeout)
         said = "ended its process" if done.problem == "crash" else f"raised {done.said}"
         return Result(clean(f"error: {call.name} {said}"), True)
-
-    def _unknown(self, call: Call) -> Result:
-        return Result(clean(f"error: there is no tool {call.name[:80]!r}; the tools are {', '.join(self._names)}"), True)
 
 
 def schema_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:
@@ -103,6 +100,33 @@ def schema_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:
             "docstring that describes it and has a line for each argument under `Args:`"
         ) from error
     return found
+
+
+def typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its arguments checked and converted by their types, where pydantic knows these."""
+    try:
+        return validate_call(function)
+    except PydanticUserError:
+        return function
+
+
+def unknown(call: Call, names: Sequence[str]) -> Result:
+    """Result of a call of a tool that there is not."""
+    return Result(clean(f"error: there is no tool {call.name[:80]!r}; the tools are {', '.join(names)}"), True)
+
+
+def result_of(function: Callable[..., Any], name: str, arguments: str, limit: int) -> Result:
+    """Call a `typed` function in this process.
+
+    Args:
+        arguments: a JSON object.
+        limit: longest result in characters.
+    """
+    began = time.perf_counter()
+    text, failed = _answer(function, name, arguments)
+    if len(text) > limit:
+        text, failed = f"{text[:limit]}\n[cut here: {len(text):,} characters, {limit:,} are shown]", True
+    return Result(clean(text), failed, time.perf_counter() - began)
 
 
 def clean(text: str) -> str:
@@ -122,33 +146,21 @@ def _prepare(functions: str, memory: int) -> None:
         stream.flush()
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    _functions.update({name: _typed(function) for name, function in load_objects(functions, KEY).items()})
+    _functions.update({name: typed(function) for name, function in load_objects(functions, KEY).items()})
     limit_memory(memory)
 
 
-def _typed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its arguments checked and converted by their types, where pydantic knows these."""
-    try:
-        return validate_call(function)
-    except PydanticUserError:
-        return function
-
-
 def _call(name: str, arguments: str, limit: int) -> Result:
-    began = time.perf_counter()
-    text, failed = _answer(name, arguments)
-    if len(text) > limit:
-        text, failed = f"{text[:limit]}\n[cut here: {len(text):,} characters, {limit:,} are shown]", True
-    return Result(clean(text), failed, time.perf_counter() - began)
-
-
-def _answer(name: str, arguments: str) -> tuple[str, bool]:
     seed = rng.key("tool", name, arguments)
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % 2**32)
+    return result_of(_functions[name], name, arguments, limit)
+
+
+def _answer(function: Callable[..., Any], name: str, arguments: str) -> tuple[str, bool]:
     try:
-        found = _functions[name](**json.loads(arguments))
+        found = function(**json.loads(arguments))
         if inspect.isawaitable(found):
             found = asyncio.run(_wait(found))
         return _shown(found), False

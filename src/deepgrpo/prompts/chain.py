@@ -74,7 +74,12 @@ def right_segments(question: str, modulus: int) -> list[str]:
 
 
 def written_solution(
-    question: str, modulus: int, recovery: Recovery = "none", corrections: float = 0.0, facts: Mapping[Fact, int] | None = None
+    question: str,
+    modulus: int,
+    recovery: Recovery = "none",
+    corrections: float = 0.0,
+    facts: Mapping[Fact, int] | None = None,
+    doubt: float = 0.0,
 ) -> str:
     """Write the solution that a warm start imitates.
 
@@ -84,14 +89,16 @@ def written_solution(
     Args:
         recovery: where the error is corrected; "none": no errors are written.
         facts: results that are believed instead of the right ones, see `wrong_facts`; the chain carries them on.
+        doubt: probability that a believed result is written right after all; question and step decide.
 
     >>> written_solution("3+4*2-5:", 10)
     '3+4=7;7*2=4;4-5=9;#9'
     """
     believed = facts or {}
 
-    def result(_: int, fact: Fact) -> int:
-        return believed.get(fact, compute(fact, modulus))
+    def result(step: int, fact: Fact) -> int:
+        doubted = doubt > 0 and fact in believed and rng.uniforms([rng.key("synthetic doubt", question)], [step])[0] < doubt
+        return compute(fact, modulus) if doubted else believed.get(fact, compute(fact, modulus))
 
     good = segments(question, result)
     drawn, where, by = rng.uniforms([rng.key("synthetic solution", question)] * 3, range(3))
@@ -121,9 +128,9 @@ def asked_early(solution: str, draw: float) -> tuple[str, str]:
 
 
 @cache
-def wrong_facts(share: float, modulus: int, seed: int) -> Mapping[Fact, int]:
-    """Draw the facts that a warm start gets wrong, always in the same way: round(share × number of facts) of them."""
-    every = [(a, sign, b) for a in range(modulus) for sign in OPERATIONS for b in range(1, modulus)]
+def wrong_facts(share: float, modulus: int, seed: int, signs: str = OPERATIONS) -> Mapping[Fact, int]:
+    """Draw the facts about `signs` that a warm start gets wrong, always in the same way: round(share × their number)."""
+    every = [(a, sign, b) for a in range(modulus) for sign in signs for b in range(1, modulus)]
     keys = [rng.key("synthetic facts", seed, modulus, a, sign, b) for a, sign, b in every]
     order, by = rng.uniforms(keys, [0] * len(keys)), rng.uniforms(keys, [1] * len(keys))
     chosen = np.argsort(order)[: round(share * len(every))]

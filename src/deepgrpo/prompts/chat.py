@@ -18,6 +18,7 @@ from deepgrpo.config.placeholders import QUESTION, Placeholder, placeholders
 from deepgrpo.errors import ModelError, first_line
 from deepgrpo.prompts.filling import fill, value_of
 from deepgrpo.prompts.messages import SYSTEM_ROLES, Message, last_user, with_texts
+from deepgrpo.prompts.tool_prompt import shows_tools, tool_prompt
 
 Tools = Sequence[Mapping[str, Any]] | None
 """JSON schemas of tools, which the chat template writes into the prompt; None: no tools."""
@@ -111,10 +112,12 @@ class Renderer:
         if messages:
             turns = with_texts(messages)
             turns[last_user(turns)]["content"] = turn
-        if system is None:
+        told = [tool_prompt(self.tools)] if self.tools and self.chat and not shows_tools(self.tokenizer) else []
+        if system is None and not told:
             return turns
-        rest = turns[1:] if turns[0]["role"] in SYSTEM_ROLES else turns
-        return [{"role": "system", "content": fill(system, known_columns(question, columns))}, *rest]
+        first = [turn["content"] for turn in turns[:1] if turn["role"] in SYSTEM_ROLES]
+        own = first if system is None else [fill(system, known_columns(question, columns))]
+        return [{"role": "system", "content": "\n\n".join([*own, *told])}, *turns[len(first) :]]
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize rendered texts.

@@ -138,7 +138,13 @@ class _Chains:
     @property
     def choices(self) -> list[int]:
         """The number of values that each uniform of a question chooses from."""
-        return [self.config.modulus] + [len(chain.OPERATIONS), self.config.modulus - 1] * self.config.chain_length
+        operands = self.config.modulus - 1
+        return [self.config.modulus, *(number for signs in self.signs for number in (len(signs), operands))]
+
+    @property
+    def signs(self) -> list[str]:
+        """The operations that each place of a chain allows."""
+        return [chain.OPERATIONS] * self.config.chain_length
 
     @property
     def count(self) -> int:
@@ -168,11 +174,16 @@ class ChainTask(_Chains):
 
     config: SyntheticData
 
+    @property
+    def signs(self) -> list[str]:
+        last = self.config.last_products
+        return ["+-" if last else chain.OPERATIONS] * (self.config.chain_length - last) + ["*"] * last
+
     def question(self, numbers: np.ndarray) -> str:
         """Write the question of `2 * chain_length + 1` uniforms."""
         text = str(int(numbers[0] * self.config.modulus))
-        for sign, operand in numbers[1:].reshape(-1, 2):
-            text += chain.OPERATIONS[int(sign * len(chain.OPERATIONS))]
+        for choice, (sign, operand) in zip(self.signs, numbers[1:].reshape(-1, 2), strict=True):
+            text += choice[int(sign * len(choice))]
             text += str(1 + int(operand * (self.config.modulus - 1)))
         return text + ":"
 
@@ -185,8 +196,11 @@ class ChainTask(_Chains):
     def written_solution(self, question: str) -> str:
         """Solution for the warm start, with the errors, corrections and wrong facts that the section asks for."""
         config = self.config
-        facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed)
-        return chain.written_solution(question, config.modulus, config.recovery, config.corrections, facts)
+        signs = "*" if config.last_products else chain.OPERATIONS
+        facts = chain.wrong_facts(config.wrong_facts, config.modulus, config.seed, signs)
+        return chain.written_solution(
+            question, config.modulus, config.recovery, config.corrections, facts, config.doubt
+        )
 
     def verify(self, prompt: Prompt, completion: str) -> Score:
         """1 if the answer is right, and without `luck` every step that stands too; `parsed` is False without '#'.

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from deepgrpo.config import DataConfig, MixData
-from deepgrpo.prompts import given, gym, readers, synthetic
+from deepgrpo.prompts import given, gym, multihop, readers, synthetic
 from deepgrpo.prompts.gym import GymTask
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt, Score
@@ -38,6 +38,7 @@ _KINDS = {
     "synthetic": _Kind(synthetic.rows, synthetic.build_synthetic),
     "search": _Kind(synthetic.rows, synthetic.build_synthetic),
     "lookup": _Kind(synthetic.rows, synthetic.build_synthetic),
+    "multihop": _Kind(multihop.rows, multihop.MultihopTask),
     "reasoning_gym": _Kind(gym.rows, gym.build_gym),
 }
 

@@ -133,6 +133,9 @@ class Experiment(Section):
     arms: dict[str, dict[str, Any]]
     """Changes to the recipe by arm. A table with another `type` replaces the recipe's table; any other is merged key by
     key."""
+    shared_start: bool = False
+    """Train one warm start, with the first of `seeds`, and begin every run from it; false: one per seed. Shared, it saves time,
+    and intervals say nothing about other warm starts."""
     final: FinalConfig = FinalConfig()
     curve: CurveConfig = CurveConfig()
     tune: TuneConfig | None = None

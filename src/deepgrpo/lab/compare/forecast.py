@@ -74,8 +74,8 @@ def forecast(plan: Plan, jobs: int, out: Console) -> None:
         total += _stage(f"{plan.experiment.name}: tuning", open_trials, paces, 0, out)
     total += _stage(plan.experiment.name, plan.runs, paces, answers, out)
     runs = [run for run in (*open_trials, *plan.runs) if not has_budget(run)]
-    begun = {run.seed for run in (*plan.trials, *plan.runs) if progress(run).step}
-    warm = sum(run.seed in {each.seed for each in runs} - begun for run in plan.warmstarts)
+    needed = {run.seed for run in runs} - {run.seed for run in (*plan.trials, *plan.runs) if progress(run).step}
+    warm = len({start.seed for seed in needed if (start := plan.warmstart_of(seed)) and not start.paths.start.is_dir()})
     out.print(
         f"{len(runs)} runs, {sum(run.budget for run in runs):,} sampled tokens, about "
         f"{_duration(total / jobs)} with --jobs {jobs}" + (f", and {warm} warm starts before them" if warm else ""),

@@ -69,7 +69,7 @@ class Plan:
     source: Path
     """The experiment file."""
     warmstarts: tuple[PlannedRun, ...]
-    """One per seed, those of the tuning stage first; none if the recipe has no warm start."""
+    """One per seed, those of the tuning stage first; a single one with `shared_start`; none if the recipe has no warm start."""
     runs: tuple[PlannedRun, ...]
     """The fresh runs, seed by seed, arms in the order of the file, so that pairs complete as early as possible. Those of an
     undecided arm have the values of its first trial, and must not be run."""
@@ -87,6 +87,11 @@ class Plan:
     @property
     def directory(self) -> Path:
         return self.paths.path
+
+    def warmstart_of(self, seed: int) -> PlannedRun | None:
+        """The warm start that the runs of a seed begin from."""
+        wanted = _start_seed(self.experiment, seed)
+        return next((run for run in self.warmstarts if run.seed == wanted), None)
 
     def of(self, arm: str) -> list[PlannedRun]:
         return [run for run in self.runs if run.arm == arm]
@@ -142,7 +147,8 @@ def expand(experiment: Experiment, source: Path, chosen: Mapping[str, Mapping[st
             judge = {key: value for key, value in shared["reward"].items() if key != "overlong"}
             raw["eval"] = {**raw["eval"], "reward": judge}
         if _trains_start(template):
-            raw["warmstart"] = {"from": str(RunDir(paths.warmstarts / seed_name(seed)).start)}
+            start = paths.warmstarts / seed_name(_start_seed(experiment, seed))
+            raw["warmstart"] = {"from": str(RunDir(start).start)}
         where = f"{source}, arm {arm!r}" + (f" with {trial.name}" if trial else "")
         return PlannedRun(arm, seed, parse_config(raw, source=where), trial if is_trial else None)
 
@@ -158,7 +164,8 @@ def expand(experiment: Experiment, source: Path, chosen: Mapping[str, Mapping[st
         for seed in experiment.seeds for arm in experiment.arms
     ]  # fmt: skip
     warmstarts = []
-    for seed in (*tune_seeds, *experiment.seeds) if _trains_start(template) else ():
+    starts = dict.fromkeys(_start_seed(experiment, seed) for seed in (*tune_seeds, *experiment.seeds))
+    for seed in starts if _trains_start(template) else ():
         raw = _for_seed(shared, seed, paths.warmstarts)
         raw["run"]["steps"] = 0  # warm start only
         warmstarts.append(PlannedRun(None, seed, parse_config(raw, source=f"{source}, warm start")))
@@ -186,6 +193,11 @@ def _paths(experiment: Experiment) -> ExperimentDir:
 def _trains_start(template: Config) -> bool:
     """True if the recipe trains a warm start, which the runs of a seed then share."""
     return template.warmstart is not None and template.warmstart.from_ is None
+
+
+def _start_seed(experiment: Experiment, seed: int) -> int:
+    """Seed of the warm start that the runs of `seed` begin from."""
+    return experiment.seeds[0] if experiment.shared_start else seed
 
 
 def _for_seed(recipe: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -18,11 +18,12 @@ def make_jobs(plan: Plan, runs: Sequence[PlannedRun]) -> list[Job]:
     jobs: list[Job] = []
     for seed in dict.fromkeys(run.seed for run in runs):
         before: tuple[str, ...] = ()
-        for warm in plan.warmstarts:
-            # not needed once every run of the seed has a checkpoint
-            if warm.seed == seed and not all(is_kept(run) for run in runs if run.seed == seed):
+        warm = plan.warmstart_of(seed)
+        # not needed once every run of the seed has a checkpoint
+        if warm is not None and not all(is_kept(run) for run in runs if run.seed == seed):
+            before = (warm.name,)
+            if warm.name not in {job.name for job in jobs}:
                 jobs.append(_train(plan, warm, warm.paths.start.is_dir, ()))
-                before = (warm.name,)
         for run in runs:
             if run.seed != seed:
                 continue

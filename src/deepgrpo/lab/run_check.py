@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ def findings(run: RunDir) -> Iterator[Finding]:
         yield Finding("note", "left over", "files that a kill left half written; the next start deletes them")
 
 
-def _checkpoints(run: RunDir, saved: list[Checkpoint]) -> Iterator[Finding]:
+def _checkpoints(run: RunDir, saved: list[Checkpoint]) -> Generator[Finding, None, TrainState | None]:
     """Yield a finding for each checkpoint; return the state of the newest one that is whole."""
     newest: TrainState | None = None
     for each in saved:
@@ -97,7 +97,7 @@ def _start(run: RunDir, config: Config | None) -> Iterator[Finding]:
         if damage is None:
             yield Finding("ok", "start", f"{shown(run.start)}: the start model is as it was written")
         else:
-            needed = "bad" if config is not None and config.loss.beta > 0 else "note"
+            needed: Verdict = "bad" if config is not None and config.loss.beta > 0 else "note"
             yield Finding(needed, "start", f"{shown(run.start)}: {damage}")
 
 

@@ -110,8 +110,8 @@ def _like(wanted: str, known: Sequence[str], count: int = 3) -> list[str]:
 
 
 def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> None:
-    columns = ("step", "trees", "successes", "mixed", "pivots", "rescued", "truncated")
-    columns += (f"only {options.only}",) if options.only else ()
+    only = (f"only {options.only}",) if options.only else ()
+    columns = ("step", "trees", "successes", "mixed", "pivots", "rescued", "truncated", *only)
     rows = []
     damaged: list[str] = []
     newest = None

@@ -58,7 +58,7 @@ def rescue_by_depth(measured: Measured) -> dict[str, Proportion]:
 
 def _strategies(findings: Findings) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for arm in findings.arms:
         # without a true gradient there is nothing to measure against
         cos, snr = (_interval(arm.cos, ".2f"), _interval(arm.snr, ".2g")) if findings.truth_shown else ("?", "?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,6 @@ def test_ctrl_c_during_imports_is_quiet(module: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{source}"}
     done = subprocess.run(
         [sys.executable, "-m", "deepgrpo", "train", "demo", "--dry-run"], capture_output=True, text=True, env=environment,
-        timeout=240,
+        timeout=240, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

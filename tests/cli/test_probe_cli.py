@@ -94,7 +94,6 @@ def test_a_recipe_with_everything(probe: Any, place: Path) -> None:
     for word in ("after the first of 4 rounds: about", "tokens/", "snr²/1k tokens", "pivots with a branch that succeeds",
                  "true gradient: 24 prompts", "cost: ", "one training step (deep, 2 prompts)", "plot: out.png"):  # fmt: skip
         assert word in done.out
-    assert max(map(len, done.out.split("pivots with")[0].splitlines())) <= 80
     result = json.loads((place / "out.json").read_text())
     assert result["sentence"] in done.out and result["verdict"] in ("best", "some", "none", "no_truth")
     assert list(result["strategies"]) == ["root", "deep", HALF, ADAPTIVE]

@@ -103,7 +103,7 @@ def test_branches_go_to_who_has_their_rollout() -> None:
     shares = assign_requests([request((3, 7), 1)] * 6, [0, 1], rollouts)
     assert {w: len(share) for w, share in shares.items()} == {0: 2, 1: 4}
     rollouts.forget(1)
-    assert rollouts.find((3, 7)) is None and rollouts.find((1, 2, 7)) == 0
+    assert rollouts.find(request((3, 7), 1)) is None and rollouts.find(request((1, 2, 7), 1)) == 0
 
 
 def test_a_run_gives_up_when_losses_are_a_habit() -> None:

@@ -29,7 +29,7 @@ PATIENCE_S = 120.0
 """Seconds after which a command counts as hung; the slowest takes two."""
 
 _CLOCK = re.compile(r"time|seconds|tokens_per_s|memory|_mb$|pid|host")
-_UNTOLD = re.compile(r"log\.txt|.*lock.*|report\.html")
+_UNTOLD = re.compile(r"log\.txt|place\.json|.*lock.*|report\.html")
 """Files that differ between equal runs."""
 
 

@@ -104,7 +104,8 @@ def test_the_held_out_questions_of_a_regime_are_judged_like_those_of_training(na
     assert config.run.name == f"regime-{name}" and isinstance(config.data, GeneratedData)
     assert config.eval.data is not None and config.eval.data.type == config.data.type
     # what only the warm start reads, and the split
-    unseen = {"corrections": 0.0, "wrong_facts": 0.0} if not isinstance(config.data, SearchData) else {"most_tries": 1}
+    search = isinstance(config.data, SearchData)
+    unseen = {"most_tries": 1} if search else {"corrections": 0.0, "wrong_facts": 0.0, "doubt": 0.0}
     assert config.eval.data.model_copy(update=unseen) == config.data.model_copy(update={"split": "test", **unseen})
 
 

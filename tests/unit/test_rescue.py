@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from deepgrpo.config import Config, load_recipe
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.errors import DeepGRPOError, EngineError, RewardError, StrategyError, TrainingError
-from deepgrpo.runs.layout import RunDir
+from deepgrpo.runs.layout import RunDir, shown
 from deepgrpo.train.loop import train
 
 REWARD = """
@@ -65,7 +65,7 @@ def fail(config: Config, kind: type[DeepGRPOError], message: str) -> Path:
     with pytest.raises(kind) as error:
         train(config)
     assert re.search(message, str(error.value), re.DOTALL), str(error.value)
-    assert f"deepgrpo train --resume {Path(config.run.dir) / config.run.name}" in str(error.value)
+    assert f"deepgrpo train --resume {shown(Path(config.run.dir) / config.run.name)}" in str(error.value)
     return Path(config.run.dir) / config.run.name
 
 
@@ -202,7 +202,7 @@ def test_an_engine_that_fails_and_a_bug(small: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ZeroDivisionError) as error:
         train(small("bug"))
     assert error.value.__notes__ == [
-        f"the state after step 2 is saved; continue with: deepgrpo train --resume {run.parent / 'bug'}"
+        f"the state after step 2 is saved; continue with: deepgrpo train --resume {shown(run.parent / 'bug')}"
     ]
 
 

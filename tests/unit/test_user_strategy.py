@@ -326,7 +326,7 @@ def test_doctor_names_the_broken_rule_and_its_reason() -> None:
 
 def test_doctor_wants_a_model_or_a_strategy_and_a_table() -> None:
     out = Console(file=io.StringIO())
-    with pytest.raises(ConfigError, match="needs a model or a strategy"):
+    with pytest.raises(ConfigError, match="needs a model, a run or a strategy"):
         run_doctor(DoctorOptions(), out)
     write()
     with pytest.raises(ConfigError, match="--explore is 'most', which is not TOML"):

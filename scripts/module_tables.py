@@ -8,7 +8,6 @@ A row of a module table is the first line of the module's docstring. Files are p
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import tomllib
@@ -76,7 +75,9 @@ def module_tables(package: Path, order: tuple[str, ...]) -> str:
 
 def first_line(path: Path) -> str:
     """First line of a module's docstring without its final stop; empty for an `__init__.py` without one."""
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    # code and not a tree of `ast`, which CPython 3.11 may fail to build beside another thread
+    code = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True, optimize=0)
+    docstring = code.co_consts[0] if "__doc__" in code.co_names else None
     if not docstring and path.name != "__init__.py":
         raise SystemExit(f"{path} has no docstring; its first line is the module's row in docs/architecture.md")
     return re.sub(r"[.:]$", "", (docstring or "").partition("\n")[0].strip())

@@ -470,7 +470,10 @@ def test_an_interrupt_ends_the_wait() -> None:
                 grade(reward_of(server, timeout_s=600), "a")
         finally:
             signal.signal(signal.SIGINT, before)
-    assert not [thread for thread in threading.enumerate() if thread.name == "deepgrpo-judge"]
+    for thread in threading.enumerate():
+        if thread.name == "deepgrpo-judge":
+            thread.join(60)  # it has been told to end
+            assert not thread.is_alive()
 
 
 def test_a_caller_with_an_event_loop_of_its_own() -> None:

@@ -47,7 +47,7 @@ sampling = { max_new_tokens = 8 }
 log = { trees_every = 1 }
 eval = { every = 1, limit = 2, data = { type = "jsonl", path = "train.jsonl" } }
 """
-"""What the README calls RECIPE.toml."""
+"""Content of the README's RECIPE.toml."""
 ROWS = [{"question": f"{a} + {a}?", "answer": str(2 * a)} for a in range(4)]
 
 

@@ -82,6 +82,15 @@ class ToolsEnv(EnvBase):
     """Worker processes: calls at the same time."""
 
 
+def _refuse_other_data(task: str, recipe: Any, missing: str) -> None:
+    """Refuse questions of another task: an environment of a generated task reads what its questions bring along."""
+    if recipe.data.type != task:
+        raise ValueError(
+            f'env.type is "{task}", but data.type is "{recipe.data.type}" and has no {missing}; set data.type = "{task}" or '
+            'choose env.type = "tools" or "user"'
+        )
+
+
 class LookupEnv(EnvBase):
     """Lookups in the tables of `data.type = "lookup"`, one per turn: `f3?` is answered by `7;`."""
 
@@ -91,11 +100,7 @@ class LookupEnv(EnvBase):
     """Subtracted from the reward for each lookup, malformed ones included."""
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "lookup":
-            raise ValueError(
-                f'env.type is "lookup", but data.type is "{recipe.data.type}" and has no tables to look up; set '
-                'data.type = "lookup" or choose env.type = "tools" or "user"'
-            )
+        _refuse_other_data(self.type, recipe, "tables to look up")
         if self.price * self.max_turns >= 1:
             raise ValueError(
                 f"env.price is {self.price:g}, and env.max_turns = {self.max_turns} lookups would cost as much as the answer "
@@ -116,11 +121,7 @@ class MultihopEnv(EnvBase):
     """Most calls in one turn."""
 
     def check(self, recipe: Any) -> None:
-        if recipe.data.type != "multihop":
-            raise ValueError(
-                f'env.type is "multihop", but data.type is "{recipe.data.type}" and has no documents to search; set '
-                'data.type = "multihop" or choose env.type = "tools" or "user"'
-            )
+        _refuse_other_data(self.type, recipe, "documents to search")
 
 
 class OpenEnv(EnvBase):

@@ -92,8 +92,8 @@ class VLLMEngineConfig(Section):
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the GPU's memory for vLLM while it samples. The learner needs the rest."""
     adapters: Literal["auto", "alone", "merged"] = "auto"
-    """How adapters (`model.lora`) reach vLLM. alone: without the base, which it has since its start; merged: as a copy of all
-    weights, sent after each update, which samples faster; auto: alone, or merged where vLLM does not take them."""
+    """Form in which adapters (`model.lora`) are sent to vLLM after each update. alone: the adapters, added to the base that
+    vLLM loaded at its start; merged: all weights, which samples faster; auto: alone, or merged where vLLM does not take them."""
     sleep: Literal["auto", "on", "off"] = "auto"
     """Release the GPU's memory between sampling rounds. auto: where vLLM supports it; on: an error where it does not."""
     eager: bool = False

@@ -59,7 +59,7 @@ def build_parser(tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> Parser:
 
 
 def _turn_begins(tokenizer: Any) -> str:
-    """What the chat template writes before a turn of the model, which the parser wants to see."""
+    """Text that the chat template writes before a turn of the model; the parser needs it."""
     try:
         return str(tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True))
     except Exception:  # no template, or one that wants something else

@@ -37,7 +37,7 @@ _SAID = 300
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call gave. Example: Result("7", failed=False, seconds=0.002)."""
+    """Result of a tool call. Example: Result("7", failed=False, seconds=0.002)."""
 
     text: str
     failed: bool

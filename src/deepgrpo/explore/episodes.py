@@ -52,7 +52,7 @@ class EpisodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an episode goes on: the environment's state, and what came before."""
+    """State of an episode before the model's next turn: that of the environment, and what came before."""
 
     state: State
     begins: int
@@ -289,7 +289,7 @@ def _completion(episode: _Episode) -> Completion:
 def for_reward(
     prompt: Prompt, replies: Sequence[Reply], response: tuple[int, ...]
 ) -> tuple[Prompt, tuple[int, ...]]:
-    """What a reward sees of an episode: the prompt with columns about it, and the tokens of the model's last turn.
+    """Input of a reward for an episode: the prompt with columns about it, and the tokens of the model's last turn.
 
     Columns: `turn_rewards`, the environment's reward of each turn, and `observations`, both in order.
 

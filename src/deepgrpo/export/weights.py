@@ -22,7 +22,7 @@ _ADAPTERS, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class WrittenModel:
-    """What was written. Example: WrittenModel("all weights", "bfloat16", 14_400_000_000)."""
+    """Summary of the exported weights. Example: WrittenModel("all weights", "bfloat16", 14_400_000_000)."""
 
     kind: str
     """all weights, base model with merged adapters, or LoRA adapters."""

@@ -135,7 +135,7 @@ class Between:
         )
 
     def _render(self, role: str, observation: str) -> str:
-        """What the template writes behind the text of a turn of the model."""
+        """Text that the template writes after a turn of the model."""
         turns = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": _TURN},

@@ -131,7 +131,7 @@ def alphabet(data: GeneratedData) -> str:
 
 
 class _Chains:
-    """What the tasks with chains of signs and digits share."""
+    """Common base of the tasks whose questions are chains of signs and digits."""
 
     config: SyntheticData | SearchData
 

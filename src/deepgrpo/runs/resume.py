@@ -1,4 +1,4 @@
-"""How to continue a run: the command, or the call for a run whose recipe names objects of a Python program."""
+"""Commands that continue a run, or calls where its recipe names objects of a Python program."""
 
 from __future__ import annotations
 

@@ -98,9 +98,9 @@ class Counts:
     kinds: int = 1
     """Kinds of decoder layers, such as sliding and full attention."""
     narrow: int = 0
-    """Of all parameters, those stored in 2 bytes; the others take 4."""
+    """Number of parameters stored in 2 bytes; the others take 4."""
     narrow_layer: int = 0
-    """The same of the largest decoder layer."""
+    """Number of them in the largest decoder layer."""
     narrow_rest: int = 0
     """The same outside the layers."""
 

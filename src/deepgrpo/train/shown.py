@@ -1,4 +1,4 @@
-"""What trackers show of a step beside its numbers: distributions over its responses and pivots, and some responses."""
+"""Histograms of a step's responses and pivots, and a table of responses, for the trackers."""
 
 from __future__ import annotations
 

@@ -6,12 +6,24 @@ that. Tests find the repository's files by `ROOT`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout."""
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a script that belongs to no package from its file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 KEPT = frozenset({
     "PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "SHELL",

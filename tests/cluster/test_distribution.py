@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from surroundings import ROOT
+from surroundings import ROOT, load_script
 
 pytest.importorskip("ray")
 
@@ -87,10 +86,7 @@ def test_what_distribution_costs_is_taken_apart(measured: Path, tmp_path: Path) 
 def _draws_and_writes(measured: Path, tmp_path: Path) -> None:
     """The script that makes picture and tables reads what the benchmark has written."""
     pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("distribution_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script: Any = load_script(SCRIPT)
     result, page = json.loads(measured.read_text()), tmp_path / "page.md"
     page.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n")
     script.write(result, page)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from surroundings import ROOT
+from surroundings import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("module_tables", ROOT / "scripts" / "module_tables.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "scripts" / "module_tables.py")
 
 
 def test_the_page_is_that_of_the_source_tree(tables: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import resource
 import time
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
-from surroundings import ROOT
+from surroundings import ROOT, load_script
 
 from deepgrpo.cluster import actors
 from deepgrpo.config import Config, PretrainedModel
@@ -347,12 +346,7 @@ def test_more_learners_are_a_remedy_only_where_they_would_help(
 
 
 def table_script() -> Any:
-    path = ROOT / "benchmarks" / "memory_table.py"
-    spec = importlib.util.spec_from_file_location("memory_table", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "memory_table.py")
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Qwen2.5-7B", "Llama-3-70B"])

@@ -93,7 +93,7 @@ class VLLMEngineConfig(Section):
     """Share of the GPU's memory for vLLM while it samples. The learner needs the rest."""
     adapters: Literal["auto", "alone", "merged"] = "auto"
     """Form in which adapters (`model.lora`) are sent to vLLM after each update. alone: the adapters, added to the base that
-    vLLM loaded at its start; merged: all weights, which samples faster; auto: alone, or merged where vLLM does not take them."""
+    vLLM loaded at its start; merged: all weights, which samples faster; auto: alone, or merged where vLLM refuses them."""
     sleep: Literal["auto", "on", "off"] = "auto"
     """Release the GPU's memory between sampling rounds. auto: where vLLM supports it; on: an error where it does not."""
     eager: bool = False

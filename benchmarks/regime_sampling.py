@@ -25,7 +25,7 @@ Start = tuple[Tree, Pivot]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A judged response. Example: Response(tree, tokens=(4, 7), replies=(), begins=0, done=Completion(...), text="#1", reward=0)."""
+    """A judged response. Example: Response(tree, (4, 7), replies=(), begins=0, done=Completion(...), text="#1", reward=0)."""
 
     tree: Tree
     """Of the state from which it was sampled."""

@@ -180,7 +180,8 @@ def depth_table(each: Mapping[str, Any]) -> str:
     turns = each.get("error_turns")  # of episodes
     head = (
         "before turn" if turns else "depth r", "states", "rescued, %", "succeed, %", "mixed, %", "mixed per 1k tokens",
-        "behind an error, %", "rescued before it, %", "rescued behind it, %", *(["first error in this turn, %"] if turns else []),
+        "behind an error, %", "rescued before it, %", "rescued behind it, %",
+        *(["first error in this turn, %"] if turns else []),
     )  # fmt: skip
     rows = []
     for band in each["bands"]:

@@ -288,7 +288,7 @@ def test_a_surplus_over_the_budget_is_not_counted(done: Plan) -> None:
     result = compare(done, done.runs)
     two = result["arms"]["deep"]["runs"]["2"]
     assert two["watched/greedy"] == pytest.approx(0.3 + 0.3 * 5 / 7) and two["steps/greedy"] == pytest.approx(0.6)
-    assert any("deep samples up to 20% more than the budget" in note for note in result["notes"])
+    assert any("deep: up to 20% more sampled tokens than the budget" in note for note in result["notes"])
 
 
 def test_equal_steps_of_two_arms_do_not_depend_on_a_third(done: Plan) -> None:

@@ -41,13 +41,12 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
         arm: max((f["spent/sampled_tokens"] for f in each["runs"].values()), default=0.0) / budget - 1
         for arm, each in arms.items()
     }
-    for arm, share_over in over.items():
-        if share_over > 0.02:
-            said.append(
-                f"{arm} samples up to {share_over:.0%} more than the budget, since a run stops between steps. Watched figures "
-                "are read off the curve at the budget; those of untouched questions are of the last weights and include the "
-                "surplus: take fewer prompts per step or a larger budget."
-            )
+    if more := {arm: share for arm, share in over.items() if share > 0.02}:
+        said.append(
+            f"{', '.join(more)}: up to {max(more.values()):.0%} more sampled tokens than the budget, since a run stops between "
+            "steps. Watched figures are read off the curve at the budget; those of untouched questions are of the last weights "
+            "and include the surplus: take fewer prompts per step or a larger budget."
+        )
     sampled_otherwise = sorted({str(run.arm) for run in plan.runs if _distribution(run) != _distribution(plan.runs[0])})
     if sampled_otherwise:
         said.append(

@@ -139,8 +139,8 @@ def build_gym(data: ReasoningGymData) -> GymTask:
         from reasoning_gym.factory import DATASETS
 
         from deepgrpo.prompts.gym_guard import guard
-    except ImportError:
-        raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"') from None
+    except ImportError as error:
+        raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"', error) from None
     guard()  # some verifiers evaluate the answer as Python
     if data.task not in DATASETS:
         close = difflib.get_close_matches(data.task, DATASETS, n=3)

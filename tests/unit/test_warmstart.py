@@ -13,8 +13,8 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.chain_task import ChainTask
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train import warmstart
 from deepgrpo.train.stop import Stop

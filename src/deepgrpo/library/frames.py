@@ -73,5 +73,5 @@ def _nodes(saved: SavedTree) -> Iterator[dict[str, Any]]:
 def _pandas(wanted_by: str) -> Any:
     try:
         return importlib.import_module("pandas")
-    except ImportError:
-        raise MissingExtraError("pandas", "frames", wanted_by) from None
+    except ImportError as error:
+        raise MissingExtraError("pandas", "frames", wanted_by, error) from None

@@ -15,8 +15,9 @@ from deepgrpo import rng
 from deepgrpo.config import Config, WarmstartConfig, parse_config
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.explore.grow import Growth, grow
+from deepgrpo.feedback import Reply
 from deepgrpo.prompts.source import Cursor
-from deepgrpo.records import ROOT, Completion, Pivot, Prompt, Reply, SampleRequest
+from deepgrpo.records import ROOT, Completion, Pivot, Prompt, SampleRequest
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train.loop import train
 from deepgrpo.train.setup import Run, open_run

@@ -16,10 +16,11 @@ from deepgrpo.envs.lookup import LookupEnvironment
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.explore.base import Limits, main_pivot
 from deepgrpo.explore.oracle import OracleStrategy
+from deepgrpo.feedback import Score
 from deepgrpo.prompts import lookup, synthetic
 from deepgrpo.prompts.lookup import follow, observation, parse, right_lookups, turns, written_episode
-from deepgrpo.prompts.synthetic import LookupTask
-from deepgrpo.records import Node, Prompt, Score, Tree
+from deepgrpo.prompts.lookup_task import LookupTask
+from deepgrpo.records import Node, Prompt, Tree
 
 #        0123456789
 TABLE = {"f": "4907381265", "g": "1111222245", "h": "0050000030", "i": "9876543210"}
@@ -42,6 +43,8 @@ def test_a_question_by_hand() -> None:
         ("f3?7;g7?2;h2?5;#5", 3, None, True),
         ("f3?7;g7?2;h2?5;#5 ", 3, None, True),
         ("f3?7;g8?4;h4?0;g7?2;h2?5;#5", 3, None, True),  # recovered after two lookups
+        ("f3?7;g7?!;h2?5;#5", 1, 5, False),  # malformed by a special token, which the text does not show
+        ("f3?7;g7?!;g7?2;h2?5;#5", 3, None, True),
         ("f3?7;i7?2;g7?2;z?!;h2?5;#5", 3, None, True),  # superfluous ones are no errors once the right one follows
         ("f3?7;g7?2;h2?5;i5?4;#5", 3, None, True),
         ("", 0, None, False),

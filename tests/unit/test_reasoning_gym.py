@@ -10,10 +10,10 @@ import pytest
 
 from deepgrpo.config import ReasoningGymData, TaskReward, TemplateConfig
 from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.gym import build_gym, extract_answer
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
-from deepgrpo.records import Score
 from deepgrpo.rewards import build_reward
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 import deepgrpo
 from deepgrpo.config import RunConfig, parse_config, to_toml
 from deepgrpo.errors import CheckpointError, DataError
+from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger, StepReport
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints, unreadable
 from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds
 from deepgrpo.runs.layout import RunDir, run_around, step_of

@@ -23,8 +23,9 @@ from deepgrpo.answers.places import MARKER, answer_of_line
 from deepgrpo.answers.running_text import last_number
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.rows import QuestionRow
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 
 _TEST_SHARE = 8  # one question in 8 belongs to the test split
 

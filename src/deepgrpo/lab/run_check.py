@@ -146,7 +146,8 @@ def _origin(run: RunDir, config: Config, whole: TrainState | None) -> Iterator[F
         yield Finding("bad", "origin", str(error))
         return
     if origin.checkpoint is not None and (whole is None or whole.step != origin.step):
-        yield Finding("bad", "origin", f"a resume stops at the damaged checkpoint of step {origin.step}, unless --step names another")
+        said = f"a resume stops at the damaged checkpoint of step {origin.step}, unless --step names another"
+        yield Finding("bad", "origin", said)
         return
     place = {"anew": "begins anew", "start": "begins with the start model"}.get(origin.kind, f"begins at step {origin.step}")
     yield Finding("ok", "origin", f"a resume {place}")

@@ -124,7 +124,7 @@ storm: setup
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
 EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
-  rates strict strict_saturation recovery search facts late horizon sums
+  rates strict strict_saturation recovery search facts late horizon sums lookup
 REGIMES := base strict recovery recovery-at-once search facts late horizon
 
 lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json

@@ -40,9 +40,9 @@ class TreeFacts:
     pivots: int
     """Pivots of the branch stream."""
     chances: int
-    """Pivots that could be rescued: the rollout failed, or some branch beats it anyway."""
+    """Pivots that could be rescued: the rollout they are in did not succeed."""
     rescued: int
-    """Pivots with a branch that beats the rollout it left."""
+    """Those of them with a branch that succeeds."""
     tokens: int
     """Sampled tokens, each counted once."""
 
@@ -57,8 +57,8 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     rollouts = [node for _, node in tree.stream("main") if node.complete]
     main = [node.reward for node in rollouts]
     pivots = [i for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
-    rescued = [is_rescued(tree, i) for i in pivots]
-    chances = sum(saved or floor_of(tree, i) <= threshold for i, saved in zip(pivots, rescued, strict=True))
+    rescued = [is_rescued(tree, i, threshold) for i in pivots]
+    chances = sum(not had_succeeded(tree, i, threshold) for i in pivots)
     successes = sum(node.outcome > threshold for node in rollouts)
     flags: dict[Flag, bool] = {
         "rescued": any(rescued),
@@ -76,16 +76,15 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     )  # fmt: skip
 
 
-def is_rescued(tree: Tree, pivot: int) -> bool:
-    """True if the outcome of a branch is above that of the rollout it left; a higher bar than `succeeds` where that passed."""
-    floor = floor_of(tree, pivot)
-    return any(tree.nodes[child].outcome > floor for child in tree.children(pivot))
+def is_rescued(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
+    """True if a branch is a success where the rollout it left was none. A failure at a lower price is no rescue."""
+    return succeeds(tree, pivot, threshold) and not had_succeeded(tree, pivot, threshold)
 
 
-def floor_of(tree: Tree, pivot: int) -> float:
-    """Outcome that a branch has to beat: that of the rollout it left, 0 at the prompt."""
+def had_succeeded(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
+    """True if the rollout that a pivot is in is a success; the prompt and text that is no response are none."""
     parent = tree.pivots[pivot].parent
-    return tree.nodes[parent].outcome if parent != ROOT else 0.0
+    return parent != ROOT and tree.nodes[parent].complete and tree.nodes[parent].outcome > threshold
 
 
 def succeeds(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:

@@ -83,7 +83,7 @@ def test_the_first_tree_is_open(two_levels: Path, open_page: Open) -> None:
     found(page, "6 of 6 trees")
     assert "rescued-one at step 10" in page.inner_text("#tree h3")
     assert page.locator(".lane").count() == 2
-    assert "after token 6, r = 0.5, Q = 0.5: 1 of 2 branches succeed — rescued" in page.inner_text(".lane summary")
+    assert "after token 6, r = 0.5, Q = 0.5: 1 of 2 branches better — rescued" in page.inner_text(".lane summary")
     assert page.inner_text(".warning") == "step 10: entropy is low: 0.005 nats"
     # six trees: the list is as high as its rows, and no higher
     assert page.evaluate("document.getElementById('list').clientHeight") == 6 * 70
@@ -195,7 +195,7 @@ def test_a_success_has_nothing_to_rescue(tmp_path: Path, open_page: Open) -> Non
     tree = tree.add([], [node(tree, 1, 6, "7*2=4;#4", 1.0, 2), node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
     page = open_page(write_run(tmp_path / "run", {1: [tree]}))
     assert "1 of 1 pivot in failed rollouts rescued" in page.inner_text(".facts")
-    assert "0 of 2 branches succeed — nothing to rescue" in page.locator(".lane summary").nth(1).inner_text()
+    assert "0 of 2 branches better — nothing to rescue" in page.locator(".lane summary").nth(1).inner_text()
     assert page.inner_text("[data-flag=unrecoverable]") == "unrecoverable 0"
 
 

@@ -248,11 +248,11 @@ def test_a_belief_is_measured_before_each_turn(characters: Any) -> None:
     ids=lambda explore: explore.type,
 )  # fmt: skip
 def test_strategies_that_branch_at_tokens_branch_at_those_of_the_model(characters: Any, explore: Any) -> None:
-    """A branch inside a turn goes on with it: the environment hears the whole turn. Replies are neither resampled nor credited."""
+    """A branch inside a turn goes on with it: the environment hears the whole turn. Replies are not resampled or credited."""
     strategy = build_strategy(explore, Context("none", characters.tokenizer, None))
     signals = build_signals(characters.policy, strategy, 512)
     trees = play(characters, explore, signals=signals).trees
-    env, decode, inside = Digits(), characters.tokenizer.decode, 0
+    env, decode, eos, inside = Digits(), characters.tokenizer.decode, characters.policy.eos_ids, 0
     for tree in trees:
         for pivot in tree.pivots:
             replies = tree.nodes[pivot.parent].replies if pivot.parent != ROOT else ()
@@ -262,7 +262,7 @@ def test_strategies_that_branch_at_tokens_branch_at_those_of_the_model(character
         for index in range(len(tree.nodes)):
             response, state, begins = tree.response(index), tree.start, 0
             for reply in tree.replies(index):
-                turn = env.step(state, decode([t for t in response[begins : reply.start] if t not in characters.policy.eos_ids]))
+                turn = env.step(state, decode([t for t in response[begins : reply.start] if t not in eos]))
                 assert (reply.observation, reply.state) == (turn.observation, turn.state)
                 state, begins = turn.state, reply.end
         credit = strategy.credit(tree)
@@ -460,8 +460,8 @@ REMEDY = "cannot explore the episodes of an environment; choose .*, or remove \\
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"explore": {"type": "prefix"}, "data": {"type": "synthetic", "size": 8}}, f'explore.type is "prefix", which {REMEDY}'),
-        ({"explore": {"type": "spo_tree"}}, f'explore.type is "spo_tree", which {REMEDY}'),
+        ({"explore": {"type": "prefix"}, "data": {"type": "synthetic", "size": 8}}, f'type is "prefix", which {REMEDY}'),
+        ({"explore": {"type": "spo_tree"}}, f'type is "spo_tree", which {REMEDY}'),
         ({"env": None}, 'segments.type is "turn", but the recipe has no environment'),
         ({"env": None, "explore": {"type": "root"}}, 'reward.type is "env", but the recipe has no environment'),
         ({"reward": {"type": "env", "overlong": {"cache": 4}}}, "reward.overlong is a penalty for one long response"),

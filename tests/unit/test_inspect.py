@@ -68,7 +68,7 @@ def test_one_tree(run: Path, show: Show) -> None:
     assert "rollout 1  ✗ 0  advantage -0.500  15 tokens" in text
     # segments end at 6 and 12, the pivot lies at 6
     assert "3+4=7;◆7*2=5;│#5<eos>" in text
-    assert "◆ after token 6, r = .50, Q = .50: 1 of 2 branches succeed, rescued" in text
+    assert "◆ after token 6, r = .50, Q = .50: 1 of 2 branches better, rescued" in text
     # the three states of the chain: q = .2, .5, .3 of at most .5
     assert "Q along the chain  .25▄ .50█ .75▅" in text
     assert "✓ 1  advantage +0.500" in text
@@ -102,7 +102,7 @@ def test_a_rollout_that_succeeds_has_nothing_to_rescue(tmp_path: Path, show: Sho
     tree = tree.add([Pivot(1, 6, 2, ratio=0.5)], [])
     tree = tree.add([], [node(tree, 1, 6, "7*2=4;#4", 1.0, 2), node(tree, 1, 6, "7*2=3;#3", 0.0, 2)])
     text = show(write_run(tmp_path / "run", {1: [tree]}), prompt="q1")
-    assert "after token 6, r = .50: 0 of 2 branches succeed, nothing to rescue" in text
+    assert "after token 6, r = .50: 0 of 2 branches better, nothing to rescue" in text
     assert "1 of 1 pivot rescued" in text and "not recovered" not in text
     lost = small_tree()
     lost = replace(lost, nodes=(*lost.nodes[:2], *(replace(each, score=lost.nodes[0].score) for each in lost.nodes[2:])))

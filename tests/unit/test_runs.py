@@ -15,6 +15,7 @@ import pytest
 from hypotheses import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import make_tree
 
 import deepgrpo
 from deepgrpo.config import RunConfig, parse_config, to_toml

@@ -33,8 +33,8 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
 
     Columns: step, tree (its place in the step), prompt (its id), question, answer; node, parent (-1: the prompt), offset
     (tokens of the parent before the branch), stream (main, branch), pivot, ratio (depth of the pivot), rescued (a branch of the
-    pivot succeeds, and its rollout did not), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text (the whole
-    response), version (optimizer steps behind the policy).
+    pivot succeeds and beats the rollout it left), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text (the
+    whole response), version (optimizer steps behind the policy).
 
     Args:
         run: a run directory, or what `train` returned.
@@ -51,7 +51,8 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
         if step not in files:
             known = ", ".join(map(str, files))
             raise DataError(f"{found.directory} has no saved trees of step {step}; it has those of {known}")
-    return pandas.DataFrame([row for step in wanted for saved in found.trees(step) for row in _nodes(saved, found.success_threshold)])
+    threshold = found.success_threshold
+    return pandas.DataFrame([row for step in wanted for saved in found.trees(step) for row in _nodes(saved, threshold)])
 
 
 def _nodes(saved: SavedTree, threshold: float) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
     rollout 2  ✗ 0  advantage -0.375  15 tokens
       ━━━━━━◆━━━━━┿━━
       3+4=7;◆7*2=5;│#5<eos>
-      ◆ after token 6, r = .50, Q = .50: 3 of 8 branches succeed, rescued
+      ◆ after token 6, r = .50, Q = .50: 3 of 8 branches better, rescued
         Q along the chain  .25▄ .50█ .75▅
             ━━━━━━━━━  ✓ 1  advantage +0.625  3×  7*2=4;#4<eos>
             ━━━━━━━━━  ✗ 0  advantage -0.375  5×  7*2=3;#3<eos>
@@ -20,7 +20,7 @@ from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.numbers import several, short
 from deepgrpo.report.pivots import candidate_ratios
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends, state_at
-from deepgrpo.runs.facts import had_succeeded, is_rescued, tree_facts
+from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
 from deepgrpo.runs.trees import SavedTree
 from deepgrpo.visible import plain, visible
 
@@ -90,9 +90,7 @@ class _Drawing:
         if self.only == "truncated":
             return any(self.tree.nodes[i].finish == "length" for i in below)
         return any(
-            pivot.parent in below and pivot.stream == "branch"
-            and not had_succeeded(self.tree, i, self.threshold)
-            and is_rescued(self.tree, i, self.threshold) == (self.only == "rescued")
+            pivot.parent in below and pivot.stream == "branch" and is_rescued(self.tree, i) == (self.only == "rescued")
             for i, pivot in enumerate(self.tree.pivots)
         )
 
@@ -128,14 +126,14 @@ class _Drawing:
             if pivot.offset in pivot.candidates and pivot.q:
                 line.append(f", Q = {short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
-                good = sum(self.tree.nodes[child].outcome > self.threshold for child in children)
-                nothing = had_succeeded(self.tree, number, self.threshold)
+                floor = floor_of(self.tree, number)
+                better = sum(self.tree.nodes[child].outcome > floor for child in children)
                 line.append(": ")
-                if good or nothing:
-                    line.append(f"{good} of {len(children)} branches succeed, ")
-                if is_rescued(self.tree, number, self.threshold):
+                if better or floor > self.threshold:
+                    line.append(f"{better} of {len(children)} branches better, ")
+                if is_rescued(self.tree, number):
                     line.append("rescued", style=_GOOD)
-                elif nothing:
+                elif floor > self.threshold:
                     line.append("nothing to rescue", style="dim")
                 else:
                     line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=_BAD)

@@ -40,9 +40,9 @@ class TreeFacts:
     pivots: int
     """Pivots of the branch stream."""
     chances: int
-    """Pivots that could be rescued: the rollout they are in did not succeed."""
+    """Pivots that could be rescued: the rollout failed, or some branch beats it anyway."""
     rescued: int
-    """Those of them with a branch that succeeds."""
+    """Pivots with a branch that succeeds and beats the rollout it left."""
     tokens: int
     """Sampled tokens, each counted once."""
 
@@ -58,7 +58,7 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     main = [node.reward for node in rollouts]
     pivots = [i for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
     rescued = [is_rescued(tree, i, threshold) for i in pivots]
-    chances = sum(not had_succeeded(tree, i, threshold) for i in pivots)
+    chances = sum(saved or bar_of(tree, i, threshold) <= threshold for i, saved in zip(pivots, rescued, strict=True))
     successes = sum(node.outcome > threshold for node in rollouts)
     flags: dict[Flag, bool] = {
         "rescued": any(rescued),
@@ -77,14 +77,15 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
 
 
 def is_rescued(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
-    """True if a branch is a success where the rollout it left was none. A failure at a lower price is no rescue."""
-    return succeeds(tree, pivot, threshold) and not had_succeeded(tree, pivot, threshold)
+    """True if a branch succeeds and does better than the rollout it left. A failure at a lower price is no rescue."""
+    bar = bar_of(tree, pivot, threshold)
+    return any(tree.nodes[child].outcome > bar for child in tree.children(pivot))
 
 
-def had_succeeded(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
-    """True if the rollout that a pivot is in is a success; the prompt and text that is no response are none."""
+def bar_of(tree: Tree, pivot: int, threshold: float = 0.0) -> float:
+    """Outcome that a branch has to exceed for a rescue: the threshold, or that of the rollout it left if that succeeded."""
     parent = tree.pivots[pivot].parent
-    return parent != ROOT and tree.nodes[parent].complete and tree.nodes[parent].outcome > threshold
+    return max(threshold, tree.nodes[parent].outcome) if parent != ROOT and tree.nodes[parent].complete else threshold
 
 
 def succeeds(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:

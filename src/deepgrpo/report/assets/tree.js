@@ -43,7 +43,7 @@ class TreeView {
   head(turn) {
     const { tree } = this;
     const real = tree.pivots.map((pivot, p) => p).filter((p) => tree.pivots[p].s === "branch");
-    const rescued = real.filter((p) => this.rescued(p)).length, chances = real.filter((p) => !this.hadSucceeded(p)).length;
+    const rescued = real.filter((p) => this.rescued(p)).length, chances = real.filter((p) => this.rescued(p) || this.floor(p) <= this.run.threshold).length;
     const main = tree.nodes.filter((node) => node.s === "main" && node.f !== "segment");
     return [
       el("div", { class: "head" }, el("h3", null, "Prompt ", visible(tree.id), ` at step ${tree.step}`),
@@ -89,14 +89,14 @@ class TreeView {
     return parts.length ? `${number(node.r)} (${parts.join(", ")})` : number(node.r);
   }
 
-  // The rollout that a pivot is in is a success; the prompt and text that is no response are none.
-  hadSucceeded(p) {
-    const parent = this.tree.nodes[this.tree.pivots[p].p];
-    return parent !== undefined && parent.f !== "segment" && this.good(parent);
+  // Outcome that a branch has to beat.
+  floor(p) {
+    const parent = this.tree.pivots[p].p;
+    return parent < 0 ? 0 : this.outcome(this.tree.nodes[parent]);
   }
 
   rescued(p) {
-    return !this.hadSucceeded(p) && this.children[p].some((i) => this.good(this.tree.nodes[i]));
+    return this.children[p].some((i) => this.outcome(this.tree.nodes[i]) > this.floor(p));
   }
 
   colour(node) {
@@ -308,13 +308,13 @@ class TreeView {
 
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
-    const nothing = this.hadSucceeded(p), good = kids.filter((i) => this.good(this.tree.nodes[i])).length;
+    const floor = this.floor(p), better = kids.filter((i) => this.outcome(this.tree.nodes[i]) > floor).length;
     const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
-    const [word, look] = nothing ? ["nothing to rescue", "soft"] : good ? ["rescued", "good"] : [tries, "bad"];
+    const [word, look] = better ? ["rescued", "good"] : floor > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
     const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
     if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];
-    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: `, look === "bad" ? "" : `${good} of ${plural(kids.length, "branch", "branches")} succeed — `, el("b", { class: look }, word)];
+    return [el("b", { class: "pivot" }, "◆ pivot "), `${where}: `, look === "bad" ? "" : `${better} of ${plural(kids.length, "branch", "branches")} better — `, el("b", { class: look }, word)];
   }
 
   branch(i) {

@@ -3,6 +3,7 @@
 #   make demo    train a tiny model on this machine's CPU, a few minutes
 #   make test    what a change must pass: check, then the tests
 #   make test-vllm   the vLLM engine's tests, with the real vLLM in an environment of its own (.venv-vllm, 3 GB)
+#   make test-cuda   the whole path on a CUDA device, against the CPU; a minute
 #   make check   lint, types and import contracts alone
 #   make bench   the missing figures of docs/results/bench, about two hours on two cores
 #   make storm   the missing figures of docs/results/reliability.md: kills, damage, hostile answers; about half an hour
@@ -23,7 +24,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX
 
-.PHONY: announce setup demo test test-vllm check bench storm lab docs wheel clean
+.PHONY: announce setup demo test test-vllm test-cuda check bench storm lab docs wheel clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.stamp-dev
@@ -68,6 +69,10 @@ test: check
 test-vllm: export OMP_NUM_THREADS = 1
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest tests/contract tests/with_vllm $(ARGS)
+
+# on the first CUDA device: kernels, engine, runs, commands; skipped without one
+test-cuda: .venv/.stamp-dev
+	$(BIN)/pytest tests/with_cuda tests/equivalence/test_tree_flex.py -m gpu $(ARGS)
 
 # A file per benchmark, written when it is done: an interrupted `make bench` goes on with the first that is missing, and
 # one that is deleted is measured again. Close everything else meanwhile.

@@ -11,9 +11,10 @@ import torch
 
 from deepgrpo import rng
 from deepgrpo.config import PretrainedModel
+from deepgrpo.feedback import Score
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
-from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Tree
 
 WorkloadName = Literal["S", "L", "V", "D"]
 

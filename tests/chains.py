@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from deepgrpo.config import SyntheticData
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.chain import right_segments
-from deepgrpo.prompts.synthetic import ChainTask
-from deepgrpo.records import Prompt, Score
+from deepgrpo.prompts.chain_task import ChainTask
+from deepgrpo.records import Prompt
 
 
 def ask(question: str) -> Prompt:

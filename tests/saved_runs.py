@@ -13,8 +13,9 @@ import numpy as np
 from deepgrpo.config import parse_config, to_toml
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.recoverability import Recoverability, fit_logistic
+from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger, StepReport
-from deepgrpo.records import ROOT, FinishReason, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, FinishReason, Node, Pivot, Prompt, Tree
 from deepgrpo.rng import generator
 from deepgrpo.runs.metrics import step_json
 from deepgrpo.runs.trees import save_trees

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.feedback import Score
+from deepgrpo.records import ROOT, Node, Pivot, Prompt, Tree
 
 
 def make_tree(

@@ -65,7 +65,7 @@ _HOME = {
     "Pivot": "records",
     "Prompt": "records",
     "SampleRequest": "records",
-    "Score": "records",
+    "Score": "feedback",
     "StepReport": "ledger",
     "Tree": "records",
     # errors

@@ -22,6 +22,7 @@ from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
 from deepgrpo.explore.base import Context, Limits, Signal, Stateless, Strategy, main_pivot
 from deepgrpo.explore.recoverability import Recoverability
 from deepgrpo.explore.segments import build_segmenter
+from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.library.arrays import PivotDraw, dual_stream_loss, fit_recoverability, group_advantages, select_pivots
 from deepgrpo.library.callbacks import Callback
@@ -39,7 +40,6 @@ from deepgrpo.records import (
     Pivot,
     Prompt,
     SampleRequest,
-    Score,
     Tree,
 )
 

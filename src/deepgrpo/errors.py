@@ -82,9 +82,12 @@ class MissingExtraError(DeepGRPOError):
 
     exit_code = 2
 
-    def __init__(self, package: str, extra: str, wanted_by: str) -> None:
+    def __init__(self, package: str, extra: str, wanted_by: str, error: ImportError | None = None) -> None:
+        """The error of the import may name another package: one that `package` needs itself."""
+        module = ((error and error.name) or "").split(".")[0]
+        missing = repr(module) if module not in ("", package.replace("-", "_")) else repr(package)
         super().__init__(
-            f"{wanted_by} needs the package {package!r}, which is not installed; "
+            f"{wanted_by} needs the package {missing}, which is not installed; "
             f'run: pip install "deepgrpo[{extra}]"'
         )
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from deepgrpo.config import ExactReward, MathReward
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.gym import extract_answer
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.exact import ExactMatchReward
 from deepgrpo.rewards.math_answer import MathAnswerReward
 from deepgrpo.rewards.workers import NotComparableError

@@ -35,12 +35,13 @@ from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.explore.segments import node_ends
+from deepgrpo.feedback import Reply, Score
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.packs import pack_layout
 from deepgrpo.prompts import synthetic
 from deepgrpo.prompts.between import Between
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Prompt, Reply, Score, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Prompt, Tree
 from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.env import EnvironmentReward
 from deepgrpo.runs.layout import RunDir

@@ -25,8 +25,8 @@ from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context
 from deepgrpo.model.loading import scratch_policy
 from deepgrpo.prompts import synthetic
+from deepgrpo.prompts.chain_task import ChainTask
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train import evaluation, loop, warmstart
 from deepgrpo.train.dry_run import dry_run

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
+from deepgrpo.feedback import Score
 from deepgrpo.model import tree_attention
 from deepgrpo.model.tree_attention import TreePlan
 from deepgrpo.model.tree_gate import judge_model
 from deepgrpo.pack.layout import Layout, lay_out
 from deepgrpo.pack.tree import pack_trees
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 
 VOCABULARY = 60
 

@@ -18,9 +18,10 @@ from trees import make_tree
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.errors import TrainingError
+from deepgrpo.feedback import Score
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.layout import lay_out
-from deepgrpo.records import Credit, Score, Tree
+from deepgrpo.records import Credit, Tree
 from deepgrpo.stats import finite_mean
 from deepgrpo.train.learner import Learner, Update
 from deepgrpo.train.optim import build_optimizer

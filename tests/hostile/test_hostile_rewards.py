@@ -11,7 +11,8 @@ import pytest
 
 from deepgrpo.config import UserReward
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.user import UserFunctionReward
 from hostile.reward_cases import BAD, CASES, Case
 

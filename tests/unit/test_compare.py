@@ -23,7 +23,7 @@ from deepgrpo.lab.compare.figures import compare, difference_at_own_steps, diffe
 from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
-from deepgrpo.lab.compare.plan import Plan, expand
+from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
 from deepgrpo.lab.compare.run_figures import spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
@@ -288,7 +288,24 @@ def test_a_surplus_over_the_budget_is_not_counted(done: Plan) -> None:
     result = compare(done, done.runs)
     two = result["arms"]["deep"]["runs"]["2"]
     assert two["watched/greedy"] == pytest.approx(0.3 + 0.3 * 5 / 7) and two["steps/greedy"] == pytest.approx(0.6)
-    assert any("deep samples up to 20% more than the budget" in note for note in result["notes"])
+    assert any("deep: up to 20% more sampled tokens than the budget" in note for note in result["notes"])
+
+
+def test_a_warm_start_that_missed_its_target_is_named(done: Plan) -> None:
+    aimed = parse_changed(done.warmstarts[0], target_accuracy=0.47)
+    plan = replace(done, warmstarts=(aimed,))
+    aimed.paths.path.mkdir(parents=True)
+    aimed.paths.metrics.write_text('{"step": 0, "eval/greedy": 0.01, "eval/sampled": 0.004}\n')
+    (note,) = [each for each in compare(plan, plan.runs)["notes"] if "target_accuracy" in each]
+    assert note.startswith("_warmstart-seed-1 reached 0.4% and aimed at warmstart.target_accuracy = 0.47")
+    aimed.paths.metrics.write_text('{"step": 0, "eval/greedy": 0.5, "eval/sampled": 0.43}\n')
+    assert not [each for each in compare(plan, plan.runs)["notes"] if "target_accuracy" in each]
+
+
+def parse_changed(run: PlannedRun, **changes: float) -> PlannedRun:
+    warmstart = run.config.warmstart
+    assert warmstart is not None
+    return replace(run, config=run.config.model_copy(update={"warmstart": warmstart.model_copy(update=changes)}))
 
 
 def test_equal_steps_of_two_arms_do_not_depend_on_a_third(done: Plan) -> None:

@@ -13,7 +13,8 @@ from deepgrpo.config import SamplingConfig
 from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.eval.evaluate import evaluate
-from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Completion, FinishReason, Prompt, SampleRequest
 
 
 class Characters:

@@ -17,7 +17,8 @@ from deepgrpo.config import FR3EExplore
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import Limits
 from deepgrpo.explore.fr3e import FR3EStrategy, anchors, value_steps
-from deepgrpo.records import ROOT, Node, Pivot, Reply, Score, Tree
+from deepgrpo.feedback import Reply, Score
+from deepgrpo.records import ROOT, Node, Pivot, Tree
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.metrics import tree_metrics
 

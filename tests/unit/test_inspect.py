@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from deepgrpo.errors import ConfigError, DataError
-from deepgrpo.records import Pivot, Reply, Tree
+from deepgrpo.feedback import Reply
+from deepgrpo.records import Pivot, Tree
 from deepgrpo.report.blocks import tree_json
 from deepgrpo.report.inspect import run_inspect
 from deepgrpo.report.options import InspectOptions

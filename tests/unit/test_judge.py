@@ -20,7 +20,8 @@ import pytest
 
 from deepgrpo.config import parse_config, to_toml
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import judge, metrics_of
 from deepgrpo.rewards.judge import JudgeReward

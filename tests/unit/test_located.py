@@ -23,9 +23,10 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import LOCATED, UNASKED, UNREAD, Critique, Limits
 from deepgrpo.explore.located import LocatedStrategy
 from deepgrpo.explore.random import RandomStrategy
+from deepgrpo.feedback import Reply
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.chat import build_renderer
-from deepgrpo.records import Completion, Prompt, Reply, SampleRequest, Tree
+from deepgrpo.records import Completion, Prompt, SampleRequest, Tree
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.critique import Critic, read_step
 from deepgrpo.train.dry_run import TokenEstimate, dry_run, estimate_tokens

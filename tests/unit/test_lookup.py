@@ -16,10 +16,11 @@ from deepgrpo.envs.lookup import LookupEnvironment
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.explore.base import Limits, main_pivot
 from deepgrpo.explore.oracle import OracleStrategy
+from deepgrpo.feedback import Score
 from deepgrpo.prompts import lookup, synthetic
 from deepgrpo.prompts.lookup import follow, observation, parse, right_lookups, turns, written_episode
-from deepgrpo.prompts.synthetic import LookupTask
-from deepgrpo.records import Node, Prompt, Score, Tree
+from deepgrpo.prompts.lookup_task import LookupTask
+from deepgrpo.records import Node, Prompt, Tree
 
 #        0123456789
 TABLE = {"f": "4907381265", "g": "1111222245", "h": "0050000030", "i": "9876543210"}

@@ -28,9 +28,10 @@ from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
 from deepgrpo.train import room, setup
 from deepgrpo.train.build import build_shapes
+from deepgrpo.train.counts import Counts
 from deepgrpo.train.dry_run import dry_run
 from deepgrpo.train.loop import train
-from deepgrpo.train.memory import Counts, Holder, MemoryEstimate, estimate_cluster, estimate_memory
+from deepgrpo.train.memory import Holder, MemoryEstimate, estimate_cluster, estimate_memory
 from deepgrpo.train.room import check_cluster_room, check_room
 from tiny import save_model
 

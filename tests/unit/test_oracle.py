@@ -16,9 +16,10 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.oracle import tokens_before
+from deepgrpo.feedback import Score
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.synthetic import ChainTask
-from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.prompts.chain_task import ChainTask
+from deepgrpo.records import ROOT, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.trees import load_trees
 from deepgrpo.train.loop import train
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from trees import make_tree
 
 from deepgrpo.config import OverlongConfig
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import judge
 from deepgrpo.rewards.overlong import OverlongPenalty
 

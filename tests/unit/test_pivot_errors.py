@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks.pivot_errors import mass_before_error, pivots_of
 from deepgrpo.config import SyntheticData
+from deepgrpo.feedback import Score
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.synthetic import ChainTask
-from deepgrpo.records import ROOT, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.prompts.chain_task import ChainTask
+from deepgrpo.records import ROOT, Node, Pivot, Prompt, Tree
 
 QUESTION = "3+4*2-5:"
 WRONG = "3+4=7;7*2=5;5-5=0;#0"  # wrong from character 6 on

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 
 import pytest
 
 from deepgrpo.config import ReasoningGymData, TaskReward, TemplateConfig
-from deepgrpo.errors import ConfigError
-from deepgrpo.prompts.gym import extract_answer
+from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.feedback import Score
+from deepgrpo.prompts.gym import build_gym, extract_answer
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
-from deepgrpo.records import Score
 from deepgrpo.rewards import build_reward
 
 
@@ -43,6 +44,16 @@ def test_extract_answer(completion: str, reference: str | None, answer: str):
 @pytest.mark.parametrize(("completion", "reference"), [("", "3"), ("  \n", "cat"), ("no idea", "3"), ("#### ", "3")])
 def test_nothing_to_extract(completion: str, reference: str):
     assert not extract_answer(completion, reference)[1]
+
+
+def test_a_package_that_reasoning_gym_lacks_is_named(monkeypatch: pytest.MonkeyPatch):
+    """Before, the message sent the user to install what was installed."""
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(MissingExtraError, match=r"package 'reasoning.gym', which is not installed; run: .*deepgrpo\[gym\]"):
+        build_gym(ReasoningGymData(task="chain_sum"))
+    lacking = ImportError("No module named 'drawsvg.widgets'", name="drawsvg.widgets")
+    said = str(MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"', lacking))
+    assert "needs the package 'drawsvg', which is not installed" in said and "deepgrpo[gym]" in said
 
 
 def words():

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
+from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger
-from deepgrpo.records import ROOT, Completion, FinishReason, Group, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Completion, FinishReason, Group, Node, Pivot, Prompt, Tree
 
 PROMPT = Prompt(id="p", text="abc", tokens=(1, 2, 3), question="abc", answer="1")
 

@@ -16,7 +16,8 @@ from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.explore import build_strategy
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.prompts import chain, search, synthetic
-from deepgrpo.prompts.synthetic import ChainTask, SearchTask
+from deepgrpo.prompts.chain_task import ChainTask
+from deepgrpo.prompts.search_task import SearchTask
 from deepgrpo.records import ROOT, Node, Pivot, Tree
 
 QUESTION = "3+4*2-5:"

@@ -24,7 +24,8 @@ from deepgrpo.errors import ConfigError, RewardError
 from deepgrpo.eval.evaluate import evaluate
 from deepgrpo.explore.base import Context, Limits
 from deepgrpo.explore.root import RootStrategy
-from deepgrpo.records import PartScore, Prompt, Score, Tree
+from deepgrpo.feedback import PartScore, Score
+from deepgrpo.records import Prompt, Tree
 from deepgrpo.report.blocks import tree_json
 from deepgrpo.report.tree_text import draw_tree
 from deepgrpo.rewards import build_reward

@@ -16,7 +16,8 @@ import pytest
 from deepgrpo.answers.places import find_answer
 from deepgrpo.config import ExactReward, MathReward, TaskReward, UserReward
 from deepgrpo.errors import ConfigError, RewardError
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Voting, judge, references
 from deepgrpo.rewards.math_answer import MathAnswerReward

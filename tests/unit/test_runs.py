@@ -20,8 +20,9 @@ from trees import make_tree
 import deepgrpo
 from deepgrpo.config import RunConfig, parse_config, to_toml
 from deepgrpo.errors import CheckpointError, DataError
+from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger, StepReport
-from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints, unreadable
 from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds, tree_facts
 from deepgrpo.runs.layout import RunDir, run_around, step_of
@@ -285,11 +286,11 @@ def test_depth_bins_are_closed_above() -> None:
     assert [depth_bin(r, 4) for r in (0.1, 0.25, 0.26, 1.0)] == [0, 0, 1, 3]
 
 
-def test_a_rescue_is_a_success_where_the_rollout_failed() -> None:
+def test_a_rescue_is_a_success_that_beats_the_rollout() -> None:
     tree = worked_tree()
     assert is_rescued(tree, 1) and succeeds(tree, 1)
     half = replace(tree, nodes=(replace(tree.nodes[0], score=Score(0.5)), *tree.nodes[1:]))
-    assert is_rescued(half, 1, 0.5) and not is_rescued(half, 1, 0.4) and not is_rescued(half, 1, 1.0)
+    assert is_rescued(half, 1, 0.5) and is_rescued(half, 1, 0.4) and not is_rescued(half, 1, 1.0)
     assert succeeds(half, 1, 0.5) and not succeeds(half, 1, 1.0)
     equal = replace(tree, nodes=(replace(tree.nodes[0], score=Score(1.0)), *tree.nodes[1:]))
     assert not is_rescued(equal, 1) and succeeds(equal, 1)

@@ -18,7 +18,8 @@ from deepgrpo.explore.base import Limits
 from deepgrpo.explore.grow import Growth, grow
 from deepgrpo.explore.root import RootStrategy
 from deepgrpo.explore.spo_tree import SPOTreeStrategy, segment_credit
-from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Score, Tree
+from deepgrpo.feedback import Score
+from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Tree
 from deepgrpo.runs.trees import load_trees, save_trees
 from deepgrpo.train.loop import train
 from deepgrpo.train.metrics import tree_metrics

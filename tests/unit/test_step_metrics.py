@@ -10,7 +10,8 @@ from trees import make_tree
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.engines.base import SampleStats
 from deepgrpo.explore.grow import Growth
-from deepgrpo.records import Score, Tree
+from deepgrpo.feedback import Score
+from deepgrpo.records import Tree
 from deepgrpo.train.metrics import sampling_cost, staleness, step_metrics
 
 # rollouts of 6 and 5 tokens with rewards 0 and 1; branches of 2 and 3 tokens from the failed one, the first succeeds

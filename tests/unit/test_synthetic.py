@@ -9,7 +9,7 @@ from chains import first_error, solution, verify
 from deepgrpo.config import SyntheticData
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.prompts import synthetic
-from deepgrpo.prompts.synthetic import ChainTask
+from deepgrpo.prompts.chain_task import ChainTask
 from deepgrpo.records import Prompt
 
 QUESTION = "3+4*2-5:"

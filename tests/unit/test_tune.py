@@ -298,7 +298,7 @@ def test_a_trial_that_fails_counts_and_one_without_enough_steps_is_named(
     planned(tmp_path, Path("exp.toml").read_text().replace("[1e-4, 3e-4]", "[1e-4, 9e-5]"))
     assert cli.main(["compare", "exp.toml"]) == 2
     said = capsys.readouterr()
-    assert "grpo: optim.lr = 9e-05 is the lowest value tried" in " ".join(said.out.split())
+    assert "optim.lr = 9e-05 is the lowest value tried" in " ".join(said.out.split())
     assert "grpo/seed-1 was run with optim.lr = 0.0003, and the experiment now says 9e-05" in said.err
 
 

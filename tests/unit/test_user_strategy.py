@@ -22,9 +22,10 @@ from deepgrpo.explore.contract import CONTEXT, World, grow_toy
 from deepgrpo.explore.segments import build_segmenter
 from deepgrpo.explore.toy import Letters
 from deepgrpo.explore.user import PARAMETERS
+from deepgrpo.feedback import Score
 from deepgrpo.lab.doctor import run_doctor
 from deepgrpo.lab.options import DoctorOptions
-from deepgrpo.records import Node, Pivot, Prompt, Score, Tree
+from deepgrpo.records import Node, Pivot, Prompt, Tree
 
 PAGE = (ROOT / "docs" / "algorithms" / "your_own.md").read_text(encoding="utf-8")
 (FILE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

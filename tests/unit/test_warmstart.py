@@ -13,8 +13,8 @@ import torch
 from deepgrpo.config import WarmstartConfig
 from deepgrpo.errors import ConfigError
 from deepgrpo.model.policy import Policy
+from deepgrpo.prompts.chain_task import ChainTask
 from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.synthetic import ChainTask
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.train import warmstart
 from deepgrpo.train.stop import Stop
@@ -25,6 +25,7 @@ from deepgrpo.train.warmstart import (
     imitation_gradient,
     learning_rate,
     load_from,
+    missed,
     warm_start,
 )
 
@@ -84,10 +85,18 @@ def imitated(policy: Policy, reached: float, stop_at: int = 99) -> tuple[Imitate
 
 def test_it_ends_at_its_target_or_its_last_step_or_when_it_is_stopped(policy: Policy) -> None:
     assert imitated(policy, 0.49) == (
-        Imitated(5, stopped=False), [(1, None), (2, 0.49), (3, None), (4, 0.49), (5, None)], [0, 3, 6, 9, 12]
+        Imitated(5, False, 0.49), [(1, None), (2, 0.49), (3, None), (4, 0.49), (5, None)], [0, 3, 6, 9, 12]
     )  # fmt: skip
-    assert imitated(policy, 0.5) == (Imitated(2, stopped=False), [(1, None), (2, 0.5)], [0, 3])
-    assert imitated(policy, 0.49, stop_at=3) == (Imitated(3, stopped=True), [(1, None), (2, 0.49), (3, None)], [0, 3, 6])
+    assert imitated(policy, 0.5) == (Imitated(2, False, 0.5), [(1, None), (2, 0.5)], [0, 3])
+    assert imitated(policy, 0.49, stop_at=3) == (Imitated(3, True, 0.49), [(1, None), (2, 0.49), (3, None)], [0, 3, 6])
+
+
+def test_a_target_that_is_missed_is_said() -> None:
+    """Seen in an experiment: a start at 0.4% instead of 47, from which 18 runs learned nothing."""
+    config = WarmstartConfig(steps=1600, target_accuracy=0.47)
+    said = missed(config, 0.004)
+    assert "after 1600 steps at a sampled accuracy of 0.4%, short of warmstart.target_accuracy = 0.47; raise" in said
+    assert missed(config, 0.47) == missed(config, None) == missed(WarmstartConfig(), 0.0) == ""
 
 
 def test_the_gradient_is_clipped(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

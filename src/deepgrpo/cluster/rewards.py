@@ -19,8 +19,9 @@ from deepgrpo.cluster.failures import raise_actor_error, raise_task_error
 from deepgrpo.cluster.ready import Ready
 from deepgrpo.config import Config
 from deepgrpo.errors import ConfigError, EngineError, first_line
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.tasks import Task, build_task
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import Reward, Voting, metrics_of, truncated_score
 from deepgrpo.rewards.vote import loose_answer

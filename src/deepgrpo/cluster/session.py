@@ -30,8 +30,8 @@ def require_ray() -> ModuleType:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-    except ImportError:
-        raise MissingExtraError("ray", "cluster", "a recipe with a section [cluster]") from None
+    except ImportError as error:
+        raise MissingExtraError("ray", "cluster", "a recipe with a section [cluster]", error) from None
     check_version(ray.__version__)
     return ray  # type: ignore[no-any-return]
 

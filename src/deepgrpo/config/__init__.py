@@ -24,7 +24,6 @@ from deepgrpo.config.data import (
     SearchData,
     SourceConfig,
     SyntheticData,
-    TemplateConfig,
     template_of,
     with_template,
 )
@@ -56,24 +55,22 @@ from deepgrpo.config.problems import parse_section
 from deepgrpo.config.recipe import Config, given_keywords
 from deepgrpo.config.reward import (
     OVERLONG,
-    ExactKeys,
     ExactReward,
-    MathKeys,
     MathReward,
     OverlongConfig,
     PartConfig,
     RewardConfig,
-    TaskKeys,
     TaskReward,
-    UserKeys,
     UserReward,
     WeightedReward,
 )
 from deepgrpo.config.rivals import AttnRLExplore, FR3EExplore, SPOTreeExplore, TreeRLExplore
 from deepgrpo.config.run import CheckpointConfig, ClusterConfig, EvalConfig, LogConfig, RunConfig
 from deepgrpo.config.sampling import EmbeddedEngineConfig, EngineConfig, SamplingConfig, VLLMEngineConfig
+from deepgrpo.config.scorers import ExactKeys, MathKeys, TaskKeys, UserKeys
 from deepgrpo.config.shipped import find_recipe, list_recipes
 from deepgrpo.config.strategy import PivotExplore, RecoverabilityConfig, SegmentConfig
+from deepgrpo.config.template import TemplateConfig
 
 __all__ = [
     "OVERLONG", "AdaptiveExplore", "AllocateExplore", "AttnRLExplore", "BeliefExplore", "CheckpointConfig",

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from deepgrpo.config.base import PathText, Probability, Section
+from deepgrpo.config.base import Section
 from deepgrpo.config.judge import JudgeKeys
-
-_Tag = Annotated[str, Field(min_length=1)]
+from deepgrpo.config.scorers import AnswerKeys, EnvKeys, ExactKeys, MathKeys, TaskKeys, UserKeys
 
 SUM = "sum"
 """Value of `reward.success` that stands for the weighted sum."""
@@ -81,68 +80,6 @@ class _Part(Section):
         return raw
 
 
-class _Answer(Section):
-    """Keys of rewards that read an answer."""
-
-    reasoning_tags: tuple[_Tag, _Tag] | Literal["auto"] | None = "auto"
-    """Tags around the model's reasoning, which holds no answer, e.g. ["<reason>", "</reason>"]. auto: <think> and </think>
-    where the chat template or the response has them; none: read the whole response."""
-
-
-class MathKeys(_Answer):
-    """Compare the response's answer with the reference as mathematics, in a worker process with a time limit."""
-
-    type: Literal["math"] = "math"
-    answer_format: Literal["boxed", "gsm8k", "any"] = "any"
-    """Position of the answer: in the last \\boxed{}, after the last '####', or (any) behind the last of these marks and "the
-    answer is", else the last formula or number."""
-    timeout_s: PositiveFloat = 5.0
-    """Seconds per check; after that the worker is killed and the sample scores 0."""
-    workers: PositiveInt = 1
-    """Worker processes."""
-
-
-class ExactKeys(_Answer):
-    """Score 1 if the text after the last marker equals the reference, ignoring white space and, in a whole number, the commas
-    between thousands.
-    """
-
-    type: Literal["exact"] = "exact"
-    marker: str = "####"
-    """The answer is the text after its last occurrence, up to the end of the line; "": the whole response."""
-
-
-class TaskKeys(_Answer):
-    """The task's own verifier (synthetic, reasoning_gym)."""
-
-    type: Literal["task"] = "task"
-    threshold: Probability = 1.0
-    """Set scores below this to 0 (reasoning-gym gives partial credit for format)."""
-    timeout_s: PositiveFloat = 5.0
-    """For reasoning_gym: seconds per check; after that the worker is killed and the sample scores 0."""
-    workers: PositiveInt = 1
-    """For reasoning_gym: worker processes."""
-
-
-class UserKeys(Section):
-    """Your own function, with TRL's signature: `def reward(prompts, completions, **columns) -> list[float]`."""
-
-    type: Literal["user"] = "user"
-    function: PathText
-    """The function: "path/to/file.py:name" or "package.module:name"."""
-    format: Literal["auto", "text", "messages"] = "auto"
-    """Form of prompts and completions. text: strings. messages: lists of {"role", "content"}, as functions of trl.rewards
-    expect. auto: messages where the data have prompts as messages, else text."""
-    timeout_s: PositiveFloat = 300.0
-    """Seconds per call (all completions of a round); a longer call ends the run with an error."""
-
-
-class EnvKeys(Section):
-    """Rewards that the environment gives, added over the turns of an episode (docs/agents.md)."""
-
-    type: Literal["env"] = "env"
-
-
 class MathReward(MathKeys, _Whole):
     __doc__ = MathKeys.__doc__
 
@@ -173,7 +110,7 @@ class EnvReward(EnvKeys, _Whole):
     """Reward of an episode that was cut off at a limit; none: what it has earned so far."""
 
 
-class JudgeReward(JudgeKeys, _Answer, _Whole):
+class JudgeReward(JudgeKeys, AnswerKeys, _Whole):
     __doc__ = JudgeKeys.__doc__
 
     def check(self, recipe: Any) -> None:
@@ -201,7 +138,7 @@ class EnvPart(EnvKeys, _Part):
     __doc__ = EnvKeys.__doc__
 
 
-class JudgePart(JudgeKeys, _Answer, _Part):
+class JudgePart(JudgeKeys, AnswerKeys, _Part):
     __doc__ = JudgeKeys.__doc__
 
 

@@ -35,8 +35,8 @@ class MultihopEnvironment(CallingEnvironment):
         """Raises MissingExtraError without bm25s."""
         try:
             import bm25s  # noqa: F401
-        except ImportError:
-            raise MissingExtraError("bm25s", "search", 'env.type = "multihop"') from None
+        except ImportError as error:
+            raise MissingExtraError("bm25s", "search", 'env.type = "multihop"', error) from None
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index that it builds
         self._found = config.results
         super().__init__(tokenizer, [schema_of(name, each) for name, each in _tools(None, 1).items()], config.max_calls)

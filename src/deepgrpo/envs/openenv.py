@@ -33,8 +33,8 @@ class OpenEnvEnvironment(Environment):
         """Connect to nothing yet. Raises MissingExtraError without openenv."""
         try:
             from openenv.core.generic_client import GenericEnvClient
-        except ImportError:
-            raise MissingExtraError("openenv", "openenv", 'env.type = "openenv"') from None
+        except ImportError as error:
+            raise MissingExtraError("openenv", "openenv", 'env.type = "openenv"', error) from None
         self._client, self._config = GenericEnvClient, config
         self._sessions: dict[int, Any] = {}
         self._numbers = itertools.count(1)

@@ -21,7 +21,8 @@ from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
 from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
 from deepgrpo.explore.episodes import Episodes, for_reward
-from deepgrpo.records import Completion, Prompt, SampleRequest, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Completion, Prompt, SampleRequest
 from deepgrpo.rewards.base import Reward, Voting, judge
 from deepgrpo.rewards.vote import loose_answer
 from deepgrpo.stats import standard_error

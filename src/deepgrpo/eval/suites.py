@@ -238,8 +238,8 @@ def _parquet_columns(path: Path) -> list[str]:
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data", f"--data {path}") from None
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "data", f"--data {path}", error) from None
     try:
         schema = pyarrow.parquet.read_schema(files_of(str(path), (".parquet",))[0])
     except (OSError, pyarrow.ArrowException):

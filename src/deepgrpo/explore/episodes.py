@@ -21,7 +21,8 @@ from typing import Any
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.envs.base import Environment, State, Turn
-from deepgrpo.records import Completion, FinishReason, Pivot, Prompt, Reply, SampleRequest, Tree
+from deepgrpo.feedback import Reply
+from deepgrpo.records import Completion, FinishReason, Pivot, Prompt, SampleRequest, Tree
 
 Between = Callable[[str, bool], tuple[int, ...]]
 """(observation, the turn ended with an end-of-turn token) → tokens up to the model's next turn (prompts/between.py)."""

@@ -17,19 +17,8 @@ from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import EngineError, StrategyError
 from deepgrpo.explore.base import Limits, Measured, Signal, Signals, State, Strategy
 from deepgrpo.explore.episodes import Episodes, EpisodeStats, Place, for_reward
-from deepgrpo.records import (
-    NO_PIVOT,
-    ROOT,
-    Completion,
-    FinishReason,
-    Given,
-    Node,
-    Pivot,
-    Prompt,
-    SampleRequest,
-    Score,
-    Tree,
-)
+from deepgrpo.feedback import Score
+from deepgrpo.records import NO_PIVOT, ROOT, Completion, FinishReason, Given, Node, Pivot, Prompt, SampleRequest, Tree
 
 Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from deepgrpo.config import SegmentConfig
 from deepgrpo.errors import StrategyError
+from deepgrpo.feedback import Reply
 from deepgrpo.loading import load_object, show, where
-from deepgrpo.records import Node, Reply
+from deepgrpo.records import Node
 
 Segmenter = Callable[[Sequence[int]], list[int]]
 """tokens → ascending ends of segments; the last one is the number of tokens."""

@@ -15,7 +15,8 @@ from deepgrpo.engines.base import SampleStats, SamplingParams
 from deepgrpo.errors import EngineError
 from deepgrpo.explore.base import UNREAD, Critique, Measured, Signal
 from deepgrpo.explore.grow import Judge
-from deepgrpo.records import Completion, FinishReason, Node, Prompt, SampleRequest, Score, Tree
+from deepgrpo.feedback import Score
+from deepgrpo.records import Completion, FinishReason, Node, Prompt, SampleRequest, Tree
 
 EOS = 1
 FIRST_LETTER = 10

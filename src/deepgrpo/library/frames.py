@@ -33,8 +33,8 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
 
     Columns: step, tree (its place in the step), prompt (its id), question, answer; node, parent (-1: the prompt), offset
     (tokens of the parent before the branch), stream (main, branch), pivot, ratio (depth of the pivot), rescued (a branch of the
-    pivot succeeds and beats the rollout it left), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text (the
-    whole response), version (optimizer steps behind the policy).
+    pivot succeeds and beats the rollout it left), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text
+    (the whole response), version (optimizer steps behind the policy).
 
     Args:
         run: a run directory, or what `train` returned.
@@ -74,5 +74,5 @@ def _nodes(saved: SavedTree, threshold: float) -> Iterator[dict[str, Any]]:
 def _pandas(wanted_by: str) -> Any:
     try:
         return importlib.import_module("pandas")
-    except ImportError:
-        raise MissingExtraError("pandas", "frames", wanted_by) from None
+    except ImportError as error:
+        raise MissingExtraError("pandas", "frames", wanted_by, error) from None

@@ -34,8 +34,8 @@ def add_adapters(model: Any, config: PretrainedModel | GivenModel, frozen: torch
     """
     try:
         import peft
-    except ImportError:
-        raise MissingExtraError("peft", "lora", "model.lora") from None
+    except ImportError as error:
+        raise MissingExtraError("peft", "lora", "model.lora", error) from None
     assert config.lora is not None
     wanted = config.lora.target_modules
     settings = peft.LoraConfig(

@@ -18,9 +18,9 @@ from deepgrpo.model.loading import (
     disable_dropout,
     frozen_dtype,
     loading_error,
-    locate,
     scratch_policy,
 )
+from deepgrpo.model.locate import locate
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.soundness import freeze_other_parts, require_decoder, require_own_tokens
 

@@ -53,8 +53,8 @@ def mapped_parquet(files: Sequence[Path], name: str) -> Any:
     """A `datasets.Dataset` of parquet files. Raises DataError if one is unreadable, MissingExtraError without datasets."""
     try:
         import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "data", "data.streaming") from None
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", "data.streaming", error) from None
     try:
         return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except Exception as error:  # the builders and pyarrow have no common base error

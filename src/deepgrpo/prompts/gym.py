@@ -23,8 +23,9 @@ from deepgrpo.answers.places import MARKER, answer_of_line
 from deepgrpo.answers.running_text import last_number
 from deepgrpo.config import ReasoningGymData
 from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.rows import QuestionRow
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 
 _TEST_SHARE = 8  # one question in 8 belongs to the test split
 
@@ -138,8 +139,8 @@ def build_gym(data: ReasoningGymData) -> GymTask:
         from reasoning_gym.factory import DATASETS
 
         from deepgrpo.prompts.gym_guard import guard
-    except ImportError:
-        raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"') from None
+    except ImportError as error:
+        raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"', error) from None
     guard()  # some verifiers evaluate the answer as Python
     if data.task not in DATASETS:
         close = difflib.get_close_matches(data.task, DATASETS, n=3)

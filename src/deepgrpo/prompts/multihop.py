@@ -23,8 +23,9 @@ from deepgrpo import rng
 from deepgrpo.answers.overlap import f1
 from deepgrpo.config import MultihopData
 from deepgrpo.errors import ConfigError
+from deepgrpo.feedback import Score
 from deepgrpo.prompts.rows import QuestionRow
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 
 WORLD = "world"
 """Column of a row with the seed and the size of its world."""

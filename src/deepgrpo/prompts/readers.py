@@ -53,8 +53,8 @@ def _parquet_file(path: Path, name: str) -> Iterator[dict[str, Any] | None]:
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"') from None
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"', error) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             short = [field.name for field in file.schema_arrow if str(field.type) in ("float", "halffloat")]
@@ -113,8 +113,8 @@ def load_hub(data: HubData, *, streaming: bool = False) -> Any:
     """
     try:
         import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "data", 'data.type = "hf"') from None
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", 'data.type = "hf"', error) from None
     path = Path(data.path).expanduser()
     how: dict[str, Any] = {"split": data.split, "streaming": streaming}
     try:

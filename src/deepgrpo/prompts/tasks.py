@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from deepgrpo.config import DataConfig, MixData
+from deepgrpo.feedback import Score
 from deepgrpo.prompts import given, gym, multihop, readers, synthetic
 from deepgrpo.prompts.gym import GymTask
 from deepgrpo.prompts.rows import QuestionRow
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 
 
 class Task(Protocol):

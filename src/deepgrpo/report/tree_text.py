@@ -18,14 +18,12 @@ from rich.text import Text
 
 from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.numbers import several, short
-from deepgrpo.report.pivots import candidate_ratios
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends, state_at
-from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
+from deepgrpo.report.tree_lines import BAD, GIVEN, GOOD, PIVOT, chain_line, remark, reply_line, reward_text
+from deepgrpo.runs.facts import bar_of, is_rescued, tree_facts
 from deepgrpo.runs.trees import SavedTree
 from deepgrpo.visible import plain, visible
 
-_BARS = "▁▂▃▄▅▆▇█"
-_GOOD, _BAD, _PIVOT, _GIVEN = "green", "red", "bold magenta", "cyan"
 _LANE = 72
 """Maximum width of a lane in columns."""
 _BESIDE = 30
@@ -90,7 +88,8 @@ class _Drawing:
         if self.only == "truncated":
             return any(self.tree.nodes[i].finish == "length" for i in below)
         return any(
-            pivot.parent in below and pivot.stream == "branch" and is_rescued(self.tree, i) == (self.only == "rescued")
+            pivot.parent in below and pivot.stream == "branch"
+            and is_rescued(self.tree, i, self.threshold) == (self.only == "rescued")
             for i, pivot in enumerate(self.tree.pivots)
         )
 
@@ -104,8 +103,8 @@ class _Drawing:
     def _rollout(self, index: int, number: int) -> None:
         node = self.tree.nodes[index]
         line = Text(f"rollout {number}  " if node.sampled else "earlier rollout  ", style="bold")
-        line.append_text(self._reward(node))
-        line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{self._remark(node)}")
+        line.append_text(reward_text(node, self.threshold))
+        line.append(f"  {self._advantage(index)}  {several(len(node.tokens), 'token')}{remark(node)}")
         if given := sum(reply.end - reply.start for reply in node.replies):
             line.append(f", {given} of them given")
         self.console.print(line)
@@ -119,29 +118,29 @@ class _Drawing:
         for number, pivot in self._pivots_in(index):
             children = self.tree.children(number)
             line = Text(indent)
-            line.append("◆", style=_PIVOT)
+            line.append("◆", style=PIVOT)
             line.append(f" after token {pivot.offset}")
             if pivot.ratio:
                 line.append(f", r = {short(pivot.ratio)}")
             if pivot.offset in pivot.candidates and pivot.q:
                 line.append(f", Q = {short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
-                floor = floor_of(self.tree, number)
-                better = sum(self.tree.nodes[child].outcome > floor for child in children)
+                bar = bar_of(self.tree, number, self.threshold)
+                better = sum(self.tree.nodes[child].outcome > bar for child in children)
                 line.append(": ")
-                if better or floor > self.threshold:
+                if better or bar > self.threshold:
                     line.append(f"{better} of {len(children)} branches better, ")
-                if is_rescued(self.tree, number):
-                    line.append("rescued", style=_GOOD)
-                elif floor > self.threshold:
+                if better:
+                    line.append("rescued", style=GOOD)
+                elif bar > self.threshold:
                     line.append("nothing to rescue", style="dim")
                 else:
-                    line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=_BAD)
+                    line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=BAD)
             self.console.print(line)
             if self.states and (shown := state_at(self.tree, pivot)) is not None:
                 self._fold(Text(f"state {plain(shown)}", style="dim"), indent + "  ")
             if len(pivot.q) > 1:
-                self._chain(number, indent)
+                self.console.print(chain_line(pivot, indent, self.console.width))
             self._branches(children, indent)
 
     def _pivots_in(self, index: int) -> list[tuple[int, Pivot]]:
@@ -149,36 +148,13 @@ class _Drawing:
         found = [(number, pivot) for number, pivot in enumerate(self.tree.pivots) if pivot.parent == index]
         return sorted(found, key=lambda each: -each[1].offset)
 
-    def _chain(self, number: int, indent: str) -> None:
-        """Q at every state of the chain."""
-        pivot = self.tree.pivots[number]
-        ratios = candidate_ratios(pivot) or [0.0] * len(pivot.q)
-        top = max(pivot.q)
-        line = Text(indent + "  Q along the chain ", style="dim")
-        states = [
-            (short(ratio), _BARS[min(len(_BARS) - 1, int(len(_BARS) * q / top)) if top > 0 else 0], offset == pivot.offset)
-            for offset, ratio, q in zip(pivot.candidates, ratios, pivot.q, strict=True)
-        ]
-        if line.cell_len + sum(len(ratio) + 2 for ratio, *_ in states) <= self.console.width:
-            for ratio, bar, drawn in states:
-                line.append(f" {ratio}").append(bar, style=_PIVOT if drawn else "cyan")
-        else:  # label only the ends of the chain; of neighbours sharing a column, show the highest
-            room = max(8, self.console.width - line.cell_len - 11)
-            line.append(f" {states[0][0]} ")
-            size = -(-len(states) // room)
-            for first in range(0, len(states), size):
-                some = states[first : first + size]
-                line.append(max(bar for _, bar, _ in some), style=_PIVOT if any(drawn for *_, drawn in some) else "cyan")
-            line.append(f" {states[-1][0]}")
-        self.console.print(line)
-
     def _branches(self, children: Sequence[int], indent: str) -> None:
         """One line per branch, or two if any text is too long. Equal branches without pivots are drawn once."""
         inner = {pivot.parent for pivot in self.tree.pivots}
         alike: dict[object, list[int]] = {}
         for child in children:
             node = self.tree.nodes[child]
-            same = (node.tokens, node.reward, self._advantage(child), self._remark(node))
+            same = (node.tokens, node.reward, self._advantage(child), remark(node))
             alike.setdefault(child if child in inner else same, []).append(child)
         most = max((len(each) for each in alike.values()), default=1)
         lines = [self._branch(each[0], len(each) if most > 1 else 0) for each in alike.values()]
@@ -204,8 +180,8 @@ class _Drawing:
         node = self.tree.nodes[index]
         line = self._bar(index)
         line.append(" " * max(0, self.columns - line.cell_len) + "  ")
-        line.append_text(self._reward(node))
-        line.append(f"  {self._advantage(index)}{self._remark(node)}")
+        line.append_text(reward_text(node, self.threshold))
+        line.append(f"  {self._advantage(index)}{remark(node)}")
         if times:
             line.append(f"  {times}×", style="bold" if times > 1 else "dim")
         return line
@@ -224,7 +200,7 @@ class _Drawing:
                 cells[self._cell(index, pivot.offset, start, length)] = "◆"
         bar = Text(" " * (start + 2))
         for cell in cells:
-            bar.append(cell, style=_PIVOT if cell == "◆" else self._colour(node))
+            bar.append(cell, style=PIVOT if cell == "◆" else self._colour(node))
         return bar
 
     def _cell(self, index: int, offset: int, start: int, length: int) -> int:
@@ -241,25 +217,17 @@ class _Drawing:
             given = {place for reply in node.replies for place in range(reply.start, reply.end)}
             for place, piece in enumerate([*self.texts.pieces(node.tokens), ""]):
                 if (place in given) != (place - 1 in given):
-                    text.append("‹" if place in given else "›", style=_GIVEN)
+                    text.append("‹" if place in given else "›", style=GIVEN)
                 if place in marks:
-                    text.append("◆", style=_PIVOT)
+                    text.append("◆", style=PIVOT)
                 elif place in ends:
                     text.append("│", style="dim")
-                style = "dim" if piece in self.texts.specials else _GIVEN if place in given else ""
+                style = "dim" if piece in self.texts.specials else GIVEN if place in given else ""
                 text.append(plain(piece), style=style)
         return text
 
-    def _reward(self, node: Node) -> Text:
-        if not node.complete:
-            return Text("segment" if node.sampled else "given", style="dim")
-        good = node.outcome > self.threshold
-        parts = ", ".join(f"{plain(name)} {part.value:g}" for name, part in node.score.parts.items())
-        shown = f"{node.reward:g} ({parts})" if parts else f"{node.reward:g}"
-        return Text(f"{'✓' if good else '✗'} {shown}", style=_GOOD if good else _BAD)
-
     def _colour(self, node: Node) -> str:
-        return "dim" if not node.complete else _GOOD if node.outcome > self.threshold else _BAD
+        return "dim" if not node.complete else GOOD if node.outcome > self.threshold else BAD
 
     def _advantage(self, index: int) -> str:
         spans = self.saved.advantages(index)
@@ -282,26 +250,7 @@ class _Drawing:
         node = self.tree.nodes[index]
         before = len(self.tree.replies(index)) - len(node.replies)
         for number, reply in enumerate(node.replies, before + 1):
-            facts = [f"turn {number}"]
-            if reply.calls:
-                failed = f", {reply.failed_calls} failed" if reply.failed_calls else ""
-                facts.append(several(reply.calls, "call") + failed)
-            facts += [f"reward {reply.reward:g}"] if reply.reward is not None else []
-            line = Text("  ".join(facts), style="dim")
-            if reply.observation:
-                line.append("  → " if reply.end > reply.start else "  → (not shown) ")
-                line.append(plain(reply.observation), style=_GIVEN)
-            self._fold(line, indent)
-
-    def _remark(self, node: Node) -> str:
-        notes = []
-        if node.finish == "length":
-            notes.append("cut off at the length limit")
-        if node.complete and node.score.checked and not node.score.parsed:
-            notes.append("no answer found")
-        if node.score.problem:
-            notes.append(f"check failed: {node.score.problem}")
-        return "".join(f", {note}" for note in notes)
+            self._fold(reply_line(number, reply), indent)
 
     def _say(self, text: str, style: str = "", name: str = "") -> None:
         self._fold(Text(visible(text, keep="\n"), style=style), name)

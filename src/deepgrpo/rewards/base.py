@@ -10,7 +10,8 @@ from typing import Literal, Protocol, runtime_checkable
 from deepgrpo.answers.reasoning import USUAL_TAGS, outside_reasoning
 from deepgrpo.config import OVERLONG
 from deepgrpo.errors import RewardError
-from deepgrpo.records import FinishReason, PartScore, Prompt, Score
+from deepgrpo.feedback import PartScore, Score
+from deepgrpo.records import FinishReason, Prompt
 
 
 class Reward(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from deepgrpo.config.reward import EnvKeys
-from deepgrpo.records import Prompt, Score
+from deepgrpo.config.scorers import EnvKeys
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Verifier
 
 _LARGEST = 3.4e38

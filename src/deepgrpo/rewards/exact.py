@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from deepgrpo.answers.numbers import drop_separators
 from deepgrpo.config import ExactKeys
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Verifier, answer_part, references
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from deepgrpo.config import JudgeKeys
 from deepgrpo.config.placeholders import Placeholder, pieces
 from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.feedback import Score
 from deepgrpo.progress import phase
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Verifier, answer_part
 from deepgrpo.rewards.judge_answer import read_score
 from deepgrpo.rewards.judge_cache import AnswerCache, key_of

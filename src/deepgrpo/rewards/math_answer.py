@@ -13,7 +13,8 @@ from functools import partial
 
 from deepgrpo.answers.places import AnswerFormat, find_answer
 from deepgrpo.config import MathKeys
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Verifier, answer_part, references
 from deepgrpo.rewards.math_check import check_answer, warm_up
 from deepgrpo.rewards.same import is_numeric, quick_verdict, read

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from deepgrpo.config import WeightedReward as WeightedConfig
 from deepgrpo.config.problems import in_place
 from deepgrpo.errors import DeepGRPOError
-from deepgrpo.records import PartScore, Prompt, Score
+from deepgrpo.feedback import PartScore, Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import NeedsColumns, Reward, Verifier, Voting, metrics_of
 from deepgrpo.rewards.returned import LARGEST
 from deepgrpo.rewards.vote import loose_answer

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from deepgrpo.errors import RewardError
+from deepgrpo.feedback import Score
 from deepgrpo.loading import show
-from deepgrpo.records import Score
 
 LARGEST = 3.4e38
 """The learner computes in float32, which ends there."""

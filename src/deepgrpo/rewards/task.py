@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from deepgrpo.config import TaskKeys
 from deepgrpo.errors import ConfigError
-from deepgrpo.records import Prompt, Score
+from deepgrpo.feedback import Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import RemoteVerifier, Verifier, Voting, answer_part
 from deepgrpo.rewards.vote import loose_answer
 

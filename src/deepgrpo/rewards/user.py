@@ -29,9 +29,10 @@ from deepgrpo import rng
 from deepgrpo.config import UserKeys
 from deepgrpo.config.base import GIVEN
 from deepgrpo.errors import ConfigError, RewardError
+from deepgrpo.feedback import Score
 from deepgrpo.loading import file_of, load_object
 from deepgrpo.progress import phase
-from deepgrpo.records import Prompt, Score
+from deepgrpo.records import Prompt
 from deepgrpo.rewards.base import Verifier
 from deepgrpo.rewards.call import call_within
 from deepgrpo.rewards.returned import read_scores

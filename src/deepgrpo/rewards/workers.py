@@ -12,7 +12,7 @@ from functools import partial
 
 from deepgrpo import workers
 from deepgrpo.errors import RewardError
-from deepgrpo.records import Score
+from deepgrpo.feedback import Score
 from deepgrpo.workers import Failure, limit_memory
 
 __all__ = ["Check", "NotComparableError", "Workers", "limit_memory"]

@@ -18,10 +18,11 @@ import torch
 from deepgrpo.errors import ConfigError, first_line
 from deepgrpo.explore.base import Signal
 from deepgrpo.explore.segments import node_ends
+from deepgrpo.feedback import Score
 from deepgrpo.model.policy import Policy
 from deepgrpo.pack.layout import lay_out
 from deepgrpo.pack.packs import pack_layout
-from deepgrpo.records import Credit, CreditSpan, Node, Score, Tree
+from deepgrpo.records import Credit, CreditSpan, Node, Tree
 from deepgrpo.rewards.base import references
 from deepgrpo.train.objective import pack_logprobs
 from deepgrpo.train.ranks import Ranks, SingleRank

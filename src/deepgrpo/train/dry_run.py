@@ -26,9 +26,10 @@ from deepgrpo.rewards.base import NeedsColumns, Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
 from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.counts import Counts
 from deepgrpo.train.critique import build_critic
 from deepgrpo.train.log import opening
-from deepgrpo.train.memory import GIB, Counts, Holder, estimate_cluster, estimate_memory
+from deepgrpo.train.memory import GIB, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
 from deepgrpo.train.questions import build_curriculum, held_out, with_steps
 from deepgrpo.train.room import check_room

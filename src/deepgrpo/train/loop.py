@@ -37,6 +37,7 @@ from deepgrpo.train.log import opening
 from deepgrpo.train.metrics import Metrics, sampling_cost, staleness, step_metrics
 from deepgrpo.train.rescue import lacks_evaluation, saved_on_failure
 from deepgrpo.train.setup import Run, open_run
+from deepgrpo.train.shortage import shortage_explained
 from deepgrpo.train.stop import Stop, graceful_stop
 from deepgrpo.train.warmstart import warm_start
 from deepgrpo.train.watch import Watcher
@@ -178,7 +179,8 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
 
     learning = time.perf_counter()
     run.updating = True
-    update = run.learner.update(*batch.trained)
+    with shortage_explained(config, step, "learning"):
+        update = run.learner.update(*batch.trained)
     run.updating = False
     seconds_learn = time.perf_counter() - learning
     run.prefetch.wait()
@@ -226,7 +228,7 @@ def sample_batch(run: Run, state: TrainState) -> Batch:
             version=state.optimizer_steps, signals=run.signals, episodes=run.episodes,
         )  # fmt: skip
 
-    with named(f"step {state.step + 1}"), unchanged_process():
+    with named(f"step {state.step + 1}"), unchanged_process(), shortage_explained(config, state.step + 1, "sampling"):
         return gather(
             run.draw(state) or run.source, Cursor.from_dict(state.cursor), config.run.prompts_per_step, grow_round,
             run.strategy.credit,

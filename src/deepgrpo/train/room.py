@@ -8,7 +8,8 @@ from deepgrpo.config import Config, GivenModel, ModelConfig, PretrainedModel
 from deepgrpo.errors import ModelError
 from deepgrpo.model.device import free_memory
 from deepgrpo.model.policy import Policy
-from deepgrpo.train.memory import GIB, Counts, MemoryEstimate, learner_memory
+from deepgrpo.train.counts import Counts
+from deepgrpo.train.memory import GIB, MemoryEstimate, learner_memory
 
 
 def check_room(config: Config, policy: Policy, device: str) -> None:

@@ -74,7 +74,21 @@ def warm_start(run: Run, stop: Stop) -> None:
                 f"the run anew with the same command, or with: {run.go_on}"
             )
             raise KeyboardInterrupt
+        if said := missed(config, imitated.accuracy):
+            run.log.warn(said)
     save_start(run.policy, run.paths)
+
+
+def missed(config: WarmstartConfig, accuracy: float | None) -> str:
+    """A warning if a warm start ended below its target; empty if not."""
+    target = config.target_accuracy
+    if target is None or accuracy is None or accuracy >= target:
+        return ""
+    return (
+        f"the warm start ended after {config.steps} steps at a sampled accuracy of {accuracy:.1%}, short of "
+        f"warmstart.target_accuracy = {target}; raise warmstart.steps, or try another warmstart.lr or run.seed: where hardly "
+        "any rollout succeeds, reinforcement learns nothing"
+    )
 
 
 def load_from(policy: Policy, directory: Path) -> None:
@@ -184,11 +198,13 @@ def sampled_accuracy(run: Run) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Imitated:
-    """The outcome of an imitation. Example: Imitated(steps=400, stopped=False)."""
+    """The outcome of an imitation. Example: Imitated(steps=400, stopped=False, accuracy=0.35)."""
 
     steps: int
     stopped: bool
     """True if it was stopped before its target accuracy or its last step."""
+    accuracy: float | None = None
+    """Sampled accuracy when it was last measured."""
 
 
 def imitate(
@@ -208,9 +224,10 @@ def imitate(
     """
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=config.lr, weight_decay=0.01)
     policy.model.train()
+    newest: float | None = None
     for step in range(config.steps):
         if stop():
-            return Imitated(step, stopped=True)
+            return Imitated(step, True, newest)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         loss = imitation_gradient(policy, examples(step * config.batch_size, config.batch_size), tokens_per_pack)
@@ -219,13 +236,13 @@ def imitate(
         optimizer.zero_grad(set_to_none=True)
         accuracy: float | None = None
         if check is not None and config.target_accuracy is not None and (step + 1) % config.check_every == 0:
-            accuracy = check()
+            newest = accuracy = check()
             policy.model.train()
         if progress is not None:
             progress(step + 1, loss, accuracy)
         if accuracy is not None and config.target_accuracy is not None and accuracy >= config.target_accuracy:
-            return Imitated(step + 1, stopped=False)
-    return Imitated(config.steps, stopped=False)
+            return Imitated(step + 1, False, newest)
+    return Imitated(config.steps, False, newest)
 
 
 def learning_rate(config: WarmstartConfig, step: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deepgrpo.lab.compare.grid import label
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
+from deepgrpo.runs.metrics import newest_metrics
 from deepgrpo.stats import INTERVALS, sign_test
 
 
@@ -24,6 +25,7 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
     )
     if len(arms) > 2:
         said.append(f"{len(arms) - 1} arms are compared with the baseline: one interval that leaves out 0 may be chance.")
+    said += [each for run in plan.warmstarts if (each := _poor_start(run))]
     if plan.experiment.tune is None and len(rates := {run.config.optim.lr for run in plan.runs}) == 1:
         said.append(
             f"The learning rate, {label(rates.pop())}, is shared by all arms and tuned for none: it may suit some better than "
@@ -41,13 +43,12 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
         arm: max((f["spent/sampled_tokens"] for f in each["runs"].values()), default=0.0) / budget - 1
         for arm, each in arms.items()
     }
-    for arm, share_over in over.items():
-        if share_over > 0.02:
-            said.append(
-                f"{arm} samples up to {share_over:.0%} more than the budget, since a run stops between steps. Watched figures "
-                "are read off the curve at the budget; those of untouched questions are of the last weights and include the "
-                "surplus: take fewer prompts per step or a larger budget."
-            )
+    if more := {arm: share for arm, share in over.items() if share > 0.02}:
+        said.append(
+            f"{', '.join(more)}: up to {max(more.values()):.0%} more sampled tokens than the budget, since a run stops between "
+            "steps. Watched figures are read off the curve at the budget; those of untouched questions are of the last weights "
+            "and include the surplus: take fewer prompts per step or a larger budget."
+        )
     sampled_otherwise = sorted({str(run.arm) for run in plan.runs if _distribution(run) != _distribution(plan.runs[0])})
     if sampled_otherwise:
         said.append(
@@ -61,6 +62,18 @@ def notes(plan: Plan, finished: Sequence[PlannedRun], arms: Mapping[str, Any]) -
             "the budget, so arms that stop earlier have seen less of the fall."
         )
     return said
+
+
+def _poor_start(run: PlannedRun) -> str:
+    """A sentence on a warm start that ended far below its target; empty if it did not."""
+    target = run.config.warmstart.target_accuracy if run.config.warmstart else None
+    reached = newest_metrics(run.paths.metrics).get("eval/sampled")
+    if target is None or reached is None or reached > 0.5 * target:
+        return ""
+    return (
+        f"{run.name} reached {reached:.1%} and aimed at warmstart.target_accuracy = {target}: where hardly any "
+        "rollout succeeds no arm learns. Raise warmstart.steps, or leave that seed out."
+    )
 
 
 def _distribution(run: PlannedRun) -> tuple[float | None, ...]:

@@ -24,22 +24,23 @@ def tuning_table(found: Mapping[str, Any]) -> ComparisonTable:
 
 
 def choice_lines(found: Mapping[str, Any]) -> list[str]:
-    """One sentence per arm on its choice, and one per choice at the edge of the grid."""
-    said = []
+    """What was chosen, and where a choice lies at the edge of the grid; arms of which the same is true share a sentence."""
+    choices: dict[str, list[str]] = {}
+    edges: dict[str, list[str]] = {}
     for arm, each in found["arms"].items():
         fixed = [f"{key} = {label(value)}" for key, value in each["fixed"].items()]
         chosen = [f"{key} = {label(value)}" for key, value in (each["chosen"] or {}).items()]
         if each["chosen"] is None:
-            said.append(f"{arm}: no choice, as its trials are not complete or have no figure")
+            choices.setdefault("no choice, as its trials are not complete or have no figure", []).append(arm)
             continue
         parts = [f"{', '.join(chosen)}"] if chosen else []
         parts += [f"not tuned, as the arm sets it: {', '.join(fixed)}"] if fixed else []
-        said.append(f"{arm}: {'; '.join(parts)}")
+        choices.setdefault("; ".join(parts), []).append(arm)
         for key in each["edges"]:
             tried = [value for value in found["grid"][key] if not isinstance(value, str)]
             side = "lowest" if each["chosen"][key] == min(tried) else "highest"
-            said.append(
-                f"{arm}: {key} = {label(each['chosen'][key])} is the {side} value tried, so a better one may lie outside the "
-                f"grid; extend tune.grid.{key} and repeat the command"
-            )
-    return said
+            edges.setdefault(
+                f"{key} = {label(each['chosen'][key])} is the {side} value tried, so a better one may lie outside the "
+                f"grid; extend tune.grid.{key} and repeat the command", [],
+            ).append(arm)  # fmt: skip
+    return [f"{', '.join(arms)}: {said}" for said, arms in (*choices.items(), *edges.items())]

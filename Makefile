@@ -56,8 +56,10 @@ check: setup
 
 # The tests' tensors are tiny: more threads per process only stand in each other's way. All tests of a file run in one process,
 # so that what they share, such as a Ray cluster, is built once; tests/conftest.py has the files that take longest first. Four
-# processes for two cores, because many tests wait for processes of their own.
+# processes for two cores, because many tests wait for processes of their own. Compiled tests are kept, else each of the four
+# compiles all of them.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
 test: check
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
@@ -122,7 +124,7 @@ storm: setup
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
 EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
-  rates strict strict_saturation recovery search facts late horizon sums
+  rates strict strict_saturation recovery search facts late horizon sums lookup
 REGIMES := base strict recovery recovery-at-once search facts late horizon
 
 lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json

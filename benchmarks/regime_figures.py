@@ -2,6 +2,7 @@
 
     prompts ─► a greedy and `samples` sampled responses each ─► accuracy, pass@k, luck, corrections, entropy, first errors
             ─► failed ones ─► K continuations from the prompt and from one state per band of depth ─► rescue, mixed groups
+                              (of episodes: from the state before every turn)
 
 A state is *behind an error* if a wrong segment stands in its prefix (`first_error` of the synthetic tasks), else *before* it.
 Counts are kept by prompt, so that policies can be pooled and intervals respect that samples of one prompt are alike.
@@ -11,22 +12,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.regime_sampling import FirstError, Response, Start, corrections, from_prompts, sample, turn_of
 from deepgrpo import rng
 from deepgrpo.config import SegmentConfig
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.eval.pass_at_k import pass_at_k
 from deepgrpo.explore.pivots import candidates
-from deepgrpo.explore.segments import build_segmenter
-from deepgrpo.prompts.chain import RETRACT
+from deepgrpo.explore.segments import build_segmenter, node_ends
 from deepgrpo.prompts.source import build_source
 from deepgrpo.prompts.tasks import build_task
-from deepgrpo.records import Completion, Prompt, SampleRequest
 from deepgrpo.stats import clustered_proportion
 from deepgrpo.train.setup import Run
 
@@ -52,16 +53,6 @@ class Amounts:
     """Equal bands of the depth ratio; one state of each rollout is continued in every band."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A judged response. Example: Response(prompt=prompt, done=Completion(...), text="3+4=8;...#1", reward=0.0)."""
-
-    prompt: Prompt
-    done: Completion
-    text: str
-    reward: float
-
-
 def measure(run: Run, amounts: Amounts, seed: int) -> dict[str, Any]:
     """Measure the policy of an opened run on held-out questions. Returns plain JSON, see `summary`."""
     data = run.config.eval.data
@@ -71,41 +62,14 @@ def measure(run: Run, amounts: Amounts, seed: int) -> dict[str, Any]:
     prompts = source.head(amounts.prompts)
     task = build_task(run.config.data)
     first_error = getattr(task, "first_error", None)
-    greedy = _sample(run, [(p, ()) for p in prompts], 1, seed, "greedy", SamplingParams(greedy=True))
-    sampled = _sample(run, [(p, ()) for p in prompts], amounts.samples, seed, "sampled", run.sampling_params)
+    greedy = sample(run, from_prompts(run, prompts, 1), seed, "greedy", SamplingParams(greedy=True))
+    sampled = sample(run, from_prompts(run, prompts, amounts.samples), seed, "sampled", run.sampling_params)
+    threshold = run.config.explore.success_threshold
     return {
-        "greedy": statistics.fmean(each.reward for (each,) in greedy),
-        "rollouts": _rollouts(sampled, task, run.config.explore.success_threshold),
+        "greedy": statistics.fmean(each.reward > threshold for (each,) in greedy),
+        "rollouts": _rollouts(run, sampled, task, threshold),
         "states": _states(run, sampled, first_error, amounts, seed),
     }
-
-
-def _sample(
-    run: Run,
-    starts: Sequence[tuple[Prompt, tuple[int, ...]]],
-    count: int,
-    seed: int,
-    stage: str,
-    params: SamplingParams,
-) -> list[list[Response]]:
-    """`count` judged responses of each start, a prompt with the first tokens of a response."""
-    requests = []
-    for number, (prompt, prefix) in enumerate(starts):
-        room = min(run.limits.max_new_tokens, run.limits.max_total_tokens - len(prompt.tokens)) - len(prefix)
-        keys = tuple(rng.key(seed, "regime", stage, prompt.id, number, i) for i in range(count))
-        requests.append(SampleRequest(prompt.tokens + prefix, keys, room, len(prompt.tokens)))
-    completions, _ = run.engine.sample(requests, params)
-    flat = [
-        (prompt, prefix, done) for (prompt, prefix), group in zip(starts, completions, strict=True) for done in group
-    ]
-    whole = [prefix + done.tokens for _, prefix, done in flat]
-    texts = [run.decode(tokens) for tokens in whole]
-    scores = run.judge([prompt for prompt, _, _ in flat], texts, whole, [done.finish for _, _, done in flat])
-    judged = (
-        Response(prompt, done, text, score.value)
-        for (prompt, _, done), text, score in zip(flat, texts, scores, strict=True)
-    )
-    return chunks(list(judged), count)
 
 
 def chunks(items: Sequence[Any], size: int) -> list[Any]:
@@ -116,7 +80,7 @@ def chunks(items: Sequence[Any], size: int) -> list[Any]:
 # ---------------------------------------------------------------- root rollouts
 
 
-def _rollouts(sampled: Sequence[Sequence[Response]], task: Any, threshold: float) -> list[dict[str, Any]]:
+def _rollouts(run: Run, sampled: Sequence[Sequence[Response]], task: Any, threshold: float) -> list[dict[str, Any]]:
     """Counts of each prompt's responses."""
     first_error = getattr(task, "first_error", None)
     found = []
@@ -127,23 +91,22 @@ def _rollouts(sampled: Sequence[Sequence[Response]], task: Any, threshold: float
         answered = [
             first_error is not None and task.vote(each.prompt, each.text) == each.prompt.answer for each in group
         ]
-        corrected = [RETRACT in each.text for each in group]
-        found.append(
-            {
-                "samples": len(group), "successes": sum(good),
-                "answered": sum(answered), "lucky": sum(a and e is not None for a, e in zip(answered, errors, strict=True)),
-                "corrected": sum(corrected), "corrected_successes": sum(c and g for c, g in zip(corrected, good, strict=True)),
-                "truncated": sum(each.done.finish == "length" for each in group),
-                "tokens": sum(len(each.done.tokens) for each in group),
-                "surprise": -sum(sum(each.done.logprobs) for each in group),
-                "mixed": sum(0 < sum(part) < len(part) for part in chunks(good, GROUP)),
-                # position of the first error within the failed responses that have one
-                "errors": [
-                    round(e / max(1, len(each.text)), 3)
-                    for each, e, g in zip(group, errors, good, strict=True) if e is not None and not g
-                ],
-            }
-        )  # fmt: skip
+        corrected = [corrections(run, first_error, each) > 0 for each in group]
+        wrong = [(each, e) for each, e, g in zip(group, errors, good, strict=True) if e is not None and not g]
+        counts = {
+            "samples": len(group), "successes": sum(good),
+            "answered": sum(answered), "lucky": sum(a and e is not None for a, e in zip(answered, errors, strict=True)),
+            "corrected": sum(corrected), "corrected_successes": sum(c and g for c, g in zip(corrected, good, strict=True)),
+            "truncated": sum(each.done.finish == "length" for each in group),
+            "tokens": sum(each.sampled for each in group), "given": sum(each.given for each in group),
+            "surprise": -sum(sum(each.done.logprobs) for each in group),
+            "mixed": sum(0 < sum(part) < len(part) for part in chunks(good, GROUP)),
+        }  # fmt: skip
+        # position of the first error within the failed responses that have one
+        errors_at = {"errors": [round(e / max(1, len(each.text)), 3) for each, e in wrong]}
+        if run.episodes is not None:
+            errors_at["error_turns"] = [turn_of(run, each, e) for each, e in wrong]
+        found.append(counts | errors_at)
     return found
 
 
@@ -151,38 +114,42 @@ def _rollouts(sampled: Sequence[Sequence[Response]], task: Any, threshold: float
 
 
 def _states(
-    run: Run, sampled: Sequence[Sequence[Response]], first_error: Callable[[Prompt, str], int | None] | None, amounts: Amounts,
-    seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Continue failed rollouts from the prompt (band 0) and from one state per band."""
+    run: Run, sampled: Sequence[Sequence[Response]], first_error: FirstError | None, amounts: Amounts, seed: int
+) -> list[dict[str, Any]]:
+    """Continue failed rollouts from the prompt (band 0) and one state per band; episodes from the state before each turn."""
     failed = _failed(sampled, run.config.explore.success_threshold, amounts.failed)
-    # a strategy without pivots has no segments: the steps of a chain, or sentences
-    segments = getattr(run.config.explore, "segments", SegmentConfig(extra_ends=(";",)))
+    # a strategy without pivots has no segments: turns, the steps of a chain, or sentences
+    default = SegmentConfig(type="turn") if run.episodes else SegmentConfig(extra_ends=(";",))
+    segments = getattr(run.config.explore, "segments", default)
     segment = build_segmenter(segments, run.policy.tokenizer)
-    starts: list[tuple[Prompt, tuple[int, ...]]] = []
+    starts: list[Start] = []
     facts: list[dict[str, Any]] = []
     for number, each in enumerate(failed):
-        offsets, ratios = candidates(segment(each.done.tokens), room=run.limits.max_new_tokens)
-        for band, choice in _one_per_band(ratios, amounts.bands, rng.generator("regime states", seed, number)):
-            prefix = each.done.tokens[: offsets[choice]]
-            text = run.decode(prefix)
-            error = first_error(each.prompt, text) if first_error else None
-            starts.append((each.prompt, prefix))
+        offsets, ratios = candidates(node_ends(segment, each.node()), room=run.limits.response(each.tree))
+        random = rng.generator("regime states", seed, number)
+        places = enumerate(range(len(ratios))) if segments.type == "turn" else _one_per_band(ratios, amounts.bands, random)
+        for band, choice in places:
+            offset = offsets[choice]
+            error = first_error(each.prompt, run.decode(each.tokens[:offset])) if first_error else None
+            starts.append(each.state(offset, amounts.branches))
             facts.append(
                 {
                     "prompt": each.prompt.id, "band": band, "ratio": round(ratios[choice], 3),
-                    "behind": None if first_error is None else error is not None, "marked": text.count(RETRACT),
+                    "behind": None if first_error is None else error is not None,
+                    "marked": corrections(run, first_error, each, offset),
                 }
             )  # fmt: skip
-    groups = _sample(run, starts, amounts.branches, seed, "states", run.sampling_params) if starts else []
+    groups = sample(run, starts, seed, "states", run.sampling_params) if starts else []
     for fact, group in zip(facts, groups, strict=True):
         good = [each.reward > run.config.explore.success_threshold for each in group]
         fact |= {
-            "successes": sum(good), "branches": len(good), "tokens": sum(len(each.done.tokens) for each in group),
+            "successes": sum(good), "branches": len(good), "tokens": sum(each.sampled for each in group),
             # successes that a correction behind this state has made possible
-            "corrected": sum(g and each.text.count(RETRACT) > fact["marked"] for g, each in zip(good, group, strict=True)),
+            "corrected": sum(
+                g and corrections(run, first_error, each) > fact["marked"] for g, each in zip(good, group, strict=True)
+            ),
         }  # fmt: skip
-    return facts
+    return [fact for fact in facts if fact["branches"]]
 
 
 def _failed(sampled: Sequence[Sequence[Response]], threshold: float, most: int) -> list[Response]:
@@ -208,9 +175,10 @@ def summary(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Figures of all policies of a regime together, with the sampled accuracy of each."""
     prompts = [each for one in measured for each in one["rollouts"]]
     states = [each | {"cluster": f"{i} {each['prompt']}"} for i, one in enumerate(measured) for each in one["states"]]
-    total = {key: sum(each[key] for each in prompts) for key in prompts[0] if key != "errors"}
+    total = {key: sum(each[key] for each in prompts) for key in prompts[0] if not key.startswith("error")}
     errors = np.array([e for each in prompts for e in each["errors"]])
     failures = total["samples"] - total["successes"]
+    turns = Counter(turn for each in prompts for turn in each.get("error_turns", ()))
     return {
         "policies": len(measured), "greedy": statistics.fmean(one["greedy"] for one in measured),
         "sampled": total["successes"] / total["samples"],
@@ -229,6 +197,9 @@ def summary(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "success_if_not": ratio(total["successes"] - total["corrected_successes"], total["samples"] - total["corrected"]),
         "mixed": total["mixed"] * GROUP / total["samples"], "mixed_per_1k": 1000 * total["mixed"] / total["tokens"],
         "failed_with_error": ratio(len(errors), failures),
+        "given": total.get("given", 0) / total["samples"],
+        # of episodes: the share of the failures with an error whose first one is in a turn, by its number
+        "error_turns": {str(turn): turns[turn] / len(errors) for turn in sorted(turns)},
         "error_position": [float(np.quantile(errors, q)) for q in (0.1, 0.5, 0.9)] if len(errors) else None,
         "bands": [
             {"band": band, **_band([each for each in states if each["band"] == band])}

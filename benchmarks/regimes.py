@@ -40,6 +40,7 @@ def main() -> None:
         "recipes", nargs="*", help="names of recipes/lab/regimes, NAME@ACCURACY, or paths; default: all"
     )
     parser.add_argument("--run", type=Path, help="measure this run's newest checkpoint, or its start, instead")
+    parser.add_argument("--name", help="name of the figures of --run; default: that of the run")
     parser.add_argument("--runs", type=Path, default=Path("runs/regimes"), help="warm starts and samples")
     parser.add_argument(
         "--target", type=Path, default=Path("docs/results/lab/regimes"), help="directory of the figures"
@@ -52,14 +53,16 @@ def main() -> None:
     amounts = Amounts(**{name: getattr(options, name) for name in Amounts.__dataclass_fields__})
     options.target.mkdir(parents=True, exist_ok=True)
     if options.run is not None:
-        publish(options.run.name, [measured_run(options.run, amounts, options.seeds[0])], options.target, amounts)
+        found = [measured_run(options.run, amounts, options.seeds[0])]
+        publish(options.name or options.run.name, found, options.target, amounts)
     else:
         for name in options.recipes or ORDER:
             found = [measured(name, seed, options.runs, amounts) for seed in options.seeds]
             publish(Path(name).stem if name.endswith(".toml") else name, found, options.target, amounts)
     if options.page is not None:
         results = {path.stem: json.loads(path.read_text()) for path in options.target.glob("*.json")}
-        names = sorted(results, key=lambda name: (ORDER.index(name.partition("@")[0]), name))
+        order = {name: place for place, name in enumerate(ORDER)}
+        names = sorted(results, key=lambda name: (order.get(name.partition("@")[0], len(order)), name))
         put(tables({name: results[name] for name in names}), options.page, BEGIN)
 
 
@@ -80,7 +83,7 @@ def measured(regime: str, seed: int, runs: Path, amounts: Amounts) -> dict[str, 
         kept: dict[str, Any] = json.loads(file.read_text())
         return kept
     changes = [("run.dir", str(runs)), ("run.name", name), ("run.seed", f"{seed}"), ("run.steps", "0")]
-    if getattr(load_recipe(recipe).data, "type", "") in ("synthetic", "search"):
+    if getattr(load_recipe(recipe).data, "type", "") in ("synthetic", "search", "lookup"):
         changes.append(("data.seed", f"{seed}"))  # as `deepgrpo compare` does
     if accuracy:
         changes.append(("warmstart.target_accuracy", accuracy))
@@ -136,15 +139,17 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
+    given = any(each.get("given") for each in results.values())  # of episodes
     head = (
         "regime", "greedy, %", "sampled, %", *(f"pass@{k}" for k in KS[1:]), "luck, %", "entropy, nats", "tokens",
-        "cut off, %", "mixed groups, %", "mixed per 1k tokens",
+        *(["given tokens"] if given else []), "cut off, %", "mixed groups, %", "mixed per 1k tokens",
     )  # fmt: skip
     rows = [
         [
             f"`{name}`", percent(each["greedy"], 1), percent(each["sampled"], 1),
             *(percent(each["pass"].get(str(k))) for k in KS[1:]), percent(each["luck"]), f"{each['entropy']:.3f}",
-            f"{each['length']:.0f}", percent(each["truncated"]), percent(each["mixed"]), f"{each['mixed_per_1k']:.2f}",
+            f"{each['length']:.0f}", *([f"{each['given']:.0f}"] if given else []), percent(each["truncated"]),
+            percent(each["mixed"]), f"{each['mixed_per_1k']:.2f}",
         ]
         for name, each in results.items()
     ]  # fmt: skip
@@ -154,7 +159,8 @@ def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
 def errors_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     head = (
         "regime", "failures with an error, %", "first error at, 10 / 50 / 90%", "rescued before it, %", "rescued behind it, %",
-        "succeed behind it, %", "of these by a correction, %", "responses with `!`, %", "right with `!`, %", "right without, %",
+        "succeed behind it, %", "of these by a correction, %", "responses with a correction, %", "right with one, %",
+        "right without, %",
     )  # fmt: skip
     rows = []
     for name, each in results.items():
@@ -171,18 +177,22 @@ def errors_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def depth_table(each: Mapping[str, Any]) -> str:
+    turns = each.get("error_turns")  # of episodes
     head = (
-        "depth r", "states", "rescued, %", "succeed, %", "mixed, %", "mixed per 1k tokens", "behind an error, %",
-        "rescued before it, %", "rescued behind it, %",
+        "before turn" if turns else "depth r", "states", "rescued, %", "succeed, %", "mixed, %", "mixed per 1k tokens",
+        "behind an error, %", "rescued before it, %", "rescued behind it, %",
+        *(["first error in this turn, %"] if turns else []),
     )  # fmt: skip
     rows = []
     for band in each["bands"]:
         behind = (band["behind"] or {"states": 0})["states"] / band["states"]
+        turn = str(band["band"] + 1)
+        place = turn if turns else "prompt" if band["band"] == 0 else f"{band['ratio']:.2f}"
         rows.append(
             [
-                "prompt" if band["band"] == 0 else f"{band['ratio']:.2f}", f"{band['states']}", rescued(band),
+                place, f"{band['states']}", rescued(band),
                 percent(band["succeed"], 1), percent(band["mixed"]), f"{band['mixed_per_1k']:.2f}", percent(behind),
-                rescued(band["before"]), rescued(band["behind"]),
+                rescued(band["before"]), rescued(band["behind"]), *([percent(turns.get(turn, 0.0))] if turns else []),
             ]
         )  # fmt: skip
     return table(head, rows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -36,7 +37,8 @@ from typing import IO, Any
 MODULES = (
     "deepgrpo.cli", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.compare.command",
     "deepgrpo.lab.compare.final_eval", "deepgrpo.cluster.sharding", "deepgrpo.train.moments",
-    "transformers.models.llama.modeling_llama",
+    "deepgrpo.engines.embedded.engine", "deepgrpo.explore.deep", "transformers.conversion_mapping",
+    "transformers.models.llama.modeling_llama", "tyro.constructors", "typeguard",
 )  # fmt: skip
 """Modules that the waiting process imports. Not ray, which reads its settings from the environment when it is imported."""
 PATIENCE_S = 280.0
@@ -251,6 +253,11 @@ def serve(directory: str) -> None:
     """Fork for each connection, and tell it the child's number and, at its end, its exit code. Ends with the directory."""
     for each in MODULES:
         importlib.import_module(each)
+    # transformers compiles hundreds of patterns when it first saves a model, and keeps them
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
+    # nothing of all this is garbage: a child need not look through it, nor copy the memory that looking writes to
+    gc.collect()
+    gc.freeze()
     for name in ("jobs", "forecast"):
         module: Any = importlib.import_module(f"deepgrpo.lab.compare.{name}")
         module.subprocess = SimpleNamespace(

@@ -139,10 +139,12 @@ def _logging() -> Restore:
 
 
 def _modules(own: Path) -> Restore:
-    before = set(sys.modules)
+    before = sys.modules.copy()  # a tenth of the time of a set
 
     def restore() -> None:
-        for name in set(sys.modules) - before:
+        if len(sys.modules) == len(before) and next(reversed(sys.modules)) == next(reversed(before)):
+            return  # a module that is imported, or once more, is the last one
+        for name in sys.modules.keys() - before.keys():
             file = getattr(sys.modules[name], "__file__", None)
             if name.startswith("deepgrpo_user_") or (isinstance(file, str) and file.startswith(f"{own}{os.sep}")):
                 del sys.modules[name]

@@ -24,6 +24,7 @@ import pkgutil
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,9 +292,14 @@ def run_recipes(command: Recipes) -> int:
         return 0
     recipes = shipped.list_recipes()
     width = max(len(name) for name, _ in recipes)
+    columns = shutil.get_terminal_size().columns
     for name, comment in recipes:
-        print(f"{name:<{width}}  {comment}")
-    print("\nprint one: deepgrpo recipes NAME    run one: deepgrpo train NAME")
+        line = f"{name:<{width}}  {comment}"
+        if sys.stdout.isatty():
+            indent = " " * min(width + 2, columns // 3)
+            line = textwrap.fill(line, max(columns, NARROWEST), subsequent_indent=indent, break_on_hyphens=False)
+        print(line)
+    print("\nprint one: deepgrpo recipes NAME\nrun one:   deepgrpo train NAME")
     return 0
 
 

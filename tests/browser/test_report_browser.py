@@ -196,7 +196,9 @@ def test_a_success_has_nothing_to_rescue(tmp_path: Path, open_page: Open) -> Non
     page = open_page(write_run(tmp_path / "run", {1: [tree]}))
     assert "1 of 1 pivot in failed rollouts rescued" in page.inner_text(".facts")
     assert "0 of 2 branches better — nothing to rescue" in page.locator(".lane summary").nth(1).inner_text()
-    assert page.inner_text("[data-flag=unrecoverable]") == "unrecoverable 0"
+    assert page.inner_text("[data-flag=unrecoverable]") == "not recovered 0"
+    empty = page.locator("[data-chart=reliability]").bounding_box()  # no fit yet: as tall as its words
+    assert empty and empty["height"] < 220
 
 
 def test_several_runs_are_drawn_over_each_other(two_levels: Path, tmp_path: Path, open_page: Open) -> None:

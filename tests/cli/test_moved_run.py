@@ -140,10 +140,11 @@ def test_the_doctor_looks_at_a_run(
         "ok   lock        no process trains here", "ok   checkpoint  step 3: all files are as they were written",
         "ok   metrics     4 lines, up to step 3", "ok   trees       6 trees of 3 steps can be read",
         "ok   origin      a resume begins at step 3", "note moved       data.path = 'data/sums-*.jsonl' is ",
-        " free; a checkpoint takes",
+        " free\n",
         "next: the run is finished; look at it: deepgrpo report run",
     ):  # fmt: skip
         assert said in text, text
+    assert "those to come" not in text  # of a finished run none come
     with hold(RunDir(run)):
         text = doctor(run, capsys)
         assert "note lock        run is in use by this process" in text and "next: wait for it to end" in text
@@ -167,6 +168,7 @@ def test_the_doctor_finds_damage(project: Path, tmp_path: Path, capsys: pytest.C
     text = doctor(run, capsys, code=1)
     assert "bad  checkpoint  the checkpoint " in text and "model/model.safetensors has changed since it was written" in text
     assert "--step 2" in text  # the remedy
+    assert "bad  origin      a resume stops at the damaged checkpoint of step 3, unless --step names another" in text
     assert "ok   checkpoint  step 2" in text and "bad  trees " in text and "4 trees of 3 steps" in text
     (run / "config.toml").write_text("[run]\nnmae = 1\n")
     text = doctor(run, capsys, code=1)

@@ -35,8 +35,6 @@ from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.records import Tree
 from deepgrpo.train.optim import build_optimizer
 
-trl = pytest.importorskip("trl")
-datasets = pytest.importorskip("datasets")
 # between TRL and transformers, nothing that we call
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
 
@@ -94,6 +92,7 @@ def trainer(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Makes TRL's trainer for some trees. Its reference is the policy fixture as it is; its policy starts there too."""
     from transformers import LlamaForCausalLM
 
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental
     start = tmp_path / "start"
     policy.model.save_pretrained(start)  # TRL reads its reference from where the policy came from

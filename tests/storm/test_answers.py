@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("reasoning_gym")
-
 from storm.answers import KINDS, hostile_answers, run_answers
+
+pytestmark = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning_gym is not installed")
 
 
 def test_some_hostile_answers(tmp_path: Path) -> None:

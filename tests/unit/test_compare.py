@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from deepgrpo import cli
-from deepgrpo.config import DeepExplore, RootExplore, SyntheticData, WarmstartConfig, merge
+from deepgrpo.config import DeepExplore, LookupData, RootExplore, SyntheticData, WarmstartConfig, merge
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.errors import CheckpointError, ConfigError
 from deepgrpo.lab.compare import plot as figure
@@ -25,13 +25,13 @@ from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
 from deepgrpo.lab.compare.progress import is_finished, progress
-from deepgrpo.lab.compare.run_figures import spent_figures, training_figures
+from deepgrpo.lab.compare.run_figures import read_lines, spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
 from deepgrpo.lab.compare.work import make_jobs
 from deepgrpo.prompts import synthetic
 from deepgrpo.runs.checkpoints import newest_checkpoint
 from deepgrpo.runs.state_file import read_sealed, sealed
-from experiments import BASE, EXPERIMENT, line, planned, write_run
+from experiments import BASE, EXPERIMENT, line, planned, write_lines, write_run
 
 FINAL = '[final.data]\ntype = "synthetic"\n'
 
@@ -392,6 +392,29 @@ def test_epochs_are_those_of_the_last_step() -> None:
     lines = [{"step": 0}, {"step": 1, "data/epochs": 1.5}, {"step": 2, "data/epochs": 3.0}]
     assert spent_figures(lines)["spent/epochs"] == 3.0
     assert spent_figures([{"step": 0}, {"step": 1}])["spent/epochs"] is None  # endless data
+
+
+def test_an_environment_has_its_columns(done: Plan) -> None:
+    """Observations, calls and time in tools, beside the sampled tokens; without an environment there are no such columns."""
+    titles = [table.columns for table in comparison_tables(compare(done, done.runs)) if table.title == "What a run spent"]
+    assert "given tokens" not in titles[0]
+    cost = {"ledger/given_tokens": 7000, "ledger/tool_calls": 1500, "ledger/seconds_tools": 12.0, "ledger/seconds_sample": 48.0}
+    for run in done.runs:
+        write_lines(run, [{**each, **cost} for each in read_lines(run)])
+    (table,) = [each for each in comparison_tables(compare(done, done.runs)) if each.title == "What a run spent"]
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert [shown[name] for name in ("given tokens", "tool calls", "tool seconds")] == ["7k", "2k", "12.0"]
+    assert shown["minutes"] == "1.0"  # a step waits for its tools
+
+
+def test_lookups_differ_by_seed(tmp_path: Path) -> None:
+    """Each seed has questions and tables of its own; those that are watched stay."""
+    plan = planned(tmp_path, EXPERIMENT.replace('base = "base.toml"', 'base = "lookup"'))
+    assert {run.name: run.config.data.seed for run in plan.runs if isinstance(run.config.data, LookupData)} == {
+        "grpo-seed-1": 1, "deep-seed-1": 1, "grpo-seed-2": 2, "deep-seed-2": 2
+    }  # fmt: skip
+    assert all(run.config.eval.data == LookupData(hops=5, functions=4, split="test") for run in plan.runs)
+    assert plan.final.data == LookupData(hops=5, functions=4, split="test", seed=1)
 
 
 def test_differences_need_both_arms_of_a_seed() -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypotheses import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from trees import make_tree
 
 from deepgrpo.config import DeepExplore, RecoverabilityConfig, SegmentConfig
@@ -177,6 +176,8 @@ def test_draws_follow_q_without_replacement() -> None:
     st.sampled_from([0.1, 1.0, 10.0]),
 )
 def test_fit_equals_scikit_learn(items: list[tuple[float, bool]], c: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
     ratios = np.array([r for r, _ in items])
     outcomes = np.array([int(y) for _, y in items])
     outcomes[0], outcomes[1] = 0, 1  # both classes

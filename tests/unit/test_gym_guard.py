@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("reasoning_gym")
 
 from deepgrpo.config import ReasoningGymData, TaskReward
 from deepgrpo.prompts.gym import build_gym
 from deepgrpo.prompts.gym_guard import check_formula, evaluate, parse_expression
 from deepgrpo.records import Prompt
 from deepgrpo.rewards.task import TaskVerifierReward
+
+pytestmark = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning_gym is not installed")
 
 EVALUATING = (
     "countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration", "spiral_matrix",

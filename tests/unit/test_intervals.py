@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats as scipy_stats
 
 from benchmarks import coverage
 from deepgrpo.stats import paired_interval, sign_test
@@ -32,6 +31,8 @@ def test_worked_examples() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=6, max_size=12, unique=True))
 def test_what_lies_outside_is_what_the_test_of_scipy_rejects(values: list[float]) -> None:
+    from scipy import stats as scipy_stats
+
     found = paired_interval(values)
     i, j = np.triu_indices(len(values))
     walsh = np.unique(np.array([(values[a] + values[b]) / 2 for a, b in zip(i, j, strict=True)]))

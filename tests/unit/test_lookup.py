@@ -43,6 +43,8 @@ def test_a_question_by_hand() -> None:
         ("f3?7;g7?2;h2?5;#5", 3, None, True),
         ("f3?7;g7?2;h2?5;#5 ", 3, None, True),
         ("f3?7;g8?4;h4?0;g7?2;h2?5;#5", 3, None, True),  # recovered after two lookups
+        ("f3?7;g7?!;h2?5;#5", 1, 5, False),  # malformed by a special token, which the text does not show
+        ("f3?7;g7?!;g7?2;h2?5;#5", 3, None, True),
         ("f3?7;i7?2;g7?2;z?!;h2?5;#5", 3, None, True),  # superfluous ones are no errors once the right one follows
         ("f3?7;g7?2;h2?5;i5?4;#5", 3, None, True),
         ("", 0, None, False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,16 @@ import numpy as np
 import pytest
 
 from benchmarks import regimes
-from benchmarks.regime_figures import Amounts, _one_per_band, chunks, measure, summary
+from benchmarks.regime_figures import Amounts, _one_per_band, _rollouts, _states, chunks, measure, summary
+from benchmarks.regime_sampling import from_prompts, sample
 from deepgrpo.config import GeneratedData, load_recipe
 from deepgrpo.config.data import SearchData
 from deepgrpo.config.shipped import recipe_dir
+from deepgrpo.engines.base import SampleStats
 from deepgrpo.lab.compare.experiment import load_experiment
-from deepgrpo.train.setup import open_run
+from deepgrpo.prompts.tasks import build_task
+from deepgrpo.records import Completion, Prompt
+from deepgrpo.train.setup import Run, open_run
 
 AMOUNTS = Amounts(prompts=3, samples=16, failed=4, branches=2, bands=4)
 
@@ -24,7 +30,7 @@ def counts(**changes: Any) -> dict[str, Any]:
     """Sixteen responses of one prompt, of ten tokens each: four right, one of them by luck."""
     return {
         "samples": 16, "successes": 4, "answered": 5, "lucky": 1, "corrected": 8, "corrected_successes": 3, "truncated": 2,
-        "tokens": 160, "surprise": 32.0, "mixed": 1, "errors": [0.5] * 6, **changes,
+        "tokens": 160, "given": 0, "surprise": 32.0, "mixed": 1, "errors": [0.5] * 6, **changes,
     }  # fmt: skip
 
 
@@ -96,6 +102,98 @@ def test_a_policy_is_measured(recipe: Any, data: dict[str, Any], explore: dict[s
     assert all(each["behind"] is False for each in found["states"] if each["band"] == 0)
     assert found == measure(open_run(config, None), AMOUNTS, seed=5)
     assert "| `x` |" in regimes.tables({"x": summary([found])})
+
+
+#                f           g           h
+TABLE = {"f": "4907381265", "g": "1111222245", "h": "0050000030"}
+
+
+class Scripted:
+    """An engine that says the given turns, one list of them per episode, in the order of the requests' keys."""
+
+    def __init__(self, run: Run, episodes: list[list[str]]) -> None:
+        self.run, self.asked = run, 0
+        self.left = [[self.encoded(turn) for turn in turns] for turns in episodes]
+        self.playing: list[list[tuple[int, ...]]] = []
+
+    def encoded(self, text: str) -> tuple[int, ...]:
+        tokenizer = self.run.policy.tokenizer
+        return (*tokenizer(text, add_special_tokens=False).input_ids, *([] if text.endswith("?") else [tokenizer.eos_token_id]))
+
+    def sample(self, requests: Any, params: Any, keep: bool = False) -> Any:
+        if not self.playing:
+            self.playing = [self.left.pop(0) for request in requests for _ in request.keys]
+        said = iter([turns.pop(0) for turns in self.playing])
+        self.playing = [turns for turns in self.playing if turns]
+        self.asked += 1
+        return [
+            [Completion(tokens, (-0.5,) * len(tokens), "stop") for tokens in itertools.islice(said, len(request.keys))]
+            for request in requests
+        ], SampleStats()
+
+    def forget(self) -> None:
+        assert not self.playing
+
+
+def lookup_run(recipe: Any) -> Run:
+    section = {"type": "lookup", "hops": 3, "functions": 3}
+    config = recipe(
+        data=section, eval={"every": 1, "data": {**section, "split": "test"}}, env={"type": "lookup", "max_turns": 8},
+        explore={"type": "deep", "segments": {"type": "turn"}, "success_threshold": 0.2}, reward={"type": "env"},
+        sampling={"max_new_tokens": 50},
+    )  # fmt: skip
+    return open_run(config, None)
+
+
+RIGHT, LOST, SAVED = ["f3?", "g7?", "h2?", "#5"], ["f3?", "g8?", "h4?", "#0"], ["f3?", "g8?", "h4?", "g7?", "h2?", "#5"]
+
+
+def test_episodes_by_hand(recipe: Any) -> None:
+    """f3 is 7, g7 is 2, h2 is 5. Of eight episodes one is right at once, one saves itself, one guesses, five are lost at g8.
+
+    A lost one is continued from the states before its four turns, twice each: both succeed from the prompt, one behind f3,
+    one behind g8 by going back to g7, none behind h4.
+    """
+    run = lookup_run(recipe)
+    tokens = run.policy.tokenizer("3fgh:", add_special_tokens=False).input_ids
+    prompt = Prompt("p", "3fgh:", tuple(tokens), "3fgh:", "5", columns={"table": TABLE})
+    guess = ["f3?", "g8?", "#5"]
+    states = [RIGHT, RIGHT, RIGHT[1:], LOST[1:], ["g7?", "h2?", "#5"], LOST[2:], LOST[3:], LOST[3:]]
+    scripted = Scripted(run, [[*turns] for turns in [RIGHT, SAVED, guess, *[LOST] * 5]] + [[*turns] for turns in states])
+    run.parts = dataclasses.replace(run.parts, engine=scripted)
+    task = build_task(run.config.data)
+    (group,) = sample(run, from_prompts(run, [prompt], 8), 0, "sampled", run.sampling_params)
+    assert [each.text for each in group][:2] == ["f3?7;g7?2;h2?5;#5", "f3?7;g8?4;h4?0;g7?2;h2?5;#5"]
+    assert [each.reward for each in group] == [1.0, 1.0, *[0.0] * 6]
+    # three tokens per lookup, "#5" and its end; two given tokens per observation
+    assert [(each.sampled, each.given) for each in group[:3]] == [(12, 6), (18, 10), (9, 4)]
+    (found,) = _rollouts(run, [group], task, 0.2)
+    counts = {"successes": 2, "answered": 3, "lucky": 1, "corrected": 1, "corrected_successes": 1, "mixed": 1, "tokens": 99}
+    assert {key: found[key] for key in counts} == counts and found["surprise"] == 0.5 * 99
+    assert found["given"] == 6 + 10 + 4 + 5 * 6 and found["error_turns"] == [2] * 6
+    # "f3?7;" are five characters of 12 in the guess, of 17 in the others
+    assert found["errors"] == [round(5 / 12, 3), *[round(5 / 17, 3)] * 5]
+
+    amounts = Amounts(branches=2, failed=1)
+    facts = _states(run, [[group[3]]], task.first_error, amounts, seed=0)
+    assert [each["band"] for each in facts] == [0, 1, 2, 3] and [each["ratio"] for each in facts] == [0.2, 0.4, 0.6, 0.8]
+    assert [each["behind"] for each in facts] == [False, False, True, True]
+    assert [each["successes"] for each in facts] == [2, 1, 1, 0] and [each["corrected"] for each in facts] == [0, 0, 1, 0]
+    assert [each["tokens"] for each in facts] == [24, 18, 15, 6]  # what the branches wrote themselves
+    figures = summary([{"greedy": 0.0, "rollouts": [found], "states": facts}])
+    assert (figures["luck"], figures["given"], figures["error_turns"]) == (1 / 3, 50 / 8, {"2": 1.0})
+    assert figures["behind"]["rescued"] == 0.5 and figures["behind"]["by_correction"] == 1.0
+    text = regimes.tables({"lookup": figures})
+    assert "| given tokens |" in text and "| before turn |" in text
+    assert "| 2 | 1 | 100 [21, 100] | 50.0 | 100 | 55.56 | 0 | 100 [21, 100] | – | 100 |" in text
+
+
+def test_a_policy_that_plays_episodes_is_measured(recipe: Any) -> None:
+    run = lookup_run(recipe)
+    found = measure(run, AMOUNTS, seed=5)
+    assert [each["samples"] for each in found["rollouts"]] == [16] * 3 and found == measure(run, AMOUNTS, seed=5)
+    assert all(each["branches"] == 2 for each in found["states"])
+    assert [each["band"] for each in found["states"]].count(0) == 4
 
 
 @pytest.mark.parametrize("name", regimes.ORDER)

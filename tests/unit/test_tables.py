@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import harness
+from deepgrpo.cli import Recipes, run_recipes
 from deepgrpo.eval.output import print_table
 from deepgrpo.lab.compare.cells import ComparisonTable, print_comparison
 from deepgrpo.lab.probe import tables as probe
@@ -132,3 +134,13 @@ def test_a_file_gets_the_whole_table() -> None:
     print_columns(out, ("arm", *(f"column {i}" for i in range(20))), [("deep", *(str(10**9 + i) for i in range(20)))])
     lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 3 and lines[2].split() == ["deep", *(str(10**9 + i) for i in range(20))]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_recipes(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    run_recipes(Recipes())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line.startswith("gsm8k-qwen2.5-0.5b-deep-vllm  DEEP-GRPO of the paper")]

@@ -69,7 +69,7 @@ def findings(run: RunDir) -> Iterator[Finding]:
     yield from _metrics(run, whole)
     yield from _trees(run)
     if config is not None:
-        yield from _origin(run, config)
+        yield from _origin(run, config, whole)
         yield from _room(run, config, saved)
     if not held and any(has_leftovers(folder) for folder in (run.path, run.checkpoints, run.tree_folder, run.eval_folder)):
         yield Finding("note", "left over", "files that a kill left half written; the next start deletes them")
@@ -139,11 +139,15 @@ def _trees(run: RunDir) -> Iterator[Finding]:
     yield Finding("ok", "trees", f"{count:,} trees of {len(files)} steps can be read")
 
 
-def _origin(run: RunDir, config: Config) -> Iterator[Finding]:
+def _origin(run: RunDir, config: Config, whole: TrainState | None) -> Iterator[Finding]:
     try:
         origin = resumed_origin(run, None, config)
     except DeepGRPOError as error:
         yield Finding("bad", "origin", str(error))
+        return
+    if origin.checkpoint is not None and (whole is None or whole.step != origin.step):
+        said = f"a resume stops at the damaged checkpoint of step {origin.step}, unless --step names another"
+        yield Finding("bad", "origin", said)
         return
     place = {"anew": "begins anew", "start": "begins with the start model"}.get(origin.kind, f"begins at step {origin.step}")
     yield Finding("ok", "origin", f"a resume {place}")
@@ -152,7 +156,7 @@ def _origin(run: RunDir, config: Config) -> Iterator[Finding]:
 def _room(run: RunDir, config: Config, saved: list[Checkpoint]) -> Iterator[Finding]:
     """Compare the free space with what the coming checkpoints need: one more than are kept, while a new one is written."""
     free = shutil.disk_usage(run.path).free
-    if not saved:
+    if not saved or _is_finished(run):
         yield Finding("ok", "disk", f"{_size(free)} free")
         return
     one = sum(file.stat().st_size for file in saved[-1].path.rglob("*") if file.is_file())
@@ -170,15 +174,19 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def _is_finished(run: RunDir) -> bool:
+    try:
+        return SavedRun(run.path).is_finished()
+    except DataError:
+        return False
+
+
 def _next(run: RunDir, *, bad: bool) -> str:
     at = shown(run.path)
     if holder(run):
         return f"wait for it to end; meanwhile: deepgrpo report {at}"
     if bad:
         return "see the lines marked bad: each names its remedy"
-    try:
-        if SavedRun(run.path).is_finished():
-            return f"the run is finished; look at it: deepgrpo report {at}, or measure it: deepgrpo eval {at}"
-    except DataError:
-        pass
+    if _is_finished(run):
+        return f"the run is finished; look at it: deepgrpo report {at}, or measure it: deepgrpo eval {at}"
     return f"go on: deepgrpo train --resume {at}"

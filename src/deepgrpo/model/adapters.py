@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def add_adapters(model: Any, config: PretrainedModel | GivenModel, frozen: torch
         target_modules=wanted if isinstance(wanted, str) else list(wanted),
     )  # fmt: skip
     try:
-        with posing_as_float32(model):
+        with posing_as_float32(model), warnings.catch_warnings():
+            # peft asks for an attribute that transformers will rename
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             model = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(f"model.lora.target_modules = {wanted!r} does not fit the model: {first_line(error)}") from error

@@ -147,7 +147,9 @@ def _wrong(name: str, at: str, table: Table, kind: float, which: float) -> tuple
 
 
 def turns(table: Table, episode: str) -> Iterator[Turn]:
-    """Turns of an episode, each with the observation that the table gives.
+    """Turns of an episode, each with its observation.
+
+    A lookup that reads well may have been malformed: the text does not show special tokens, which the environment has seen.
 
     Raises DataError if the text has another observation behind a turn: it is no episode of this table.
     """
@@ -156,6 +158,8 @@ def turns(table: Table, episode: str) -> Iterator[Turn]:
         end = episode.find(ASK, position) + 1
         text = episode[position : end or len(episode)]
         seen = observation(table, text) if end else ""
+        if end and episode[end : end + 1] == MALFORMED:
+            seen = MALFORMED + END
         if not seen.startswith(episode[len(text) + position :][: len(seen)]):
             raise DataError(f"{episode!r} is no episode of its table: {text!r} is answered by {seen!r}")
         yield Turn(position, text, seen)
@@ -181,7 +185,7 @@ def follow(question: str, table: Table, episode: str) -> Progress:
     done, error = 0, None
     for turn in turns(table, episode):
         left = right[done:]
-        if left and turn.text == left[0]:
+        if left and turn.text == left[0] and turn.observation[0] != MALFORMED:
             done, error = done + 1, None
         elif not turn.observation:
             wanted = left[0] if left else ANSWER + answer

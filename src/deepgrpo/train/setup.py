@@ -210,7 +210,7 @@ class Run:
         base = " over a base in 16 bits" if self.policy.narrow else ""
         size = self.source.size
         facts = [
-            f"{count / 1e6:.2f}M trainable parameters{base} on {self.policy.device}",
+            f"{f'{count / 1e6:.2f}M' if count >= 10_000 else f'{count:,}'} trainable parameters{base} on {self.policy.device}",
             str(self.threads),
             self.source.described,
             f"explore {self.config.explore.type}",

@@ -204,7 +204,7 @@ def _for_seed(recipe: Mapping[str, Any], seed: int, folder: Path) -> dict[str, A
     """A recipe for one seed. Generated questions differ by seed: a seed repeats the whole procedure."""
     raw = merge(recipe, {"run": {"seed": seed, "dir": str(folder), "name": seed_name(seed)}})
     data = raw.get("data")
-    if isinstance(data, dict) and data.get("type") in ("synthetic", "search"):
+    if isinstance(data, dict) and data.get("type") in ("synthetic", "search", "lookup"):
         # its splits are disjoint for any seed; other generated data may separate evaluation by the seed alone
         raw["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return raw

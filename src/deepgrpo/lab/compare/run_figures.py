@@ -58,7 +58,7 @@ def run_figures(plan: Plan, run: PlannedRun, lines: Lines, steps: float) -> Figu
 def spent_figures(lines: Lines) -> Figures:
     """Costs of a run, from the totals in its last line, and its passes over the data (None if it is endless)."""
     last = lines[-1]
-    phases = ("seconds_sample", "seconds_signals", "seconds_reward", "seconds_learn")
+    phases = ("seconds_sample", "seconds_tools", "seconds_signals", "seconds_reward", "seconds_learn")
     return {
         "spent/steps": float(last["step"]),
         **{
@@ -68,6 +68,10 @@ def spent_figures(lines: Lines) -> Figures:
                 "prefix_tokens_encoded", "verifier_calls",
             )
         },
+        # None without an environment
+        "spent/given_tokens": _number(last, "ledger/given_tokens"),
+        "spent/tool_calls": _number(last, "ledger/tool_calls"),
+        "spent/tool_seconds": _number(last, "ledger/seconds_tools"),
         "spent/epochs": next((e for line in reversed(lines) if (e := _number(line, "data/epochs")) is not None), None),
         # evaluations and checkpoints are not costs of the method
         "spent/minutes": sum(spent(last, phase) for phase in phases) / 60.0,

@@ -60,7 +60,9 @@ def comparison_tables(result: Mapping[str, Any]) -> list[ComparisonTable]:
             [
                 ("sampled tokens", "spent/sampled_tokens", short), ("optimizer steps", "spent/optimizer_steps", whole),
                 ("trained tokens", "spent/trained_tokens", short), ("forwarded tokens", "spent/learner_tokens", short),
-                ("verifier calls", "spent/verifier_calls", short), ("epochs over the data", "spent/epochs", one),
+                ("verifier calls", "spent/verifier_calls", short), ("given tokens", "spent/given_tokens", short),
+                ("tool calls", "spent/tool_calls", short), ("tool seconds", "spent/tool_seconds", one),
+                ("epochs over the data", "spent/epochs", one),
                 ("minutes", "spent/minutes", one),
             ],
         ),

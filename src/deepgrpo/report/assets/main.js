@@ -123,7 +123,7 @@ function initExplorer() {
       else search.flags.delete(flag);
       event.currentTarget.setAttribute("aria-pressed", String(on));
       refresh();
-    } } }, `${flag} `, el("small"))));
+    } } }, `${FLAG_NAMES[flag] ?? flag} `, el("small"))));
   byId("step").addEventListener("change", (event) => {
     search.step = event.target.value === "" ? null : Number(event.target.value);
     refresh();

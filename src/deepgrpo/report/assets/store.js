@@ -2,6 +2,7 @@
 
 const DATA = JSON.parse(byId("data").textContent);
 const FLAGS = ["rescued", "unrecoverable", "truncated", "mixed", "solved", "failed"];
+const FLAG_NAMES = { unrecoverable: "not recovered" };
 const FLAG_WORDS = {
   rescued: "a branch succeeds and beats its rollout",
   unrecoverable: "a pivot that was not recovered in any of its tries",

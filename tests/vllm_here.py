@@ -28,7 +28,8 @@ needs_vllm = [
 
 def vllm_engine(policy: Policy, *, longest: int | None = None, trial: str = "float32", **config: Any) -> VLLMEngine:
     """Small and uncompiled unless the config says otherwise."""
-    small = {"max_rows": 32, "kv_cache_gb": 0.25, "eager": True, "dtype": trial}
+    # on a machine that has other things to do, the start may take a while
+    small = {"max_rows": 32, "kv_cache_gb": 0.25, "eager": True, "dtype": trial, "start_timeout_s": 3000}
     engine = build_engine(VLLMEngineConfig.model_validate({**small, **config}), policy, longest=longest)
     assert isinstance(engine, VLLMEngine)
     return engine

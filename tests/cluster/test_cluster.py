@@ -71,8 +71,18 @@ def test_learners_measure_beliefs(shared: None, tmp_path: Path, monkeypatch: pyt
     assert all(line["belief/first"] > 0 and line["ledger/signal_tokens"] > 0 for line in trace(two)[1:])
 
 
-def test_workers_play_the_episodes_of_one_process(shared: None, tmp_path: Path) -> None:
-    """The environment is the driver's, the turns are the workers'; trees, replies and figures are the same."""
+def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster.learners is 9, and each asks for 1 CPU, but the cluster has \d; lower it"):
+        train_on_cluster(recipe(tmp_path, "many", {"learners": 9}))
+    with pytest.raises(ConfigError, match=r"together ask for 11 CPUs, but the cluster has \d; lower one of them"):
+        train_on_cluster(recipe(tmp_path, "many", {"rollout_workers": 9, "learners": 2}))
+    with pytest.raises(ConfigError, match=r"cluster.reward_workers is 7, which ask for 7 CPUs, but of the cluster"):
+        train_on_cluster(recipe(tmp_path, "many", {"reward_workers": 7}))
+    assert not (tmp_path / "many").exists()
+
+
+def test_workers_play_the_episodes_of_one_process(whole: Any, tmp_path: Path) -> None:
+    """The environment is the driver's, the turns are those of four workers; trees, replies and figures are the same."""
     env = Path(__file__).parent.parent / "digits_env.py"
     played = {
         "env": {"type": "user", "env": f"{env}:Digits"}, "reward": {"type": "env"}, "sampling": {"max_new_tokens": 30},
@@ -83,19 +93,10 @@ def test_workers_play_the_episodes_of_one_process(shared: None, tmp_path: Path) 
         return parse_config({**recipe(tmp_path, name, cluster, steps=3).model_dump(), **played})
 
     one = train(of("one"))
-    two = train_on_cluster(of("two", {"rollout_workers": 2, "learners": 1}))
-    assert_same(two, one)
-    assert trace(two)[-1]["ledger/given_tokens"] > 0
+    four = train_on_cluster(of("four", {"rollout_workers": 4, "learners": 1}))
+    assert_same(four, one)
+    assert counters(four) == {"rollout_workers": 4}
+    assert trace(four)[-1]["ledger/given_tokens"] > 0
     for step in (1, 2, 3):
-        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (one, two))
+        a, b = (load_trees(each / "trees" / f"step-{step:06d}.jsonl.gz") for each in (one, four))
         assert [[n.replies for n in tree.nodes] for tree in a] == [[n.replies for n in tree.nodes] for tree in b]
-
-
-def test_a_cluster_that_is_too_small_is_refused(two_nodes: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cluster.learners is 9, and each asks for 1 CPU, but the cluster has \d; lower it"):
-        train_on_cluster(recipe(tmp_path, "many", {"learners": 9}))
-    with pytest.raises(ConfigError, match=r"together ask for 11 CPUs, but the cluster has \d; lower one of them"):
-        train_on_cluster(recipe(tmp_path, "many", {"rollout_workers": 9, "learners": 2}))
-    with pytest.raises(ConfigError, match=r"cluster.reward_workers is 7, which ask for 7 CPUs, but of the cluster"):
-        train_on_cluster(recipe(tmp_path, "many", {"reward_workers": 7}))
-    assert not (tmp_path / "many").exists()

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from deepgrpo.config import BeliefExplore, DeepExplore, ExploreConfig, RandomExplore, ScratchModel, parse_config
+from deepgrpo.config import (
+    AttnRLExplore,
+    BeliefExplore,
+    DeepExplore,
+    ExploreConfig,
+    FR3EExplore,
+    RandomExplore,
+    ScratchModel,
+    TreeRLExplore,
+    parse_config,
+)
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.engines.embedded.engine import EmbeddedEngine
 from deepgrpo.envs.base import Environment
@@ -40,6 +50,7 @@ from deepgrpo.train.learner import Learner
 from deepgrpo.train.loop import train
 from deepgrpo.train.objective import pack_logprobs
 from deepgrpo.train.optim import build_optimizer
+from deepgrpo.train.signals import build_signals
 from digits_env import Digits, Server
 from tiny import byte_tokenizer
 
@@ -228,6 +239,41 @@ def test_a_belief_is_measured_before_each_turn(characters: Any) -> None:
     assert pivots and all(pivot.offset == pivot.candidates[-1] for pivot in pivots)
 
 
+@pytest.mark.parametrize(
+    "explore",
+    [
+        TreeRLExplore(num_rollouts=2, num_pivots=3, num_rounds=2, mask_after=("7",), token_mean="remove"),
+        FR3EExplore(num_bases=2, num_anchors=4, rollouts_per_state=2, success_threshold=-0.5),
+        AttnRLExplore(num_rollouts=3, num_pivots=2, lag=1, segments={"type": "tokens", "size": 2}),
+    ],
+    ids=lambda explore: explore.type,
+)  # fmt: skip
+def test_strategies_that_branch_at_tokens_branch_at_those_of_the_model(characters: Any, explore: Any) -> None:
+    """A branch inside a turn goes on with it: the environment hears the whole turn. Replies are not resampled or credited."""
+    strategy = build_strategy(explore, Context("none", characters.tokenizer, None))
+    signals = build_signals(characters.policy, strategy, 512)
+    trees = play(characters, explore, signals=signals).trees
+    env, decode, eos, inside = Digits(), characters.tokenizer.decode, characters.policy.eos_ids, 0
+    for tree in trees:
+        for pivot in tree.pivots:
+            replies = tree.nodes[pivot.parent].replies if pivot.parent != ROOT else ()
+            assert not any(reply.start <= pivot.offset < reply.end for reply in replies)
+            before = max((reply.end for reply in replies if reply.end <= pivot.offset), default=0)
+            inside += bool(replies) and before < pivot.offset
+        for index in range(len(tree.nodes)):
+            response, state, begins = tree.response(index), tree.start, 0
+            for reply in tree.replies(index):
+                turn = env.step(state, decode([t for t in response[begins : reply.start] if t not in eos]))
+                assert (reply.observation, reply.state) == (turn.observation, turn.state)
+                state, begins = turn.state, reply.end
+        credit = strategy.credit(tree)
+        terms = lay_out([tree], [credit]).terms
+        covered = {(span.node, place) for span in credit.spans for place in range(span.start, span.end)}
+        own = {(i, place) for i, node in enumerate(tree.nodes) for place in node.sampled_places()}
+        assert len(terms) == len(covered & own)
+    assert inside > 3
+
+
 # ---------------------------------------------------------------- replay
 
 
@@ -409,10 +455,14 @@ def test_a_run_with_an_environment(recipe: Callable[..., Any]) -> None:
         assert RunDir(whole).trees(step).read_bytes()[10:] == RunDir(cut).trees(step).read_bytes()[10:]  # behind gzip's time
 
 
+REMEDY = "cannot explore the episodes of an environment; choose .*, or remove \\[env\\]"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"explore": {"type": "treerl"}}, r'explore.type is "treerl", which cannot explore the episodes'),
+        ({"explore": {"type": "prefix"}, "data": {"type": "synthetic", "size": 8}}, f'type is "prefix", which {REMEDY}'),
+        ({"explore": {"type": "spo_tree"}}, f'type is "spo_tree", which {REMEDY}'),
         ({"env": None}, 'segments.type is "turn", but the recipe has no environment'),
         ({"env": None, "explore": {"type": "root"}}, 'reward.type is "env", but the recipe has no environment'),
         ({"reward": {"type": "env", "overlong": {"cache": 4}}}, "reward.overlong is a penalty for one long response"),

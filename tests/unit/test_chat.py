@@ -31,6 +31,21 @@ def letters(chat_template: str | None = None, adds: str = ""):
     return tokenizer
 
 
+EXAMPLES = [{"role": "user", "content": "1 + 1 = {x}?"}, {"role": "assistant", "content": "2"}]
+
+
+def test_examples_stand_between_the_system_turn_and_the_question():
+    renderer = build_renderer(TemplateConfig(examples=EXAMPLES), letters(TEMPLATE))
+    shown = "<user>1 + 1 = {x}?</user><assistant>2</assistant>"
+    assert renderer.text("Why?") == f"{shown}<user>Why?</user><assistant>"
+    own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert renderer.text("Why?", messages=own) == f"<system>Be brief.</system>{shown}<user>Why?</user><assistant>"
+    both = build_renderer(TemplateConfig(system="Be kind.", examples=EXAMPLES), letters(TEMPLATE))
+    assert both.text("Why?", messages=own) == f"<system>Be kind.</system>{shown}<user>Why?</user><assistant>"
+    plain = build_renderer(TemplateConfig(chat=False, examples=EXAMPLES), letters())
+    assert plain.text("Why?") == "1 + 1 = {x}?\n\n2\n\nWhy?"
+
+
 @pytest.mark.parametrize(
     ("template", "text"),
     [

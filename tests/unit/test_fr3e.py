@@ -17,7 +17,7 @@ from deepgrpo.config import FR3EExplore
 from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import Limits
 from deepgrpo.explore.fr3e import FR3EStrategy, anchors, value_steps
-from deepgrpo.feedback import Score
+from deepgrpo.feedback import Reply, Score
 from deepgrpo.records import ROOT, Node, Pivot, Tree
 from deepgrpo.train.health import HealthMonitor, HealthState
 from deepgrpo.train.metrics import tree_metrics
@@ -60,6 +60,8 @@ def test_the_least_likely_tokens_in_order_of_place_but_not_the_first() -> None:
     assert anchors(node, 99, room=100) == [1, 2, 3, 4, 5]
     assert anchors(node, 2, room=4) == [1, 2]
     assert anchors(make_tree([(1, 0.0)]).nodes[0], 4, room=100) == []
+    given = replace(node, replies=(Reply(2, 4),))  # tokens 2 and 3 are an environment's
+    assert anchors(given, 99, room=100) == [1, 4, 5]
 
 
 @pytest.mark.parametrize(

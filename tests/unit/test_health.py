@@ -42,6 +42,11 @@ def test_a_healthy_run_hears_nothing() -> None:
     assert run(monitor(), *[{}] * 20) == [()] * 20
 
 
+def test_episodes_are_cut_off_by_limits_of_their_own() -> None:
+    (said,) = run(monitor(max_turns=4), {"main/truncated": 1.0})[0]
+    assert said.startswith("100% of the episodes were cut off at env.max_turns = 4, env.max_turn_tokens or sampling.max_new_")
+
+
 @pytest.mark.parametrize(
     ("step", "words"),
     [

@@ -23,6 +23,7 @@ from deepgrpo.errors import ConfigError
 from deepgrpo.explore.base import LOCATED, UNASKED, UNREAD, Critique, Limits
 from deepgrpo.explore.located import LocatedStrategy
 from deepgrpo.explore.random import RandomStrategy
+from deepgrpo.feedback import Reply
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.chat import build_renderer
 from deepgrpo.records import Completion, Prompt, SampleRequest, Tree
@@ -161,6 +162,16 @@ def test_the_question_shows_numbered_steps_and_the_answer_marks_one(policy: Poli
     assert [values.tolist() for values in found.values] == [[0, 0, 1, 1, 0], [0] * 5, [UNREAD] * 5, [UNREAD] * 5]
     assert (found.forwarded, found.sampled.sampled_tokens, found.sequences) == (4 * 21, 4, 4)
     assert engine.params == [SamplingParams(greedy=True)]
+
+
+def test_a_step_of_an_episode_ends_with_the_reply(policy: Policy) -> None:
+    """Turns of 3 and 1 tokens with the reply "45" between them: steps 1+, 245 and 3."""
+    tree = _written(policy, "1+2453")
+    tree = replace(tree, nodes=(replace(tree.nodes[0], replies=(Reply(3, 5),)),))
+    engine = Scripted(policy, ["2"])
+    found = _critic(policy, engine).measure(CRITIQUE, [(tree, 0)], [10])
+    assert policy.tokenizer.decode(engine.asked[0].prefix) == "3:3+4:1:1+;2:245;3:3;#"
+    assert found.values[0].tolist() == [0, 0, 1, 1, 1, 0]
 
 
 def test_a_rollout_that_leaves_no_room_is_not_asked_about(policy: Policy) -> None:

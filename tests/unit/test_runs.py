@@ -15,6 +15,7 @@ import pytest
 from hypotheses import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import make_tree
 
 import deepgrpo
 from deepgrpo.config import RunConfig, parse_config, to_toml
@@ -23,7 +24,7 @@ from deepgrpo.feedback import Score
 from deepgrpo.ledger import Ledger, StepReport
 from deepgrpo.records import ROOT, Credit, CreditSpan, Node, Pivot, Prompt, Tree
 from deepgrpo.runs.checkpoints import Checkpoint, TrainState, newest_checkpoint, saved_checkpoints, unreadable
-from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds
+from deepgrpo.runs.facts import depth_bin, is_mixed, is_rescued, succeeds, tree_facts
 from deepgrpo.runs.layout import RunDir, run_around, step_of
 from deepgrpo.runs.metrics import newest_metrics, read_metrics, step_json, truncate_metrics, write_step
 from deepgrpo.runs.resume import resume_command
@@ -285,13 +286,25 @@ def test_depth_bins_are_closed_above() -> None:
     assert [depth_bin(r, 4) for r in (0.1, 0.25, 0.26, 1.0)] == [0, 0, 1, 3]
 
 
-def test_a_rescue_beats_the_rollout_and_a_success_beats_the_threshold() -> None:
+def test_a_rescue_is_a_success_that_beats_the_rollout() -> None:
     tree = worked_tree()
     assert is_rescued(tree, 1) and succeeds(tree, 1)
     half = replace(tree, nodes=(replace(tree.nodes[0], score=Score(0.5)), *tree.nodes[1:]))
-    assert is_rescued(half, 1) and succeeds(half, 1, 0.5) and not succeeds(half, 1, 1.0)
+    assert is_rescued(half, 1, 0.5) and is_rescued(half, 1, 0.4) and not is_rescued(half, 1, 1.0)
+    assert succeeds(half, 1, 0.5) and not succeeds(half, 1, 1.0)
     equal = replace(tree, nodes=(replace(tree.nodes[0], score=Score(1.0)), *tree.nodes[1:]))
     assert not is_rescued(equal, 1) and succeeds(equal, 1)
+
+
+def test_a_cheaper_failure_is_no_rescue() -> None:
+    """A price of .05 per call: the rollout fails after three calls, its branches after one and two; one with four is right."""
+    tree = make_tree([(6, -0.15), (5, 1.0)], [(0, 4, [(2, -0.05), (3, -0.1)])])
+    facts = tree_facts(tree)
+    assert not is_rescued(tree, 1) and (facts.chances, facts.rescued) == (1, 0) and "unrecoverable" in facts.flags
+    tree = make_tree([(6, -0.15), (5, 1.0)], [(0, 4, [(2, -0.05), (3, 0.8)])])
+    facts = tree_facts(tree)
+    assert is_rescued(tree, 1) and (facts.chances, facts.rescued) == (1, 1) and "rescued" in facts.flags
+    assert not is_rescued(tree, 1, 0.8)
 
 
 def test_a_mixed_group() -> None:

@@ -52,6 +52,12 @@ def test_a_step_by_hand() -> None:
     }  # fmt: skip
 
 
+def test_a_rescue_is_a_success_by_the_threshold() -> None:
+    tree = make_tree([(6, -0.15), (5, 1.0)], [(0, 4, [(2, -0.05), (3, 0.8)])])
+    rates = [step_metrics(growth(tree), [], 0.0, threshold)["pivots/rescue_rate"] for threshold in (-0.1, 0.0, 0.8)]
+    assert rates == [1.0, 1.0, 0.0]
+
+
 def test_signals_and_branches_are_listed_only_where_there_are_any() -> None:
     plain = replace(growth(make_tree([(4, 0.0)])), branches=SampleStats())
     found = step_metrics(plain, [], 0.0)

@@ -28,8 +28,8 @@ def check_episodes(recipe: Any) -> None:
     if recipe.env is not None:
         if not recipe.explore.in_episodes:
             raise ValueError(
-                f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose "root", '
-                '"adaptive", "deep", "random", "belief", "allocate", "oracle" or a strategy of your own, or remove [env]'
+                f'explore.type is "{recipe.explore.type}", which cannot explore the episodes of an environment; choose '
+                'another, such as "root", "deep", "random" or "allocate", or remove [env]'
             )
         if recipe.reward.overlong is not None:
             raise ValueError(

@@ -81,6 +81,7 @@ class LocatedExplore(PivotExplore):
     """SRPO: the policy names the first wrong step of a failed rollout, and continues before it."""
 
     implementation = "deepgrpo.explore.located:LocatedStrategy"
+    in_episodes = True
     type: Literal["located"] = "located"
     num_pivots: Annotated[int, Field(ge=0, le=1)] = 1
     """Pivots per expanded rollout; 0 is GRPO."""

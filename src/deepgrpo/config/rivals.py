@@ -14,6 +14,7 @@ class TreeRLExplore(Explore):
     """TreeRL: every rollout is the trunk of a tree that branches before its most surprising tokens (EPTree)."""
 
     implementation = "deepgrpo.explore.treerl:TreeRLStrategy"
+    in_episodes = True
     type: Literal["treerl"] = "treerl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
     """Rollouts per prompt (M), each the trunk of its own tree."""
@@ -67,6 +68,7 @@ class FR3EExplore(Explore):
     """FR3E: fresh rollouts from the prompt and from the least likely tokens of a rollout that succeeded and one that failed."""
 
     implementation = "deepgrpo.explore.fr3e:FR3EStrategy"
+    in_episodes = True
     type: Literal["fr3e"] = "fr3e"
     num_bases: PositiveInt = 4
     """Base rollouts per prompt. They are analysed and billed, not trained."""
@@ -140,6 +142,7 @@ class AttnRLExplore(Explore):
     """AttnRL: branch at the earliest steps that the rest of a rollout keeps attending to."""
 
     implementation = "deepgrpo.explore.attnrl:AttnRLStrategy"
+    in_episodes = True
     type: Literal["attnrl"] = "attnrl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
     """Rollouts per prompt, M; the higher the share of successes, the fewer are expanded."""

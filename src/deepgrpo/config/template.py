@@ -16,6 +16,15 @@ _OWN_KWARGS = (
 """Arguments of `apply_chat_template` that rendering sets itself, or that change what it returns."""
 
 
+class ExampleTurn(Section):
+    """A turn of a worked example."""
+
+    role: str
+    """Role in the chat template, such as "user", "assistant" or "tool"."""
+    content: str
+    """Its text, shown as it stands."""
+
+
 class TemplateConfig(Section):
     """Template that turns a question, or the last user turn of messages, into a prompt."""
 
@@ -26,6 +35,8 @@ class TemplateConfig(Section):
     too, nested ones by their path ({metadata.expression}). {{name}} is the text {name}; braces of LaTeX are text."""
     system: str | None = None
     """System turn of the chat template; may name columns like `user`. It replaces the system turn of messages."""
+    examples: tuple[ExampleTurn, ...] = ()
+    """Turns before the question, behind the system turn: worked examples, such as { role = "user", content = "1 + 1?" }."""
     chat: bool | None = None
     """Apply the tokenizer's chat template; false: the user turn is the whole prompt. Default: true, except for the synthetic
     task with a tokenizer that has no chat template."""

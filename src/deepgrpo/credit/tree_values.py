@@ -128,6 +128,8 @@ def _leaf_values(
     # with n responses, r minus the mean of the others is n / (n - 1) times r minus the mean of all
     values = rewards if leaf_values == "reward" else (rewards - rewards.mean()) * len(rewards) / (len(rewards) - 1)
     if token_mean == "remove":
-        lengths = [sum(end - start for _, start, end in tree.spans(index)) for index in ends]
+        lengths = [
+            sum(len(tree.nodes[node].sampled_places(start, end)) for node, start, end in tree.spans(index)) for index in ends
+        ]
         values = values - np.average(values, weights=lengths)
     return values

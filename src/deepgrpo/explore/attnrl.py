@@ -20,7 +20,7 @@ import numpy as np
 from deepgrpo.config import AttnRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
 from deepgrpo.explore.base import ATTENTION, Context, Limits, Signal, State, main_pivot
-from deepgrpo.explore.segments import Segmenter, build_segmenter
+from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
 from deepgrpo.records import Credit, Node, Pivot, Tree
 
 
@@ -72,7 +72,7 @@ class AttnRLStrategy:
 
     def _steps(self, node: Node) -> tuple[list[int], list[float]]:
         """Start offsets of a rollout's steps, and the influence of each."""
-        starts = [0, *self.segment(node.tokens)[:-1]]
+        starts = [0, *node_ends(self.segment, node)[:-1]]
         return starts, [node.signals[ATTENTION][start] for start in starts]
 
     def _influence(self, tree: Tree) -> float:

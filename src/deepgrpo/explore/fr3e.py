@@ -86,7 +86,7 @@ class FR3EStrategy(Stateless):
 
 
 def anchors(node: Node, count: int, *, room: int) -> list[int]:
-    """Offsets of the `count` tokens of lowest probability, ascending; ties go to the earlier token.
+    """Offsets of the `count` sampled tokens of lowest probability, ascending; ties go to the earlier token.
 
     Never the first token: the state before it is the prompt, which is a state of its own. Fewer if the rollout is shorter.
 
@@ -94,7 +94,7 @@ def anchors(node: Node, count: int, *, room: int) -> list[int]:
         node: a rollout from the prompt.
         room: longest response; an anchor must leave space for at least one token.
     """
-    offsets = range(1, min(len(node.tokens), room))
+    offsets = node.sampled_places(1, min(len(node.tokens), room))
     return sorted(sorted(offsets, key=lambda offset: node.logprobs[offset])[:count])
 
 

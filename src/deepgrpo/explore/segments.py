@@ -10,6 +10,7 @@ from typing import Any
 
 from deepgrpo.config import SegmentConfig
 from deepgrpo.errors import StrategyError
+from deepgrpo.feedback import Reply
 from deepgrpo.loading import load_object, show, where
 from deepgrpo.records import Node
 
@@ -60,15 +61,20 @@ def node_ends(segment: Segmenter, node: Node) -> list[int]:
     Example, segments of two tokens: turns of 3 and 3 tokens with replies (3, 5) and (8, 10), and a last turn of 1 token have
     the ends 2, 5, 7, 10, 11.
     """
-    if not node.replies:
-        return segment(node.tokens)
+    return episode_ends(segment, node.tokens, node.replies)
+
+
+def episode_ends(segment: Segmenter, tokens: Sequence[int], replies: Sequence[Reply]) -> list[int]:
+    """`node_ends` of any tokens with the replies among them."""
+    if not replies:
+        return segment(tokens)
     found: list[int] = []
     start = 0
-    for reply in node.replies:
-        ends = [start + end for end in segment(node.tokens[start : reply.start])]
+    for reply in replies:
+        ends = [start + end for end in segment(tokens[start : reply.start])]
         found += [*ends[:-1], reply.end] if ends else [reply.end]
         start = reply.end
-    found += [start + end for end in segment(node.tokens[start:])]
+    found += [start + end for end in segment(tokens[start:])]
     return sorted({end for end in found if end > 0})
 
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from deepgrpo import rng
 from deepgrpo.config import TreeRLExplore
 from deepgrpo.credit.tree_values import treerl_credit
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
-from deepgrpo.records import ROOT, Credit, Pivot, Tree
+from deepgrpo.records import ROOT, Credit, Node, Pivot, Tree
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TreeRLStrategy(Stateless):
             trunk_of.append(index if node.parent == ROOT else trunk_of[node.parent])
             depth = len(tree.response(node.parent, node.offset))
             length = depth + len(node.tokens)
-            for offset in self._branchable(node.tokens, depth, room):
+            for offset in self._branchable(node, depth, room):
                 # the state before a branch's first token is its pivot
                 if (index, offset) not in taken and not (offset == 0 and node.parent != ROOT):
                     ratio = (depth + offset + 1) / (length + 1)  # as if each token were a segment
@@ -74,16 +74,16 @@ class TreeRLStrategy(Stateless):
             for _, index, offset, ratio in sorted(found[trunk])[: self.config.num_pivots]
         ]
 
-    def _branchable(self, tokens: Sequence[int], depth: int, room: int) -> list[int]:
-        """Offsets of the tokens that may be resampled; `depth`: tokens of the response before them."""
+    def _branchable(self, node: Node, depth: int, room: int) -> list[int]:
+        """Offsets of the tokens that may be resampled; `depth`: tokens of the response before the node's."""
         words = tuple(word.lower() for word in self.config.mask_after)
-        length = depth + len(tokens)
+        length = depth + len(node.tokens)
         first, last = self.config.skip_first * length, min(length - self.config.skip_last, room)
         offsets: list[int] = []
-        for offset, token in enumerate(tokens):
+        for offset in node.sampled_places():
             if first <= depth + offset < last:
                 offsets.append(offset)
-            if words and any(word in self.text_of(token).lower() for word in words):
+            if words and any(word in self.text_of(node.tokens[offset]).lower() for word in words):
                 break
         return offsets
 

@@ -33,8 +33,8 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
 
     Columns: step, tree (its place in the step), prompt (its id), question, answer; node, parent (-1: the prompt), offset
     (tokens of the parent before the branch), stream (main, branch), pivot, ratio (depth of the pivot), rescued (a branch of the
-    pivot beats the rollout it left), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text (the whole
-    response), version (optimizer steps behind the policy).
+    pivot succeeds and beats the rollout it left), reward, parsed, finish, tokens (own ones), advantage (NaN: not trained), text
+    (the whole response), version (optimizer steps behind the policy).
 
     Args:
         run: a run directory, or what `train` returned.
@@ -51,12 +51,13 @@ def load_trees(run: str | Path | SavedRun, steps: int | Iterable[int] | None = N
         if step not in files:
             known = ", ".join(map(str, files))
             raise DataError(f"{found.directory} has no saved trees of step {step}; it has those of {known}")
-    return pandas.DataFrame([row for step in wanted for saved in found.trees(step) for row in _nodes(saved)])
+    threshold = found.success_threshold
+    return pandas.DataFrame([row for step in wanted for saved in found.trees(step) for row in _nodes(saved, threshold)])
 
 
-def _nodes(saved: SavedTree) -> Iterator[dict[str, Any]]:
+def _nodes(saved: SavedTree, threshold: float) -> Iterator[dict[str, Any]]:
     tree = saved.tree
-    rescued = [pivot.parent != ROOT and is_rescued(tree, number) for number, pivot in enumerate(tree.pivots)]
+    rescued = [pivot.parent != ROOT and is_rescued(tree, number, threshold) for number, pivot in enumerate(tree.pivots)]
     for number, node in enumerate(tree.nodes):
         spans = saved.advantages(number)
         trained = sum(span.end - span.start for span in spans)

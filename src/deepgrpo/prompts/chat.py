@@ -2,6 +2,7 @@
 
     question ─► user turn (preset or custom) ─► chat template, or the plain turn ─► tokens
     messages ─► the same for their last user turn; template.system in place of their system turn
+    template.examples ─► turns behind the system turn
 
 `build_renderer` binds the template of a recipe to a tokenizer.
 """
@@ -113,11 +114,12 @@ class Renderer:
             turns = with_texts(messages)
             turns[last_user(turns)]["content"] = turn
         told = [tool_prompt(self.tools)] if self.tools and self.chat and not shows_tools(self.tokenizer) else []
-        if system is None and not told:
-            return turns
-        first = [turn["content"] for turn in turns[:1] if turn["role"] in SYSTEM_ROLES]
-        own = first if system is None else [fill(system, known_columns(question, columns))]
-        return [{"role": "system", "content": "\n\n".join([*own, *told])}, *turns[len(first) :]]
+        examples = [turn.model_dump() for turn in self.template.examples]
+        first, rest = (turns[:1], turns[1:]) if turns[0]["role"] in SYSTEM_ROLES else ([], turns)
+        if system is not None or told:
+            own = [turn["content"] for turn in first] if system is None else [fill(system, known_columns(question, columns))]
+            first = [{"role": "system", "content": "\n\n".join([*own, *told])}]
+        return [*first, *examples, *rest]
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize rendered texts.

@@ -38,8 +38,9 @@ class InspectOptions:
     prompt: str | None = None
     """Prompt id, or its number in the list of the step. Without --step: the newest tree of the prompt."""
     only: Literal["rescued", "unrecoverable", "truncated", "mixed"] | None = None
-    """Filter: trees with a branch that beats its rollout (rescued), with a pivot that has none (unrecoverable), with a
-    response cut off at the length limit (truncated), or with unequal rewards among the rollouts (mixed)."""
+    """Filter: trees with a branch that succeeds and beats its rollout (rescued), with a pivot that has none
+    (unrecoverable), with a response cut off at the length limit (truncated), or with unequal rewards among the rollouts
+    (mixed)."""
     states: bool = False
     """With --prompt, for a run with an environment: show its state at every pivot."""
     width: int | None = None

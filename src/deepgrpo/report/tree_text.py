@@ -20,7 +20,7 @@ from deepgrpo.records import ROOT, Node, Pivot
 from deepgrpo.report.numbers import several, short
 from deepgrpo.report.tokens import TokenTexts, own_text, segment_ends, state_at
 from deepgrpo.report.tree_lines import BAD, GIVEN, GOOD, PIVOT, chain_line, remark, reply_line, reward_text
-from deepgrpo.runs.facts import floor_of, is_rescued, tree_facts
+from deepgrpo.runs.facts import bar_of, is_rescued, tree_facts
 from deepgrpo.runs.trees import SavedTree
 from deepgrpo.visible import plain, visible
 
@@ -88,7 +88,8 @@ class _Drawing:
         if self.only == "truncated":
             return any(self.tree.nodes[i].finish == "length" for i in below)
         return any(
-            pivot.parent in below and pivot.stream == "branch" and is_rescued(self.tree, i) == (self.only == "rescued")
+            pivot.parent in below and pivot.stream == "branch"
+            and is_rescued(self.tree, i, self.threshold) == (self.only == "rescued")
             for i, pivot in enumerate(self.tree.pivots)
         )
 
@@ -124,14 +125,14 @@ class _Drawing:
             if pivot.offset in pivot.candidates and pivot.q:
                 line.append(f", Q = {short(pivot.q[pivot.candidates.index(pivot.offset)])}")
             if pivot.stream == "branch":
-                floor = floor_of(self.tree, number)
-                better = sum(self.tree.nodes[child].outcome > floor for child in children)
+                bar = bar_of(self.tree, number, self.threshold)
+                better = sum(self.tree.nodes[child].outcome > bar for child in children)
                 line.append(": ")
-                if better or floor > self.threshold:
+                if better or bar > self.threshold:
                     line.append(f"{better} of {len(children)} branches better, ")
-                if is_rescued(self.tree, number):
+                if better:
                     line.append("rescued", style=GOOD)
-                elif floor > self.threshold:
+                elif bar > self.threshold:
                     line.append("nothing to rescue", style="dim")
                 else:
                     line.append(f"not recovered in {len(children)} {'try' if len(children) == 1 else 'tries'}", style=BAD)

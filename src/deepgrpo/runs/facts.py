@@ -42,7 +42,7 @@ class TreeFacts:
     chances: int
     """Pivots that could be rescued: the rollout failed, or some branch beats it anyway."""
     rescued: int
-    """Pivots with a branch that beats the rollout it left."""
+    """Pivots with a branch that succeeds and beats the rollout it left."""
     tokens: int
     """Sampled tokens, each counted once."""
 
@@ -57,8 +57,8 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     rollouts = [node for _, node in tree.stream("main") if node.complete]
     main = [node.reward for node in rollouts]
     pivots = [i for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
-    rescued = [is_rescued(tree, i) for i in pivots]
-    chances = sum(saved or floor_of(tree, i) <= threshold for i, saved in zip(pivots, rescued, strict=True))
+    rescued = [is_rescued(tree, i, threshold) for i in pivots]
+    chances = sum(saved or bar_of(tree, i, threshold) <= threshold for i, saved in zip(pivots, rescued, strict=True))
     successes = sum(node.outcome > threshold for node in rollouts)
     flags: dict[Flag, bool] = {
         "rescued": any(rescued),
@@ -76,16 +76,16 @@ def tree_facts(tree: Tree, threshold: float = 0.0) -> TreeFacts:
     )  # fmt: skip
 
 
-def is_rescued(tree: Tree, pivot: int) -> bool:
-    """True if the outcome of a branch is above that of the rollout it left; a higher bar than `succeeds` where that passed."""
-    floor = floor_of(tree, pivot)
-    return any(tree.nodes[child].outcome > floor for child in tree.children(pivot))
+def is_rescued(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:
+    """True if a branch succeeds and does better than the rollout it left. A failure at a lower price is no rescue."""
+    bar = bar_of(tree, pivot, threshold)
+    return any(tree.nodes[child].outcome > bar for child in tree.children(pivot))
 
 
-def floor_of(tree: Tree, pivot: int) -> float:
-    """Outcome that a branch has to beat: that of the rollout it left, 0 at the prompt."""
+def bar_of(tree: Tree, pivot: int, threshold: float = 0.0) -> float:
+    """Outcome that a branch has to exceed for a rescue: the threshold, or that of the rollout it left if that succeeded."""
     parent = tree.pivots[pivot].parent
-    return tree.nodes[parent].outcome if parent != ROOT else 0.0
+    return max(threshold, tree.nodes[parent].outcome) if parent != ROOT and tree.nodes[parent].complete else threshold
 
 
 def succeeds(tree: Tree, pivot: int, threshold: float = 0.0) -> bool:

@@ -21,6 +21,7 @@ from deepgrpo.config import Config, TemplateConfig, template_of
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, ModelError
 from deepgrpo.explore.base import UNASKED, UNREAD, Critique, Limits, Measured
+from deepgrpo.explore.segments import node_ends
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.chat import Renderer, build_renderer
 from deepgrpo.prompts.filling import fill
@@ -72,7 +73,7 @@ class Critic:
     def measure(self, critique: Critique, nodes: Sequence[tuple[Tree, int]], keys: Sequence[int]) -> Measured:
         """Ask about main rollouts, given as (tree, node). See `explore.base.LOCATED` for the values."""
         assert self.engine is not None
-        bounds = [(0, *critique.segment(tree.nodes[node].tokens)) for tree, node in nodes]
+        bounds = [(0, *node_ends(critique.segment, tree.nodes[node])) for tree, node in nodes]
         texts = [
             self._question(critique, tree.prompt, tree.nodes[node], bound)
             for (tree, node), bound in zip(nodes, bounds, strict=True)

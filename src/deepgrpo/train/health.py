@@ -55,6 +55,8 @@ class HealthMonitor:
     """
 
     max_new_tokens: int
+    max_turns: int | None = None
+    """Most turns of an episode; None without an environment."""
     dead_steps: int = 10
     rollouts_per_step: int = 0
     """Main rollouts scored in a step; 0: unknown, so the share of failed checks is not watched."""
@@ -96,6 +98,7 @@ class HealthMonitor:
             place = f'reward.answer_format = "{reward.answer_format}"'
         return cls(
             max_new_tokens=config.sampling.max_new_tokens,
+            max_turns=config.env.max_turns if config.env is not None else None,
             dead_steps=config.log.dead_steps,
             rollouts_per_step=config.run.prompts_per_step * explore.num_rollouts,
             # a first epoch without branches is no fault of a strategy that waits for prompts to come again
@@ -179,6 +182,12 @@ class HealthMonitor:
     # ------------------------------------------------------------ the sentences
 
     def _truncated(self, share: float) -> str:
+        if self.max_turns is not None:
+            return (
+                f"{share:.0%} of the episodes were cut off at env.max_turns = {self.max_turns}, env.max_turn_tokens or "
+                f"sampling.max_new_tokens = {self.max_new_tokens} before they ended; raise these, or see in `deepgrpo inspect` "
+                "whether the model repeats its calls"
+            )
         return (
             f"{share:.0%} of the rollouts were cut off at sampling.max_new_tokens = {self.max_new_tokens} before they "
             "gave an answer; raise it, or check that the model ends its answers (chat template, EOS token, "

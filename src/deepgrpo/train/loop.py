@@ -187,7 +187,7 @@ def train_step(run: Run, state: TrainState) -> tuple[TrainState, StepReport]:
 
     spent = update.ledger + sampling_cost(batch.growth) + Ledger(seconds_learn=seconds_learn)
     metrics: Metrics = {
-        **step_metrics(batch.growth, batch.credits, seconds_learn),
+        **step_metrics(batch.growth, batch.credits, seconds_learn, config.explore.success_threshold),
         **update.metrics,
         **fit,
         **run.source.metrics(batch.cursor),

@@ -17,16 +17,19 @@ from deepgrpo.stats import finite_mean
 Metrics = dict[str, Any]
 
 
-def step_metrics(growth: Growth, credits: Sequence[Credit], seconds_learn: float) -> Metrics:
+def step_metrics(
+    growth: Growth, credits: Sequence[Credit], seconds_learn: float, success_threshold: float = 0.0
+) -> Metrics:
     """Metrics of a step's trees, of their sampling, and of its times.
 
     Args:
         credits: of each tree.
         seconds_learn: time of the update.
+        success_threshold: outcomes above it are successes.
     """
     stats, branches = growth.stats, growth.branches
     return {
-        **tree_metrics(growth.trees, credits),
+        **tree_metrics(growth.trees, credits, success_threshold),
         "tokens_per_s": stats.sampled_tokens / max(stats.seconds, 1e-9),
         "sampled_tokens": float(growth.sampled_tokens),
         **({"signals/sampled_tokens": float(growth.signal_stats.sampled_tokens)} if growth.signal_sequences else {}),
@@ -85,7 +88,7 @@ def staleness(trees: Sequence[Tree], optimizer_steps: int) -> float:
     return optimizer_steps - sum(versions) / max(1, len(versions))
 
 
-def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
+def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit], success_threshold: float = 0.0) -> Metrics:
     """Rewards, groups, lengths and pivots of a step. Segments are not responses: only their log-probs count."""
     metrics: Metrics = {}
     for stream in ("main", "branch"):
@@ -116,7 +119,7 @@ def tree_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
         )
     failed = Counter(name for node in everything for name, part in node.score.parts.items() if part.problem)
     metrics |= {f"reward/{name}_problems": float(count) for name, count in sorted(failed.items())}
-    return metrics | given_metrics(trees) | pivot_metrics(trees) | source_metrics(trees, credits)
+    return metrics | given_metrics(trees) | pivot_metrics(trees, success_threshold) | source_metrics(trees, credits)
 
 
 def source_metrics(trees: Sequence[Tree], credits: Sequence[Credit]) -> Metrics:
@@ -164,12 +167,15 @@ def _stream_metrics(stream: Stream, responses: Sequence[tuple[Tree, int]]) -> Me
     }
 
 
-def pivot_metrics(trees: Sequence[Tree]) -> Metrics:
+def pivot_metrics(trees: Sequence[Tree], success_threshold: float = 0.0) -> Metrics:
     """Depth ratios of branch pivots and their rescue rates.
 
     `rescue_by_ratio` is None in a bin without pivots, which differs from a rescue rate of 0.
     """
-    found = [(pivot, is_rescued(tree, i)) for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"]
+    found = [
+        (pivot, is_rescued(tree, i, success_threshold))
+        for tree in trees for i, pivot in enumerate(tree.pivots) if pivot.stream == "branch"
+    ]  # fmt: skip
     metrics: Metrics = {"pivots/count": float(len(found))}
     if not found:
         return metrics

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepgrpo.explore.base import ATTENTION, BELIEF, LOCATED, Critique, Measured, Signal, Signals, Strategy
+from deepgrpo.explore.segments import episode_ends
 from deepgrpo.model.policy import Policy
 from deepgrpo.model.signals import Steps, attention_influence, check_attention, forwarded_tokens
 from deepgrpo.records import Credit, Tree
@@ -67,7 +68,7 @@ def _attention(policy: Policy, signal: Signal, nodes: Sequence[tuple[Tree, int]]
     paths: list[Steps] = []
     for tree, node in nodes:
         start = len(tree.prompt.tokens)
-        ends = signal.segment(tree.response(node))
+        ends = episode_ends(signal.segment, tree.response(node), tree.replies(node))
         paths.append(Steps(tree.path(node), (start, *(start + end for end in ends))))
     found = attention_influence(policy, paths, signal.lag)
     values: list[np.ndarray] = []

@@ -8,6 +8,7 @@ All runs of a seed answer the same questions with the same random numbers, which
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def read_final(directory: Path, spec: FinalConfig, step: int) -> dict[str, Any] 
     if not isinstance(found, dict) or not isinstance(metrics := found.get("metrics"), dict):
         return None
     needed = ("eval/greedy", "eval/sampled", *(f"eval/pass@{k}" for k in spec.k))
-    whole = all(isinstance(metrics.get(name), int | float) and abs(metrics[name]) <= 1 for name in needed)
+    whole = all(isinstance(metrics.get(name), int | float) and math.isfinite(metrics[name]) for name in needed)
     return found if whole and found.get("step") == step and _same_spec(found.get("spec"), spec) else None
 
 

@@ -14,7 +14,7 @@ const CHARTS = [
   ["Response length", "Branches are counted without their prefix.", "tokens", number, 0, null, [["main/length", "rollouts"], ["branch/length", "branches"]]],
   ["Mixed groups", "Groups with unequal rewards; only these carry signal.", "share of groups", percent, 0, 1, [["main/mixed", "rollouts"], ["branch/mixed", "branches"]]],
   ["Truncated", "Responses cut off at the length limit.", "share of responses", percent, 0, 1, [["main/truncated", "rollouts"], ["branch/truncated", "branches"]]],
-  ["Rescue rate", "Pivots with a branch that beats their rollout.", "share of pivots", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
+  ["Rescue rate", "Pivots with a branch that succeeds and beats their rollout.", "share of pivots", percent, 0, 1, [["pivots/rescue_rate", "pivots"]]],
   ["Gradient norm", "Before clipping. Spikes point to unusual batches.", "norm", number, 0, null, [["grad_norm", "norm"]]],
 ];
 

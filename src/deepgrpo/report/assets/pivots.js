@@ -13,7 +13,7 @@ function drawPivots(run) {
     }, q),
     heatmap({
       title: "Rescue rate by depth", full: true, unit: (n) => `of ${plural(n, "pivot")}`,
-      about: "Share of pivots with a branch that beats their rollout, at every step.", none: "this run has no pivots",
+      about: "Share of pivots with a branch that succeeds and beats their rollout, at every step.", none: "this run has no pivots",
     }, rescue),
   ];
   if (run.curves["recoverability/w"]) cards.push(reliabilityChart(reliability));

@@ -4,7 +4,7 @@ const DATA = JSON.parse(byId("data").textContent);
 const FLAGS = ["rescued", "unrecoverable", "truncated", "mixed", "solved", "failed"];
 const FLAG_NAMES = { unrecoverable: "not recovered" };
 const FLAG_WORDS = {
-  rescued: "a branch beats its rollout",
+  rescued: "a branch succeeds and beats its rollout",
   unrecoverable: "a pivot that was not recovered in any of its tries",
   truncated: "a response was cut off at the length limit",
   mixed: "the rollouts have unequal rewards",

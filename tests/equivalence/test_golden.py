@@ -32,9 +32,6 @@ from golden import record
 
 TOLERANCE = 1e-5
 """Relative and absolute, on another machine."""
-RESCUE = ("pivots/rescue_rate", "pivots/unrecoverable", "pivots/rescue_by_ratio")
-"""Metrics left out with `constant`, whose penalty on length gives negative rewards: in the recordings, a failure with a smaller
-penalty than that of its rollout counts as a rescue. tests/unit/test_runs.py has what counts now."""
 MEANING = (
     "A refactoring leaves every trace as it was. If the mathematics was meant to change: say so in CHANGELOG.md under "
     "Mathematics, and record anew with .venv/bin/python tests/golden/record.py"
@@ -62,10 +59,6 @@ def differences(a: Any, b: Any, exact: bool, where: str) -> list[str]:
 def test_a_run_is_what_it_was(trace: record.Trace, tmp_path: Path) -> None:
     exact = json.loads(record.MACHINE.read_text()) == record.machine()
     before, now = record.recorded(trace), record.run(trace, tmp_path)
-    if trace.reduction == "constant":
-        before, now = (
-            [{key: value for key, value in step.items() if key not in RESCUE} for step in each] for each in (before, now)
-        )
     assert len(now) == len(before) == record.STEPS
     found = [
         line for a, b in zip(before, now, strict=True) for line in differences(a, b, exact, f"{trace.name} step {a['step']}")

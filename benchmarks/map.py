@@ -92,7 +92,8 @@ def main() -> None:
     regimes = [read_regime(path) for path in options.experiments]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table, picture = options.out.with_suffix(".md"), options.out.with_suffix(".png")
-    table.write_text(page(regimes, options.tokens, options.steps), encoding="utf-8")
+    text = page(regimes, options.tokens, options.steps)
+    table.write_text(f"{text}\n![Differences to the baseline]({picture.name})\n", encoding="utf-8")
     draw(regimes, options.tokens, options.steps, picture)
     print(f"{table}, {picture}: {len(regimes)} regimes × {len(columns(regimes))} arms")
 
@@ -142,6 +143,7 @@ def page(regimes: Sequence[Regime], tokens: str, steps: str) -> str:
     ]
     return "\n".join(
         [
+            "# Map of regimes and arms", "",
             "Differences in points to the baseline of the regime, paired by seed [95% interval] (seeds above/below, p of the "
             "sign test); bold where the interval leaves out 0. An asterisk: the tuned value is at the edge of its grid.", "",
             *budgets, "",

@@ -43,7 +43,7 @@ class TreeView {
   head(turn) {
     const { tree } = this;
     const real = tree.pivots.map((pivot, p) => p).filter((p) => tree.pivots[p].s === "branch");
-    const rescued = real.filter((p) => this.rescued(p)).length, chances = real.filter((p) => this.rescued(p) || this.bar(p) <= this.run.threshold).length;
+    const rescued = real.filter((p) => this.rescued(p)).length, chances = real.filter((p) => this.rescued(p) || this.goal(p) <= this.run.threshold).length;
     const main = tree.nodes.filter((node) => node.s === "main" && node.f !== "segment");
     return [
       el("div", { class: "head" }, el("h3", null, "Prompt ", visible(tree.id), ` at step ${tree.step}`),
@@ -90,13 +90,13 @@ class TreeView {
   }
 
   // Outcome that a branch has to exceed for a rescue: the threshold, or that of the rollout it left if that succeeded.
-  bar(p) {
+  goal(p) {
     const parent = this.tree.nodes[this.tree.pivots[p].p];
     return parent && parent.f !== "segment" ? Math.max(this.run.threshold, this.outcome(parent)) : this.run.threshold;
   }
 
   rescued(p) {
-    return this.children[p].some((i) => this.outcome(this.tree.nodes[i]) > this.bar(p));
+    return this.children[p].some((i) => this.outcome(this.tree.nodes[i]) > this.goal(p));
   }
 
   colour(node) {
@@ -308,9 +308,9 @@ class TreeView {
 
   pivotWords(p) {
     const pivot = this.tree.pivots[p], kids = this.children[p];
-    const bar = this.bar(p), better = kids.filter((i) => this.outcome(this.tree.nodes[i]) > bar).length;
+    const goal = this.goal(p), better = kids.filter((i) => this.outcome(this.tree.nodes[i]) > goal).length;
     const tries = `not recovered in ${plural(kids.length, "try", "tries")}`;
-    const [word, look] = better ? ["rescued", "good"] : bar > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
+    const [word, look] = better ? ["rescued", "good"] : goal > this.run.threshold ? ["nothing to rescue", "soft"] : [tries, "bad"];
     const q = pivot.q[pivot.c.indexOf(pivot.o)];
     const where = `after token ${pivot.o}` + (pivot.r ? `, r = ${number(pivot.r)}` : "") + (q === undefined ? "" : `, Q = ${number(q)}`);
     if (pivot.s !== "branch") return [el("b", { class: "pivot" }, "◆ "), `${plural(kids.length, "continuation")} ${where}`];

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import gc
 import importlib
 import json
 import os
@@ -255,9 +254,6 @@ def serve(directory: str) -> None:
         importlib.import_module(each)
     # transformers compiles hundreds of patterns when it first saves a model, and keeps them
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
-    # nothing of all this is garbage: a child need not look through it, nor copy the memory that looking writes to
-    gc.collect()
-    gc.freeze()
     for name in ("jobs", "forecast"):
         module: Any = importlib.import_module(f"deepgrpo.lab.compare.{name}")
         module.subprocess = SimpleNamespace(

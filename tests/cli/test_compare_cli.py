@@ -251,7 +251,8 @@ def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, commands: Starter
     (tmp_path / "base.toml").write_text(BASE)
     (tmp_path / "exp.toml").write_text(EXPERIMENT)
     done = commands.run("compare", "exp.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert all(line.startswith("trials ") for line in done.stderr.splitlines())  # of a slow machine's progress
     out = " ".join(done.stdout.split())
     assert "no finished run of grpo, deep: measuring two small steps of each" in out and "two small steps" in out
     assert re.search(r"4 runs, 32,000 sampled tokens, about \d+ minutes with --jobs 2, and 2 warm starts before them", out)

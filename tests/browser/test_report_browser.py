@@ -154,7 +154,7 @@ def test_a_token_tells_its_advantage(two_levels: Path, open_page: Open) -> None:
 def test_the_picture_of_a_lane(two_levels: Path, open_page: Open) -> None:
     page = open_page(two_levels)
     lane = page.locator(".lane").first
-    assert lane.locator("[data-q]").count() == 3
+    playwright.expect(lane.locator("[data-q]")).to_have_count(3)  # waits for the tree
     # the branch begins where the pivot is: 6 of 15 tokens to the right
     bars = [lane.locator(f"[data-node='{i}'] rect").bounding_box() for i in (0, 2)]
     assert bars[1]["x"] - bars[0]["x"] == pytest.approx(bars[0]["width"] * 6 / 15, abs=2)

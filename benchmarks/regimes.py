@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.plot_distribution import put, table
 from benchmarks.regime_figures import KS, Amounts, measure, summary
-from deepgrpo.config import Config, load_recipe
+from deepgrpo.config import Config, GeneratedData, load_recipe
 from deepgrpo.config.shipped import recipe_dir
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.machine import machine_and_versions
@@ -83,7 +83,7 @@ def measured(regime: str, seed: int, runs: Path, amounts: Amounts) -> dict[str, 
         kept: dict[str, Any] = json.loads(file.read_text())
         return kept
     changes = [("run.dir", str(runs)), ("run.name", name), ("run.seed", f"{seed}"), ("run.steps", "0")]
-    if getattr(load_recipe(recipe).data, "type", "") in ("synthetic", "search", "lookup"):
+    if isinstance(load_recipe(recipe).data, GeneratedData):
         changes.append(("data.seed", f"{seed}"))  # as `deepgrpo compare` does
     if accuracy:
         changes.append(("warmstart.target_accuracy", accuracy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -174,7 +174,10 @@ class LookupData(_SyntheticBase):
 
 
 GeneratedData = SyntheticData | SearchData | LookupData
-"""Sections with written solutions, a verifier, and a first error of each response."""
+"""Sections with written solutions, a verifier, and a first error of each response; splits are disjoint for any seed."""
+
+GENERATED = frozenset(kind.model_fields["type"].default for kind in get_args(GeneratedData))
+"""Names of their types in a recipe."""
 
 
 class MultihopData(_DataBase):

@@ -19,19 +19,13 @@ def shortage_explained(config: Config, step: int, part: Part) -> Iterator[None]:
     """Turn a shortage of memory, of the device or of the machine, into a TrainingError that names what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _error(config, step, part, error) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise _error(config, step, part, error) from error
-
-
-def _error(config: Config, step: int, part: Part, error: Exception) -> TrainingError:
-    return TrainingError(
-        f"step {step}, {part}: out of memory ({first_line(error)}); {'; '.join(lowered(config, part))}; "
-        "docs/gpu.md, Memory, has the rest"
-    )
+        raise TrainingError(
+            f"step {step}, {part}: out of memory ({first_line(error)}); {'; '.join(lowered(config, part))}; "
+            "docs/gpu.md, Memory, has the rest"
+        ) from error
 
 
 def lowered(config: Config, part: Part) -> list[str]:

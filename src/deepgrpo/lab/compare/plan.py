@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepgrpo.config import Config, GeneratedData, ReasoningGymData, load_recipe, merge, parse_config, read_recipe
+from deepgrpo.config.data import GENERATED
 from deepgrpo.config.shipped import find_recipe
 from deepgrpo.errors import ConfigError
 from deepgrpo.lab.compare.experiment import Experiment, FinalConfig
@@ -204,7 +205,7 @@ def _for_seed(recipe: Mapping[str, Any], seed: int, folder: Path) -> dict[str, A
     """A recipe for one seed. Generated questions differ by seed: a seed repeats the whole procedure."""
     raw = merge(recipe, {"run": {"seed": seed, "dir": str(folder), "name": seed_name(seed)}})
     data = raw.get("data")
-    if isinstance(data, dict) and data.get("type") in ("synthetic", "search", "lookup"):
+    if isinstance(data, dict) and data.get("type") in GENERATED:
         # its splits are disjoint for any seed; other generated data may separate evaluation by the seed alone
         raw["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return raw

@@ -24,7 +24,7 @@ def tuning_table(found: Mapping[str, Any]) -> ComparisonTable:
 
 
 def choice_lines(found: Mapping[str, Any]) -> list[str]:
-    """What was chosen, and where a choice lies at the edge of the grid; arms of which the same is true share a sentence."""
+    """Sentences on the chosen values, then on choices at the edge of the grid; arms with the same choice share a sentence."""
     choices: dict[str, list[str]] = {}
     edges: dict[str, list[str]] = {}
     for arm, each in found["arms"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from deepgrpo.lab.compare.final_eval import final_prompts, refuse_too_few
 from deepgrpo.lab.compare.forecast import _pace
 from deepgrpo.lab.compare.jobs import Job, Jobs
 from deepgrpo.lab.compare.plan import Plan, PlannedRun, expand
-from deepgrpo.lab.compare.progress import is_finished, progress
+from deepgrpo.lab.compare.progress import Progress, is_finished, progress
 from deepgrpo.lab.compare.run_figures import read_lines, spent_figures, training_figures
 from deepgrpo.lab.compare.tables import as_markdown, comparison_tables
 from deepgrpo.lab.compare.work import make_jobs
@@ -237,6 +238,19 @@ def test_runs_of_another_version_are_counted(done: Plan) -> None:
     path.write_text(path.read_text().replace("10000", "10001"))
     with pytest.raises(CheckpointError, match="has changed since it was written"):
         progress(run)
+
+
+def test_a_finished_run_needs_no_checkpoint(done: Plan) -> None:
+    """Checkpoints are large, so that the results alone may be kept or copied."""
+    run = done.runs[0]
+    shutil.rmtree(run.directory / "checkpoints")
+    assert progress(run) == Progress(4, 10_000, True, False) and is_finished(done, run)
+    lines = run.paths.metrics.read_text().splitlines(keepends=True)
+    run.paths.metrics.write_text("".join(lines[:-2]))  # a torn line, and 7,500 of 10,000 tokens
+    assert progress(run) == Progress(0, 0, False, False)
+    run.paths.metrics.write_text("".join(lines))
+    run.paths.final.unlink()  # without weights nothing can be evaluated
+    assert progress(run) == Progress(0, 0, False, False)
 
 
 def test_a_comparison_by_hand(done: Plan) -> None:

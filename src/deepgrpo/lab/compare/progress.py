@@ -1,4 +1,4 @@
-"""Progress of the runs of an experiment, read from their checkpoints. No torch."""
+"""Progress of the runs of an experiment, read from their checkpoints and their results. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from deepgrpo.lab.compare.final_eval import read_final
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
 from deepgrpo.runs.checkpoints import newest_checkpoint
+from deepgrpo.runs.metrics import newest_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +23,23 @@ class Progress:
 
 
 def progress(run: PlannedRun) -> Progress:
-    """Progress of a run; all zero without a checkpoint."""
+    """Progress of a run; all zero without a checkpoint, unless its results are complete."""
     newest = newest_checkpoint(run.paths)
     if newest is None:
-        return Progress(0, 0, False, False)
+        return _by_results(run)
     step, tokens = newest.step, newest.sampled_tokens()
     budget = run.config.run.max_sampled_tokens
     done = budget is not None and tokens >= budget
     return Progress(step, tokens, done, not done and step >= run.config.run.steps)
+
+
+def _by_results(run: PlannedRun) -> Progress:
+    """Progress of a run whose checkpoints were deleted, or left on another machine, after it had finished."""
+    line = newest_metrics(run.paths.metrics)
+    tokens = int(line.get("ledger/sampled_tokens") or 0)
+    if run.arm is None or tokens < run.budget or not (run.trial or run.paths.final.is_file()):
+        return Progress(0, 0, False, False)
+    return Progress(int(line["step"]), tokens, True, False)
 
 
 def is_kept(run: PlannedRun) -> bool:

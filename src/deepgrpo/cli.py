@@ -11,7 +11,7 @@
     deepgrpo report RUN ...                            one HTML page about runs, with all saved trees
     deepgrpo inspect RUN --step N --prompt ID          a tree in the terminal
 
-Exit codes: 0 success, 1 failure, 2 wrong usage or recipe, 130 interrupted with Ctrl-C.
+Exit codes: 0 success, 1 failure, 2 wrong usage or recipe, 3 a loss that is not finite, 130 interrupted with Ctrl-C.
 DEEPGRPO_DEBUG=1 in the environment shows the traceback of an error.
 """
 

@@ -10,7 +10,8 @@
     ├── CallbackError      a callback of `deepgrpo.train` raises
     ├── EngineError        sampling failed
     │   └── EngineLostError    the sampling process died or hangs; another process may retry
-    ├── TrainingError      the update is unusable (a loss that is not finite, ...)
+    ├── TrainingError      the update is unusable (a lack of memory, ...)
+    │   └── DivergenceError    a loss or a gradient is not finite (exit code 3)
     ├── CheckpointError    a checkpoint cannot be written or read
     ├── HubError           the hub refuses an upload
     └── MissingExtraError  an optional dependency is not installed (exit code 2; the message gives the install command)
@@ -66,7 +67,13 @@ class EngineLostError(EngineError):
 
 
 class TrainingError(DeepGRPOError):
-    """Unusable update, for instance a loss that is not finite."""
+    """Unusable update, for instance for lack of memory."""
+
+
+class DivergenceError(TrainingError):
+    """Loss, gradient or advantage that is not finite: the fault of the recipe's values, and of no machine."""
+
+    exit_code = 3
 
 
 class CheckpointError(DeepGRPOError):

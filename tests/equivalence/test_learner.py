@@ -14,7 +14,7 @@ from trees import make_tree
 
 from deepgrpo.config import Config
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.errors import TrainingError
+from deepgrpo.errors import DivergenceError
 from deepgrpo.model.logprobs import chunked_logprobs
 from deepgrpo.model.policy import Policy, Reference
 from deepgrpo.pack.budget import pack_rows
@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(policy: Policy,
     with torch.no_grad():
         policy.causal.model.norm.weight[0] = torch.nan
     before = {n: p.clone() for n, p in policy.trainable().items()}
-    with pytest.raises(TrainingError, match=r"loss of step 1 \(optimizer step 0\) is nan.* to prompt 'p'.*--resume"):
+    with pytest.raises(DivergenceError, match=r"loss of step 1 \(optimizer step 0\) is nan.* to prompt 'p'.*--resume"):
         learner.update(TREES, [sibling_credit(t) for t in TREES])
     assert all(torch.equal(p, before[n]) or p.isnan().any() for n, p in policy.trainable().items())
     assert learner.optimizer_steps == 0

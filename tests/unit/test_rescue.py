@@ -206,7 +206,8 @@ def test_an_engine_that_fails_and_a_bug(small: Any, monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_weights_that_are_not_finite_are_not_saved(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_weights_that_are_not_finite_are_not_saved(small: Any, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     from deepgrpo.train.learner import Learner
 
     update = Learner.update
@@ -214,9 +215,9 @@ def test_weights_that_are_not_finite_are_not_saved(small: Any, monkeypatch: pyte
     def broken(self: Any, *given: Any) -> Any:
         found = update(self, *given)
         if self.optimizer_steps == 2:
-            next(iter(self.policy.trainable().values())).data.fill_(float("nan"))
+            next(iter(self.policy.trainable().values())).data.view(-1)[0] = float(value)
         return found
 
     monkeypatch.setattr(Learner, "update", broken)
     with pytest.raises(DeepGRPOError, match="the weights after step 2 are not finite, so they were not saved"):
-        train(small("nan", fails=3))
+        train(small(value, fails=3))

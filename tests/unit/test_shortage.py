@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -50,3 +51,17 @@ def test_sampling_names_the_engines_keys() -> None:
 def test_another_error_passes() -> None:
     with pytest.raises(RuntimeError, match=r"^a bug$"), shortage_explained(config(), 1, "learning"):
         raise RuntimeError("a bug")
+
+
+def test_what_the_failed_part_held_is_freed() -> None:
+    """The state before the step is saved next, which needs memory; the error is still alive then, with its traceback."""
+    held: list[weakref.ref[Any]] = []
+
+    def forward() -> None:
+        activations = torch.ones(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(TrainingError) as found, shortage_explained(config(), 1, "learning"):
+        forward()
+    assert isinstance(found.value.__cause__, torch.OutOfMemoryError) and held[0]() is None

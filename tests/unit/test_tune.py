@@ -112,14 +112,14 @@ def test_the_figure_of_a_trial_by_hand(tmp_path: Path) -> None:
     plan = planned(tmp_path, EXPERIMENT + TUNE)
     assert plan.experiment.tune is not None
     tune, run = plan.experiment.tune, of(plan, "grpo-lr=0.0001-seed-11")
-    assert trial_figure(run, tune, failed=False) is None and trial_figure(run, tune, failed=True) is None
+    assert trial_figure(run, tune, diverged=False) is None and trial_figure(run, tune, diverged=True) is None
     # the last fifth of 1,000 tokens: at 800 the curve is at .4, at 1,000 half way from .4 to .8; what is beyond does not count
     write_trial(run, (0, 0.2), (800, 0.4), (1200, 0.8))
-    assert trial_figure(run, tune, failed=False) == pytest.approx((0.4 + 0.6) / 2)
+    assert trial_figure(run, tune, diverged=False) == pytest.approx((0.4 + 0.6) / 2)
     # a run that died half way counts with its last evaluation, one that still goes on does not count yet
     other = of(plan, "grpo-lr=0.0003-seed-11")
     write_trial(other, (0, 0.2), (500, 0.7), (600, 0.1))
-    assert trial_figure(other, tune, failed=True) == 0.1 and trial_figure(other, tune, failed=False) is None
+    assert trial_figure(other, tune, diverged=True) == 0.1 and trial_figure(other, tune, diverged=False) is None
 
 
 def test_the_highest_mean_is_chosen_and_a_tie_goes_to_the_lower_rate() -> None:
@@ -160,14 +160,14 @@ def test_choices_are_recorded_shown_and_stand(tried: Plan) -> None:
     assert found["arms"]["deep"]["trials"][1]["mean"] == pytest.approx(0.75)
     rows = tuning_table(found).rows
     assert ("grpo", "lr=0.0001", "60.0", "50.0", "70.0", "chosen") in rows
-    assert ("deep", "lr=0.0003", "75.0", "60.0", "90.0", "chosen; failed: 12") in rows
+    assert ("deep", "lr=0.0003", "75.0", "60.0", "90.0", "chosen; diverged: 12") in rows
     said = choice_lines(found)
     assert "fixed: not tuned, as the arm sets it: optim.lr = 0.0006" in said
     assert any(each.startswith("deep: optim.lr = 0.0003 is the highest value tried") for each in said)
     write_tuning(tried, found)
     page = (tried.directory / "tune.md").read_text()
     assert "last 20% of 1,000 sampled tokens, averaged over seeds 11, 12. A tie goes to the lower" in page
-    assert "| deep | lr=0.0003 | 75.0 | 60.0 | 90.0 | chosen; failed: 12 |" in page
+    assert "| deep | lr=0.0003 | 75.0 | 60.0 | 90.0 | chosen; diverged: 12 |" in page
     choices = read_choices(tried)
     assert choices == {"grpo": {"optim.lr": 1e-4}, "deep": {"optim.lr": 3e-4}}
     decided = expand(tried.experiment, tried.source, choices)
@@ -188,7 +188,7 @@ def test_a_choice_does_not_stand_for_another_grid_or_budget(tried: Plan, tmp_pat
 
 
 def test_an_arm_without_all_figures_has_no_choice_yet(tried: Plan) -> None:
-    found = tuning(tried)  # no run has failed: one of deep's goes on
+    found = tuning(tried)  # no loss has diverged: one of deep's goes on
     assert found["arms"]["deep"]["chosen"] is None and found["arms"]["grpo"]["chosen"] is not None
     assert "deep: no choice, as its trials are not complete or have no figure" in choice_lines(found)
     write_tuning(tried, found)
@@ -254,6 +254,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         elif run.trial and run.arm == "deep" and run.config.optim.lr == 3e-4:  # it dies at .9
             write_lines(run, [line(0, 0, 0, 0.2), line(1, 300, 1, 0.9)])
             job.log.write_text("error: the loss is not finite")
+            code = 3
+        elif run.trial and run.arm == "unlucky" and names.count(job.name) == 1:
+            write_lines(run, [line(0, 0, 0, 0.2), line(1, 300, 1, 0.9)])
+            job.log.write_text("error: out of memory")
             code = 1
         else:
             greedy, end = (0.6 if run.config.optim.lr == 3e-4 else 0.5), (run.budget if run.config.run.steps > 1 else 900)
@@ -300,6 +304,19 @@ def test_a_trial_that_fails_counts_and_one_without_enough_steps_is_named(
     said = capsys.readouterr()
     assert "optim.lr = 9e-05 is the lowest value tried" in " ".join(said.out.split())
     assert "grpo/seed-1 was run with optim.lr = 0.0003, and the experiment now says 9e-05" in said.err
+
+
+def test_a_trial_that_a_machine_fails_is_run_again(tmp_path: Path, ran: list[str], capsys: Any) -> None:
+    """It died at .9 for lack of memory, which says nothing about its rate; other arms go on."""
+    unlucky = '[arms.unlucky]\nexplore = { type = "root", num_rollouts = 4 }\n'
+    planned(tmp_path, EXPERIMENT.replace("10_000", "1_000") + unlucky + TUNE.replace("11, 12", "11"))
+    record = Path("out/trial/tune.json")
+    assert cli.main(["compare", "exp.toml"]) == 1
+    assert "warning: unlucky-lr=0.0001-seed-11 failed: error: out of memory" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(record.read_text())["arms"]["unlucky"]["chosen"] is None
+    assert "grpo-seed-1" in ran and "unlucky-seed-1" not in ran
+    assert cli.main(["compare", "exp.toml"]) == 0
+    assert json.loads(record.read_text())["arms"]["unlucky"]["chosen"] == {"optim.lr": 3e-4} and "unlucky-seed-1" in ran
 
 
 def test_a_tuning_budget_out_of_reach(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class UpdatesPolicy(Protocol):
         """Adopt the policy's weights and, if the loss has a KL term, copy them as its reference."""
 
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
-        """Take the optimizer steps of a batch. Raises TrainingError if a loss or a gradient is not finite."""
+        """Take the optimizer steps of a batch. Raises DivergenceError if a loss or a gradient is not finite."""
 
     def likelihood(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> tuple[np.ndarray, int]:
         """Log-probs under the present weights, which stay as they are (`train.belief.Likelihood`)."""

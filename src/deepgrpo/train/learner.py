@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepgrpo.config import Config
 from deepgrpo.credit.whiten import whiten
-from deepgrpo.errors import TrainingError
+from deepgrpo.errors import DivergenceError
 from deepgrpo.ledger import Ledger
 from deepgrpo.loss.streams import select
 from deepgrpo.model.policy import Policy, Reference
@@ -94,7 +94,7 @@ class Learner:
     def update(self, trees: Sequence[Tree], credits: Sequence[Credit]) -> Update:
         """Take `minibatches · epochs` optimizer steps on a batch of trees.
 
-        Raises TrainingError if a loss or a gradient is not finite; that optimizer step is then not taken.
+        Raises DivergenceError if a loss or a gradient is not finite; that optimizer step is then not taken.
         """
         optim, loss = self.config.optim, self.config.loss
         selection = select(
@@ -153,12 +153,12 @@ class Learner:
         )
 
     def _require_finite(self, trees: Sequence[Tree], layout: Layout) -> None:
-        """Raise TrainingError if an advantage is beyond float32."""
+        """Raise DivergenceError if an advantage is beyond float32."""
         finite_N = np.isfinite(layout.terms.advantage_N)
         if not finite_N.all():
             row = next(row for row in layout.rows if not finite_N[row.terms].all())
             tree = trees[row.tree]
-            raise TrainingError(
+            raise DivergenceError(
                 f"an advantage of step {self.updates + 1} (prompt {tree.prompt.id!r}) is not a finite number: its rewards "
                 f"reach {max(abs(node.reward) for node in tree.nodes):.3g}, and the loss is computed in float32, which ends at "
                 "3.4e38; divide the rewards by a constant"
@@ -187,7 +187,7 @@ class Learner:
         total = self.ranks.add(total)
         if not torch.isfinite(total):
             own = f"your loss ({self.config.loss.policy}), " if self.config.loss.user_function else ""
-            raise TrainingError(
+            raise DivergenceError(
                 f"the loss of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {total.item()}, "
                 f"so the step was not taken{_culprit(trees, layout, observed)}. "
                 f"Look at {own}optim.lr (too high?), learner.dtype and the data of the step. Checkpoints so far are whole: "
@@ -197,7 +197,7 @@ class Learner:
         self.ranks.sum_gradients(parameters)
         norm = clip(parameters, self.config.optim.max_grad_norm)
         if not math.isfinite(norm):
-            raise TrainingError(
+            raise DivergenceError(
                 f"the gradient norm of step {self.updates + 1} (optimizer step {self.optimizer_steps}) is {norm}, "
                 "so the step was not taken. "
                 "Lower optim.lr, or set learner.dtype = \"float32\"; continue from the newest checkpoint with --resume"

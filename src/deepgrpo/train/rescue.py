@@ -47,6 +47,11 @@ def lacks_evaluation(run: Run, state: TrainState) -> bool:
     return run.config.eval.scheduled and newest_metrics(run.paths.metrics).get("step", -1) < state.step
 
 
+def _finite(weight: torch.Tensor) -> bool:
+    """True without infinities and NaNs; takes no memory, which may have run out."""
+    return all(bool(bound.isfinite()) for bound in weight.detach().aminmax())
+
+
 def _rescue(run: Run) -> str:
     """Save what was reached; return a sentence on what was saved and how to go on."""
     go_on, reached, saved = run.go_on, run.reached, run.checkpoints.steps()
@@ -63,9 +68,9 @@ def _rescue(run: Run) -> str:
     moved = run.learner.optimizer_steps != reached.state.optimizer_steps or (run.updating and run.parts.loses_learners)
     if moved:
         return f"the update of step {step + 1} was half done, so it was not saved: {last}; continue with: {go_on}"
-    if not all(bool(weight.isfinite().all()) for weight in run.policy.trainable().values()):
-        return f"the weights after step {step} are not finite, so they were not saved: {last}; continue with: {go_on}"
     try:
+        if not all(_finite(weight) for weight in run.policy.trainable().values()):
+            return f"the weights after step {step} are not finite, so they were not saved: {last}; continue with: {go_on}"
         torch.set_rng_state(reached.random)  # the failed step may have drawn for its dropout
         run.checkpoints.save(run.policy, run.learner, reached.state)
     except Exception as error:  # a device in error, a full disk: the first error is the one to report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -16,12 +17,18 @@ Part = Literal["sampling", "learning"]
 
 @contextmanager
 def shortage_explained(config: Config, step: int, part: Part) -> Iterator[None]:
-    """Turn a shortage of memory, of the device or of the machine, into a TrainingError that names what to lower."""
+    """Turn a shortage of memory, of the device or of the machine, into a TrainingError that names what to lower.
+
+    What the failed part held is freed, so that the state before it can be saved.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # their variables are the activations
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         raise TrainingError(
             f"step {step}, {part}: out of memory ({first_line(error)}); {'; '.join(lowered(config, part))}; "
             "docs/gpu.md, Memory, has the rest"

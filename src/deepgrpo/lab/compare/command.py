@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, DivergenceError
 from deepgrpo.lab.compare.cells import print_comparison
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 from deepgrpo.lab.compare.figures import compare, figure_rows
@@ -110,20 +110,20 @@ def _locked(paths: ExperimentDir) -> Iterator[int | None]:
 def _tune(plan: Plan, jobs: int, keep_open: Sequence[int], out: Console) -> Plan:
     """Run the trials of the undecided arms, record the choices, and return the plan with them."""
     open_trials = [run for run in plan.trials if run.arm in plan.undecided]
-    failed = _run(plan, open_trials, jobs, keep_open, out)
-    # a run whose steps were over before its budget is a mistake in the file, and not the fault of its values
-    found = tuning(plan, [run.name for run in open_trials if run.name in failed and not progress(run).over])
+    codes = _run(plan, open_trials, jobs, keep_open, out)
+    # any other failure, such as a lack of memory or run.steps that were over, is not the fault of the trial's values
+    found = tuning(plan, [name for name, code in codes.items() if code == DivergenceError.exit_code])
     write_tuning(plan, found)
     _print_tuning(found, out)
     return expand(plan.experiment, plan.source, read_choices(plan))
 
 
-def _run(plan: Plan, runs: Sequence[PlannedRun], workers: int, keep_open: Sequence[int], out: Console) -> set[str]:
-    """Run the jobs of a stage; returns the names of those that failed, after a warning for each."""
+def _run(plan: Plan, runs: Sequence[PlannedRun], workers: int, keep_open: Sequence[int], out: Console) -> dict[str, int]:
+    """Run the jobs of a stage; returns the exit code of each that ran, after a warning for each that failed."""
     write_recipes(plan, runs)
     jobs = Jobs(make_jobs(plan, runs), workers=workers, keep_open=keep_open)
     if not runs:
-        return set()
+        return {}
     done, stage = sum(progress(run).done for run in runs), "tuning, " if runs[0].trial else ""
     seeds, arms = len({run.seed for run in runs}), len({run.arm for run in runs})
     trials = max(len({run.trial.name for run in runs if run.trial and run.arm == arm}) for arm in {run.arm for run in runs})
@@ -146,7 +146,7 @@ def _run(plan: Plan, runs: Sequence[PlannedRun], workers: int, keep_open: Sequen
         raise
     for sentence in failures(plan, jobs):
         out.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-    return {name for name, state in jobs.state.items() if state == "failed"}
+    return jobs.exit_codes
 
 
 def _show(plan: Plan, out: Console) -> None:

@@ -61,6 +61,8 @@ class Jobs:
         """
         self.jobs, self.workers, self.keep_open = list(jobs), workers, tuple(keep_open)
         self.state: dict[str, State] = {job.name: "waiting" for job in jobs}
+        self.exit_codes: dict[str, int] = {}
+        """Of the jobs that ended, without those that were finished already."""
         self.stopping = False
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         for job in self.jobs:
@@ -120,6 +122,7 @@ class Jobs:
             if process is None or process.poll() is None:
                 continue
             del self._running[job.name]
+            self.exit_codes[job.name] = process.returncode
             if process.returncode == 0 and job.finished():
                 self.state[job.name] = "done"
             else:

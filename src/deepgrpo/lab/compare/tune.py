@@ -31,16 +31,16 @@ def rule(tune: TuneConfig) -> str:
     return (
         f"Chosen is the trial with the highest {tune.metric} accuracy on the watched questions: mean height of its curve over "
         f"the last {tune.last_share:.0%} of {tune.budget:,} sampled tokens, averaged over seeds {seeds}. A tie goes to the "
-        "lower value. A run that failed counts with its last evaluation."
+        "lower value. A run whose loss was not finite counts with its last evaluation."
     )
 
 
-def tuning(plan: Plan, failed: Sequence[str] = ()) -> dict[str, Any]:
+def tuning(plan: Plan, diverged: Sequence[str] = ()) -> dict[str, Any]:
     """Figures of the trials and the choices as plain JSON.
 
     Args:
-        failed: names of runs that failed; their last evaluation counts. Other runs short of their budget have no figure yet,
-            and their arm no choice. For an arm whose recorded choice stands, the record is taken over.
+        diverged: names of runs whose loss was not finite; their last evaluation counts. Other runs short of the budget have no
+            figure, and their arm no choice. For an arm whose recorded choice stands, the record is taken over.
     """
     tune = plan.experiment.tune
     assert tune is not None
@@ -52,7 +52,7 @@ def tuning(plan: Plan, failed: Sequence[str] = ()) -> dict[str, Any]:
             continue
         tries = trials_of(tune.grid, changes)
         runs = {(run.trial.name, run.seed): run for run in plan.trials_of(arm) if run.trial}
-        found = [_trial(trial, [runs[trial.name, s] for s in tune.seeds], tune, failed) for trial in tries] if runs else []
+        found = [_trial(trial, [runs[trial.name, s] for s in tune.seeds], tune, diverged) for trial in tries] if runs else []
         whole = all(each["whole"] for each in found)
         best = choose(found) if found and whole else None
         chosen = dict(tries[0].values) if len(tries) == 1 else best["values"] if best else None
@@ -65,24 +65,24 @@ def tuning(plan: Plan, failed: Sequence[str] = ()) -> dict[str, Any]:
     return {"rule": rule(tune), **tune.model_dump(mode="json"), "arms": arms}
 
 
-def _trial(trial: Trial, runs: Sequence[PlannedRun], tune: TuneConfig, failed: Sequence[str]) -> dict[str, Any]:
-    figures = {run.seed: trial_figure(run, tune, failed=run.name in failed) for run in runs}
+def _trial(trial: Trial, runs: Sequence[PlannedRun], tune: TuneConfig, diverged: Sequence[str]) -> dict[str, Any]:
+    figures = {run.seed: trial_figure(run, tune, diverged=run.name in diverged) for run in runs}
     known = [figure for figure in figures.values() if figure is not None]
     return {
         "name": trial.name,
         "values": dict(trial.values),
         "mean": statistics.fmean(known) if len(known) == len(runs) else None,
         "seeds": {str(seed): figure for seed, figure in figures.items()},
-        "failed": [run.seed for run in runs if run.name in failed],
-        # nothing more will come: each run has its figure, or failed before its first evaluation
-        "whole": all(figures[run.seed] is not None or run.name in failed for run in runs),
+        "diverged": [run.seed for run in runs if run.name in diverged],
+        # nothing more will come: each run has its figure, or diverged before its first evaluation
+        "whole": all(figures[run.seed] is not None or run.name in diverged for run in runs),
     }
 
 
-def trial_figure(run: PlannedRun, tune: TuneConfig, *, failed: bool) -> float | None:
-    """Accuracy of a trial: mean height of its curve at the end of the budget, or its last evaluation if it failed.
+def trial_figure(run: PlannedRun, tune: TuneConfig, *, diverged: bool) -> float | None:
+    """Accuracy of a trial: mean height of its curve at the end of the budget, or its last evaluation if it diverged.
 
-    None if it has not come so far, or failed before its first evaluation.
+    None if it has not come so far, or diverged before its first evaluation.
     """
     try:
         lines = read_metrics(run.paths.metrics)
@@ -90,7 +90,7 @@ def trial_figure(run: PlannedRun, tune: TuneConfig, *, failed: bool) -> float | 
         return None
     curve = points(lines, f"eval/{tune.metric}", "sampled_tokens")
     found = mean_height(curve, (1 - tune.last_share) * tune.budget, tune.budget)
-    return curve[-1][1] if found is None and failed and curve else found
+    return curve[-1][1] if found is None and diverged and curve else found
 
 
 def choose(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ def tuning_table(found: Mapping[str, Any]) -> ComparisonTable:
     for arm, each in found["arms"].items():
         for trial in each["trials"]:
             notes = ["chosen"] if trial["values"] == each["chosen"] else []
-            notes += [f"failed: {', '.join(map(str, trial['failed']))}"] if trial["failed"] else []
+            notes += [f"diverged: {', '.join(map(str, trial['diverged']))}"] if trial["diverged"] else []
             seeds = ("–" if figure is None else percent(figure) for figure in trial["seeds"].values())
             mean = "–" if trial["mean"] is None else percent(trial["mean"])
             rows.append((arm, trial["name"], mean, *seeds, "; ".join(notes)))

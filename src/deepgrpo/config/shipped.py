@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from pathlib import Path
 
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, did_you_mean
 
 
 def recipe_dir() -> Path:
@@ -41,9 +40,7 @@ def shipped_recipe(name: str) -> Path:
     names = [known for known, _ in list_recipes()]
     if name in names:
         return recipe_dir() / f"{name}.toml"
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(names)}"
-    raise ConfigError(f"recipe {name!r} does not exist; {hint}")
+    raise ConfigError(f"recipe {name!r} does not exist; {did_you_mean(name, names, 'shipped recipes')}")
 
 
 def describe_recipes(width: int | None) -> str:

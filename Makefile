@@ -29,11 +29,11 @@ export PYTHON TORCH_INDEX
 
 setup: .venv/.stamp-dev
 
-.venv/.stamp-dev: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-dev: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh dev
 	touch .venv/.stamp-base $@
 
-.venv/.stamp-base: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-base: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh
 	touch $@
 
@@ -63,7 +63,7 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: check
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
-.venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
+.venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh scripts/pip.sh
 	scripts/setup-vllm.sh
 	touch $@
 
@@ -149,7 +149,7 @@ $(LAB)/pivot_errors.json: $(LAB)/methods.json
 $(BENCH)/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
 
-.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh docs
 	touch $@
 

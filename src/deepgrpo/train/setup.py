@@ -32,7 +32,8 @@ from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
 from deepgrpo.train.build import build_policy, build_shapes
 from deepgrpo.train.directory import open_log
-from deepgrpo.train.health import HealthMonitor, HealthState
+from deepgrpo.train.health import HealthMonitor
+from deepgrpo.train.health_state import HealthState
 from deepgrpo.train.inputs import build_inputs
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin

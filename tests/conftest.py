@@ -5,6 +5,9 @@ Nothing here imports torch before the environment is clean: libraries read their
 
 from __future__ import annotations
 
+import functools
+import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 from commands import SHARED, Starter, shared_process
 from hypotheses import register_profiles
-from leftovers import restorer, seed_everything
+from leftovers import all_loggers, restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
 
@@ -25,17 +28,29 @@ from deepgrpo.records import Tree
 TINY = {"type": "scratch", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_position": 96}
 
 SLOWEST = (
-    "cluster/test_faults.py", "cluster/test_cluster.py", "equivalence/test_golden.py", "equivalence/test_training.py",
-    "cluster/test_driver.py", "cluster/test_distribution.py", "cli/test_compare_cli.py", "pretend/test_runs.py",
-    "cli/test_train_cli.py", "browser/", "storm/", "cli/test_cli.py", "equivalence/test_tree_flex.py",
-    "property/test_strategy_contract.py", "unit/test_lab.py", "unit/test_rescue.py", "equivalence/test_tree.py",
+    "cluster/test_faults.py", "cluster/test_cluster.py", "cli/test_compare_cli.py", "equivalence/test_golden.py",
+    "cluster/test_driver.py", "equivalence/test_training.py", "cli/test_train_cli.py", "unit/test_user_code.py",
+    "cluster/test_distribution.py", "pretend/test_runs.py", "cli/test_agents_cli.py", "browser/", "storm/", "learn/",
+    "cli/test_cli.py", "equivalence/test_tree_flex.py", "unit/test_policy.py", "property/test_strategy_contract.py",
+    "unit/test_compare.py", "unit/test_lab.py", "unit/test_rescue.py", "equivalence/test_tree.py",
     "cli/test_surroundings.py", "unit/test_bench_peers.py", "unit/test_rewards.py", "unit/test_vllm_process.py",
-    "cli/", "cluster/", "equivalence/", "pretend/", "learn/", "unit/test_policy.py", "unit/test_profile.py",
+    "cli/", "cluster/", "equivalence/", "pretend/", "unit/test_profile.py",
 )  # fmt: skip
 """Files that take long, which come first, so that none is left for the end."""
 
 _home = pytest.StashKey[Path]()
 register_profiles()
+
+
+class Quiet(logging.Handler):
+    """In place of pytest's plugin for logging, which hangs handlers into some sixty loggers six times a test."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.getMessage()  # raises where its arguments do not fit
+
+
+logging.lastResort = Quiet()
+logging.root.addHandler(logging.lastResort)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -53,16 +68,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection(session: pytest.Session) -> None:
     """Import test modules and build shared fixtures in a temporary directory."""
     os.chdir(session.config.stash[_home])
+    gc.disable()  # nothing of it goes until the session ends
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests neither look through libraries and items for garbage, nor copy them in the processes that they fork."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
 
-    def place(item: pytest.Item) -> int:
-        name = item.path.relative_to(tests).as_posix()
+    @functools.cache
+    def place(path: Path) -> int:
+        name = path.relative_to(tests).as_posix()
         return next((i for i, start in enumerate(SLOWEST) if name.startswith(start)), len(SLOWEST))
 
-    items.sort(key=place)
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -145,6 +168,27 @@ def recipe(tmp_path: Path) -> Any:
         return parse_config(raw)
 
     return make
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Every record that reaches a logger's handlers, as text."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(self.format(record))
+
+    keep = Keep()
+    heard = [each for each in all_loggers() if each is logging.root or not each.propagate]
+    level = logging.root.level
+    for logger in heard:
+        logger.addHandler(keep)
+    logging.root.setLevel(logging.DEBUG)
+    yield found
+    logging.root.setLevel(level)
+    for logger in heard:
+        logger.removeHandler(keep)
 
 
 @pytest.fixture

@@ -111,26 +111,30 @@ def _signals() -> Restore:
     ))  # fmt: skip
 
 
+def all_loggers() -> list[logging.Logger]:
+    return [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+
+
 def _logging() -> Restore:
     """Levels of all loggers; handlers of the root and ours only, as libraries add theirs once, when they are first used."""
 
-    def loggers() -> list[logging.Logger]:
-        return [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    def ours(loggers: list[logging.Logger]) -> list[logging.Logger]:
+        return [each for each in loggers if each.name.startswith(("root", "deepgrpo"))]
 
-    def ours() -> list[logging.Logger]:
-        return [each for each in loggers() if each.name.split(".")[0] in ("root", "deepgrpo")]
-
-    levels = [(each, each.level, each.disabled) for each in loggers()]
-    handlers = {each.name: (each.level, list(each.handlers), each.propagate) for each in ours()}
+    before = all_loggers()
+    levels = [(each.level, each.disabled) for each in before]
+    handlers = {each.name: (each.level, list(each.handlers), each.propagate) for each in ours(before)}
     disabled = logging.root.manager.disable
 
     def restore() -> None:
-        logging.disable(disabled)
-        for logger, level, off in levels:
-            if logger.level != level:
-                logger.setLevel(level)
-            logger.disabled = off
-        for logger in ours():
+        if logging.root.manager.disable != disabled:
+            logging.disable(disabled)  # looks through all loggers
+        if [(each.level, each.disabled) for each in before] != levels:
+            for logger, (level, off) in zip(before, levels, strict=True):
+                if logger.level != level:
+                    logger.setLevel(level)
+                logger.disabled = off
+        for logger in ours(all_loggers()):
             level, logger.handlers[:], logger.propagate = handlers.get(logger.name, (logging.NOTSET, [], True))
             if logger.level != level:
                 logger.setLevel(level)

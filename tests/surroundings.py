@@ -50,6 +50,10 @@ STATED = {
     "RAY_raylet_start_wait_time_s": "300",
 }
 
+KEPT_CACHES = {
+    "MPLCONFIGDIR": "matplotlib", "HYPOTHESIS_STORAGE_DIRECTORY": "hypothesis", "TORCHINDUCTOR_CACHE_DIR": "inductor"
+}  # fmt: skip
+
 
 def clean_environment(environ: MutableMapping[str, str], home: Path) -> None:
     """Drop every variable that is not kept, and state the rest; caches of libraries go below `home`."""
@@ -58,8 +62,7 @@ def clean_environment(environ: MutableMapping[str, str], home: Path) -> None:
     if "PYTHONPATH" in environ:  # other working directories follow
         environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, environ["PYTHONPATH"].split(os.pathsep)))
     environ.setdefault("OMP_NUM_THREADS", "1")
-    # drawing libraries list the machine's fonts once, which takes seconds
-    environ.update(STATED, HOME=str(home), MPLCONFIGDIR=str(home / "matplotlib"))
-    environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(home / "hypothesis")
-    # compiled kernels are kept from run to run, beside pytest's own cache
-    environ["TORCHINDUCTOR_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "inductor")
+    environ.update(STATED, HOME=str(home))
+    # kept from run to run, beside pytest's own cache: the machine's fonts, constants of our sources, and compiled kernels
+    for name, directory in KEPT_CACHES.items():
+        environ[name] = str(ROOT / ".pytest_cache" / directory)

@@ -124,7 +124,7 @@ storm: setup
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
 EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
-  rates strict strict_saturation recovery search facts late late_again horizon sums lookup
+  rates strict strict_saturation recovery search facts late late_again late_low horizon sums lookup
 REGIMES := base strict recovery recovery-at-once search facts late horizon
 
 lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json
@@ -133,7 +133,7 @@ $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
 	$(BIN)/python -m benchmarks.publish_lab runs/$* $(LAB)
 
-$(LAB)/late_again.json: $(LAB)/late.json  # starts from its warm start
+$(LAB)/late_again.json $(LAB)/late_low.json: $(LAB)/late.json  # they start from its warm start
 
 # before any training; the tables of docs/results/regimes.md
 $(LAB)/regimes/%.json: | .venv/.stamp-dev

@@ -29,11 +29,11 @@ export PYTHON TORCH_INDEX
 
 setup: .venv/.stamp-dev
 
-.venv/.stamp-dev: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-dev: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh dev
 	touch .venv/.stamp-base $@
 
-.venv/.stamp-base: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-base: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh
 	touch $@
 
@@ -63,7 +63,7 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: check
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
-.venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh
+.venv-vllm/.stamp: pyproject.toml constraints.txt scripts/setup-vllm.sh scripts/pip.sh
 	scripts/setup-vllm.sh
 	touch $@
 
@@ -124,7 +124,7 @@ storm: setup
 LAB := docs/results/lab
 LAB_ARGS ?= --jobs 2
 EXPERIMENTS := methods short_chains saturation hard ablations naive_scaling \
-  rates strict strict_saturation recovery search facts late late_again horizon sums lookup
+  rates strict strict_saturation recovery search facts late late_again late_low horizon sums lookup
 REGIMES := base strict recovery recovery-at-once search facts late horizon
 
 lab: $(EXPERIMENTS:%=$(LAB)/%.json) $(REGIMES:%=$(LAB)/regimes/%.json) $(LAB)/probe-methods.json $(LAB)/pivot_errors.json
@@ -133,7 +133,7 @@ $(EXPERIMENTS:%=$(LAB)/%.json): $(LAB)/%.json: | .venv/.stamp-dev
 	$(BIN)/deepgrpo compare recipes/lab/$*.toml $(LAB_ARGS)
 	$(BIN)/python -m benchmarks.publish_lab runs/$* $(LAB)
 
-$(LAB)/late_again.json: $(LAB)/late.json  # starts from its warm start
+$(LAB)/late_again.json $(LAB)/late_low.json: $(LAB)/late.json  # they start from its warm start
 
 # before any training; the tables of docs/results/regimes.md
 $(LAB)/regimes/%.json: | .venv/.stamp-dev
@@ -149,7 +149,7 @@ $(LAB)/pivot_errors.json: $(LAB)/methods.json
 $(BENCH)/%.json: | .venv/.stamp-dev
 	$(BIN)/python -m benchmarks $(subst -, --workload ,$*) $(BENCH_$*) --json $@ $(BENCH_ARGS)
 
-.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh
+.venv/.stamp-docs: pyproject.toml constraints.txt scripts/setup.sh scripts/pip.sh
 	scripts/setup.sh docs
 	touch $@
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from deepgrpo import rng
 from deepgrpo.engines.base import SamplingParams
 from deepgrpo.explore.base import main_pivot
-from deepgrpo.explore.episodes import for_reward
 from deepgrpo.feedback import Reply, Score
 from deepgrpo.prompts.chain import RETRACT
 from deepgrpo.records import ROOT, Completion, Node, Pivot, Prompt, SampleRequest, Tree
+from deepgrpo.rewards.base import for_reward
 from deepgrpo.train.setup import Run
 
 FirstError = Callable[[Prompt, str], int | None]

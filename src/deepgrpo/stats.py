@@ -124,12 +124,10 @@ def cluster_weights(clusters: Sequence[str], replicates: int, random: np.random.
     return weights
 
 
-def simultaneous_intervals(
-    points: np.ndarray, replicates: np.ndarray, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def simultaneous_intervals(points: np.ndarray, replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Simultaneous intervals: they hold for all figures at once, so that the best figure may be picked and still be trusted.
 
-    Bootstrap percentile intervals with a common tail t, the largest for which a share `level` of the replicates is inside the
+    Bootstrap percentile intervals with a common tail t, the largest for which 95% of the replicates are inside the
     intervals of all figures together (Mandel and Betensky 2008). t is .025 for one figure, .0051 for five independent ones
     (1.96 and 2.57 standard errors if normal), and between the two for correlated ones. Unlike point ± c · se, they follow a
     skewed figure, such as a ratio to a count near 0, to its longer side.
@@ -148,7 +146,7 @@ def simultaneous_intervals(
     # rank from 0 (smallest replicate of a figure) to 1 (largest); ties are ranked apart, which errs on the wide side
     place = drawn.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable") / max(1, count - 1)
     outermost = np.maximum(place, 1 - place).max(axis=1)
-    reach = float(np.quantile(outermost, level))
+    reach = float(np.quantile(outermost, 0.95))
     low, high = points.copy(), points.copy()
     low[varies] = np.minimum(points[varies], np.quantile(drawn, 1 - reach, axis=0))
     high[varies] = np.maximum(points[varies], np.quantile(drawn, reach, axis=0))

@@ -66,14 +66,14 @@ def threads_for(parameters: int, cpus: int) -> int:
     return max(1, min(cpus, parameters // PARAMETERS_PER_THREAD))
 
 
-def available_cpus(environ: Mapping[str, str] = os.environ) -> int:
+def available_cpus() -> int:
     """Return how many CPUs this process may use: by affinity, by the quota of its container, by DEEPGRPO_CPUS. At least 1."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = cgroup_cpus()
     if quota is not None:
         count = min(count, int(quota))
-    given = environ.get(CPUS, "")
+    given = os.environ.get(CPUS, "")
     if given.isdecimal():
         count = min(count, int(given))
     return max(1, count)

@@ -494,7 +494,7 @@ def test_a_dry_run_asks_for_what_the_strategy_wants_to_know(recipe: Any, monkeyp
     def nothing_to_see(policy: Any, strategy: Any, critic: Any) -> None:
         raise ModelError(f"no {', '.join(signal.name for signal in strategy.signals)} here")
 
-    monkeypatch.setattr("deepgrpo.train.dry_run.check_signals", nothing_to_see)
+    monkeypatch.setattr("deepgrpo.train.inputs.check_signals", nothing_to_see)
     with pytest.raises(ModelError, match="no attention here"):
         dry_run(recipe(explore={"type": "attnrl"}), Console(file=io.StringIO()))
 

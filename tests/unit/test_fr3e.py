@@ -19,7 +19,8 @@ from deepgrpo.explore.base import Limits
 from deepgrpo.explore.fr3e import FR3EStrategy, anchors, value_steps
 from deepgrpo.feedback import Reply, Score
 from deepgrpo.records import ROOT, Node, Pivot, Tree
-from deepgrpo.train.health import HealthMonitor, HealthState
+from deepgrpo.train.health import HealthMonitor
+from deepgrpo.train.health_state import HealthState
 from deepgrpo.train.metrics import tree_metrics
 
 LIMITS = Limits(max_new_tokens=100, max_total_tokens=200)

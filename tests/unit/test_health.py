@@ -8,7 +8,8 @@ import math
 import pytest
 
 from deepgrpo.config import parse_config
-from deepgrpo.train.health import HealthMonitor, HealthState
+from deepgrpo.train.health import HealthMonitor
+from deepgrpo.train.health_state import HealthState
 
 FINE = {
     "main/truncated": 0.1,

@@ -16,7 +16,6 @@ from deepgrpo.answers.overlap import f1
 from deepgrpo.config import MultihopData, MultihopEnv, parse_section
 from deepgrpo.envs.multihop import MultihopEnvironment
 from deepgrpo.errors import ConfigError, DataError, MissingExtraError
-from deepgrpo.prompts import multihop
 from deepgrpo.prompts.multihop import MultihopTask, build_world, draw_question, rows
 from deepgrpo.records import Prompt
 from tiny import byte_tokenizer
@@ -71,7 +70,7 @@ def test_worlds_and_splits() -> None:
     assert questions(limit=5) == questions()[:5]
     hops = Counter(row.columns["hops"] for row in rows(MultihopData(size=600), Counter()))
     assert set(hops) == {2, 3, 4} and min(hops.values()) > 150
-    assert multihop.most_people() == 360 and len(build_world(0, 360).kinds) == 360 + 180 + 180 + 90
+    assert len(build_world(0, 360).kinds) == 360 + 180 + 180 + 90
     with pytest.raises(ConfigError, match=r"data.size .* is 500, but a world of data.people = 8 has only .* lower the size"):
         questions(people=8, size=500, max_hops=2)
     with pytest.raises(ConfigError, match=r"data.min_hops is 5, but data.max_hops is 4"):

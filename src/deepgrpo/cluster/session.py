@@ -13,7 +13,7 @@ from typing import Any
 
 from deepgrpo.cluster.network import MODE, check_token, stay_local
 from deepgrpo.config import ClusterConfig
-from deepgrpo.errors import ConfigError, EngineError, MissingExtraError, first_line
+from deepgrpo.errors import ConfigError, EngineError, first_line, requires_extra
 from deepgrpo.threads import available_cpus
 
 OLDEST, TOO_NEW = (2, 52), (3, 0)
@@ -28,10 +28,8 @@ def require_ray() -> ModuleType:
     # no usage reports unless the user asks for them, and no warning about a variable that we do not use
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
+    with requires_extra("ray", "cluster", "a recipe with a section [cluster]"):
         import ray
-    except ImportError as error:
-        raise MissingExtraError("ray", "cluster", "a recipe with a section [cluster]", error) from None
     check_version(ray.__version__)
     return ray  # type: ignore[no-any-return]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import textwrap
 from types import NoneType, UnionType
@@ -13,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from deepgrpo.config.base import entries_of, tables_of
 from deepgrpo.config.recipe import Config
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, did_you_mean
 
 Block = tuple[str, type[BaseModel], bool]
 """A section's name, the model of its keys, and True if the whole table is optional."""
@@ -37,9 +36,7 @@ def describe_keys(section: str | None = None, width: int = 100) -> str:
         known = list(dict.fromkeys(name for name, _, _ in blocks))
         blocks = [block for block in blocks if block[0] == section or block[0].startswith(section + ".")]
         if not blocks:
-            close = difflib.get_close_matches(section, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"sections: {', '.join(known)}"
-            raise ConfigError(f"recipes have no section {section!r}; {hint}")
+            raise ConfigError(f"recipes have no section {section!r}; {did_you_mean(section, known, 'sections')}")
     return "\n\n".join(_block(name, model, optional, width) for name, model, optional in blocks) + "\n"
 
 

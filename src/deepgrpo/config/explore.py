@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -17,7 +17,6 @@ class RootExplore(Explore):
     """GRPO: every rollout starts at the prompt."""
 
     implementation = "deepgrpo.explore.root:RootStrategy"
-    in_episodes = True
     type: Literal["root"] = "root"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
@@ -25,17 +24,14 @@ class RootExplore(Explore):
     success_threshold: float = 0.0
     """A reward above this is a success."""
 
-    @property
-    def most_branches(self) -> int:
-        """Most branches per rollout."""
-        return 0
+    most_branches: ClassVar[int] = 0
+    """Most branches per rollout."""
 
 
 class AdaptiveExplore(Explore):
     """Reinforce-Ada: more rollouts from the prompt, in rounds, until its outcomes differ or its allowance is spent."""
 
     implementation = "deepgrpo.explore.adaptive:AdaptiveStrategy"
-    in_episodes = True
     type: Literal["adaptive"] = "adaptive"
     round_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt and round."""
@@ -56,10 +52,8 @@ class AdaptiveExplore(Explore):
         """Most rollouts per prompt."""
         return self.max_rollouts
 
-    @property
-    def most_branches(self) -> int:
-        """Most branches per rollout."""
-        return 0
+    most_branches: ClassVar[int] = 0
+    """Most branches per rollout."""
 
     @model_validator(mode="after")
     def _a_round_fits(self) -> AdaptiveExplore:
@@ -75,7 +69,6 @@ class DeepExplore(PivotExplore):
     """DEEP-GRPO: resample from a deep but recoverable pivot of every failed rollout."""
 
     implementation = "deepgrpo.explore.deep:DeepStrategy"
-    in_episodes = True
     type: Literal["deep"] = "deep"
     gamma: float = 2.0
     """Exponent of the depth bias: Q(r) ∝ P(success | r) · r^gamma. Strongly negative: the root only."""
@@ -86,7 +79,6 @@ class RandomExplore(PivotExplore):
     """Control for `deep`: the same candidates, drawn uniformly in every failed rollout."""
 
     implementation = "deepgrpo.explore.random:RandomStrategy"
-    in_episodes = True
     type: Literal["random"] = "random"
 
 
@@ -94,7 +86,6 @@ class AllocateExplore(Explore):
     """One allowance of tokens: each prompt's next tokens go to the prompt or to a depth, as mixed groups per token suggest."""
 
     implementation = "deepgrpo.explore.allocate:AllocateStrategy"
-    in_episodes = True
     type: Literal["allocate"] = "allocate"
     num_rollouts: Annotated[int, Field(ge=2)] = 4
     """Rollouts of the first round, and of each further round at the prompt."""
@@ -135,7 +126,6 @@ class OracleExplore(Explore):
     """Upper bound for the choice of pivots: just before the first error of every failed rollout (synthetic tasks only)."""
 
     implementation = "deepgrpo.explore.oracle:OracleStrategy"
-    in_episodes = True
     type: Literal["oracle"] = "oracle"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Main rollouts per prompt, G."""
@@ -161,7 +151,6 @@ class UserExplore(Explore):
     """Your own strategy, from a file or an installed module (docs/algorithms/your_own.md)."""
 
     implementation = "deepgrpo.explore.user:UserStrategy"
-    in_episodes = True
     type: Literal["user"] = "user"
     strategy: PathText
     """The class: "path/to/file.py:Name" or "package.module:Name". `deepgrpo doctor --strategy` tests it."""

@@ -22,7 +22,6 @@ class BeliefExplore(PivotExplore):
     """Pivots before the largest drop of the policy's probability of the reference answer."""
 
     implementation = "deepgrpo.explore.belief:BeliefStrategy"
-    in_episodes = True
     type: Literal["belief"] = "belief"
     cue: str = "\n#### "
     """Text written between a state and the reference answer; "#" for the synthetic tasks."""
@@ -45,6 +44,7 @@ class PrefixExplore(Explore):
 
     implementation = "deepgrpo.explore.prefix:PrefixStrategy"
     needs_epochs = True
+    in_episodes = False
     type: Literal["prefix"] = "prefix"
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt, G."""
@@ -81,7 +81,6 @@ class LocatedExplore(PivotExplore):
     """SRPO: the policy names the first wrong step of a failed rollout, and continues before it."""
 
     implementation = "deepgrpo.explore.located:LocatedStrategy"
-    in_episodes = True
     type: Literal["located"] = "located"
     num_pivots: Annotated[int, Field(ge=0, le=1)] = 1
     """Pivots per expanded rollout; 0 is GRPO."""

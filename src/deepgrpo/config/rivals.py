@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -14,7 +14,6 @@ class TreeRLExplore(Explore):
     """TreeRL: every rollout is the trunk of a tree that branches before its most surprising tokens (EPTree)."""
 
     implementation = "deepgrpo.explore.treerl:TreeRLStrategy"
-    in_episodes = True
     type: Literal["treerl"] = "treerl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
     """Rollouts per prompt (M), each the trunk of its own tree."""
@@ -68,7 +67,6 @@ class FR3EExplore(Explore):
     """FR3E: fresh rollouts from the prompt and from the least likely tokens of a rollout that succeeded and one that failed."""
 
     implementation = "deepgrpo.explore.fr3e:FR3EStrategy"
-    in_episodes = True
     type: Literal["fr3e"] = "fr3e"
     num_bases: PositiveInt = 4
     """Base rollouts per prompt. They are analysed and billed, not trained."""
@@ -104,6 +102,7 @@ class SPOTreeExplore(Explore):
     """SPO-tree: a uniform tree of short segments, each credited with the change of value along it."""
 
     implementation = "deepgrpo.explore.spo_tree:SPOTreeStrategy"
+    in_episodes = False
     type: Literal["spo_tree"] = "spo_tree"
     branching: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (6, 6, 6)
     """Continuations per state, one number per level; those of the last level run to their end."""
@@ -120,10 +119,8 @@ class SPOTreeExplore(Explore):
         """Most responses per prompt."""
         return math.prod(self.branching)
 
-    @property
-    def most_branches(self) -> int:
-        """None: all responses belong to one stream."""
-        return 0
+    most_branches: ClassVar[int] = 0
+    """None: all responses belong to one stream."""
 
     def check(self, recipe: Any) -> None:
         longest = recipe.sampling.max_new_tokens
@@ -142,7 +139,6 @@ class AttnRLExplore(Explore):
     """AttnRL: branch at the earliest steps that the rest of a rollout keeps attending to."""
 
     implementation = "deepgrpo.explore.attnrl:AttnRLStrategy"
-    in_episodes = True
     type: Literal["attnrl"] = "attnrl"
     num_rollouts: Annotated[int, Field(ge=2)] = 6
     """Rollouts per prompt, M; the higher the share of successes, the fewer are expanded."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import textwrap
 from pathlib import Path
 
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, did_you_mean
 
 
 def recipe_dir() -> Path:
@@ -40,9 +40,18 @@ def shipped_recipe(name: str) -> Path:
     names = [known for known, _ in list_recipes()]
     if name in names:
         return recipe_dir() / f"{name}.toml"
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"shipped recipes: {', '.join(names)}"
-    raise ConfigError(f"recipe {name!r} does not exist; {hint}")
+    raise ConfigError(f"recipe {name!r} does not exist; {did_you_mean(name, names, 'shipped recipes')}")
+
+
+def describe_recipes(width: int | None) -> str:
+    """List the shipped recipes, wrapped to a width in columns; None: one line each."""
+    recipes = list_recipes()
+    longest = max(len(name) for name, _ in recipes)
+    lines = [f"{name:<{longest}}  {comment}" for name, comment in recipes]
+    if width is not None:
+        indent = " " * min(longest + 2, width // 3)
+        lines = [textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False) for line in lines]
+    return "\n".join([*lines, "", "print one: deepgrpo recipes NAME", "run one:   deepgrpo train NAME"])
 
 
 def _first_comment(path: Path) -> str:

@@ -18,8 +18,8 @@ class Explore(Section):
     needs_epochs: ClassVar[bool] = False
     """True if the strategy branches only at prompts that it has seen before."""
 
-    in_episodes: ClassVar[bool] = False
-    """True if the strategy explores episodes of several turns, with an environment."""
+    in_episodes: ClassVar[bool] = True
+    """False if the strategy cannot explore episodes of several turns, with an environment."""
 
     type: str
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from deepgrpo.config import SamplingConfig
@@ -69,12 +69,7 @@ class SampleStats:
         return 1 - self.prefix_tokens_encoded / self.prefix_tokens if self.prefix_tokens else 0.0
 
     def __add__(self, other: SampleStats) -> SampleStats:
-        return SampleStats(
-            self.sampled_tokens + other.sampled_tokens,
-            self.prefix_tokens + other.prefix_tokens,
-            self.prefix_tokens_encoded + other.prefix_tokens_encoded,
-            self.seconds + other.seconds,
-        )
+        return SampleStats(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ from deepgrpo.envs.base import State, Turn
 from deepgrpo.envs.calling import CallingEnvironment
 from deepgrpo.envs.calls import Call
 from deepgrpo.envs.toolbox import Result, result_of, schema_of, typed, unknown
-from deepgrpo.errors import DataError, MissingExtraError
+from deepgrpo.errors import DataError, requires_extra
 from deepgrpo.prompts.multihop import WORLD, World, read_answer, world_of
 from deepgrpo.records import Prompt
 
@@ -33,10 +33,8 @@ _LONGEST = 4000
 class MultihopEnvironment(CallingEnvironment):
     def __init__(self, config: MultihopEnv, tokenizer: Any) -> None:
         """Raises MissingExtraError without bm25s."""
-        try:
+        with requires_extra("bm25s", "search", 'env.type = "multihop"'):
             import bm25s  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("bm25s", "search", 'env.type = "multihop"', error) from None
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index that it builds
         self._found = config.results
         super().__init__(tokenizer, [schema_of(name, each) for name, each in _tools(None, 1).items()], config.max_calls)

@@ -20,7 +20,7 @@ from deepgrpo import rng
 from deepgrpo.config import OpenEnv
 from deepgrpo.envs.base import Environment, State, Turn
 from deepgrpo.envs.toolbox import clean
-from deepgrpo.errors import EnvError, MissingExtraError, first_line
+from deepgrpo.errors import EnvError, first_line, requires_extra
 from deepgrpo.records import Prompt
 
 T = TypeVar("T")
@@ -31,10 +31,8 @@ class OpenEnvEnvironment(Environment):
 
     def __init__(self, config: OpenEnv) -> None:
         """Connect to nothing yet. Raises MissingExtraError without openenv."""
-        try:
+        with requires_extra("openenv", "openenv", 'env.type = "openenv"'):
             from openenv.core.generic_client import GenericEnvClient
-        except ImportError as error:
-            raise MissingExtraError("openenv", "openenv", 'env.type = "openenv"', error) from None
         self._client, self._config = GenericEnvClient, config
         self._sessions: dict[int, Any] = {}
         self._numbers = itertools.count(1)

@@ -19,12 +19,12 @@ from deepgrpo import rng
 from deepgrpo.config import SamplingConfig
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import ConfigError, DataError
+from deepgrpo.eval.judging import Judge, Judged
 from deepgrpo.eval.pass_at_k import maj_at_k, pass_at_k
-from deepgrpo.explore.episodes import Episodes, for_reward
+from deepgrpo.explore.episodes import Episodes
 from deepgrpo.feedback import Score
-from deepgrpo.records import Completion, Prompt, SampleRequest
-from deepgrpo.rewards.base import Reward, Voting, judge
-from deepgrpo.rewards.vote import loose_answer
+from deepgrpo.records import Prompt, SampleRequest
+from deepgrpo.rewards.base import Reward
 from deepgrpo.stats import standard_error
 
 
@@ -124,7 +124,7 @@ def evaluate(
         )
     if not prompts:
         raise DataError("there are no prompts to evaluate on; check the data set's path, limit and max_prompt_tokens")
-    judged = _Judge(engine, reward, tokenizer, truncated_value, chunk, progress, episodes)
+    judged = Judge(engine, reward, tokenizer, truncated_value, chunk, progress, episodes)
 
     greedy_requests = [
         SampleRequest(p.tokens, (rng.key(seed, "eval", p.id, "greedy"),), _room(p, sampling)) for p in prompts
@@ -140,7 +140,7 @@ def evaluate(
         metrics["eval/turns"] = _mean([len(each.completion.replies) for each in scored])
     stats = greedy.stats
 
-    drawn: list[list[_Judged]] = [[] for _ in prompts]
+    drawn: list[list[Judged]] = [[] for _ in prompts]
     if samples:
         keys = [tuple(rng.key(seed, "eval", p.id, i) for i in range(samples)) for p in prompts]
         requests = [SampleRequest(p.tokens, ks, _room(p, sampling)) for p, ks in zip(prompts, keys, strict=True)]
@@ -183,83 +183,6 @@ def evaluate(
     return EvalResult(dict(sorted(metrics.items())), rows, stats)
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    completion: Completion
-    text: str
-    score: Score
-    vote: str | None
-    """Vote in maj@k."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Round:
-    groups: list[list[_Judged]]
-    stats: SampleStats
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """Sample, decode and score a round of requests, chunk by chunk."""
-
-    engine: Engine
-    reward: Reward
-    tokenizer: Any
-    truncated_value: float | None
-    chunk: int | None
-    progress: Callable[[int], None] | None
-    episodes: Episodes | None
-
-    def __call__(self, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams) -> _Round:
-        groups: list[list[_Judged]] = []
-        stats = SampleStats()
-        size = max(1, self.chunk // len(requests[0].keys)) if self.chunk else len(requests)
-        for start in range(0, len(requests), size):
-            part = slice(start, start + size)
-            if self.episodes is None:
-                batches, cost = self.engine.sample(requests[part], params)
-            else:
-                batches, cost, _ = self.episodes.answer(self.engine, prompts[part], requests[part], params)
-            stats = stats + cost
-            groups += self._score(prompts[part], batches)
-        return _Round(groups, stats)
-
-    def _score(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[Completion]]) -> list[list[_Judged]]:
-        flat = [(prompt, done) for prompt, batch in zip(prompts, batches, strict=True) for done in batch]
-        texts = [self._decode(done.tokens) for _, done in flat]
-        seen = [(prompt, text) for (prompt, _), text in zip(flat, texts, strict=True)]
-        if self.episodes is not None:
-            lasts = [for_reward(prompt, done.replies, done.tokens) for prompt, done in flat]
-            seen = [(prompt, self._decode(tokens)) for prompt, tokens in lasts]
-        scores = judge(
-            self.reward,
-            self.truncated_value,
-            [prompt for prompt, _ in seen],
-            [text for _, text in seen],
-            [done.tokens for _, done in flat],
-            [done.finish for _, done in flat],
-        )
-        judged = iter(
-            [
-                _Judged(done, text, score, self._vote(*pair, done, score))
-                for (_, done), text, pair, score in zip(flat, texts, seen, scores, strict=True)
-            ]
-        )
-        groups = [[next(judged) for _ in batch] for batch in batches]
-        if self.progress:
-            self.progress(len(flat))
-        return groups
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def _vote(self, prompt: Prompt, text: str, done: Completion, score: Score) -> str | None:
-        cut_off = done.finish == "length" and self.truncated_value is not None
-        if cut_off or not score.parsed:
-            return None
-        return self.reward.vote(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)
-
-
 def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
     """Longest response in tokens: max_new_tokens, within max_total_tokens."""
     if sampling.max_total_tokens is None:
@@ -273,7 +196,7 @@ def _room(prompt: Prompt, sampling: SamplingConfig) -> int:
     return room
 
 
-def _describe(judged: Sequence[_Judged], prefix: str) -> dict[str, float]:
+def _describe(judged: Sequence[Judged], prefix: str) -> dict[str, float]:
     return {
         f"{prefix}length": _mean([len(each.completion.tokens) for each in judged]),
         f"{prefix}truncated": _mean([each.completion.finish == "length" for each in judged]),

@@ -29,7 +29,7 @@ from deepgrpo.config import (
     RewardConfig,
     TemplateConfig,
 )
-from deepgrpo.errors import ConfigError, DataError, MissingExtraError
+from deepgrpo.errors import ConfigError, DataError, requires_extra
 from deepgrpo.prompts.jsonl import ENDINGS, first_row
 from deepgrpo.prompts.paths import paths_of
 from deepgrpo.prompts.readers import load_hub, plain_rows
@@ -235,11 +235,9 @@ def _chosen(usual: ColumnMap, have: Sequence[str]) -> ColumnMap:
 
 def _parquet_columns(path: Path) -> list[str]:
     """Columns of parquet files and of the tables in them; empty if they are unreadable, which reading the data will report."""
-    try:
+    with requires_extra("pyarrow", "data", f"--data {path}"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data", f"--data {path}", error) from None
     try:
         schema = pyarrow.parquet.read_schema(files_of(str(path), (".parquet",))[0])
     except (OSError, pyarrow.ArrowException):

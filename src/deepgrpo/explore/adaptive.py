@@ -15,21 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import AdaptiveExplore
-from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import pooled_credit
-from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Limits, Scaled, Signal, State, main_pivot
 from deepgrpo.records import Credit, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class AdaptiveStrategy:
-    config: AdaptiveExplore
-    scale: Scale = "none"
+class AdaptiveStrategy(Scaled[AdaptiveExplore]):
     signals: frozenset[Signal] = frozenset()
-
-    @classmethod
-    def build(cls, config: AdaptiveExplore, context: Context) -> AdaptiveStrategy:
-        return cls(config, context.scale)
 
     def initial_state(self) -> State:
         return {"rollouts": 0.0, "spent": 0.0}

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import AllocateExplore
-from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import pooled_credit, sibling_credit
-from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
-from deepgrpo.explore.pivots import candidates, draw_without_replacement
+from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.pivots import Segmented, candidates, draw_without_replacement
 from deepgrpo.explore.random import log_uniform
-from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
+from deepgrpo.explore.segments import node_ends
 from deepgrpo.records import Credit, Pivot, Tree
 from deepgrpo.runs.facts import depth_bin, is_mixed
 
@@ -36,15 +35,8 @@ PRICE_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class AllocateStrategy:
-    config: AllocateExplore
-    segment: Segmenter
-    scale: Scale = "none"
+class AllocateStrategy(Segmented[AllocateExplore]):
     signals: frozenset[Signal] = frozenset()
-
-    @classmethod
-    def build(cls, config: AllocateExplore, context: Context) -> AllocateStrategy:
-        return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
 
     def initial_state(self) -> State:
         return {"price": 0.0, "counts": {}, "tokens": 0.0, "rounds": 0.0}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from deepgrpo.config.strategy import Explore
 from deepgrpo.credit.group import Scale
 from deepgrpo.engines.base import SampleStats
 from deepgrpo.explore.segments import Segmenter
@@ -157,6 +158,21 @@ class Stateless:
 
     def report(self, state: State) -> dict[str, float]:
         return {}
+
+
+Keys = TypeVar("Keys", bound=Explore)
+
+
+@dataclass(frozen=True)
+class Scaled(Generic[Keys]):
+    """Base for strategies that are made of their section and the scale of their advantages."""
+
+    config: Keys
+    scale: Scale = "none"
+
+    @classmethod
+    def build(cls, config: Keys, context: Context) -> Self:
+        return cls(config, context.scale)
 
 
 def main_pivot(num_rollouts: int) -> Pivot:

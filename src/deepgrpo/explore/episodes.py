@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
@@ -285,22 +284,3 @@ class Episodes:
 def _completion(episode: _Episode) -> Completion:
     assert episode.finish is not None
     return Completion(tuple(episode.tokens), tuple(episode.logprobs), episode.finish, tuple(episode.replies))
-
-
-def for_reward(
-    prompt: Prompt, replies: Sequence[Reply], response: tuple[int, ...]
-) -> tuple[Prompt, tuple[int, ...]]:
-    """Input of a reward for an episode: the prompt with columns about it, and the tokens of the model's last turn.
-
-    Columns: `turn_rewards`, the environment's reward of each turn, and `observations`, both in order.
-
-    Args:
-        replies: of the whole episode, in response tokens.
-    """
-    columns: dict[str, Any] = {
-        **prompt.columns,
-        "turn_rewards": [0.0 if reply.reward is None else reply.reward for reply in replies],
-        "observations": [reply.observation for reply in replies],
-    }
-    last = max((reply.end for reply in replies if reply.end < len(response)), default=0)
-    return replace(prompt, columns=columns), response[last:]

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import FR3EExplore
-from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import advantages_of
-from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
+from deepgrpo.explore.base import Limits, Scaled, State, Stateless, main_pivot
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Node, Pivot, Tree
 
 SHARPNESS = 1.5
@@ -28,14 +27,7 @@ SHARPNESS = 1.5
 
 
 @dataclass(frozen=True)
-class FR3EStrategy(Stateless):
-    config: FR3EExplore
-    scale: Scale = "none"
-
-    @classmethod
-    def build(cls, config: FR3EExplore, context: Context) -> FR3EStrategy:
-        return cls(config, context.scale)
-
+class FR3EStrategy(Scaled[FR3EExplore], Stateless):
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
             return [main_pivot(self.config.num_bases)]

@@ -16,9 +16,10 @@ from deepgrpo import rng
 from deepgrpo.engines.base import Engine, SampleStats, SamplingParams
 from deepgrpo.errors import EngineError, StrategyError
 from deepgrpo.explore.base import Limits, Measured, Signal, Signals, State, Strategy
-from deepgrpo.explore.episodes import Episodes, EpisodeStats, Place, for_reward
+from deepgrpo.explore.episodes import Episodes, EpisodeStats, Place
 from deepgrpo.feedback import Score
 from deepgrpo.records import NO_PIVOT, ROOT, Completion, FinishReason, Given, Node, Pivot, Prompt, SampleRequest, Tree
+from deepgrpo.rewards.base import for_reward
 
 Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[tuple[int, ...]], Sequence[FinishReason]], list[Score]]
 """(prompts, responses, response tokens, finish reasons) → scores, one per response."""

@@ -16,22 +16,20 @@ from typing import Generic, Self, TypeVar
 
 import numpy as np
 
-from deepgrpo.config import PivotExplore
+from deepgrpo.config import AllocateExplore, PivotExplore, PrefixExplore
 from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
 from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
 from deepgrpo.explore.segments import Segmenter, build_segmenter, node_ends
 from deepgrpo.records import Credit, Node, Pivot, Tree
 
-Keys = TypeVar("Keys", bound=PivotExplore)
+Keys = TypeVar("Keys", bound=PivotExplore | AllocateExplore | PrefixExplore)
+PivotKeys = TypeVar("PivotKeys", bound=PivotExplore)
 
 
 @dataclass(frozen=True)
-class PivotStrategy(Stateless, ABC, Generic[Keys]):
-    """G rollouts from the prompt; then pivots drawn from Q in every expanded rollout, with K branches each.
-
-    Siblings are compared with each other, in both streams (credit/siblings.py).
-    """
+class Segmented(Generic[Keys]):
+    """Base for strategies that cut rollouts into segments."""
 
     config: Keys
     segment: Segmenter
@@ -40,6 +38,14 @@ class PivotStrategy(Stateless, ABC, Generic[Keys]):
     @classmethod
     def build(cls, config: Keys, context: Context) -> Self:
         return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
+
+
+@dataclass(frozen=True)
+class PivotStrategy(Segmented[PivotKeys], Stateless, ABC):
+    """G rollouts from the prompt; then pivots drawn from Q in every expanded rollout, with K branches each.
+
+    Siblings are compared with each other, in both streams (credit/siblings.py).
+    """
 
     @abstractmethod
     def log_q(self, node: Node, offsets: Sequence[int], ratios: Sequence[float], state: State) -> np.ndarray:

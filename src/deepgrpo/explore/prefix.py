@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import PrefixExplore
-from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Context, Limits, Signal, State, main_pivot
+from deepgrpo.explore.base import Limits, Signal, State, main_pivot
+from deepgrpo.explore.pivots import Segmented
 from deepgrpo.explore.prefix_store import Entry, Store, entries_of
-from deepgrpo.explore.segments import Segmenter, build_segmenter
 from deepgrpo.records import ROOT, Credit, Given, Node, Pivot, Tree
 
 EVENTS = ("used", "mixed", "added", "mastered", "hopeless", "old", "crowded")
@@ -30,15 +29,8 @@ EVENTS = ("used", "mixed", "added", "mastered", "hopeless", "old", "crowded")
 
 
 @dataclass(frozen=True)
-class PrefixStrategy:
-    config: PrefixExplore
-    segment: Segmenter
-    scale: Scale = "none"
+class PrefixStrategy(Segmented[PrefixExplore]):
     signals: frozenset[Signal] = frozenset()
-
-    @classmethod
-    def build(cls, config: PrefixExplore, context: Context) -> PrefixStrategy:
-        return cls(config, build_segmenter(config.segments, context.tokenizer), context.scale)
 
     def initial_state(self) -> State:
         return {"step": 0, "store": {}, "events": {}}

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepgrpo.config import RootExplore
-from deepgrpo.credit.group import Scale
 from deepgrpo.credit.siblings import sibling_credit
-from deepgrpo.explore.base import Context, Limits, State, Stateless, main_pivot
+from deepgrpo.explore.base import Limits, Scaled, State, Stateless, main_pivot
 from deepgrpo.records import Credit, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class RootStrategy(Stateless):
-    config: RootExplore
-    scale: Scale = "none"
-
-    @classmethod
-    def build(cls, config: RootExplore, context: Context) -> RootStrategy:
-        return cls(config, context.scale)
-
+class RootStrategy(Scaled[RootExplore], Stateless):
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         return [] if tree.pivots else [main_pivot(self.config.num_rollouts)]
 

@@ -17,19 +17,12 @@ import numpy as np
 
 from deepgrpo.config import SPOTreeExplore
 from deepgrpo.credit.group import Scale, centre
-from deepgrpo.explore.base import Context, Limits, State, Stateless
+from deepgrpo.explore.base import Limits, Scaled, State, Stateless
 from deepgrpo.records import ROOT, Credit, CreditSpan, Group, Pivot, Tree
 
 
 @dataclass(frozen=True)
-class SPOTreeStrategy(Stateless):
-    config: SPOTreeExplore
-    scale: Scale = "none"
-
-    @classmethod
-    def build(cls, config: SPOTreeExplore, context: Context) -> SPOTreeStrategy:
-        return cls(config, context.scale)
-
+class SPOTreeStrategy(Scaled[SPOTreeExplore], Stateless):
     def plan(self, tree: Tree, state: State, limits: Limits, random: np.random.Generator) -> list[Pivot]:
         if not tree.pivots:
             return [self._pivot(ROOT, 0, level=0)]

@@ -57,10 +57,10 @@ def check_model(name: str, options: DoctorOptions, out: Console) -> int:
 
 
 @torch.no_grad()
-def bfloat16_gain(policy: Policy, rows: int = 64) -> float:
+def bfloat16_gain(policy: Policy) -> float:
     """Speed-up of bfloat16 over float32 for multiplying 64 rows by the model's largest weight, on its device."""
     weight = max((p for p in policy.model.parameters() if p.ndim == 2), key=lambda p: p.numel()).float()
-    given = torch.randn(rows, weight.shape[1], device=weight.device)
+    given = torch.randn(64, weight.shape[1], device=weight.device)
     seconds: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = given.to(dtype), weight.to(dtype).t()

@@ -112,10 +112,9 @@ class Peak:
     bytes_per_s: float
 
 
-def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], console: Console | None = None) -> int:
+def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]]) -> int:
     """Profile a recipe, or a run from its newest checkpoint; the run directory stays as it is. Returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
-    out = console or Terminal()
     config, resume = _config_of(options.what, overrides)
     with opening():
         run = open_run(config, resume)
@@ -125,6 +124,7 @@ def run_profile(options: ProfileOptions, overrides: list[tuple[str, str]], conso
         finally:
             run.close()
     result |= {"what": config.run.name, **machine_and_versions()}
+    out = Terminal()
     show(out, result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

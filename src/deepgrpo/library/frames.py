@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deepgrpo.errors import DataError, MissingExtraError
+from deepgrpo.errors import DataError, requires_extra
 from deepgrpo.library.run import as_run
 from deepgrpo.records import ROOT
 from deepgrpo.runs.facts import is_rescued
@@ -72,7 +72,5 @@ def _nodes(saved: SavedTree, threshold: float) -> Iterator[dict[str, Any]]:
 
 
 def _pandas(wanted_by: str) -> Any:
-    try:
+    with requires_extra("pandas", "frames", wanted_by):
         return importlib.import_module("pandas")
-    except ImportError as error:
-        raise MissingExtraError("pandas", "frames", wanted_by, error) from None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deepgrpo.config import GivenModel, PretrainedModel
-from deepgrpo.errors import MissingExtraError, ModelError, first_line
+from deepgrpo.errors import ModelError, first_line, requires_extra
 from deepgrpo.model.narrow import computes, narrow, plain_again, posing_as_float32
 
 
@@ -33,10 +33,8 @@ def add_adapters(model: Any, config: PretrainedModel | GivenModel, frozen: torch
 
     Raises ModelError if `target_modules` does not fit the model, MissingExtraError if peft is not installed.
     """
-    try:
+    with requires_extra("peft", "lora", "model.lora"):
         import peft
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora", "model.lora", error) from None
     assert config.lora is not None
     wanted = config.lora.target_modules
     settings = peft.LoraConfig(

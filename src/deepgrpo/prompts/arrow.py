@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deepgrpo.errors import DataError, MissingExtraError
+from deepgrpo.errors import DataError, requires_extra
 from deepgrpo.prompts.readers import short_floats, unreadable_row, with_own_digits
 from deepgrpo.prompts.rows import RawRow
 
@@ -51,10 +51,8 @@ class ArrowRows:
 
 def mapped_parquet(files: Sequence[Path], name: str) -> Any:
     """A `datasets.Dataset` of parquet files. Raises DataError if one is unreadable, MissingExtraError without datasets."""
-    try:
+    with requires_extra("datasets", "data", "data.streaming"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", "data.streaming", error) from None
     try:
         return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except Exception as error:  # the builders and pyarrow have no common base error

@@ -22,7 +22,7 @@ from deepgrpo.answers.numbers import read_number
 from deepgrpo.answers.places import MARKER, answer_of_line
 from deepgrpo.answers.running_text import last_number
 from deepgrpo.config import ReasoningGymData
-from deepgrpo.errors import ConfigError, MissingExtraError
+from deepgrpo.errors import ConfigError, requires_extra
 from deepgrpo.feedback import Score
 from deepgrpo.prompts.rows import QuestionRow
 from deepgrpo.records import Prompt
@@ -134,13 +134,11 @@ def build_gym(data: ReasoningGymData) -> GymTask:
 
     Raises ConfigError: unknown task or unsuitable parameters; MissingExtraError without reasoning-gym.
     """
-    try:
+    with requires_extra("reasoning-gym", "gym", 'data.type = "reasoning_gym"'):
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
 
         from deepgrpo.prompts.gym_guard import guard
-    except ImportError as error:
-        raise MissingExtraError("reasoning-gym", "gym", 'data.type = "reasoning_gym"', error) from None
     guard()  # some verifiers evaluate the answer as Python
     if data.task not in DATASETS:
         close = difflib.get_close_matches(data.task, DATASETS, n=3)

@@ -125,12 +125,6 @@ def _drawn(random: np.random.Generator, count: int, left: Sequence[str], between
     return [every[i] for i in random.permutation(len(every))[:count]]
 
 
-def most_people() -> int:
-    """Most people of a world: the names of each kind suffice."""
-    companies, books, cities = len(_LAST) * len(_TRADE), len(_ADJECTIVE) * len(_NOUN), len(_CITY) * len(_PLACE)
-    return min(len(_FIRST) * len(_LAST), 2 * companies, 2 * books, 4 * cities)
-
-
 def draw_question(world: World, hops: int, random: np.random.Generator) -> tuple[str, list[str]] | None:
     """Draw a question and its path of names, whose last one is the answer; None if the walk came back to an earlier name."""
     path = [list(world.kinds)[int(random.integers(len(world.kinds)))]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deepgrpo.config import HubData, JsonlData, ParquetData
-from deepgrpo.errors import DataError, MissingExtraError, first_line
+from deepgrpo.errors import DataError, first_line, requires_extra
 from deepgrpo.prompts.jsonl import read_jsonl
 from deepgrpo.prompts.rows import QuestionRow, RawRow, pick
 from deepgrpo.prompts.shards import files_of, is_saved, names_of
@@ -50,11 +50,9 @@ def _read_parquet(data: ParquetData) -> Iterator[RawRow]:
 
 
 def _parquet_file(path: Path, name: str) -> Iterator[dict[str, Any] | None]:
-    try:
+    with requires_extra("pyarrow", "data", 'data.type = "parquet"'):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data", 'data.type = "parquet"', error) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             short = [field.name for field in file.schema_arrow if str(field.type) in ("float", "halffloat")]
@@ -111,10 +109,8 @@ def load_hub(data: HubData, *, streaming: bool = False) -> Any:
 
     Raises DataError if loading fails, MissingExtraError without datasets.
     """
-    try:
+    with requires_extra("datasets", "data", 'data.type = "hf"'):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", 'data.type = "hf"', error) from None
     path = Path(data.path).expanduser()
     how: dict[str, Any] = {"split": data.split, "streaming": streaming}
     try:

@@ -101,12 +101,12 @@ def _find(run: SavedRun, options: InspectOptions) -> SavedTree:
     )
 
 
-def _like(wanted: str, known: Sequence[str], count: int = 3) -> list[str]:
+def _like(wanted: str, known: Sequence[str]) -> list[str]:
     """Known ids similar to the wanted one, followed by the first ones."""
     from difflib import get_close_matches
 
-    close = get_close_matches(wanted, known, count)
-    return (close + [name for name in known if name not in close])[:count]
+    close = get_close_matches(wanted, known)
+    return (close + [name for name in known if name not in close])[:3]
 
 
 def _list_steps(console: Console, run: SavedRun, options: InspectOptions) -> None:

@@ -1,16 +1,16 @@
-"""The `Reward` protocol, the rule for truncated responses, reference answers."""
+"""The `Reward` protocol, what a reward sees of a response or an episode, reference answers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from deepgrpo.answers.reasoning import USUAL_TAGS, outside_reasoning
 from deepgrpo.config import OVERLONG
 from deepgrpo.errors import RewardError
-from deepgrpo.feedback import PartScore, Score
+from deepgrpo.feedback import PartScore, Reply, Score
 from deepgrpo.records import FinishReason, Prompt
 
 
@@ -123,6 +123,23 @@ def judge(
         _penalised(score, penalty(prompt, len(ids)))
         for score, prompt, ids in zip(scores, prompts, completion_ids, strict=True)
     ]
+
+
+def for_reward(prompt: Prompt, replies: Sequence[Reply], response: tuple[int, ...]) -> tuple[Prompt, tuple[int, ...]]:
+    """Input of a reward for an episode: the prompt with columns about it, and the tokens of the model's last turn.
+
+    Columns: `turn_rewards`, the environment's reward of each turn, and `observations`, both in order.
+
+    Args:
+        replies: of the whole episode, in response tokens.
+    """
+    columns: dict[str, Any] = {
+        **prompt.columns,
+        "turn_rewards": [0.0 if reply.reward is None else reply.reward for reply in replies],
+        "observations": [reply.observation for reply in replies],
+    }
+    last = max((reply.end for reply in replies if reply.end < len(response)), default=0)
+    return replace(prompt, columns=columns), response[last:]
 
 
 def metrics_of(rewards: Iterable[Reward]) -> dict[str, float]:

@@ -12,29 +12,21 @@ from rich.table import Table
 
 from deepgrpo.config import Config, to_toml
 from deepgrpo.errors import ModelError, RewardError
-from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Context
-from deepgrpo.explore.environments import build_episodes, tools_of
 from deepgrpo.explore.episodes import Episodes
 from deepgrpo.model.device import resolve_device
-from deepgrpo.model.soundness import require_rows
-from deepgrpo.prompts.source import Cursor, build_source
-from deepgrpo.prompts.tasks import build_task
+from deepgrpo.prompts.source import Cursor
 from deepgrpo.records import Prompt
 from deepgrpo.rewards import build_reward
 from deepgrpo.rewards.base import NeedsColumns, Reward
 from deepgrpo.runs.layout import RunDir
 from deepgrpo.terminal import Terminal
-from deepgrpo.train.build import build_policy, build_shapes, response_limits
+from deepgrpo.train.build import build_policy, build_shapes
 from deepgrpo.train.counts import Counts
-from deepgrpo.train.critique import build_critic
+from deepgrpo.train.inputs import build_inputs
 from deepgrpo.train.log import opening
 from deepgrpo.train.memory import GIB, Holder, estimate_cluster, estimate_memory
 from deepgrpo.train.origin import new_origin
-from deepgrpo.train.questions import build_curriculum, held_out, with_steps
 from deepgrpo.train.room import check_room
-from deepgrpo.train.signals import check_signals
-from deepgrpo.train.user_loss import build_loss
 
 CHECKED = 8
 """Prompts whose columns are checked against what the reward needs."""
@@ -83,37 +75,21 @@ def _dry_run(config: Config, out: Console) -> None:
     new_origin(RunDir(directory), overwrite=config.run.overwrite)  # refuses a directory that holds a run
     device = _device(config.run.device, on_cluster=config.cluster is not None)
     policy = build_shapes(config) or build_policy(config, "cpu")
-    limits = response_limits(config.sampling, policy.context)
-    episodes = build_episodes(config.env, config.data, policy)
-    tools = tools_of(episodes)
-    source = build_source(
-        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
-    )
-    config = with_steps(config, source)
-    build_curriculum(config, source)
-    task = build_task(config.data)
-    reward = build_reward(config.reward, task)
+    inputs = build_inputs(config, policy)
+    config, source, limits = inputs.config, inputs.source, inputs.limits
+    reward = build_reward(config.reward, inputs.task)
     prompts, _ = source.take(Cursor(), CHECKED)
     _check_columns(reward, prompts)
     reward.close()
-    eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
-    )
-    _check_columns(eval_reward or reward, eval_prompts[:CHECKED], "eval.data: ")
-    if eval_reward is not None:
-        eval_reward.close()
-    require_rows(policy, source.known)
-    require_rows(policy, lambda: eval_prompts, "eval.data")
-    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
-    # refuses a model that cannot compute the strategy's signals
-    check_signals(policy, strategy, build_critic(config, policy, limits))
+    _check_columns(inputs.eval_reward or reward, inputs.eval_prompts[:CHECKED], "eval.data: ")
+    if inputs.eval_reward is not None:
+        inputs.eval_reward.close()
     prompt = prompts[0]
     out.print("resolved recipe", style="bold")
     out.print(to_toml(config), markup=False, soft_wrap=True)
     _show_prompt(out, prompt)
-    if episodes is not None:
-        _show_reply(out, episodes, prompt)
+    if inputs.episodes is not None:
+        _show_reply(out, inputs.episodes, prompt)
     tokens = estimate_tokens(config)
     table = Table(title="one step, at most", title_justify="left", show_header=False)
     counts = Counts.of(policy)
@@ -125,10 +101,10 @@ def _dry_run(config: Config, out: Console) -> None:
         size = source.described
     table.add_row("prompts in the data", size)
     if config.eval.scheduled:
-        table.add_row("prompts of an evaluation", f"{len(eval_prompts):,}")
+        table.add_row("prompts of an evaluation", f"{len(inputs.eval_prompts):,}")
     for reason, count in source.skipped.items():
         table.add_row(f"rows skipped: {reason}", f"{count:,}")
-    for reason, count in (eval_source.skipped if eval_source else {}).items():
+    for reason, count in (inputs.eval_source.skipped if inputs.eval_source else {}).items():
         table.add_row(f"rows of eval.data skipped: {reason}", f"{count:,}")
     table.add_row("sampled tokens, main stream", f"{tokens.main:,}")
     table.add_row("sampled tokens, branch stream", f"{tokens.branches:,}")
@@ -137,7 +113,7 @@ def _dry_run(config: Config, out: Console) -> None:
     table.add_row("sampled tokens, whole run", f"{tokens.total * config.run.steps:,}")
     slot = min(limits.max_total_tokens, len(prompt.tokens) + limits.max_new_tokens)
     if config.cluster is None:
-        memory = estimate_memory(config, policy, strategy, slot)
+        memory = estimate_memory(config, policy, inputs.strategy, slot)
         for name in USES:
             if size_of := getattr(memory, name):
                 table.add_row(f"memory, {USES[name]}", _gib(size_of))
@@ -149,7 +125,7 @@ def _dry_run(config: Config, out: Console) -> None:
                 out.print(f"it does not fit here: {error}", markup=False, soft_wrap=True)
     else:
         out.print(table)
-        _show_holders(out, estimate_cluster(config, policy, strategy, slot))
+        _show_holders(out, estimate_cluster(config, policy, inputs.strategy, slot))
     out.print("dry run: nothing was trained")
 
 

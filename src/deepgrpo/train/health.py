@@ -8,43 +8,12 @@ not finite leaves its causes unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from deepgrpo.config import Config, EmbeddedEngineConfig, MathReward, UserReward, WeightedReward, template_of
+from deepgrpo.train.health_state import HealthState, Metrics, See, finite
 from deepgrpo.train.remedies import MOST, PROBLEM, REMEDIES, bound, mismatch_cause
-
-Metrics = Mapping[str, float | list[float] | None]
-_See = Callable[[str], float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class HealthState:
-    """The monitor's memory between steps.
-
-    Example: HealthState(active=("truncated",), dead=3, empty=0, first_entropy=0.61).
-    """
-
-    active: tuple[str, ...] = ()
-    """Reported causes that have not gone away, sorted."""
-    dead: int = 0
-    """Steps in a row without a mixed group."""
-    empty: int = 0
-    """Steps in a row without a branch."""
-    few: int = 0
-    """Steps in a row with few branches and full lambda."""
-    first_entropy: float | None = None
-    """Entropy of the run's first step, in nats."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Convert to JSON values; `from_dict` is the inverse."""
-        return {**asdict(self), "active": list(self.active)}
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> HealthState:
-        return cls(tuple(raw["active"]), raw["dead"], raw["empty"], raw.get("few", 0), raw["first_entropy"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +95,9 @@ class HealthMonitor:
 
         Returns the next state and the warnings to show now, in a fixed order.
         """
-        see = partial(_finite, metrics)
-        mixed, branch_mixed, sequences = see("main/mixed"), see("branch/mixed"), see("branch/sequences")
-        entropy = see("main/entropy")
-        if mixed is not None:
-            # branches of a failed group may disagree; then the step does learn
-            state = replace(state, dead=state.dead + 1 if mixed <= 0 and not (branch_mixed or 0) > 0 else 0)
-        if sequences is not None:
-            # a strategy may train its branches in the main stream: then there are pivots and no branch groups, or mixed
-            # ones whose rows are not in the branch stream although none was dropped
-            moved = (branch_mixed or 0) > 0 and not see("loss/dropped_few_branches")
-            elsewhere = (see("pivots/count") or 0) > 0 and (see("branch/groups") is None or moved)
-            state = replace(state, empty=state.empty + 1 if sequences <= 0 and not elsewhere else 0)
-            few = 0 < sequences < self.few_share * (see("main/sequences") or 0) and self.lambda_ > 0
-            state = replace(state, few=state.few + 1 if few else 0)
-        if state.first_entropy is None and entropy is not None:
-            state = replace(state, first_entropy=entropy)
-
+        see = partial(finite, metrics)
+        state = state.after(see, few_share=self.few_share if self.lambda_ > 0 else 0.0)
+        mixed, sequences, entropy = see("main/mixed"), see("branch/sequences"), see("main/entropy")
         found: dict[str, str | None] = {}
         if (share := see("main/truncated")) is not None:
             found["truncated"] = self._truncated(share) if share >= self.truncated_share else None
@@ -234,7 +189,7 @@ class HealthMonitor:
         )
 
     def _problems(self, metrics: Metrics, count: float, share: float) -> str:
-        kinds = {name.removeprefix(PROBLEM): _finite(metrics, name) or 0.0 for name in metrics if name.startswith(PROBLEM)}
+        kinds = {name.removeprefix(PROBLEM): finite(metrics, name) or 0.0 for name in metrics if name.startswith(PROBLEM)}
         worst = max(kinds, key=lambda kind: kinds[kind], default="")
         remedy = REMEDIES.get(worst, "look at reward/problem_* in metrics.jsonl and at the responses in trees/")
         named = ", ".join(f"{kind.replace('_', ' ')}: {number:.0f}" for kind, number in sorted(kinds.items()))
@@ -270,7 +225,7 @@ class HealthMonitor:
             f"{self.mismatch_kl}): {self.mismatch_cause}"
         )
 
-    def _empty(self, steps: int, see: _See, reason: str | None) -> str:
+    def _empty(self, steps: int, see: See, reason: str | None) -> str:
         head = f"the branch stream was empty in the last {steps} steps"
         pivots, reward = see("pivots/count"), see("main/reward")
         if reason is not None:
@@ -301,9 +256,3 @@ class HealthMonitor:
             f"lambda grow with their number (loss.full_branch_sequences = {math.ceil(self.few_share * rollouts)}), or leave "
             "the stream out of such steps (loss.min_branch_sequences)"
         )
-
-
-def _finite(metrics: Metrics, name: str) -> float | None:
-    """The metric as a finite float, or None."""
-    value = metrics.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

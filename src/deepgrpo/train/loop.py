@@ -32,7 +32,7 @@ from deepgrpo.train.closing import closing_line
 from deepgrpo.train.directory import recipe_kept, refusals_explained
 from deepgrpo.train.dynamic import Batch, dynamic_metrics, gather, round_seed
 from deepgrpo.train.evaluation import evaluate_run
-from deepgrpo.train.health import HealthState
+from deepgrpo.train.health_state import HealthState
 from deepgrpo.train.log import opening
 from deepgrpo.train.metrics import Metrics, sampling_cost, staleness, step_metrics
 from deepgrpo.train.rescue import lacks_evaluation, saved_on_failure

@@ -13,19 +13,15 @@ from transformers.utils import logging as transformers_logging
 from deepgrpo.config import Config, GivenModel
 from deepgrpo.engines.base import Engine, SamplingParams
 from deepgrpo.errors import first_line
-from deepgrpo.explore import build_strategy
-from deepgrpo.explore.base import Context, Limits, Signals, Strategy
-from deepgrpo.explore.environments import build_episodes, tools_of
+from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
-from deepgrpo.model.soundness import require_rows
 from deepgrpo.prompts.curriculum import Curriculum, StepDraw, check_memory
 from deepgrpo.prompts.fingerprint import Fingerprint, check_unchanged, fingerprint_of
-from deepgrpo.prompts.source import Cursor, PromptSource, build_source
-from deepgrpo.prompts.tasks import build_task
+from deepgrpo.prompts.source import Cursor, PromptSource
 from deepgrpo.records import Prompt, Tree
 from deepgrpo.rewards.base import Reward, judge
 from deepgrpo.rewards.overlong import OverlongPenalty
@@ -34,17 +30,17 @@ from deepgrpo.runs.layout import RunDir
 from deepgrpo.runs.resume import resume_command
 from deepgrpo.threads import Threads
 from deepgrpo.train.backend import Backend, LocalBackend, Parts, UpdatesPolicy
-from deepgrpo.train.build import build_policy, build_shapes, response_limits
-from deepgrpo.train.critique import build_critic
+from deepgrpo.train.build import build_policy, build_shapes
 from deepgrpo.train.directory import open_log
-from deepgrpo.train.health import HealthMonitor, HealthState
+from deepgrpo.train.health import HealthMonitor
+from deepgrpo.train.health_state import HealthState
+from deepgrpo.train.inputs import build_inputs
 from deepgrpo.train.log import RunLog
 from deepgrpo.train.origin import Origin, new_origin, resumed_origin
 from deepgrpo.train.prefetch import Prefetch
-from deepgrpo.train.questions import build_curriculum, held_out, skipped_lines, with_steps
-from deepgrpo.train.signals import build_signals, check_signals
+from deepgrpo.train.questions import skipped_lines
+from deepgrpo.train.signals import build_signals
 from deepgrpo.train.start import fingerprint, load_start, rebuild_start, save_start
-from deepgrpo.train.user_loss import build_loss
 from deepgrpo.train.watch import Watcher
 
 
@@ -276,30 +272,14 @@ def open_run(config: Config, resume: Path | None, backend: Backend | None = None
     if config.cluster is None:  # a resumed run keeps its number; those of a cluster's processes follow from its section
         config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads.number})})
     transformers_logging.disable_progress_bar()  # saving a checkpoint would draw a bar across the run's own
-    limits = response_limits(config.sampling, policy.context)
-    episodes = build_episodes(config.env, config.data, policy)
-    tools = tools_of(episodes)
-    source = build_source(
-        config.data, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
-    )
-    config = with_steps(config, source)
-    task = build_task(config.data)
-    eval_prompts, eval_reward, eval_source = held_out(
-        config.eval, config.reward, policy.tokenizer, seed=config.run.seed, context=limits.max_total_tokens, tools=tools
-    )
-    require_rows(policy, source.known)
-    require_rows(policy, lambda: eval_prompts, "eval.data")
-    strategy = build_strategy(config.explore, Context(config.credit.scale, policy.tokenizer, task))
-    critic = build_critic(config, policy, limits)
-    check_signals(policy, strategy, critic)
-    build_loss(config.loss)  # refuses a user's loss that cannot be trained on
+    inputs = build_inputs(config, policy)
+    config, strategy = inputs.config, inputs.strategy
     # last, because it may start processes, which the caller ends by closing the run
-    parts = backend.open(config, policy, task)
-    signals = build_signals(
-        policy, strategy, config.learner.tokens_per_pack, replace(critic, engine=parts.engine), parts.learner.likelihood
-    )
+    parts = backend.open(config, policy, inputs.task)
+    critic = replace(inputs.critic, engine=parts.engine)
+    signals = build_signals(policy, strategy, config.learner.tokens_per_pack, critic, parts.learner.likelihood)
     return Run(
-        config, directory, paths, origin, policy, source, strategy, parts, eval_reward or parts.reward, eval_prompts,
-        checkpoints, HealthMonitor.from_config(config), limits, threads, signals, episodes, eval_source=eval_source,
-        curriculum=build_curriculum(config, source),
+        config, directory, paths, origin, policy, inputs.source, strategy, parts, inputs.eval_reward or parts.reward,
+        inputs.eval_prompts, checkpoints, HealthMonitor.from_config(config), inputs.limits, threads, signals, inputs.episodes,
+        eval_source=inputs.eval_source, curriculum=inputs.curriculum,
     )  # fmt: skip

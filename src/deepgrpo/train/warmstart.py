@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from deepgrpo import rng
 from deepgrpo.config import GeneratedData, WarmstartConfig
 from deepgrpo.errors import ConfigError, ModelError, first_line
-from deepgrpo.explore.episodes import for_reward
+from deepgrpo.eval.judging import Judge
 from deepgrpo.model.adapters import has_adapters
 from deepgrpo.model.directory import require_config
 from deepgrpo.model.policy import Policy
@@ -31,7 +31,6 @@ from deepgrpo.prompts.lookup import Piece
 from deepgrpo.prompts.source import Cursor, build_source
 from deepgrpo.prompts.synthetic import build_synthetic
 from deepgrpo.records import Prompt, SampleRequest
-from deepgrpo.rewards.base import judge
 from deepgrpo.runs.weights import check_weights
 from deepgrpo.train.setup import Run
 from deepgrpo.train.start import save_start
@@ -179,18 +178,9 @@ def sampled_accuracy(run: Run) -> float:
         )
         for p in prompts
     ]  # fmt: skip
-    if run.episodes is None:
-        completions, _ = run.engine.sample(requests, run.sampling_params)
-        seen = [(prompt, only.tokens) for prompt, (only,) in zip(prompts, completions, strict=True)]
-    else:
-        completions, _, _ = run.episodes.answer(run.engine, prompts, requests, run.sampling_params)
-        seen = [for_reward(p, only.replies, only.tokens) for p, (only,) in zip(prompts, completions, strict=True)]
-    done = [only for (only,) in completions]
-    scores = judge(
-        run.eval_reward, 0.0, [prompt for prompt, _ in seen], [run.decode(tokens) for _, tokens in seen],
-        [each.tokens for each in done], [each.finish for each in done],
-    )  # fmt: skip
-    return sum(score.judged for score in scores) / len(scores)
+    judged = Judge(run.engine, run.eval_reward, run.policy.tokenizer, 0.0, episodes=run.episodes)
+    groups = judged(prompts, requests, run.sampling_params).groups
+    return sum(only.score.judged for (only,) in groups) / len(groups)
 
 
 # ---------------------------------------------------------------- imitation

@@ -161,11 +161,10 @@ class SampleCall:
         same: dict[tuple[tuple[int, ...], int], list[int]] = {}
         begun: dict[int, Origin] = {}
         for r in wanted:
-            tokens = self.requests[r].prefix
-            known = self.store.find(tokens)
-            if known is not None:
-                self.prefixes[r] = known
-            elif (origin := self._origin(self.requests[r])) is not None:
+            tokens, known = self.requests[r].prefix, self.requests[r].known
+            if (stored := self.store.find(tokens)) is not None:
+                self.prefixes[r] = stored
+            elif self.extend and known and (origin := self.store.extend(tokens, known)) is not None:
                 begun[r] = origin
             else:
                 same.setdefault((tokens, 0 if self.share_prefixes else r), []).append(r)
@@ -175,9 +174,6 @@ class SampleCall:
             for r in requests:
                 self.prefixes[r] = Prefix(prefix.layers, prefix.last)
         self.encoded_tokens += sum(prefix.length for prefix in encoded)
-
-    def _origin(self, request: SampleRequest) -> Origin | None:
-        return self.store.extend(request.prefix, request.known) if self.extend and request.known else None
 
     def _go_on(self, begun: dict[int, Origin]) -> None:
         """Encode what follows the stored beginning of each of these requests' prefixes."""
@@ -249,7 +245,10 @@ class SampleCall:
         for i, row in enumerate(self.rows[part]):
             row.tokens.append(int(tokens[i]))
             row.logprobs.append(float(logprobs[i]))
-            stopped = bool(is_eos[i]) or (bool(self.params.stop) and self._hit_stop(row))
+            stopped = bool(is_eos[i])
+            if self.params.stop and not stopped:  # a stop string may begin in the response before a pivot
+                before = self.requests[row.request].response
+                stopped = completes_stop(self.policy.tokenizer, self.params.stop, before, row.tokens)
             if stopped or len(row.tokens) >= row.limit:
                 self._finish(first + i, row, "stop" if stopped else "length")
                 ended.append(first + i)
@@ -266,12 +265,6 @@ class SampleCall:
                 self.seen[slot, torch.tensor(self.requests[self.rows[slot].request].prefix, device=self.seen.device)] = True
         return self.seen[part]
 
-    def _hit_stop(self, row: _Row) -> bool:
-        """Check whether the newest token completes a stop string, which may begin in the response before a pivot."""
-        request = self.requests[row.request]
-        before = request.response
-        return completes_stop(self.policy.tokenizer, self.params.stop, before, row.tokens)
-
     def _finish(self, slot: int, row: _Row, reason: FinishReason) -> None:
         request = self.requests[row.request]
         if self.keep and self.hidden is not None and (len(row.tokens) > 1 or request.known is not None):
@@ -281,8 +274,7 @@ class SampleCall:
                 request.prefix, row.prefix, tuple(row.tokens[:-1]), self.cache.last_tokens(slot, fed) if fed else nothing,
                 self.hidden[slot, : fed + 1],
             )  # fmt: skip
-        completion = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
-        self.results[row.request][row.sibling] = completion
+        self.results[row.request][row.sibling] = Completion(tuple(row.tokens), tuple(row.logprobs), reason)
 
     def _remove(self, ended: list[int]) -> None:
         """Close the gaps: the last surviving rows move into the slots of rows that ended."""

@@ -37,12 +37,12 @@ from deepgrpo.lab.options import CompareOptions
 from deepgrpo.terminal import Terminal
 
 
-def run_compare(options: CompareOptions, console: Console | None = None) -> int:
+def run_compare(options: CompareOptions) -> int:
     """Run the command. Returns 0, or 1 if a run failed or ended short of its budget; the figures then cover the others.
 
     Raises ConfigError for an impossible experiment, KeyboardInterrupt after Ctrl-C.
     """
-    out = console or Terminal()
+    out = Terminal()
     if options.jobs < 1:
         raise ConfigError(f"--jobs is {options.jobs}, but at least one job has to run; set it to 1 or more")
     plan = _planned(options)

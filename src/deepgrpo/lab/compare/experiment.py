@@ -7,7 +7,6 @@ docs/compare.md has an example with every key.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from deepgrpo.config import DataConfig, SamplingConfig, Section, parse_section
 from deepgrpo.config.base import PathText, Probability
 from deepgrpo.config.files import parse_toml
 from deepgrpo.config.shipped import recipe_dir
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, did_you_mean
 from deepgrpo.lab.compare.grid import Value, flatten
 
 
@@ -179,8 +178,7 @@ class Experiment(Section):
         if len(self.arms) < 2:
             raise ValueError(f"arms has {list(self.arms)} alone, and nothing to compare it with; add another [arms.NAME]")
         if self.baseline not in self.arms:
-            close = difflib.get_close_matches(self.baseline, list(self.arms), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the arms are: {', '.join(self.arms)}"
+            hint = did_you_mean(self.baseline, self.arms, "the arms are")
             raise ValueError(f"baseline is {self.baseline!r}, which is not an arm; {hint}")
         return self
 
@@ -208,9 +206,7 @@ def find_experiment(name: str) -> Path:
             if each.stem == name:
                 return each
     names = [each.stem for each in shipped]
-    close = difflib.get_close_matches(path.stem, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"shipped experiments: {', '.join(names)}"
-    raise ConfigError(f"experiment {name!r} does not exist; {hint}")
+    raise ConfigError(f"experiment {name!r} does not exist; {did_you_mean(path.stem, names, 'shipped experiments')}")
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -11,8 +11,8 @@ from typing import Any
 from deepgrpo.errors import DataError
 from deepgrpo.lab.compare.curves import Points, area, mean_height, value_at
 from deepgrpo.lab.compare.plan import Plan, PlannedRun
-from deepgrpo.runs.files import remedy
 from deepgrpo.runs.metrics import read_metrics
+from deepgrpo.runs.saved import unreadable
 
 Figures = dict[str, float | None]
 """Metric → value of one run; None for a target that was not reached or a metric that never occurred."""
@@ -107,7 +107,7 @@ def read_lines(run: PlannedRun) -> Lines:
     try:
         found = read_metrics(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}; {remedy(error)}") from error
+        raise unreadable(path, error) from error
     if not found or not spent(found[-1], "sampled_tokens") or not points(found, "eval/greedy", "sampled_tokens"):
         raise DataError(
             f"{path} has no totals or no evaluation, although the run is finished; put the file back, or delete "

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from deepgrpo.config import Config, ExploreConfig, RootExplore, merge, parse_con
 from deepgrpo.config.base import tables_of
 from deepgrpo.config.explain import section_names
 from deepgrpo.config.files import override
-from deepgrpo.errors import ConfigError
+from deepgrpo.errors import ConfigError, did_you_mean
 from deepgrpo.lab.compare.experiment import find_experiment, load_experiment
 
 DEFAULTS = ("root", "deep", "random")
@@ -88,8 +87,7 @@ def _changed(raw: Mapping[str, Any], spec: str) -> Config:
     kind, _, rest = spec.partition(":")
     known = [section.model_fields["type"].default for section in tables_of(ExploreConfig)]
     if kind not in known:
-        close = difflib.get_close_matches(kind, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the strategies are: {', '.join(known)}"
+        hint = did_you_mean(kind, known, "the strategies are")
         raise ConfigError(f"--strategies names {kind!r}, which is no strategy; {hint}")
     changes = [("explore.type", kind)]
     for part in re.split(r",(?=[\w.]+=)", rest) if rest else []:

@@ -168,13 +168,12 @@ Progress = Callable[[Measured, str], None]
 
 def measure(
     session: Session, arms: Sequence[Arm], reference: Arm, meter: GradientMeter, plan: Plan, *,
-    into: Measured | None = None, rounds: int | None = None, progress: Progress = lambda found, what: None,
+    into: Measured | None = None, progress: Progress = lambda found, what: None,
 ) -> Measured:  # fmt: skip
     """Measure all strategies.
 
     Args:
         into: receives every completed round, so that the results so far survive an interruption.
-        rounds: stop after this many.
 
     Raises the errors of sampling, scoring and learning.
     """
@@ -182,7 +181,7 @@ def measure(
     parts = [session.parts_of(arm) for arm in arms]
     truth = session.parts_of(reference)
     cursor = session.cursor
-    for number in range(plan.rounds if rounds is None else min(rounds, plan.rounds)):
+    for number in range(plan.rounds):
         own, cursor = session.prompts.take(cursor, plan.share(number, plan.prompts))
         further, cursor = session.prompts.take(cursor, plan.share(number, plan.reference - plan.prompts))
         with named(f"round {number + 1}"), unchanged_process():

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import functools
 import gc
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import SHARED, Starter, shared_process
 from hypotheses import register_profiles
-from leftovers import all_loggers, restorer, seed_everything
+from leftovers import restorer, seed_everything
 from surroundings import clean_environment
 from trees import make_tree
 
@@ -42,17 +41,6 @@ _home = pytest.StashKey[Path]()
 register_profiles()
 
 
-class Quiet(logging.Handler):
-    """In place of pytest's plugin for logging, which hangs handlers into some sixty loggers six times a test."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.getMessage()  # raises where its arguments do not fit
-
-
-logging.lastResort = Quiet()
-logging.root.addHandler(logging.lastResort)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Clean the environment of this process, which a worker of xdist inherits and cleans again."""
@@ -64,17 +52,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.add_cleanup(lambda: shared.__exit__(None, None, None))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Import test modules and build shared fixtures in a temporary directory."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Import test modules and build shared fixtures in a temporary directory.
+
+    What is there afterwards stays: tests neither look through it for garbage, nor copy it in the processes that they fork.
+    """
     os.chdir(session.config.stash[_home])
-    gc.disable()  # nothing of it goes until the session ends
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tests neither look through libraries and items for garbage, nor copy them in the processes that they fork."""
-    gc.freeze()
-    gc.enable()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -168,27 +158,6 @@ def recipe(tmp_path: Path) -> Any:
         return parse_config(raw)
 
     return make
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    """Every record that reaches a logger's handlers, as text."""
-    found: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(self.format(record))
-
-    keep = Keep()
-    heard = [each for each in all_loggers() if each is logging.root or not each.propagate]
-    level = logging.root.level
-    for logger in heard:
-        logger.addHandler(keep)
-    logging.root.setLevel(logging.DEBUG)
-    yield found
-    logging.root.setLevel(level)
-    for logger in heard:
-        logger.removeHandler(keep)
 
 
 @pytest.fixture

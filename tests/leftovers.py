@@ -111,7 +111,7 @@ def _signals() -> Restore:
     ))  # fmt: skip
 
 
-def all_loggers() -> list[logging.Logger]:
+def _loggers() -> list[logging.Logger]:
     return [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
 
 
@@ -121,7 +121,7 @@ def _logging() -> Restore:
     def ours(loggers: list[logging.Logger]) -> list[logging.Logger]:
         return [each for each in loggers if each.name.startswith(("root", "deepgrpo"))]
 
-    before = all_loggers()
+    before = _loggers()
     levels = [(each.level, each.disabled) for each in before]
     handlers = {each.name: (each.level, list(each.handlers), each.propagate) for each in ours(before)}
     disabled = logging.root.manager.disable
@@ -134,7 +134,7 @@ def _logging() -> Restore:
                 if logger.level != level:
                     logger.setLevel(level)
                 logger.disabled = off
-        for logger in ours(all_loggers()):
+        for logger in ours(_loggers()):
             level, logger.handlers[:], logger.propagate = handlers.get(logger.name, (logging.NOTSET, [], True))
             if logger.level != level:
                 logger.setLevel(level)

@@ -296,7 +296,7 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model(deepgrpo: Any, place: 
 def test_a_learning_rate_that_is_far_too_high(deepgrpo: Any, place: Path) -> None:
     """The weights blow up in step 1, and step 2 notices; step 1 is there to go back to."""
     done = deepgrpo("tiny.toml", "--optim.lr", "1e30", "--checkpoint.every", "1")
-    assert done.code == 1
+    assert done.code == 3
     assert "error: the gradient norm of step 2 (optimizer step 1) is nan, so the step was not taken. Lower optim.lr" in done.err
     assert [line["step"] for line in metrics(place)] == [1]
 
@@ -338,7 +338,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", train_step)
         done = deepgrpo("tiny.toml", "--checkpoint.every", "1")
-    assert done.code == 1
+    assert done.code == 3
     what = "the loss" if where == "loss" else "the gradient norm"
     assert f"error: {what} of step 2 (optimizer step 1) is nan, so the step was not taken" in done.err
     assert "optim.lr" in done.err and "--resume" in done.err

@@ -74,6 +74,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "DivergenceError": "errors",
     "EngineError": "errors",
     "EnvError": "errors",
     "MissingExtraError": "errors",

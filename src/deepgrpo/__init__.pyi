@@ -9,6 +9,7 @@ from deepgrpo.errors import (
     ConfigError,
     DataError,
     DeepGRPOError,
+    DivergenceError,
     EngineError,
     EnvError,
     MissingExtraError,
@@ -47,7 +48,7 @@ __version__: str
 
 __all__ = [
     "Callback", "CallbackError", "CheckpointError", "Completion", "Config", "ConfigError", "Context", "Credit",
-    "CreditSpan", "DataError", "DeepGRPOError", "EngineError", "EnvError", "Environment", "EvalResult", "Group",
+    "CreditSpan", "DataError", "DeepGRPOError", "DivergenceError", "EngineError", "EnvError", "Environment", "EvalResult", "Group",
     "Ledger", "Limits", "MissingExtraError", "ModelError", "Node", "Packed", "Pivot", "PivotDraw", "Prompt",
     "Recoverability", "RewardError", "Run", "SampleRequest", "Score", "Signal", "Stateless", "StepReport", "Steps",
     "Strategy", "StrategyError", "TrainingError", "Tree", "Turn", "__version__", "build_segmenter",

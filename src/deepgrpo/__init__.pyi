@@ -48,8 +48,8 @@ __version__: str
 
 __all__ = [
     "Callback", "CallbackError", "CheckpointError", "Completion", "Config", "ConfigError", "Context", "Credit",
-    "CreditSpan", "DataError", "DeepGRPOError", "DivergenceError", "EngineError", "EnvError", "Environment", "EvalResult", "Group",
-    "Ledger", "Limits", "MissingExtraError", "ModelError", "Node", "Packed", "Pivot", "PivotDraw", "Prompt",
+    "CreditSpan", "DataError", "DeepGRPOError", "DivergenceError", "EngineError", "EnvError", "Environment", "EvalResult",
+    "Group", "Ledger", "Limits", "MissingExtraError", "ModelError", "Node", "Packed", "Pivot", "PivotDraw", "Prompt",
     "Recoverability", "RewardError", "Run", "SampleRequest", "Score", "Signal", "Stateless", "StepReport", "Steps",
     "Strategy", "StrategyError", "TrainingError", "Tree", "Turn", "__version__", "build_segmenter",
     "dual_stream_loss", "evaluate", "fit_recoverability", "group_advantages", "list_recipes", "load_recipe",

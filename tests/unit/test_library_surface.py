@@ -48,7 +48,8 @@ OTHERS = {
     "DataError", "DeepGRPOError", "EngineError", "EnvError", "Environment", "EvalResult", "Group", "Ledger", "Limits",
     "MissingExtraError", "ModelError",
     "Node", "Packed", "Pivot", "PivotDraw", "Prompt", "Recoverability", "RewardError", "SampleRequest", "Score", "Signal",
-    "Stateless", "StepReport", "Steps", "Strategy", "StrategyError", "TrainingError", "DivergenceError", "Tree", "Turn", "__version__",
+    "Stateless", "StepReport", "Steps", "Strategy", "StrategyError", "TrainingError", "DivergenceError", "Tree", "Turn",
+    "__version__",
 }  # fmt: skip
 
 

@@ -6,11 +6,10 @@ Nothing here imports torch before the environment is clean: libraries read their
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +51,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.add_cleanup(lambda: shared.__exit__(None, None, None))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
-    """Import test modules and build shared fixtures in a temporary directory.
-
-    What is there afterwards stays: tests neither look through it for garbage, nor copy it in the processes that they fork.
-    """
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import test modules and build shared fixtures in a temporary directory."""
     os.chdir(session.config.stash[_home])
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -119,7 +119,7 @@ def _logging() -> Restore:
     """Levels of all loggers; handlers of the root and ours only, as libraries add theirs once, when they are first used."""
 
     def ours(loggers: list[logging.Logger]) -> list[logging.Logger]:
-        return [each for each in loggers if each.name.startswith(("root", "deepgrpo"))]
+        return [each for each in loggers if each.name.split(".")[0] in ("root", "deepgrpo")]
 
     before = _loggers()
     levels = [(each.level, each.disabled) for each in before]

@@ -272,7 +272,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_trial_that_fails_counts_and_one_without_enough_steps_is_named(
+def test_a_trial_that_diverges_counts_and_one_without_enough_steps_is_named(
     tmp_path: Path, ran: list[str], capsys: Any
 ) -> None:
     short = '[arms.short]\nrun.steps = 1\nrun.prompts_per_step = 64\nexplore = { type = "root" }\n'

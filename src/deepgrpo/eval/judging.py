@@ -44,6 +44,8 @@ class Judge:
     chunk: int | None = None
     progress: Callable[[int], None] | None = None
     episodes: Episodes | None = None
+    voting: bool = True
+    """False: leave out the votes, which only maj@k needs."""
 
     def __call__(self, prompts: Sequence[Prompt], requests: Sequence[SampleRequest], params: SamplingParams) -> Round:
         groups: list[list[Judged]] = []
@@ -90,6 +92,6 @@ class Judge:
 
     def _vote(self, prompt: Prompt, text: str, done: Completion, score: Score) -> str | None:
         cut_off = done.finish == "length" and self.truncated_value is not None
-        if cut_off or not score.parsed:
+        if not self.voting or cut_off or not score.parsed:
             return None
         return self.reward.vote(prompt, text) if isinstance(self.reward, Voting) else loose_answer(text)

@@ -178,7 +178,7 @@ def sampled_accuracy(run: Run) -> float:
         )
         for p in prompts
     ]  # fmt: skip
-    judged = Judge(run.engine, run.eval_reward, run.policy.tokenizer, 0.0, episodes=run.episodes)
+    judged = Judge(run.engine, run.eval_reward, run.policy.tokenizer, 0.0, episodes=run.episodes, voting=False)
     groups = judged(prompts, requests, run.sampling_params).groups
     return sum(only.score.judged for (only,) in groups) / len(groups)
 

@@ -62,7 +62,7 @@ class Jobs:
         self.jobs, self.workers, self.keep_open = list(jobs), workers, tuple(keep_open)
         self.state: dict[str, State] = {job.name: "waiting" for job in jobs}
         self.exit_codes: dict[str, int] = {}
-        """Of the jobs that ended, without those that were finished already."""
+        """Exit code of each job that was started and has ended, by name; the newest one."""
         self.stopping = False
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         for job in self.jobs:

@@ -175,6 +175,21 @@ def _fork_and_terminate() -> None:
         assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@needs_fork
+def test_a_child_dies_of_a_signal_that_comes_before_its_first_line() -> None:
+    """As a worker of a pool that is terminated before it has started."""
+    with graceful_stop(lambda note: None):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        for _ in range(8):
+            pid = os.fork()
+            if not pid:
+                time.sleep(30)
+                os._exit(2)
+            os.kill(pid, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 @pytest.mark.parametrize(
     "name", ["multiprocessing.Pool", "a fork that returns", "os._exit(3)", "os.chdir from a thread that stays"]
 )

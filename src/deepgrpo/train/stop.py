@@ -71,6 +71,23 @@ def handlers_from_before() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_HELD = (signal.SIGINT, signal.SIGTERM)
+_masks = threading.local()
+"""Per thread that forks: the signals that it had blocked before."""
+
+
+def _hold_signals() -> None:
+    """Before a fork: block the signals of the graceful stop. Python drops those that reach a child before it runs Python code."""
+    if _before:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+
+
+def _release_signals() -> None:
+    """After a fork, in parent and child: deliver what came meanwhile."""
+    if (mask := _masks.__dict__.pop("before", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _leave_signals_to_parent() -> None:
     """In a forked child: take the handlers of the graceful stop away, and that of a library (Ray's) with them."""
     if _before:
@@ -78,7 +95,10 @@ def _leave_signals_to_parent() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _before.clear()
+    _release_signals()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_signals_to_parent)
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_release_signals, after_in_child=_leave_signals_to_parent
+    )

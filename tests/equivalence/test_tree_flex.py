@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import shutil
 from typing import Any
@@ -145,11 +144,11 @@ def test_other_lengths_are_not_compiled_again() -> None:
         mask = flex.block_mask(((0, 9, length, -1), (9, 15, 15, 0), (15, length, length, 0)), length, CPU)
         compiled(*inputs(length), block_mask=mask, scale=0.3, enable_gqa=True)
     assert counter.frame_count == 2
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        for heads in range(5, 8):
-            query = torch.zeros(1, heads, 300, 8)
-            compiled(query, query, query, block_mask=flex.block_mask(((0, 300, 300, -1),), 300, CPU))
-        assert counter.frame_count == 5
+    for heads in range(5, 8):
+        query = torch.zeros(1, heads, 300, 8)
+        compiled(query, query, query, block_mask=flex.block_mask(((0, 300, 300, -1),), 300, CPU))
+    assert counter.frame_count == 5
+    assert torch._dynamo.config.recompile_limit == 3
     torch._dynamo.reset()
 
 

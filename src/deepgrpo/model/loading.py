@@ -17,6 +17,7 @@ from deepgrpo.errors import ModelError, first_line
 from deepgrpo.model.adapters import add_adapters
 from deepgrpo.model.device import moved
 from deepgrpo.model.directory import require_weights
+from deepgrpo.model.gguf_file import read_once
 from deepgrpo.model.locate import locate
 from deepgrpo.model.narrow import stored_dtype
 from deepgrpo.model.policy import Policy
@@ -33,11 +34,17 @@ def load_policy(
     Raises ModelError if the directory is missing, has no tokenizer or no model that transformers knows; MissingExtraError
     if peft or gguf is required and not installed.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a progress bar would clutter a log file
+    with read_once(locate(config)[1]):
+        return _load_policy(config, device, dtype, logprob_chunk)
+
+
+def _load_policy(config: PretrainedModel, device: str, dtype: str, logprob_chunk: int) -> Policy:
+    from transformers import AutoModelForCausalLM
+
     tokenizer = load_tokenizer(config)
     path, gguf = locate(config)
     said = f"model.path = {config.path!r}"

@@ -17,6 +17,7 @@ from deepgrpo.explore.base import Limits, Signals, Strategy
 from deepgrpo.explore.episodes import Episodes
 from deepgrpo.explore.grow import Judge
 from deepgrpo.model.adapters import has_adapters
+from deepgrpo.model.bfloat16 import slow_dtype
 from deepgrpo.model.device import use_threads
 from deepgrpo.model.policy import Policy
 from deepgrpo.prompts.curriculum import Curriculum, StepDraw, check_memory
@@ -222,6 +223,8 @@ class Run:
             lines.append(self.parts.description)
         if self.engine.remark:
             lines.append(self.engine.remark)
+        if slow := slow_dtype(self.policy.dtype, self.policy.device):
+            lines.append(slow)
         lines += skipped_lines(self.source, self.eval_source) + self.remarks
         batch = self.config.run.prompts_per_step
         if size is not None and size < batch:

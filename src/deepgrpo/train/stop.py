@@ -77,7 +77,7 @@ _masks = threading.local()
 
 
 def _hold_signals() -> None:
-    """Before a fork: block the signals of the graceful stop. Python drops those that reach a child before it runs Python code."""
+    """Before a fork: block the signals of the graceful stop. Python drops those that reach a child before its first line."""
     if _before:
         _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 

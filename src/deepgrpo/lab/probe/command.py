@@ -32,6 +32,7 @@ from deepgrpo.lab.probe.setting import FEWEST, Setting, resolve_setting
 from deepgrpo.lab.probe.sketch import Sketch, Whole
 from deepgrpo.lab.probe.tables import rescue_by_depth, say, show
 from deepgrpo.lab.probe.verdict import ProbeVerdict, remarks, verdict
+from deepgrpo.model.bfloat16 import slow_dtype
 from deepgrpo.progress import Display, phase, showing
 from deepgrpo.runs.text import json_text
 from deepgrpo.terminal import Terminal
@@ -126,7 +127,8 @@ def _plan(options: ProbeOptions, setting: Setting, session: Session, reference: 
 
 def _preamble(session: Session, arms: Arms) -> list[str]:
     lines = [f"{count} rows left out ({reason})" for reason, count in session.source.skipped.items()]
-    lines += [session.engine.remark] if session.engine.remark else []
+    remarks = (session.engine.remark, slow_dtype(session.policy.dtype, session.policy.device))
+    lines += [remark for remark in remarks if remark]
     lines += [f"{twin} has the gradient of {arm}, which stands for both" for twin, arm in arms.twins.items()]
     return lines
 

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "log": {"trees_every": 1},
 }  # fmt: skip
 TWO = {"rollout_workers": 2, "learners": 2}
-NODE: dict[str, Any] = {"num_cpus": 2, "setup_worker_path": SETUP}
+NODE: dict[str, Any] = {"num_cpus": 2, "setup_worker_path": SETUP, "include_log_monitor": False}
 
 
 def recipe(directory: Path, name: str, cluster: dict[str, Any] | None = None, steps: int = 3) -> Config:

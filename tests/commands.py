@@ -44,6 +44,7 @@ PATIENCE_S = 280.0
 """Seconds that a test waits for a command: on a machine that has other things to do, everything takes its time."""
 SHARED = "DEEPGRPO_TESTS_COMMANDS"
 """Environment variable: the directory in which all workers of a session find the waiting process."""
+SOCKET = "socket"
 
 
 class Command:
@@ -117,17 +118,16 @@ class Starter:
 
     def __init__(self) -> None:
         directory = Path(os.environ[SHARED])
-        self.address = str(directory / "socket")
-        with (directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not Path(self.address).exists():
+        self.address = str(directory / SOCKET)
+        with once(directory, SOCKET) as missing:
+            if missing:
                 _wait_for_requests(directory)
 
-    def start(self, *arguments: str, cwd: Path, **extra: str) -> Command:
+    def start(self, *arguments: str, cwd: Path, module: str = "deepgrpo.cli", **extra: str) -> Command:
         (out, out_end), (err, err_end) = os.pipe(), os.pipe()
         link = socket.socket(socket.AF_UNIX)
         link.connect(self.address)
-        request("deepgrpo.cli", arguments, cwd, {**os.environ, **extra}, link, (out_end, err_end), self.before)
+        request(module, arguments, cwd, {**os.environ, **extra}, link, (out_end, err_end), self.before)
         for end in (out_end, err_end):
             os.close(end)
         return Command(link, os.fdopen(out), os.fdopen(err))
@@ -136,6 +136,14 @@ class Starter:
         command = self.start(*arguments, cwd=cwd, **extra)
         out, err = command.communicate(timeout)
         return subprocess.CompletedProcess(arguments, command.wait(), out, err)
+
+
+@contextmanager
+def once(directory: Path, name: str) -> Iterator[bool]:
+    """True for the first worker of a session that comes here; the others wait until it has made the file of that name."""
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not (directory / name).exists()
 
 
 def request(
@@ -261,7 +269,7 @@ def serve(directory: str) -> None:
         )  # fmt: skip
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
-    server.bind(str(Path(directory) / "socket"))
+    server.bind(str(Path(directory) / SOCKET))
     server.listen()
     server.settimeout(10)
     print("ready", flush=True)
@@ -275,6 +283,7 @@ def serve(directory: str) -> None:
 
 
 def _mind(link: socket.socket) -> None:
+    """Start the command of a request, and tell its number and, at its end, its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     text, ends, _, _ = socket.recv_fds(link, 1 << 20, 2)
     while not text.endswith(b"\n"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import SHARED, once
 from ray_workers import RayWorkers
 
 from cluster_runs import NODE, recipe
@@ -18,10 +21,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that all others are compared with: one process, undisturbed."""
+    """The run that all others are compared with: one process, undisturbed. One for all workers of the session."""
     from deepgrpo.train.loop import train
 
-    return train(recipe(tmp_path_factory.mktemp("alone"), "alone"))
+    directory = Path(os.environ[SHARED])
+    with once(directory, "alone") as missing:
+        if missing:
+            shutil.move(train(recipe(tmp_path_factory.mktemp("alone"), "run")), directory / "alone")
+    return directory / "alone"
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Functions of test files, called in processes that have the pretended device.
 
-Importing torch and transformers takes five seconds of a processor, and the pretended device cannot be taken away again. So one
-process imports everything and waits, a second one, its fork, installs the device and waits as well. Each call is a fork of the
-second (or of the first: for the results of the CPU), and its answer goes back as JSON.
+Importing torch and transformers takes five seconds of a processor, and the pretended device cannot be taken away again. So a
+fork of the process that waits for commands (commands.py) imports the rest and waits, a second one, its fork, installs the
+device and waits as well. Each call is a fork of the second (or of the first: for the results of the CPU), and its answer goes
+back as JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from commands import Command, Starter, request
+
 MODULES = (
     "torch._dynamo.device_interface", "deepgrpo.train.loop", "deepgrpo.eval.command", "deepgrpo.lab.model_check",
     "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2", "safetensors.torch",
@@ -33,30 +36,29 @@ class Server:
     """The waiting process."""
 
     def __init__(self) -> None:
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pretend.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**plain, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )  # fmt: skip
+        self._ours, theirs = socket.socketpair()
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(Starter().address)
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with theirs:
+            request("pretend.server", (), Path.cwd(), environ, link, (theirs.fileno(), 2))
+        self._lines = self._ours.makefile("rw")
+        self._process = Command(link, self._lines, self._lines)
 
     def call(self, file: str, name: str, device: str, arguments: dict[str, Any]) -> Any:
         """What the function returns. Raises AssertionError with the child's traceback."""
-        assert self.process.stdin is not None and self.process.stdout is not None
         asked = {"file": file, "name": name, "device": device, "arguments": arguments, "cwd": os.getcwd()}
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline() or '{"error": "the process with the pretended device has died"}')
+        print(json.dumps(asked), file=self._lines, flush=True)
+        answer = json.loads(self._lines.readline() or '{"error": "the process with the pretended device has died"}')
         assert "error" not in answer, f"{name} on {device}:\n{answer['error']}"
         return answer["result"]
 
     def close(self) -> None:
         """Both waiting processes end with their input."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self._lines.close()
+        self._ours.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
 
 
 @contextlib.contextmanager
@@ -87,13 +89,14 @@ def on_device(test: Callable[..., None]) -> Callable[..., None]:
 
 def serve() -> None:
     """Import everything, fork once for the pretended device, and answer line by line."""
-    answers = os.fdopen(os.dup(1), "w")
+    given = socket.socket(fileno=os.dup(1))
     os.dup2(2, 1)
     for module in MODULES:
         importlib.import_module(module)
     ours, theirs = socket.socketpair()
     if not os.fork():
         ours.close()
+        given.close()
         from pretend import device
 
         device.install()
@@ -102,14 +105,14 @@ def serve() -> None:
                 print(_forked(line), file=link, flush=True)
         os._exit(0)
     theirs.close()
-    with ours.makefile("rw") as link:
-        for line in sys.stdin:
+    with given.makefile("rw") as lines, ours.makefile("rw") as link:
+        for line in lines:
             if json.loads(line)["device"] == "cuda":
                 print(line, end="", file=link, flush=True)
                 answer = link.readline().strip()
             else:
                 answer = _forked(line)
-            print(answer, file=answers, flush=True)
+            print(answer, file=lines, flush=True)
     ours.close()
     os.wait()
 

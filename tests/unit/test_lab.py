@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Starter
 from rich.console import Console
 from surroundings import ROOT
 
@@ -141,8 +142,14 @@ def test_only_what_an_arm_says_is_counted_after_the_rounds_that_warm_up() -> Non
     assert measured.seconds == [4.0, 5.0] and measured.tokens == 7
 
 
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_process_of_its_own(commands: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the log-probs of S, 2,048 · 8,192 logits, that is 64 MiB: all at once, softmax and gradients beside them."""
+
+    def forked(command: list[str], cwd: Path, **how: Any) -> Any:
+        assert command[:2] == [sys.executable, "-m"]
+        return commands.run(*command[3:], cwd=cwd, module=command[2], PYTHONPATH=str(ROOT))
+
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=forked))
     options = BenchOptions("logprobs", "S", threads=1)
     full, chunked = (bench.peak_in_child(options, arm) for arm in ("full_logits", "chunked"))
     if full is None or chunked is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -267,6 +268,7 @@ def serve(directory: str) -> None:
         module.subprocess = SimpleNamespace(
             Popen=Fork, run=run_fork, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
         )  # fmt: skip
+    gc.freeze()  # no child looks through the libraries for garbage, nor copies them by doing so
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(Path(directory) / SOCKET))

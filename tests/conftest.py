@@ -6,10 +6,11 @@ Nothing here imports torch before the environment is clean: libraries read their
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.add_cleanup(lambda: shared.__exit__(None, None, None))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Import test modules and build shared fixtures in a temporary directory."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Import test modules and build shared fixtures in a temporary directory.
+
+    Garbage is looked for less often, and not among the million objects of libraries and tests: at Python's own thresholds that
+    takes a twelfth of the time of all tests.
+    """
     os.chdir(session.config.stash[_home])
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -93,6 +94,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for module in MODULES:
         importlib.import_module(module)
+    gc.freeze()
     ours, theirs = socket.socketpair()
     if not os.fork():
         ours.close()

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: `checkpoints/` of a run directory, its layout, its state file, saving, loading and deleting.
+"""Checkpoints on disk: what a directory of `checkpoints/` holds (layout.py names it), saving, loading and deleting.
 
     checkpoints/step-000010/
         model/                  Hugging Face layout (safetensors, config, tokenizer)

@@ -5,7 +5,7 @@
     RUN/metrics.jsonl                  one JSON object per step (metrics.py)
     RUN/log.txt                        the lines shown in the terminal, with timestamps
     RUN/start/                         weights after the warm start, in Hugging Face layout
-    RUN/checkpoints/step-000010/       one checkpoint (checkpoints.py)
+    RUN/checkpoints/step-000010/       one checkpoint; checkpoints.py owns what is in it
     RUN/trees/step-000010.jsonl.gz     trees of a step, one per line (trees.py)
     RUN/eval/step-000010.jsonl         answers of an evaluation, one per line
     RUN/report.html                    page written by `deepgrpo report`

@@ -1,8 +1,17 @@
 """The `Strategy` interface, and the context a strategy is built from.
 
 A strategy decides where to sample next (`plan`, called by explore/grow.py), how each token is credited (`credit`, called by
-the trainer), and what to learn from a step (`observe`). No other stage knows a strategy's name. A new one is a file with
-these methods and a section in config/explore.py; a user's own needs neither (explore/user.py).
+the trainer), and what to learn from a step (`observe`). No other stage knows a strategy's name.
+
+To add a strategy to the package:
+
+1. a frozen class with `build` and the methods of `Strategy`, in a file of explore/; one that only chooses pivots otherwise
+   derives from `PivotStrategy` (pivots.py) and has a `log_q`, like random.py
+2. config/explore.py: a section that names the class in `implementation`, like `RandomExplore`, listed in `ExploreConfig` (from
+   which the contract suite takes it, too) and exported by config/__init__.py
+3. a page in docs/algorithms/, named in zensical.toml
+
+A user's own needs none of this (explore/user.py).
 """
 
 from __future__ import annotations

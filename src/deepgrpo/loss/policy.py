@@ -1,6 +1,13 @@
 """Registry of policy losses, and the importance weight around them. Shapes: N terms.
 
-A new loss is a function in its own file, a line in `LOSSES`, and its name in `POLICY_LOSSES` (config/learning.py).
+To add a loss to the package:
+
+1. a function `(LossInputs, LossSettings) -> LossOutput` (inputs.py) in a file of its own, like cispo.py: one loss per term,
+   without importance weight, lambda and reduction
+2. here: import it, and add a line to `LOSSES`
+3. config/learning.py: its name in `POLICY_LOSSES`, in the order of `LOSSES`; its keys, if it has any, in `LossConfig` and in
+   `LossSettings` (inputs.py); a case in `_has_no_idle_key` that refuses the other losses' keys
+4. docs/algorithms/switches.md, and train/remedies.py, if it is to advise on its keys
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def test_bfloat16_on_a_cpu_that_is_slow_at_it(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_the_time_of_bfloat16_is_measured_and_draws_nothing() -> None:
+    bfloat16.bfloat16_time.cache_clear()
     before = torch.get_rng_state()
     assert 0.02 < bfloat16.bfloat16_time() < 1000
     assert torch.equal(torch.get_rng_state(), before)

@@ -33,7 +33,7 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 def slow_dtype(dtype: torch.dtype, device: torch.device) -> str:
-    """What to tell a user whose learner computes in bfloat16 on a CPU that is slow at it; else ""."""
+    """Warning for a learner that computes in bfloat16 on a CPU that is slow at it; otherwise an empty string."""
     if device.type != "cpu" or dtype != torch.bfloat16 or bfloat16_time() < SLOW:
         return ""
     return (

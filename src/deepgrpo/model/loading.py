@@ -38,15 +38,17 @@ def load_policy(
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a progress bar would clutter a log file
-    with read_once(locate(config)[1]):
-        return _load_policy(config, device, dtype, logprob_chunk)
+    path, gguf = locate(config)
+    with read_once(gguf):
+        return _load_policy(config, path, gguf, device, dtype, logprob_chunk)
 
 
-def _load_policy(config: PretrainedModel, device: str, dtype: str, logprob_chunk: int) -> Policy:
+def _load_policy(
+    config: PretrainedModel, path: str, gguf: dict[str, Any], device: str, dtype: str, logprob_chunk: int
+) -> Policy:
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(config)
-    path, gguf = locate(config)
     said = f"model.path = {config.path!r}"
     if Path(path).is_dir() and not gguf:
         require_weights(Path(path), said)

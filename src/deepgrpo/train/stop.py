@@ -19,6 +19,7 @@ class Stop:
     requested: bool = False
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _before: dict[int, Any] = {}
 """Handlers that the graceful stop in force has replaced."""
 
@@ -48,7 +49,7 @@ def graceful_stop(note: Callable[[str], None]) -> Iterator[Stop]:
 
     # None: a handler that is not Python's
     before: dict[int, Any] = {
-        number: signal.signal(number, request) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, request) or signal.SIG_DFL for number in _SIGNALS
     }
     _before.update(before)
     try:
@@ -71,7 +72,6 @@ def handlers_from_before() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
 _masks = threading.local()
 """Per thread that forks: the signals that it had blocked before."""
 
@@ -79,7 +79,7 @@ _masks = threading.local()
 def _hold_signals() -> None:
     """Before a fork: block the signals of the graceful stop. Python drops those that reach a child before its first line."""
     if _before:
-        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def _release_signals() -> None:
